@@ -1,0 +1,143 @@
+"""A simulated Jetson AGX Orin, calibrated on published measurements. It is not a Jetson."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.devices.base import Expected
+from mllm_sched.devices.disturbances import Background, Drift, Noise, Throttling
+from mllm_sched.devices.orin_model import COMPONENTS, calibrated_model
+from mllm_sched.measurement import Measurement
+from mllm_sched.pipeline.work import Work, encoder_modalities, read_work
+from mllm_sched.tasks import Task
+
+
+class SimulatedOrin:
+    """The board of ``orin_model.py``, with noise and, where asked for, disturbances.
+
+    Energy is what the module's rails would show while the task runs: idle power included, work of
+    other tenants left out.
+
+    Parameters
+    ----------
+    seed
+        Of the noise.
+    noise
+        Scatter of one task. By default that of the published latencies, and the same again for
+        power (assumed). ``Noise(0, 0)`` switches it off.
+    throttling, drift, background
+        Disturbances; none by default.
+
+    Examples
+    --------
+    >>> device = SimulatedOrin(seed=0)
+    >>> arm = device.space.arm(component="dla", power_w=30, load=1.0)
+    >>> measurement = device.run(arm, Task("image", "resnet-50"))
+    >>> measurement.evidence, measurement.latency_s < 0.01
+    ('simulated', True)
+    """
+
+    name = "agx-orin-sim"
+    evidence = "simulated"
+    energy_evidence = "simulated"
+
+    def __init__(
+        self,
+        seed: int | np.random.Generator | np.random.SeedSequence = 0,
+        *,
+        noise: Noise | None = None,
+        throttling: Throttling | None = None,
+        drift: Iterable[Drift] = (),
+        background: Iterable[Background] = (),
+    ) -> None:
+        self.space = ArmSpace.agx_orin()
+        self.rng = np.random.default_rng(seed)
+        scatter = calibrated_model().noise_sd
+        self.noise = noise or Noise(scatter, scatter)
+        self.throttling = throttling
+        self.drift = tuple(drift)
+        self.background = tuple(background)
+        for change in self.drift:
+            if change.component not in COMPONENTS:
+                known = ", ".join(COMPONENTS)
+                raise ValueError(f"drift of {change.component!r}: expected one of {known}")
+        self.stationary = not (throttling or self.drift or self.background)
+        self.temperature_c = throttling.ambient_c if throttling else 25.0
+        self.step = 0
+        self._components = np.array([str(arm.component) for arm in self.space])
+
+    def run(self, arm: Arm, task: Task) -> Measurement:
+        """One task on one arm; advances the board by one task."""
+        expected = self.expected_all(task)
+        index = self.space.index(arm)
+        latency_factor, energy_factor = self.noise.draw(self.rng)
+        measurement = Measurement(
+            arm,
+            task,
+            float(expected.latency_s[index] * latency_factor),
+            float(expected.energy_j[index] * energy_factor),
+            self.evidence,
+        )
+        self.step += 1
+        if self.throttling:
+            power = measurement.energy_j / measurement.latency_s
+            self.temperature_c = self.throttling.warmed(
+                self.temperature_c, power, measurement.latency_s
+            )
+        return measurement
+
+    def expected(self, arm: Arm, task: Task) -> Measurement:
+        """The true mean of the arm for the next task."""
+        means, index = self.expected_all(task), self.space.index(arm)
+        return Measurement(
+            arm, task, float(means.latency_s[index]), float(means.energy_j[index]), self.evidence
+        )
+
+    def expected_all(self, task: Task) -> Expected:
+        """The true means of all arms for the next task."""
+        if self.stationary:
+            return _means(task.encoder, task.modality, task.size, task.background_load)
+        return self._disturbed(task)
+
+    def _disturbed(self, task: Task) -> Expected:
+        shares = [task.background_load, *(load.at(self.step) for load in self.background)]
+        free = float(np.prod([1.0 - share for share in shares]))
+        means = _means(task.encoder, task.modality, task.size, 1.0 - free)
+        slower = np.ones(len(self.space))
+        for change in self.drift:
+            slower[self._components == change.component] *= change.at(self.step)
+        if self.throttling:
+            slower *= self.throttling.slowdown(self.temperature_c)
+        return Expected(means.latency_s * slower, means.energy_j * slower)
+
+    def close(self) -> None:
+        """A simulated board holds nothing."""
+
+
+def task_work(encoder: str, modality: str, size: int) -> Work:
+    """Work of a task; ValueError lists the known encoders, or names the right modality."""
+    modalities = encoder_modalities()
+    if encoder not in modalities:
+        raise ValueError(f"encoder {encoder!r}: expected one of {', '.join(modalities)}")
+    if modality != modalities[encoder]:
+        raise ValueError(f"encoder {encoder!r} takes {modalities[encoder]}, not {modality}")
+    return read_work()[encoder].scaled(size)
+
+
+@lru_cache(maxsize=256)
+def _means(encoder: str, modality: str, size: int, background: float) -> Expected:
+    work, model = task_work(encoder, modality, size), calibrated_model()
+    arms = [
+        (work, str(arm.component), float(arm.power_w), float(arm.load), background)
+        for arm in ArmSpace.agx_orin()
+    ]
+    means = Expected(
+        np.array([model.latency_s(*arm) for arm in arms]),
+        np.array([model.energy_j(*arm) for arm in arms]),
+    )
+    means.latency_s.flags.writeable = means.energy_j.flags.writeable = False
+    return means

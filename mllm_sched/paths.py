@@ -1,0 +1,29 @@
+"""The repository's folders, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("MLLM_SCHED_ROOT") or Path(__file__).resolve().parents[1])
+
+DATA = ROOT / "data"
+PAPER = DATA / "paper"
+PUBLISHED = DATA / "published"
+TRACES = DATA / "traces"
+NOTEBOOKS = ROOT / "notebooks"
+RESULTS = ROOT / "results"
+BUILD = ROOT / "build"  # executed notebooks and live measurements; git ignores it
+CACHE = BUILD / "cache"  # exported encoders
+
+
+def resolve(path: str | Path) -> Path:
+    """An existing path: as given from the caller's folder, else from the repository's root.
+
+    Raises FileNotFoundError, which names both places.
+    """
+    given = Path(path).expanduser()
+    for candidate in (given, ROOT / given):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(f"no file {path} in {Path.cwd()} or {ROOT}")

@@ -1,0 +1,192 @@
+"""How alike two arms are: GPyTorch kernels over an arm space, and fitting them to a table.
+
+A categorical factor says how much one of its levels tells about another; an ordered factor is
+smooth. The covariance of two arms is the product over the factors, times a variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import gpytorch
+import numpy as np
+import torch
+from gpytorch.constraints import Interval, Positive
+from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
+from numpy.typing import ArrayLike, NDArray
+
+from mllm_sched.arms import ArmSpace
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of one quantity, in logs.
+
+    Parameters
+    ----------
+    variance
+        Prior variance of log value over the arms.
+    noise_variance
+        Variance of one log measurement.
+    factors
+        One number per factor of the space, in order: the correlation between two levels of a
+        categorical factor, within (0, 1), or the length-scale of an ordered one, above 0, in
+        units of the factor's whole range.
+    """
+
+    variance: float
+    noise_variance: float
+    factors: tuple[float, ...]
+
+    @classmethod
+    def default(cls, space: ArmSpace) -> Hyperparameters:
+        """For when nothing was measured: values vary by e, smooth over the range, noise 5 %."""
+        return cls(1.0, 0.05**2, tuple(0.5 if f.categorical else 1.0 for f in space.factors))
+
+
+class CategoricalKernel(Kernel):
+    """Compound symmetry: 1 between equal levels, ``correlation`` between different ones."""
+
+    has_lengthscale = False
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_parameter("raw_correlation", torch.nn.Parameter(torch.zeros(())))
+        self.register_constraint("raw_correlation", Interval(1e-4, 1 - 1e-4))
+
+    @property
+    def correlation(self) -> torch.Tensor:
+        """Correlation between two different levels, within (0, 1)."""
+        return self.raw_correlation_constraint.transform(self.raw_correlation)
+
+    def forward(
+        self, x1: torch.Tensor, x2: torch.Tensor, diag: bool = False, **params: Any
+    ) -> torch.Tensor:
+        """Covariance of codes, shapes (..., n, 1) and (..., m, 1) to (..., n, m)."""
+        other = x1[..., 0] if diag else x1
+        same = other == (x2[..., 0] if diag else x2.transpose(-1, -2))
+        one = torch.ones((), dtype=x1.dtype, device=x1.device)
+        return torch.where(same, one, self.correlation.to(x1.dtype))
+
+
+class ArmKernel(ScaleKernel):
+    """Product over the factors of a space: categorical, or Matern 5/2 where ordered.
+
+    Input is ``space.features()``, shape (..., arms, factors).
+    """
+
+    def __init__(self, space: ArmSpace) -> None:
+        parts: list[Kernel] = []
+        for column, factor in enumerate(space.factors):
+            if factor.categorical:
+                parts.append(CategoricalKernel(active_dims=(column,)))
+            else:
+                parts.append(
+                    MaternKernel(
+                        nu=2.5, active_dims=(column,), lengthscale_constraint=Interval(0.05, 20.0)
+                    )
+                )
+        kernel = parts[0]
+        for part in parts[1:]:
+            kernel = kernel * part
+        super().__init__(kernel, outputscale_constraint=Positive())
+        self.parts = torch.nn.ModuleList(parts)
+        self.double()
+
+    def load(self, values: Hyperparameters) -> ArmKernel:
+        """Set every parameter; returns the kernel itself."""
+        if len(values.factors) != len(self.parts):
+            raise ValueError(f"{len(values.factors)} hyperparameters for {len(self.parts)} factors")
+        self.initialize(outputscale=values.variance)
+        for part, value in zip(self.parts, values.factors, strict=True):
+            if isinstance(part, CategoricalKernel):
+                raw = part.raw_correlation_constraint.inverse_transform(torch.tensor(value).double())
+                part.initialize(raw_correlation=raw)
+            else:
+                part.initialize(lengthscale=value)
+        return self
+
+    def values(self, noise_variance: float) -> Hyperparameters:
+        """The parameters as plain numbers."""
+        factors = tuple(
+            (part.correlation if isinstance(part, CategoricalKernel) else part.lengthscale).item()
+            for part in self.parts
+        )
+        return Hyperparameters(self.outputscale.item(), noise_variance, factors)
+
+
+class ArmGP(gpytorch.models.ExactGP):
+    """Exact GP over arm features with a constant mean; the reference the recursion is held to."""
+
+    def __init__(
+        self,
+        space: ArmSpace,
+        features: ArrayLike,
+        values: ArrayLike,
+        hyperparameters: Hyperparameters,
+        mean: float,
+    ) -> None:
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=Positive()).double()
+        likelihood.noise = hyperparameters.noise_variance
+        super().__init__(
+            torch.as_tensor(np.array(features, dtype=np.float64)),
+            torch.as_tensor(np.array(values, dtype=np.float64)),
+            likelihood,
+        )
+        self.mean_module = gpytorch.means.ConstantMean().double()
+        self.mean_module.initialize(constant=mean)
+        self.covar_module = ArmKernel(space).load(hyperparameters)
+
+    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """Prior at the features x, shape (..., n, factors)."""
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+@lru_cache(maxsize=64)
+def covariance(space: ArmSpace, hyperparameters: Hyperparameters) -> NDArray[np.float64]:
+    """Prior covariance of all arms, shape (arms, arms), float64, read-only."""
+    with torch.no_grad():
+        kernel = ArmKernel(space).load(hyperparameters)
+        dense = kernel(torch.as_tensor(space.features().copy())).to_dense().numpy()
+    dense = (dense + dense.T) / 2
+    dense.flags.writeable = False
+    return dense
+
+
+def fit_hyperparameters(
+    space: ArmSpace, features: ArrayLike, values: ArrayLike, steps: int = 50
+) -> Hyperparameters:
+    """Hyperparameters of greatest marginal likelihood, by L-BFGS from the defaults.
+
+    Parameters
+    ----------
+    space
+        The arms.
+    features
+        Rows of ``space.features()``, shape (n, factors); an arm may come more than once.
+    values
+        The quantity in logs, shape (n,).
+    steps
+        Greatest number of L-BFGS iterations.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"{len(values)} values to fit: expected at least 2, all finite")
+    model = ArmGP(space, features, values, Hyperparameters.default(space), float(values.mean()))
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    model.train()
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = -objective(model(*model.train_inputs), model.train_targets)
+        value.backward()
+        return value
+
+    # The default of Cholesky above 800 rows is conjugate gradients: neither exact nor repeatable.
+    with gpytorch.settings.max_cholesky_size(10**6):
+        optimiser.step(loss)
+    kernel: ArmKernel = model.covar_module
+    return kernel.values(model.likelihood.noise.item())

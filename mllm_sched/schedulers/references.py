@@ -1,0 +1,94 @@
+"""What a scheduler is compared to: the best possible arm, any arm, always the same arm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.schedulers.base import Choice, Indices, Scheduler
+
+Truth = Mapping[str, ArrayLike]
+
+
+class Oracle(Scheduler):
+    """The arm of least true objective among those truly within the limits.
+
+    Parameters
+    ----------
+    truth
+        True mean of every quantity over the cells, each of shape (cells,); or a function that
+        returns them, if they change.
+    """
+
+    name: ClassVar[str] = "oracle"
+
+    def __init__(
+        self, space: ArmSpace, *, truth: Truth | Callable[[], Truth] | None = None, **common: Any
+    ) -> None:
+        super().__init__(space, **common)
+        if truth is None:
+            raise ValueError(
+                "oracle: give truth={'energy_j': ..., 'latency_s': ...}, the true means; "
+                "only a simulated or replayed device knows them"
+            )
+        self._truth = truth
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        truth = self._truth() if callable(self._truth) else self._truth
+        values = {name: np.asarray(truth[name])[cells] for name in self.quantities}
+        return Choice(int(cells[self._best(values)]), "truly best", certified=True)
+
+    def _best(self, values: Mapping[str, Any]) -> int:
+        feasible = np.logical_and.reduce([values[q] <= limit for q, limit in self.limits.items()])
+        if not feasible.any():
+            nearest = {name: float(values[name].min()) for name in self.limits}
+            raise ValueError(
+                f"limits {self.limits}: no arm can meet them; the least reached are {nearest}"
+            )
+        return int(np.where(feasible, values[self.objective], np.inf).argmin())
+
+    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+        """The oracle knows already."""
+
+
+class Random(Scheduler):
+    """Any arm, each as likely."""
+
+    name: ClassVar[str] = "random"
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        return Choice(int(cells[self.rng.integers(len(cells))]), "drawn evenly")
+
+    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+        """Nothing is learned."""
+
+
+class Fixed(Scheduler):
+    """Always the same arm.
+
+    Parameters
+    ----------
+    arm
+        Which; by default the first seed arm. When it is not available, the first that is.
+    """
+
+    name: ClassVar[str] = "fixed"
+
+    def __init__(self, space: ArmSpace, *, arm: Arm | None = None, **common: Any) -> None:
+        super().__init__(space, **common)
+        if arm is None and not len(self.seeds):
+            raise ValueError("fixed: give arm=..., or a seed arm")
+        self.arm = space[int(self.seeds[0])] if arm is None else space[space.index(arm)]
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        mine = cells[cells % len(self.space) == self.arm.index]
+        if len(mine):
+            return Choice(int(mine[0]), "fixed")
+        return Choice(int(cells[0]), "the fixed arm is not available")
+
+    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+        """Nothing is learned."""

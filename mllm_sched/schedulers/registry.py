@@ -1,0 +1,74 @@
+"""Schedulers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.schedulers.bandits import UCB, EpsilonGreedy, Thompson
+from mllm_sched.schedulers.base import Scheduler
+from mllm_sched.schedulers.references import Fixed, Oracle, Random
+from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    rule.name: rule for rule in (SafeGPUCB, UCB, Thompson, EpsilonGreedy, Oracle, Random, Fixed)
+}
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """Every name that ``make_scheduler`` knows."""
+    return tuple(SCHEDULERS)
+
+
+def make_scheduler(
+    name: str,
+    space: ArmSpace,
+    *,
+    objective: str = "energy_j",
+    limits: Mapping[str, float],
+    seeds: Iterable[Arm] = (),
+    rng: int | np.random.Generator = 0,
+    contexts: Sequence[Factor] = (),
+    **settings: Any,
+) -> Scheduler:
+    """A scheduler by name; the same arguments fit all of them.
+
+    Parameters
+    ----------
+    name
+        One of ``scheduler_names()``.
+    space, objective, limits, seeds, rng, contexts
+        See ``Scheduler``.
+    **settings
+        The rule's own; see its class.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name (the known ones are listed), or arguments the rule cannot work with.
+    TypeError
+        For a setting the rule does not have.
+
+    Examples
+    --------
+    >>> space = ArmSpace.agx_orin()
+    >>> ucb = make_scheduler("ucb", space, limits={"latency_s": 0.2}, penalty=1.0)
+    >>> decision = ucb.ask()
+    >>> ucb.tell(decision.id, energy_j=3.2, latency_s=0.13)
+    >>> decision.reason
+    'not tried yet'
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[name](
+        space,
+        objective=objective,
+        limits=limits,
+        seeds=seeds,
+        rng=rng,
+        contexts=contexts,
+        **settings,
+    )

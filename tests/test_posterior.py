@@ -1,0 +1,127 @@
+import gpytorch
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.kernels import (
+    ArmGP,
+    Hyperparameters,
+    covariance,
+    fit_hyperparameters,
+)
+from mllm_sched.schedulers.posterior import FinitePosterior
+
+SPACE = ArmSpace.agx_orin()
+VALUES = Hyperparameters(0.7, 0.02, (0.4, 0.8, 1.5))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 80))
+@settings(max_examples=15)
+def test_the_recursion_equals_gpytorch_to_1e_8(seed, count):
+    rng = np.random.default_rng(seed)
+    cells, values = rng.integers(0, 60, count), rng.normal(1.0, 1.0, count)
+    belief = FinitePosterior(0.3, covariance(SPACE, VALUES), VALUES.noise_variance)
+    for cell, value in zip(cells, values, strict=True):
+        belief.tell(cell, value)
+
+    model = ArmGP(SPACE, SPACE.features()[cells], values, VALUES, mean=0.3).eval()
+    with torch.no_grad(), gpytorch.settings.fast_pred_var(False):
+        exact = model(torch.as_tensor(SPACE.features().copy()))
+        np.testing.assert_allclose(belief.mean, exact.mean, atol=1e-8)
+        np.testing.assert_allclose(belief.covariance, exact.covariance_matrix, atol=1e-8)
+
+
+def test_the_order_of_observations_does_not_matter():
+    rng = np.random.default_rng(0)
+    data = list(zip(rng.integers(0, 60, 40), rng.normal(size=40), strict=True))
+    forward, backward = (
+        FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance) for _ in range(2)
+    )
+    for cell, value in data:
+        forward.tell(cell, value)
+    for cell, value in reversed(data):
+        backward.tell(cell, value)
+    np.testing.assert_allclose(forward.mean, backward.mean, atol=1e-10)
+    np.testing.assert_allclose(forward.covariance, backward.covariance, atol=1e-10)
+
+
+def test_after_100_000_observations_it_is_still_a_covariance():
+    rng = np.random.default_rng(0)
+    belief = FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance)
+    for cell in rng.integers(0, 60, 100_000):
+        belief.tell(cell, rng.normal())
+    np.testing.assert_allclose(belief.covariance, belief.covariance.T, atol=1e-12)
+    assert np.linalg.eigvalsh(belief.covariance).min() > -1e-9
+    assert np.isfinite(belief.sd()).all()
+
+
+def test_forgetting_everything_returns_the_prior_and_nothing_leaves_it():
+    belief = FinitePosterior(0.5, covariance(SPACE, VALUES), VALUES.noise_variance)
+    belief.tell(3, 2.0)
+    mean, cov = belief.mean.copy(), belief.covariance.copy()
+    belief.forget(10.0, 0.0)
+    np.testing.assert_array_equal(belief.mean, mean)
+    np.testing.assert_array_equal(belief.covariance, cov)
+    belief.forget(1e6, 0.5)
+    np.testing.assert_allclose(belief.mean, 0.5, atol=1e-12)
+    np.testing.assert_allclose(belief.covariance, belief.prior_covariance, atol=1e-12)
+
+
+def test_forgetting_equals_the_time_varying_kernel():
+    """TV-GP-UCB as a batch GP: covariance k(a, b) (1 - eps)^(|s - t| / 2)."""
+    rng, rate = np.random.default_rng(1), 0.05
+    cells, values = rng.integers(0, 60, 30), rng.normal(size=30)
+    prior = covariance(SPACE, VALUES)
+    belief = FinitePosterior(0.0, prior, VALUES.noise_variance)
+    for cell, value in zip(cells, values, strict=True):
+        belief.forget(1.0, rate)
+        belief.tell(cell, value)
+    times = np.arange(30)
+    decay = (1 - rate) ** (abs(times[:, None] - times) / 2)
+    gram = prior[np.ix_(cells, cells)] * decay + VALUES.noise_variance * np.eye(30)
+    cross = prior[:, cells] * (1 - rate) ** ((29 - times) / 2)
+    np.testing.assert_allclose(belief.mean, cross @ np.linalg.solve(gram, values), atol=1e-10)
+    exact = prior - cross @ np.linalg.solve(gram, cross.T)
+    np.testing.assert_allclose(belief.covariance, exact, atol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [np.ones((2, 3)), np.ones(3)])
+def test_a_covariance_that_is_not_square_is_refused(bad):
+    with pytest.raises(ValueError, match="expected square"):
+        FinitePosterior(0.0, bad, 1.0)
+
+
+def test_noise_must_be_above_zero():
+    with pytest.raises(ValueError, match="noise_variance=0"):
+        FinitePosterior(0.0, np.eye(2), 0.0)
+
+
+def test_the_kernel_is_what_it_says():
+    gram = covariance(SPACE, VALUES)
+    np.testing.assert_allclose(np.diag(gram), 0.7)
+    gpu, cpu = (SPACE.arm(component=name, power_w=15, load=0.2).index for name in ("gpu", "cpu"))
+    assert gram[gpu, cpu] == pytest.approx(0.7 * 0.4)
+    near, far = (SPACE.arm(component="gpu", power_w=15, load=load).index for load in (0.4, 1.0))
+    assert gram[gpu, near] > gram[gpu, far] > 0
+    assert np.linalg.eigvalsh(gram).min() > 0
+
+
+def test_fitting_finds_what_made_the_data():
+    rng = np.random.default_rng(3)
+    truth = Hyperparameters(1.0, 0.01, (0.2, 1.0, 1.0))
+    root = np.linalg.cholesky(covariance(SPACE, truth) + 1e-10 * np.eye(60))
+    values = root @ rng.standard_normal(60)
+    cells = np.repeat(np.arange(60), 3)
+    noisy = values[cells] + 0.1 * rng.standard_normal(len(cells))
+    fit = fit_hyperparameters(SPACE, SPACE.features()[cells], noisy)
+    assert fit.noise_variance == pytest.approx(0.01, rel=0.5)
+    assert 0.3 < fit.factors[1] < 4 and 0.3 < fit.factors[2] < 4
+    assert fit == fit_hyperparameters(SPACE, SPACE.features()[cells], noisy)
+
+
+def test_fitting_refuses_what_it_cannot_fit():
+    with pytest.raises(ValueError, match="at least 2, all finite"):
+        fit_hyperparameters(SPACE, SPACE.features()[:2], [1.0, np.nan])
