@@ -170,7 +170,7 @@ class ArmSpace(Sequence[Arm]):
             [
                 Factor("component", ["gpu", "cpu", "dla"], labels=["GPU", "CPU", "DLA"]),
                 Factor("power_w", [15, 30, 50, 60], log=True, labels=["15W", "30W", "50W", "MAX"]),
-                Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0]),
+                Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
             ]
         )
 

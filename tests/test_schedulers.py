@@ -279,12 +279,17 @@ def test_ucb1_is_the_textbook_index():
     scheduler = make("ucb", space=space, seeds=[], exploration=1.0)
     for energy in (1.0, 4.0):
         scheduler.tell(scheduler.ask().id, energy_j=energy, latency_s=0.1)
-    # t = 2: costs 0.25 and 1, both with bonus sqrt(2 ln 2).
+    # t = 2: costs 0 and ln 4, both with bonus sqrt(2 ln 2).
     assert scheduler.ask().arm.index == 0
     for _ in range(6):
         decision = scheduler.ask(available=[space[0]])
         scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
-    # t = 8: 0.25 - sqrt(2 ln 8 / 7) = -0.52 against 1 - sqrt(2 ln 8) = -1.04.
+    # t = 8: 0 - sqrt(2 ln 8 / 7) = -0.77 against 1.39 - sqrt(2 ln 8) = -0.65.
+    assert scheduler.ask().arm.index == 0
+    for _ in range(6):
+        decision = scheduler.ask(available=[space[0]])
+        scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
+    # t = 14: -sqrt(2 ln 14 / 13) = -0.64 against 1.39 - sqrt(2 ln 14) = -0.91.
     assert scheduler.ask().arm.index == 1
 
 

@@ -20,6 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from mllm_sched.arms import ArmSpace
 
 
+# In units of a factor's whole range. Beyond twice the range a length-scale cannot be told from a
+# straight line: the likelihood only trades it against the variance, without end.
+LENGTH_SCALES = Interval(0.05, 2.0)
+
+
 @dataclass(frozen=True)
 class Hyperparameters:
     """Of one quantity, in logs.
@@ -85,7 +90,7 @@ class ArmKernel(ScaleKernel):
             else:
                 parts.append(
                     MaternKernel(
-                        nu=2.5, active_dims=(column,), lengthscale_constraint=Interval(0.05, 20.0)
+                        nu=2.5, active_dims=(column,), lengthscale_constraint=LENGTH_SCALES
                     )
                 )
         kernel = parts[0]
@@ -167,21 +172,26 @@ def fit_hyperparameters(
     features
         Rows of ``space.features()``, shape (n, factors); an arm may come more than once.
     values
-        The quantity in logs, shape (n,).
+        The quantity in logs, shape (n,); or shape (profiles, n) for several profiles of the same
+        rows, each with a mean of its own, which then share their hyperparameters.
     steps
         Greatest number of L-BFGS iterations.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"{len(values)} values to fit: expected at least 2, all finite")
-    model = ArmGP(space, features, values, Hyperparameters.default(space), float(values.mean()))
+    profiles = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if profiles.shape[-1] < 2 or not np.isfinite(profiles).all():
+        raise ValueError(f"values of shape {profiles.shape}: expected at least 2, all finite")
+    centred = profiles - profiles.mean(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.asarray(features, dtype=np.float64), (*profiles.shape, len(space.factors)))
+    model = ArmGP(space, rows, centred, Hyperparameters.default(space), 0.0)
+    model.mean_module.raw_constant.requires_grad_(False)
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
     model.train()
-    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.LBFGS(free, max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        value = -objective(model(*model.train_inputs), model.train_targets)
+        value = -objective(model(*model.train_inputs), model.train_targets).sum()
         value.backward()
         return value
 

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mllm_sched import paths
+from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.devices import open_device
+from mllm_sched.devices.published import sweep_trace
+from mllm_sched.measurement import TableError, write_table
+from mllm_sched.tasks import Task
+
+TASK = Task("image", "tiny-clip")
+
+
+def table(repeats=4):
+    """Two components at two power levels, each with its own repeats."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "component": component,
+            "power_w": power_w,
+            "modality": "image",
+            "encoder": "tiny-clip",
+            "latency_s": mean * (1 + 0.1 * rng.random()),
+            "energy_j": 10 * mean,
+            "evidence": "measured",
+            "energy_evidence": "estimated",
+        }
+        for component, power_w, mean in [
+            ("gpu", 15, 0.2),
+            ("gpu", 30, 0.1),
+            ("cpu", 15, 0.4),
+            ("cpu", 30, 0.3),
+        ]
+        for _ in range(repeats)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def trace(tmp_path):
+    return f"trace:{write_table(table(), tmp_path / 'board.csv')}"
+
+
+def test_the_space_is_read_off_the_table(trace):
+    device = open_device(trace)
+    assert [factor.name for factor in device.space.factors] == ["component", "power_w"]
+    assert device.space.factor("power_w").log and len(device.space) == 4
+    assert (device.evidence, device.energy_evidence) == ("measured", "estimated")
+
+
+def test_every_draw_is_a_repeat_of_its_arm(trace):
+    device, rows = open_device(trace), table()
+    arm = device.space.arm(component="cpu", power_w=15)
+    repeats = rows.query("component == 'cpu' and power_w == 15")["latency_s"]
+    drawn = {device.run(arm, TASK).latency_s for _ in range(200)}
+    assert sorted(drawn) == pytest.approx(sorted(repeats))
+    assert device.expected(arm, TASK).latency_s == pytest.approx(repeats.mean())
+
+
+def test_the_same_seed_draws_the_same(trace):
+    runs = []
+    for _ in range(2):
+        device = open_device(trace, seed=3)
+        runs.append([device.run(device.space[0], TASK).latency_s for _ in range(20)])
+    assert runs[0] == runs[1]
+
+
+def test_a_summary_is_scattered_as_its_sd_says(tmp_path):
+    rows = table(repeats=1).assign(latency_sd_s=0.02, energy_sd_j=0.1)
+    device = open_device(f"trace:{write_table(rows, tmp_path / 's.csv')}")
+    arm = device.space[0]
+    drawn = np.array([device.run(arm, TASK).latency_s for _ in range(4000)])
+    assert drawn.mean() == pytest.approx(device.expected(arm, TASK).latency_s, rel=0.01)
+    assert drawn.std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_trace_that_lacks_arms_names_them(tmp_path):
+    rows = table().query("not (component == 'cpu' and power_w == 30)")
+    path = write_table(rows, tmp_path / "holes.csv")
+    with pytest.raises(TableError, match="lacks 1 of 4 arms: component=cpu, power_w=30"):
+        open_device(f"trace:{path}")
+
+
+def test_a_trace_that_lacks_arms_of_the_wanted_space(trace):
+    wanted = ArmSpace([Factor("component", ["gpu", "cpu", "dla"]), Factor("power_w", [15, 30])])
+    with pytest.raises(TableError, match="lacks 2 of 6 arms: component=dla, power_w=15"):
+        open_device(trace, space=wanted)
+    with pytest.raises(TableError, match="no column for the factors load"):
+        open_device(trace, space=ArmSpace.agx_orin())
+
+
+def test_failed_repeats_are_replayed_as_failures(tmp_path):
+    rows = table()
+    gone = (rows["component"] == "cpu") & (rows["power_w"] == 30)
+    rows.loc[gone, ["latency_s", "energy_j"]] = math.nan
+    rows["failed"] = np.where(gone, "out of memory", "")
+    device = open_device(f"trace:{write_table(rows, tmp_path / 'f.csv')}")
+    arm = device.space.arm(component="cpu", power_w=30)
+    assert device.run(arm, TASK).failed == "out of memory"
+    assert device.expected(arm, TASK).failed == "every repeat failed"
+    assert device.expected_all(TASK).latency_s[arm.index] == math.inf
+
+
+def test_an_encoder_that_was_not_measured_lists_those_that_were(trace):
+    device = open_device(trace)
+    with pytest.raises(ValueError, match=r"'whisper-small' is not in trace:.*tiny-clip"):
+        device.run(device.space[0], Task("audio", "whisper-small"))
+    with pytest.raises(ValueError, match="takes image, not audio"):
+        device.run(device.space[0], Task("audio", "tiny-clip"))
+
+
+def test_a_missing_file_and_an_unknown_device():
+    with pytest.raises(FileNotFoundError, match="no file nowhere.csv"):
+        open_device("trace:nowhere.csv")
+    with pytest.raises(ValueError, match="'agx-orin-simm': expected one of agx-orin-sim, host"):
+        open_device("agx-orin-simm")
+
+
+def test_a_table_may_not_mix_evidence(tmp_path):
+    rows = table()
+    rows.loc[0, "evidence"] = "simulated"
+    with pytest.raises(TableError, match="mixes simulated, measured; split the table"):
+        open_device(f"trace:{write_table(rows, tmp_path / 'm.csv')}")
+
+
+def test_the_committed_sweep_is_what_the_published_table_says():
+    path = paths.PUBLISHED / "orin_sweep_trace.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(path), sweep_trace(), check_dtype=False)
+    device = open_device(f"trace:{path}")
+    assert device.evidence == "published" and len(device.space) == 4
+    arm = device.space.arm(power_w=50)
+    expected = device.expected(arm, Task("image", "fcn_resnet50"))
+    assert (expected.latency_s, expected.energy_j) == (0.0585, 1.563)
