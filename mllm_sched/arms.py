@@ -161,14 +161,16 @@ class ArmSpace(Sequence[Arm]):
         )
 
     @classmethod
-    def agx_orin(cls) -> ArmSpace:
+    def agx_orin(cls, components: Sequence[str] = ("gpu", "cpu", "dla")) -> ArmSpace:
         """The paper's arms on a Jetson AGX Orin: 3 components x 4 power levels x 5 loads.
 
-        The level MAX has no power cap; it is placed at 60 W, the rating of the module.
+        The level MAX has no power cap; it is placed at 60 W, the rating of the module. Load is a
+        share of the component, so that levels compare by ratio.
         """
+        labels = [component.upper() for component in components]
         return cls(
             [
-                Factor("component", ["gpu", "cpu", "dla"], labels=["GPU", "CPU", "DLA"]),
+                Factor("component", components, labels=labels),
                 Factor("power_w", [15, 30, 50, 60], log=True, labels=["15W", "30W", "50W", "MAX"]),
                 Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
             ]

@@ -19,7 +19,7 @@ def truth(seed=0, space=SPACE):
     rng = np.random.default_rng(seed)
     x = space.features()
     latency = 0.3 * np.exp(-x[:, 1] - 0.8 * x[:, 2] + 0.2 * rng.normal(size=3)[x[:, 0].astype(int)])
-    energy = np.exp(0.5 * x[:, 1] + (x[:, 2] - 0.6) ** 2 + 0.4 * x[:, 0])
+    energy = np.exp(0.5 * x[:, 1] + (x[:, 2] - 0.3) ** 2 + 0.4 * x[:, 0])
     return {"energy_j": energy, "latency_s": latency}
 
 

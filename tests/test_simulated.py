@@ -113,7 +113,7 @@ def test_unknown_encoder_modality_and_component_are_named():
         device.run(device.space[0], Task("image", "vgg"))
     with pytest.raises(ValueError, match="takes audio, not image"):
         device.run(device.space[0], Task("image", "whisper-small"))
-    with pytest.raises(ValueError, match="drift of 'tpu': expected one of gpu, cpu, dla"):
+    with pytest.raises(ValueError, match="drift: 'tpu': expected one of gpu, cpu, dla"):
         board(drift=[Drift("tpu", 1.2, start=5)])
 
 
@@ -130,3 +130,21 @@ def test_unknown_encoder_modality_and_component_are_named():
 def test_a_bad_disturbance_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_marginal_energy_leaves_idle_power_out():
+    total, marginal = board(), board(accounting="marginal")
+    difference = total.expected_all(TASK).energy_j - marginal.expected_all(TASK).energy_j
+    idle_w = difference / total.expected_all(TASK).latency_s
+    assert ((idle_w > 6.3) & (idle_w < 6.9)).all()
+    with pytest.raises(ValueError, match="accounting='wall': expected one of total, marginal"):
+        board(accounting="wall")
+
+
+def test_components_can_be_left_out():
+    device, whole = board(components=["gpu", "dla"]), board()
+    assert len(device.space) == 40
+    arm = device.space.arm(component="dla", power_w=50, load=0.4)
+    assert device.expected(arm, TASK).energy_j == whole.expected(arm, TASK).energy_j
+    with pytest.raises(ValueError, match="components: 'tpu'"):
+        board(components=["gpu", "tpu"])

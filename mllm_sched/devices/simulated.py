@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,17 +15,21 @@ from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.work import Work, encoder_modalities, read_work
 from mllm_sched.tasks import Task
 
+ACCOUNTINGS = ("total", "marginal")
+
 
 class SimulatedOrin:
     """The board of ``orin_model.py``, with noise and, where asked for, disturbances.
-
-    Energy is what the module's rails would show while the task runs: idle power included, work of
-    other tenants left out.
 
     Parameters
     ----------
     seed
         Of the noise.
+    components
+        Those that may be chosen.
+    accounting
+        What energy covers. ``total``: what the module's rails would show while the task runs, idle
+        power included, work of other tenants left out. ``marginal``: without idle power.
     noise
         Scatter of one task. By default that of the published latencies, and the same again for
         power (assumed). ``Noise(0, 0)`` switches it off.
@@ -49,22 +53,25 @@ class SimulatedOrin:
         self,
         seed: int | np.random.Generator | np.random.SeedSequence = 0,
         *,
+        components: Sequence[str] = COMPONENTS,
+        accounting: str = "total",
         noise: Noise | None = None,
         throttling: Throttling | None = None,
         drift: Iterable[Drift] = (),
         background: Iterable[Background] = (),
     ) -> None:
-        self.space = ArmSpace.agx_orin()
+        if accounting not in ACCOUNTINGS:
+            raise ValueError(f"accounting={accounting!r}: expected one of {', '.join(ACCOUNTINGS)}")
+        _check_components("components", components)
+        self.space = ArmSpace.agx_orin(components)
+        self.accounting = accounting
         self.rng = np.random.default_rng(seed)
         scatter = calibrated_model().noise_sd
         self.noise = noise or Noise(scatter, scatter)
         self.throttling = throttling
         self.drift = tuple(drift)
         self.background = tuple(background)
-        for change in self.drift:
-            if change.component not in COMPONENTS:
-                known = ", ".join(COMPONENTS)
-                raise ValueError(f"drift of {change.component!r}: expected one of {known}")
+        _check_components("drift", [change.component for change in self.drift])
         self.stationary = not (throttling or self.drift or self.background)
         self.temperature_c = throttling.ambient_c if throttling else 25.0
         self.step = 0
@@ -100,13 +107,17 @@ class SimulatedOrin:
     def expected_all(self, task: Task) -> Expected:
         """The true means of all arms for the next task."""
         if self.stationary:
-            return _means(task.encoder, task.modality, task.size, task.background_load)
+            return self._undisturbed(task, task.background_load)
         return self._disturbed(task)
+
+    def _undisturbed(self, task: Task, background: float) -> Expected:
+        key = (task.encoder, task.modality, task.size, background)
+        return _means(self.space, self.accounting, *key)
 
     def _disturbed(self, task: Task) -> Expected:
         shares = [task.background_load, *(load.at(self.step) for load in self.background)]
         free = float(np.prod([1.0 - share for share in shares]))
-        means = _means(task.encoder, task.modality, task.size, 1.0 - free)
+        means = self._undisturbed(task, 1.0 - free)
         slower = np.ones(len(self.space))
         for change in self.drift:
             slower[self._components == change.component] *= change.at(self.step)
@@ -128,16 +139,24 @@ def task_work(encoder: str, modality: str, size: int) -> Work:
     return read_work()[encoder].scaled(size)
 
 
+def _check_components(name: str, components: Iterable[str]) -> None:
+    for component in components:
+        if component not in COMPONENTS:
+            known = ", ".join(COMPONENTS)
+            raise ValueError(f"{name}: {component!r}: expected one of {known}")
+
+
 @lru_cache(maxsize=256)
-def _means(encoder: str, modality: str, size: int, background: float) -> Expected:
+def _means(
+    space: ArmSpace, accounting: str, encoder: str, modality: str, size: int, background: float
+) -> Expected:
     work, model = task_work(encoder, modality, size), calibrated_model()
-    arms = [
-        (work, str(arm.component), float(arm.power_w), float(arm.load), background)
-        for arm in ArmSpace.agx_orin()
-    ]
-    means = Expected(
-        np.array([model.latency_s(*arm) for arm in arms]),
-        np.array([model.energy_j(*arm) for arm in arms]),
-    )
-    means.latency_s.flags.writeable = means.energy_j.flags.writeable = False
-    return means
+    latency_s, energy_j = np.empty(len(space)), np.empty(len(space))
+    for arm in space:
+        where = str(arm.component), float(arm.power_w)
+        latency_s[arm.index] = model.latency_s(work, *where, float(arm.load), background)
+        energy_j[arm.index] = model.marginal_energy_j(work, *where)
+        if accounting == "total":
+            energy_j[arm.index] += model.idle_power_w(where[1]) * latency_s[arm.index]
+    latency_s.flags.writeable = energy_j.flags.writeable = False
+    return Expected(latency_s, energy_j)

@@ -1,0 +1,1 @@
+"""How a live run is measured."""

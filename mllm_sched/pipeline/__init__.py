@@ -1,0 +1,1 @@
+"""The multimodal model, taken apart: encoders and what they cost."""

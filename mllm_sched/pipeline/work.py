@@ -1,0 +1,126 @@
+"""What an encoder costs, whatever runs it: FLOPs, bytes moved, operators launched.
+
+The table ``data/encoders/work.csv`` is written by ``counting.py``. Reading it needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from types import MappingProxyType
+
+import pandas as pd
+
+from mllm_sched import paths
+
+WORK_TABLE = paths.DATA / "encoders" / "work.csv"
+BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of one pass through a network in FP32.
+
+    Attributes
+    ----------
+    flops
+        Floating-point operations of convolutions, linear layers and attention; a multiply-add
+        counts as two.
+    bytes
+        Read and written by all operators, none fused: each reads its inputs and parameters and
+        writes its output.
+    kernels
+        Operators that launch something; views are free.
+    parameters
+        Trained numbers that the pass reads.
+    dla_flops, dla_bytes, dla_kernels, dla_parameters
+        The part of each that is placed on a DLA core.
+    dla_segments
+        Contiguous runs of operators that this part consists of, at most 16.
+    """
+
+    flops: float
+    bytes: float
+    kernels: int
+    parameters: int
+    dla_flops: float = 0
+    dla_bytes: float = 0
+    dla_kernels: int = 0
+    dla_parameters: int = 0
+    dla_segments: int = 0
+
+    def scaled(self, factor: float) -> Work:
+        """The work of ``factor`` times as much input in one pass, as a batch or a larger input.
+
+        FLOPs and activations grow; parameters are read once, and operators launched once.
+
+        Examples
+        --------
+        >>> Work(flops=10, bytes=100, kernels=2, parameters=5).scaled(3)
+        ... # doctest: +ELLIPSIS
+        Work(flops=30, bytes=260, kernels=2, parameters=5, ...)
+        """
+        if not factor > 0:
+            raise ValueError(f"factor={factor}: expected above 0")
+        return Work(
+            flops=self.flops * factor,
+            bytes=_scaled_bytes(self.bytes, self.parameters, factor),
+            kernels=self.kernels,
+            parameters=self.parameters,
+            dla_flops=self.dla_flops * factor,
+            dla_bytes=_scaled_bytes(self.dla_bytes, self.dla_parameters, factor),
+            dla_kernels=self.dla_kernels,
+            dla_parameters=self.dla_parameters,
+            dla_segments=self.dla_segments,
+        )
+
+    def without_dla(self) -> Work:
+        """What is left for another component when the DLA has taken its part."""
+        return Work(
+            flops=self.flops - self.dla_flops,
+            bytes=self.bytes - self.dla_bytes,
+            kernels=self.kernels - self.dla_kernels,
+            parameters=self.parameters - self.dla_parameters,
+        )
+
+
+def _scaled_bytes(total: float, parameters: int, factor: float) -> float:
+    weights = BYTES_PER_PARAMETER * parameters
+    return (total - weights) * factor + weights
+
+
+@lru_cache(maxsize=1)
+def work_table() -> pd.DataFrame:
+    """The committed table, one row a network.
+
+    Columns: ``encoder``, ``kind`` (``encoder``, or ``reference`` for the networks of published
+    measurements), ``modality``, ``input_shape`` (with a batch of 1), and the fields of ``Work``.
+    """
+    return pd.read_csv(WORK_TABLE, dtype={"modality": str}, keep_default_na=False)
+
+
+@lru_cache(maxsize=1)
+def read_work() -> Mapping[str, Work]:
+    """Work of every network in the table, by name, one item at full size.
+
+    Examples
+    --------
+    >>> work = read_work()
+    >>> work["clip-vit-l14-336"].flops > 40 * work["resnet-50"].flops
+    True
+    """
+    columns = [field.name for field in fields(Work)]
+    return MappingProxyType(
+        {
+            str(row["encoder"]): Work(**{name: int(row[name]) for name in columns})
+            for row in work_table().to_dict("records")
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def encoder_modalities() -> Mapping[str, str]:
+    """Modality of every encoder in the table, by name; reference networks are left out."""
+    table = work_table().query("kind == 'encoder'")
+    return MappingProxyType(dict(zip(table["encoder"], table["modality"], strict=True)))

@@ -1,0 +1,86 @@
+"""Who plays in a comparison, and what each may know beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.devices import Expected, KnownDevice
+from mllm_sched.schedulers import Hyperparameters, fit_hyperparameters
+from mllm_sched.study.runner import Rule
+from mllm_sched.tasks import Task
+
+PENALTY = 1.0  # a task beyond the limit counts as e times its energy; see DEVIATIONS.md
+
+
+def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> list[Rule]:
+    """The paper's scheduler and its baselines, and the references on either side.
+
+    The baselines come twice: minimising energy alone, and with a penalty beyond the limit. The
+    paper does not say which it compares to.
+    """
+    fitted = {"hyperparameters": hyperparameters} if hyperparameters else {}
+    penalty = {"penalty": PENALTY}
+    return [
+        Rule("Oracle", "oracle"),
+        Rule("Safe GP-UCB", "safe-gp-ucb", fitted),
+        Rule("UCB", "ucb"),
+        Rule("UCB + penalty", "ucb", penalty),
+        Rule("Thompson", "thompson"),
+        Rule("Thompson + penalty", "thompson", penalty),
+        Rule("Epsilon-greedy", "epsilon-greedy"),
+        Rule("Epsilon-greedy + penalty", "epsilon-greedy", penalty),
+        Rule("Fixed at full power", "fixed"),
+        Rule("Random", "random"),
+    ]
+
+
+def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla")) -> list[Arm]:
+    """Trusted arms: the last level of every ordered factor, on each of these components.
+
+    A space without components has one such arm. The CPU of an Orin is not trusted: at full power
+    it is still an order of magnitude slower than the GPU.
+    """
+    top = {factor.name: factor.levels[-1] for factor in space.factors if not factor.categorical}
+    names = [factor for factor in space.factors if factor.categorical]
+    if not names:
+        return [space.arm(**top)]
+    first = {factor.name: factor.levels[0] for factor in names[1:]}
+    chosen = [level for level in components if level in names[0].levels] or [names[0].levels[0]]
+    return [space.arm(**{**first, **top, names[0].name: level}) for level in chosen]
+
+
+def hyperparameters_from(
+    space: ArmSpace, profiles: Iterable[Expected], noise_sd: float, seed: int = 0
+) -> dict[str, Hyperparameters]:
+    """Hyperparameters by marginal likelihood from profiles of other encoders.
+
+    Parameters
+    ----------
+    space
+        The arms.
+    profiles
+        True means of every arm, one profile per encoder.
+    noise_sd
+        Scatter of a log measurement; every arm is drawn twice, so that it can be told apart.
+    seed
+        Of the scatter.
+    """
+    rng = np.random.default_rng(seed)
+    profiles, rows = list(profiles), np.repeat(space.features(), 2, axis=0)
+    fitted = {}
+    for quantity in ("energy_j", "latency_s"):
+        logs = np.log([np.repeat(getattr(profile, quantity), 2) for profile in profiles])
+        noisy = logs + noise_sd * rng.standard_normal(logs.shape)
+        fitted[quantity] = fit_hyperparameters(space, rows, noisy)
+    return fitted
+
+
+def transferred(
+    device: KnownDevice, task: Task, others: Sequence[Task], noise_sd: float = 0.02
+) -> dict[str, Hyperparameters]:
+    """Hyperparameters for a task from the profiles of other tasks on the same device."""
+    profiles = [device.expected_all(other) for other in others if other.encoder != task.encoder]
+    return hyperparameters_from(device.space, profiles, noise_sd)

@@ -1,0 +1,76 @@
+"""How well can arms that were never run be predicted from a few that were?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.base import RegressorMixin
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+from mllm_sched.arms import ArmSpace
+
+
+def one_hot_features(space: ArmSpace) -> np.ndarray:
+    """Arm features with one column per level of a categorical factor, shape (arms, columns)."""
+    columns = []
+    for values, factor in zip(space.features().T, space.factors, strict=True):
+        if factor.categorical:
+            columns += [values == code for code in range(len(factor.levels))]
+        else:
+            columns.append(values)
+    return np.column_stack(columns).astype(np.float64)
+
+
+def predictors(seed: int = 0) -> dict[str, RegressorMixin]:
+    """Smooth and unsmooth regressors of scikit-learn, by name."""
+    kernel = ConstantKernel(1.0) * Matern(1.0, nu=2.5) + WhiteKernel(1e-3, (1e-10, 1.0))
+    return {
+        "Gaussian process": GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed),
+        "Quadratic ridge": make_pipeline(
+            PolynomialFeatures(2), StandardScaler(), RidgeCV(np.logspace(-4, 2, 13))
+        ),
+        "Random forest": RandomForestRegressor(100, random_state=seed),
+    }
+
+
+def prediction_error(
+    space: ArmSpace, values: np.ndarray, sizes: Sequence[int], repeats: int, seed: int = 0
+) -> pd.DataFrame:
+    """Error on the arms left out, over how many arms were profiled.
+
+    Parameters
+    ----------
+    space
+        The arms.
+    values
+        A quantity above 0 on every arm, shape (arms,). It is fitted in logs.
+    sizes
+        How many arms, drawn at random, are profiled.
+    repeats
+        Draws per size.
+    seed
+        Of the draws and the regressors.
+
+    Returns
+    -------
+    One row per predictor, size and draw; ``error`` is the median over the arms left out of
+    |predicted / true - 1|.
+    """
+    rng, features, logs = np.random.default_rng(seed), one_hot_features(space), np.log(values)
+    rows = []
+    for size in sizes:
+        for repeat in range(repeats):
+            order = rng.permutation(len(space))
+            seen, unseen = order[:size], order[size:]
+            for name, model in predictors(seed).items():
+                predicted = model.fit(features[seen], logs[seen]).predict(features[unseen])
+                error = np.median(np.abs(np.exp(predicted - logs[unseen]) - 1))
+                rows.append((name, size, repeat, float(error)))
+    return pd.DataFrame(rows, columns=["predictor", "arms_profiled", "repeat", "error"])
