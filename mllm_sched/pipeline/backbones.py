@@ -63,6 +63,7 @@ class Residual(nn.Module):
         self.shortcut = shortcut or nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Body plus shortcut, activated."""
         output: Tensor = self.activation(self.body(inputs).add_(self.shortcut(inputs)))
         return output
 
@@ -84,6 +85,7 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Every channel times its weight."""
         output: Tensor = self.gate(inputs) * inputs
         return output
 
@@ -130,7 +132,9 @@ def resnet(depth: int, classes: int = 1000) -> nn.Sequential:
 
 def _mobile_block(inputs: int, block: MobileBlock, dilation: int) -> nn.Module:
     kernel, expanded, outputs, excite, activation, stride = block
-    layers = [] if expanded == inputs else [conv(inputs, expanded, activation=activation)]
+    layers: list[nn.Module] = (
+        [] if expanded == inputs else [conv(inputs, expanded, activation=activation)]
+    )
     moved = 1 if dilation > 1 else stride  # dilated, a block keeps its resolution
     layers.append(conv(expanded, expanded, kernel, moved, dilation, expanded, activation))
     layers += [SqueezeExcite(expanded)] if excite else []

@@ -1,27 +1,19 @@
-"""Counts the work of a network on the ``meta`` device: shapes only, no weights, no arithmetic.
-
-``python -m mllm_sched.pipeline.counting`` rewrites ``data/encoders/work.csv``.
-"""
+"""Counts the work of a network on the ``meta`` device: shapes only, no weights, no arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
-from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec
-from mllm_sched.pipeline.models import build_encoder
-from mllm_sched.pipeline.reference_networks import REFERENCES, build_reference
-from mllm_sched.pipeline.work import WORK_TABLE, Work
+from mllm_sched.pipeline.work import Work
 
 DLA_LOADABLES = 16
 """Segments that one DLA core holds at a time (TensorRT's limit)."""
@@ -125,53 +117,6 @@ def count_work(model: torch.nn.Module, inputs: Tensor) -> Work:
     )
 
 
-def encoder_work(name: str, batch: int = 1) -> Work:
-    """Work of a registered encoder at full size; no weights are made."""
-    with torch.device("meta"):
-        model = build_encoder(name).to("meta")
-        return count_work(model, torch.empty(batch, *encoder_spec(name).input_shape))
-
-
-def reference_work(name: str) -> Work:
-    """Work of a network of the published measurements, at the input it was measured with."""
-    with torch.device("meta"):
-        return count_work(build_reference(name), torch.empty(REFERENCES[name].input_shape))
-
-
-def count_table() -> pd.DataFrame:
-    """Work of the full-size encoders and the reference networks; columns as in ``work_table``."""
-    rows = [
-        _row(name, "encoder", spec.modality, (1, *spec.input_shape), encoder_work(name))
-        for name, spec in ENCODERS.items()
-        if not name.startswith("tiny-")
-    ]
-    rows += [
-        _row(name, "reference", "image", network.input_shape, reference_work(name))
-        for name, network in REFERENCES.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def write_work_table(path: Path = WORK_TABLE) -> Path:
-    """Count everything and write the table; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count_table().to_csv(path, index=False)
-    return path
-
-
-def _row(
-    name: str, kind: str, modality: str, shape: tuple[int, ...], work: Work
-) -> dict[str, object]:
-    size = "x".join(str(side) for side in shape)
-    return {
-        "encoder": name,
-        "kind": kind,
-        "modality": modality,
-        "input_shape": size,
-        **asdict(work),
-    }
-
-
 def _dla_segments(operators: list[Operator]) -> list[list[Operator]]:
     """Runs of operators the DLA takes, those with most FLOPs, as many as a core holds."""
     runs = [list(run) for fits, run in groupby(operators, lambda operator: operator.dla) if fits]
@@ -228,13 +173,9 @@ _FLOPS: dict[str, Callable[[Tensor, Tensor, Tensor], int]] = {
 
 def _flops(name: str, func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> int:
     if name == "scaled_dot_product_attention":
-        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if name in _FLOPS:
-        return _FLOPS[name](args[0], args[1], output)
+        return int(_FLOPS[name](args[0], args[1], output))
     if func.overloadpacket in flop_registry:
         return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=output))
     return 0
-
-
-if __name__ == "__main__":
-    print(write_work_table().read_text())

@@ -38,6 +38,7 @@ class Pyramid(nn.Module):
         self.project = conv((len(self.scales) + 1) * width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """All scales joined; the mean of the picture is one of them."""
         whole = _resize(self.whole(inputs), inputs)
         scales = [scale(inputs) for scale in self.scales]
         output: Tensor = self.project(torch.cat([*scales, whole], dim=1))
@@ -60,6 +61,7 @@ class LiteHead(nn.Module):
         self.low, self.high = nn.Conv2d(low, CLASSES, 1), nn.Conv2d(width, CLASSES, 1)
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
+        """Class scores at the resolution of the early map."""
         gated = self.project(high) * self.gate(high)
         output: Tensor = self.low(low) + self.high(_resize(gated, low))
         return output
@@ -75,6 +77,7 @@ class Segmenter(nn.Module):
         self.stages, self.early, self.head, self.auxiliary = stages, early, head, auxiliary
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
+        """Class scores at the input's resolution, the auxiliary ones second."""
         maps = [inputs]
         for stage in self.stages:
             maps.append(stage(maps[-1]))

@@ -34,7 +34,7 @@ class FinitePosterior:
     --------
     >>> belief = FinitePosterior(0.0, [[1.0, 0.5], [0.5, 1.0]], noise_variance=1.0)
     >>> belief.tell(0, 2.0)
-    >>> belief.mean.tolist(), belief.covariance[1].tolist()
+    >>> belief.mean.round(6).tolist(), belief.covariance[1].round(6).tolist()
     ([1.0, 0.5], [0.25, 0.875])
     """
 

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.base import RegressorMixin
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -30,9 +30,9 @@ def one_hot_features(space: ArmSpace) -> np.ndarray:
 
 def predictors(seed: int = 0) -> dict[str, RegressorMixin]:
     """Smooth and unsmooth regressors of scikit-learn, by name."""
-    kernel = ConstantKernel(1.0) * Matern(1.0, nu=2.5) + WhiteKernel(1e-3, (1e-10, 1.0))
+    kernel = ConstantKernel(1.0) * Matern(1.0, nu=2.5)
     return {
-        "Gaussian process": GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed),
+        "Gaussian process": GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=True),
         "Quadratic ridge": make_pipeline(
             PolynomialFeatures(2), StandardScaler(), RidgeCV(np.logspace(-4, 2, 13))
         ),

@@ -1,0 +1,207 @@
+"""One scheduler, one device, one seed: a table with a row for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mllm_sched.arms import Arm
+from mllm_sched.devices import Device, KnownDevice
+from mllm_sched.devices.base import Expected
+from mllm_sched.measurement import Measurement
+from mllm_sched.schedulers import Scheduler, make_scheduler
+from mllm_sched.tasks import Task
+
+NUMBERS = ("energy_j", "latency_s", "true_energy_j", "true_latency_s", "oracle_energy_j")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A scheduler as it enters a comparison.
+
+    Attributes
+    ----------
+    label
+        What tables and figures call it.
+    name
+        What ``make_scheduler`` calls it.
+    settings
+        The rule's own.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunStopped(RuntimeError):
+    """A device broke in mid-run; ``table`` holds every task that was done before."""
+
+    def __init__(self, message: str, table: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.table = table
+
+
+def run(
+    rule: Rule,
+    device: Device,
+    task: Task | Iterable[Task],
+    steps: int,
+    *,
+    limits: Mapping[str, float],
+    seed: int = 0,
+    seeds: Iterable[Arm] = (),
+    objective: str = "energy_j",
+) -> pd.DataFrame:
+    """Play one scheduler for some tasks.
+
+    Parameters
+    ----------
+    rule
+        Who chooses.
+    device
+        Where it runs.
+    task
+        The task, again and again; or a stream of tasks.
+    steps
+        How many; fewer if the stream ends.
+    limits, seeds, objective
+        See ``Scheduler``.
+    seed
+        Of the scheduler's own randomness. The device was opened with a seed of its own.
+
+    Returns
+    -------
+    One row per task: ``scheduler``, ``seed``, ``step``, ``arm`` (index), ``energy_j`` and
+    ``latency_s`` as observed, ``true_energy_j`` and ``true_latency_s`` (means of that arm then),
+    ``oracle_energy_j`` (least true energy within the limits then), ``certified``, ``failed``.
+    On a device whose truth nobody knows, the true and oracle columns are NaN.
+
+    Raises
+    ------
+    ValueError
+        If no arm can meet the limits, and the device knows it.
+    RunStopped
+        If the device raises; it carries the tasks done so far.
+    """
+    tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
+    truth = _Truth(device, limits, objective)
+    scheduler = _scheduler(rule, device, truth, limits, seed, seeds, objective)
+    numbers = np.full((steps, len(NUMBERS)), np.nan)
+    arms, certified = np.full(steps, -1), np.zeros(steps, dtype=bool)
+    failed: list[str] = []
+    try:
+        for step, current in enumerate(islice(tasks, steps)):
+            true = truth.at(current)
+            decision = scheduler.ask()
+            measurement = device.run(decision.arm, current)
+            _tell(scheduler, decision.id, measurement)
+            arms[step], certified[step] = decision.arm.index, decision.certified
+            numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
+            failed.append(measurement.failed)
+    except (OSError, RuntimeError) as error:
+        table = _table(rule, seed, arms, numbers, certified, failed)
+        message = f"{device.name} stopped after {len(failed)} tasks: {error}"
+        raise RunStopped(message, table) from error
+    return _table(rule, seed, arms, numbers, certified, failed)
+
+
+class _Truth:
+    """The true means of a device, asked for again only where they can change."""
+
+    def __init__(self, device: Device, limits: Mapping[str, float], objective: str) -> None:
+        self.device, self.limits, self.objective = device, limits, objective
+        self.fixed = bool(getattr(device, "stationary", False))
+        self.means: Expected | None = None
+        self._task: Task | None = None
+        self._row: Callable[[int], tuple[float, float, float]] = lambda arm: (np.nan,) * 3
+
+    def at(self, task: Task) -> Callable[[int], tuple[float, float, float]]:
+        """From an arm's index to its true energy and latency, and the oracle's energy."""
+        device = self.device
+        if isinstance(device, KnownDevice) and not (self.fixed and task is self._task):
+            means = device.expected_all(task)
+            best = self._best(means)
+            energy, latency = means.energy_j, means.latency_s
+            self._row = lambda arm: (energy[arm], latency[arm], best)
+            self.means, self._task = means, task
+        return self._row
+
+    def quantities(self) -> dict[str, np.ndarray]:
+        """The means by name, as the oracle wants them."""
+        assert self.means is not None  # ``at`` comes first in every step
+        return {"energy_j": self.means.energy_j, "latency_s": self.means.latency_s}
+
+    def _best(self, means: Expected) -> float:
+        feasible = np.ones(len(means.energy_j), dtype=bool)
+        for name, limit in self.limits.items():
+            feasible &= getattr(means, name) <= limit
+            if not feasible.any():
+                least = int(getattr(means, name).argmin())
+                raise ValueError(
+                    f"limit {name}={limit:g}: no arm can meet it; the least, "
+                    f"{self.device.space[least]}, takes {getattr(means, name)[least]:.4g}; "
+                    "raise the limit"
+                )
+        return float(means.energy_j[feasible].min())
+
+
+def _scheduler(
+    rule: Rule,
+    device: Device,
+    truth: _Truth,
+    limits: Mapping[str, float],
+    seed: int,
+    seeds: Iterable[Arm],
+    objective: str,
+) -> Scheduler:
+    settings = dict(rule.settings)
+    if rule.name == "oracle":
+        settings.setdefault("truth", truth.quantities if isinstance(device, KnownDevice) else None)
+    rng = np.random.default_rng([seed, 1])  # apart from the device's, which takes [seed, 0]
+    return make_scheduler(
+        rule.name,
+        device.space,
+        objective=objective,
+        limits=limits,
+        seeds=seeds,
+        rng=rng,
+        **settings,
+    )
+
+
+def _tell(scheduler: Scheduler, decision: int, measurement: Measurement) -> None:
+    if measurement.failed:
+        scheduler.tell(decision, failed=measurement.failed)
+    else:
+        scheduler.tell(
+            decision, energy_j=measurement.energy_j, latency_s=measurement.latency_s
+        )
+
+
+def _table(
+    rule: Rule,
+    seed: int,
+    arms: np.ndarray,
+    numbers: np.ndarray,
+    certified: np.ndarray,
+    failed: list[str],
+) -> pd.DataFrame:
+    done = len(failed)
+    columns = {name: numbers[:done, column] for column, name in enumerate(NUMBERS)}
+    return pd.DataFrame(
+        {
+            "scheduler": pd.Categorical([rule.label] * done),
+            "seed": seed,
+            "step": np.arange(done),
+            "arm": arms[:done],
+            **columns,
+            "certified": certified[:done],
+            "failed": pd.Categorical(failed),
+        }
+    )
