@@ -1,0 +1,153 @@
+"""Results on disk: tables, figures, and where they came from.
+
+A folder of results holds its tables as CSV, its figures as SVG, and ``provenance.json``. Nothing
+is rewritten that did not change, so a rerun that gives the same numbers leaves no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from packaging.requirements import Requirement
+
+from mllm_sched import paths
+from mllm_sched.study.plots import save_figure
+
+DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def save_results(
+    name: str,
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+    parameters: Mapping[str, Any],
+    *,
+    data: Iterable[str | Path] = (),
+    wall_s: float | None = None,
+    live: bool = False,
+) -> Path:
+    """Write a folder of results.
+
+    Parameters
+    ----------
+    name
+        Of the notebook.
+    tables, figures
+        By file name, without its ending.
+    parameters
+        Of the notebook, seeds among them.
+    data
+        Files that were read, relative to the repository.
+    wall_s
+        Seconds the notebook took.
+    live
+        Whether the numbers were measured just now. They then go to ``build/live``, which git
+        ignores: they differ from run to run.
+
+    Returns
+    -------
+    The folder.
+    """
+    folder = (paths.BUILD / "live" if live else paths.RESULTS) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [_write_if_changed(folder / f"{key}.csv", as_csv(t)) for key, t in tables.items()]
+    for key, figure in figures.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            text = save_figure(figure, Path(scratch) / "figure.svg").read_bytes()
+        written.append(_write_if_changed(folder / f"{key}.svg", text))
+    record = folder / "provenance.json"
+    if any(written) or not record.exists():
+        facts = provenance(parameters, data=data, wall_s=wall_s)
+        facts["tables"] = {f"{key}.csv": checksum(folder / f"{key}.csv") for key in tables}
+        record.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    return folder
+
+
+def as_csv(table: pd.DataFrame) -> bytes:
+    """A table as text, rounded to the digits that can be repeated elsewhere."""
+    # A difference such as 1e-17 is rounding, and would print another 1e-17 elsewhere.
+    cleaned = table.copy()
+    for column in cleaned.select_dtypes("number"):
+        if cleaned[column].dtype.kind == "f":
+            cleaned[column] = cleaned[column].where(cleaned[column].abs() > 1e-12, 0.0)
+    text = cleaned.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+    return text.encode()
+
+
+def _write_if_changed(path: Path, content: bytes) -> bool:
+    if path.exists() and path.read_bytes() == content:
+        return False
+    path.write_bytes(content)
+    return True
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def provenance(
+    parameters: Mapping[str, Any], *, data: Iterable[str | Path] = (), wall_s: float | None = None
+) -> dict[str, Any]:
+    """What a run depended on; no path or name of the machine is in it."""
+    return {
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git_state(),
+        "parameters": dict(parameters),
+        "data": {str(file): checksum(paths.resolve(file)) for file in data},
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "threads": {name: os.environ.get(name, "") for name in THREAD_VARIABLES},
+        },
+        "wall_s": None if wall_s is None else round(wall_s, 1),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package's direct dependencies."""
+    wanted = [Requirement(line) for line in requires("mllm-sched") or []]
+    return {need.name: version(need.name) for need in wanted if "extra" not in str(need.marker)}
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit, and whether the code differs from it; results and notebooks do not count."""
+    watched = ["--", "mllm_sched", "data", "requirements.lock"]
+    try:
+        commit = _git("rev-parse", "HEAD")
+        dirty = bool(_git("status", "--porcelain", *watched))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "not a git checkout", "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=paths.ROOT, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    ResNetConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec, example_input
+from mllm_sched.pipeline.models import build_encoder, load_checkpoint
+from mllm_sched.tasks import MODALITIES
+
+TINY = [name for name in ENCODERS if name.startswith("tiny-")]
+VISION = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=32,
+)
+
+
+def features(model, name_or_inputs):
+    inputs = name_or_inputs
+    if isinstance(inputs, str):
+        inputs = torch.from_numpy(example_input(inputs, 2, np.random.default_rng(0)))
+    with torch.inference_mode():
+        return model(inputs)
+
+
+def test_every_modality_has_an_encoder_and_a_tiny_one():
+    for names in (TINY, set(ENCODERS) - set(TINY)):
+        assert {encoder_spec(name).modality for name in names} == set(MODALITIES)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_features_are_tokens_by_width_and_differ_between_inputs(name):
+    output = features(build_encoder(name), name)
+    assert output.ndim == 3 and output.shape[0] == 2
+    assert torch.isfinite(output).all()
+    assert not torch.allclose(output[0], output[1])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_encoder_stays_below_5_mb(name):
+    assert sum(weight.numel() * 4 for weight in build_encoder(name).parameters()) < 5e6
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
+    first, second, other = (
+        features(build_encoder(name, seed), name) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other)
+
+
+def test_building_leaves_the_global_random_state_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    build_encoder("tiny-clip", seed=5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_encoder_comes_in_eval_mode():
+    assert not any(module.training for module in build_encoder("tiny-resnet").modules())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_example_input_has_the_shape_and_range_of_its_modality(name):
+    inputs = example_input(name, 1, np.random.default_rng(0))
+    assert inputs.dtype == np.float32
+    assert inputs.shape == (1, *encoder_spec(name).input_shape)
+    assert inputs.min() >= (-1 if encoder_spec(name).modality == "audio" else -2)
+    assert inputs.max() <= (1 if encoder_spec(name).modality == "audio" else 2.3)
+
+
+def test_example_input_is_drawn_from_the_generator():
+    draws = [
+        example_input("tiny-clip", 1, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    ]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="batch=0: expected at least 1"):
+        example_input("tiny-clip", 0, np.random.default_rng(0))
+
+
+def test_an_unknown_encoder_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"'clip-vit-l15'.*clip-vit-l14-336.*resnet-50.*hf:"
+    ):
+        encoder_spec("clip-vit-l15")
+
+
+def test_clip_loads_its_image_half_from_a_checkpoint_of_both(tmp_path):
+    text = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    config = CLIPConfig(
+        vision_config={**VISION, "patch_size": 8},
+        text_config={**text, "vocab_size": 50000},
+    )
+    whole = CLIPModel(config).eval()
+    whole.save_pretrained(tmp_path)
+    name = f"hf:{tmp_path}"
+    inputs = torch.from_numpy(example_input(name, 2, np.random.default_rng(0)))
+    with torch.inference_mode():
+        expected = whole.vision_model(inputs).last_hidden_state
+    assert torch.equal(features(build_encoder(name), inputs), expected)
+    assert encoder_spec(name).modality == "image"
+    assert encoder_spec(name).input_shape == (3, 32, 32)
+
+
+def test_whisper_loads_its_encoder_and_drops_its_decoder(tmp_path):
+    config = WhisperConfig(
+        d_model=32,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=64,
+        max_source_positions=50,
+    )
+    whole = WhisperForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    model = load_checkpoint(str(tmp_path))
+    inputs = torch.from_numpy(
+        example_input(f"hf:{tmp_path}", 1, np.random.default_rng(0))
+    )
+    with torch.inference_mode():
+        expected = whole.model.encoder(inputs).last_hidden_state
+    assert torch.equal(features(model, inputs), expected)
+    assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_saved_loads_back_with_equal_features(name, tmp_path):
+    model = build_encoder(name, seed=7)
+    model.model.save_pretrained(tmp_path)
+    loaded = build_encoder(f"hf:{tmp_path}")
+    assert torch.equal(features(model, name), features(loaded, name))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    build_encoder("tiny-resnet").model.save_pretrained(tmp_path)
+    deeper = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2])
+    deeper.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks \d+ weights, first 'encoder"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a bert; expected one of clip, whisper"):
+        encoder_spec(f"hf:{tmp_path}")

@@ -1,0 +1,124 @@
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.harness import meters
+from mllm_sched.harness.meters import CpuTimeMeter, RaplMeter, open_meter
+
+RANGE_UJ = 262_143_328_850
+
+
+def zone(root, name, label, energy_uj, range_uj=RANGE_UJ):
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "name").write_text(f"{label}\n")
+    (folder / "energy_uj").write_text(f"{energy_uj}\n")
+    (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
+
+
+@pytest.fixture
+def powercap(tmp_path):
+    (tmp_path / "intel-rapl").mkdir()  # the control type itself, as the kernel shows it
+    zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    zone(tmp_path, "intel-rapl:1", "package-1", 5_000_000)
+    zone(tmp_path, "intel-rapl:0:0", "core", 500_000)
+    zone(tmp_path, "intel-rapl:2", "psys", 9_000_000)
+    return tmp_path
+
+
+def test_rapl_sums_the_packages_and_leaves_out_what_overlaps_them(powercap):
+    meter = RaplMeter(powercap)
+    meter.start()
+    zone(powercap, "intel-rapl:0", "package-0", 3_500_000)
+    zone(powercap, "intel-rapl:1", "package-1", 5_250_000)
+    zone(powercap, "intel-rapl:0:0", "core", 2_000_000)
+    zone(powercap, "intel-rapl:2", "psys", 99_000_000)
+    assert meter.stop() == pytest.approx(2.75)
+    assert meter.evidence == "measured" and "2 processor package" in meter.source
+
+
+@given(before=st.integers(0, RANGE_UJ - 1), used=st.integers(0, RANGE_UJ - 1))
+def test_rapl_survives_one_wrap_around(tmp_path_factory, before, used):
+    root = tmp_path_factory.mktemp("powercap")
+    zone(root, "intel-rapl:0", "package-0", before)
+    meter = RaplMeter(root)
+    meter.start()
+    zone(root, "intel-rapl:0", "package-0", (before + used) % RANGE_UJ)
+    assert meter.stop() == pytest.approx(used / 1e6)
+
+
+def test_rapl_is_opened_where_it_can_be_read(powercap):
+    assert open_meter(powercap).evidence == "measured"
+
+
+def test_no_permission_leads_to_the_estimate_with_the_reason(powercap, monkeypatch):
+    text = meters._text
+
+    def guarded(path):
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied", str(path))
+        return text(path)
+
+    monkeypatch.setattr(meters, "_text", guarded)
+    meter = open_meter(powercap)
+    assert meter.evidence == "estimated"
+    assert "RAPL unavailable" in meter.source and "Permission denied" in meter.source
+
+
+def test_no_counters_lead_to_the_estimate_with_the_reason(tmp_path):
+    meter = open_meter(tmp_path)
+    assert meter.evidence == "estimated" and "no RAPL package counters" in meter.source
+
+
+def test_a_counter_that_is_no_number_leads_to_the_estimate(powercap):
+    zone(powercap, "intel-rapl:0", "package-0", "garbage")
+    assert open_meter(powercap).evidence == "estimated"
+
+
+@pytest.mark.parametrize("busy_s", [0.0, 1.0, 8.0])
+def test_the_estimate_is_busy_and_idle_core_seconds_times_watts(monkeypatch, busy_s):
+    clocks = {
+        "process_time": iter([10.0, 10.0 + busy_s]),
+        "perf_counter": iter([50.0, 52.0]),
+    }
+    for name, ticks in clocks.items():
+        monkeypatch.setattr(meters.time, name, lambda ticks=ticks: next(ticks))
+    meter = CpuTimeMeter(watts_per_core=5, idle_watts_per_core=0.5, cores=4)
+    meter.start()
+    assert meter.stop() == pytest.approx(5 * busy_s + 0.5 * (4 * 2 - busy_s))
+
+
+def spin(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_the_estimate_sees_the_work_of_all_threads():
+    meter = CpuTimeMeter(idle_watts_per_core=1e-9)
+    meter.start()
+    threads = [threading.Thread(target=spin, args=(0.05,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert meter.stop() >= 0.09 * meter.watts_per_core
+
+
+def test_the_estimate_names_its_assumption():
+    assert "assumed" in CpuTimeMeter(watts_per_core=7).source
+    assert "7 W" in CpuTimeMeter(watts_per_core=7).source
+
+
+def test_a_meter_that_was_not_started_says_so(powercap):
+    for meter in (RaplMeter(powercap), CpuTimeMeter()):
+        with pytest.raises(RuntimeError, match="call start"):
+            meter.stop()
+
+
+def test_watts_must_be_positive():
+    with pytest.raises(ValueError, match="watts of a busy core: 0; expected above 0"):
+        CpuTimeMeter(watts_per_core=0)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mllm_sched.devices.published import gpu_sweep
+from mllm_sched.pipeline.backbones import resnet, resnet_stages
+from mllm_sched.pipeline.counting import count_work
+from mllm_sched.pipeline.reference_networks import REFERENCES, build_reference
+
+# torchvision's own figures, from the weight enums of its models: num_params, and _ops, the
+# billions of multiply-adds at 520 x 520 pixels.
+PUBLISHED = {
+    "fcn_resnet50": (35322218, 152.717),
+    "fcn_resnet101": (54314346, 232.738),
+    "deeplabv3_resnet50": (42004074, 178.722),
+    "deeplabv3_resnet101": (60996202, 258.743),
+    "deeplabv3_mobilenet_v3_large": (11029328, 10.452),
+    "lraspp_mobilenet_v3_large": (3221538, 2.086),
+}
+
+
+def parameters(model):
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.fixture(params=PUBLISHED)
+def network(request):
+    with torch.device("meta"):
+        return request.param, build_reference(request.param)
+
+
+def test_parameters_equal_the_published_count(network):
+    name, model = network
+    assert parameters(model) == PUBLISHED[name][0]
+
+
+def test_flops_equal_the_published_count(network):
+    name, model = network
+    with torch.device("meta"):
+        work = count_work(model, torch.empty(1, 3, 520, 520))
+    assert work.flops / 2e9 == pytest.approx(PUBLISHED[name][1], abs=6e-4)
+
+
+def test_flops_agree_with_torch_which_counts_the_parts(network):
+    name, model = network
+    inputs = torch.empty(REFERENCES[name].input_shape, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(inputs)
+    assert count_work(model, inputs).flops == counter.get_total_flops()
+
+
+def test_every_pixel_gets_a_score_per_class(network):
+    _, model = network
+    with torch.inference_mode():
+        outputs = model(torch.empty(1, 3, 384, 512, device="meta"))
+    assert {tuple(output.shape) for output in outputs} == {(1, 21, 384, 512)}
+
+
+def test_dilated_stages_see_wider_instead_of_smaller():
+    with torch.device("meta"):
+        stages = resnet_stages(50, dilated=True)
+    wide = [
+        [
+            layer.dilation[0]
+            for layer in stage.modules()
+            if getattr(layer, "kernel_size", 0) == (3, 3)
+        ]
+        for stage in stages[1:]
+    ]
+    assert wide == [[1] * 3, [1] * 4, [1] + [2] * 5, [2] + [4] * 2]
+
+
+def test_classifiers_have_the_published_parameters():
+    with torch.device("meta"):
+        assert parameters(resnet(34)) == 21797672
+        assert (
+            parameters(resnet(50))
+            == parameters(build_reference("resnet50_224"))
+            == 25557032
+        )
+
+
+def test_resnet50_has_the_published_multiply_adds():
+    with torch.device("meta"):
+        work = count_work(build_reference("resnet50_224"), torch.empty(1, 3, 224, 224))
+    assert work.flops / 2e9 == pytest.approx(4.089, abs=6e-4)
+
+
+def test_a_network_really_runs():
+    scores, _ = build_reference("deeplabv3_mobilenet_v3_large")(
+        torch.rand(1, 3, 64, 64)
+    )
+    assert scores.shape == (1, 21, 64, 64) and torch.isfinite(scores).all()
+
+
+def test_every_network_of_the_sweep_is_there():
+    assert set(gpu_sweep()["network"]) <= set(REFERENCES)
+
+
+def test_an_unknown_network_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"'fcn_resnet18': expected one of fcn_resnet50.*resnet34"
+    ):
+        build_reference("fcn_resnet18")
