@@ -115,7 +115,9 @@ class Arm:
         try:
             return self.levels[name]
         except KeyError:
-            raise AttributeError(f"arm has no factor {name!r}; it has {list(self.levels)}") from None
+            raise AttributeError(
+                f"arm has no factor {name!r}; it has {list(self.levels)}"
+            ) from None
 
     def __reduce__(self) -> tuple[type[Arm], tuple[int, dict[str, Level]]]:
         return Arm, (self.index, dict(self.levels))

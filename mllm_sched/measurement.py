@@ -112,9 +112,7 @@ SCHEMA = pa.DataFrameSchema(
         "latency_sd_s": pa.Column(
             float, pa.Check.ge(0, error="expected 0 or more"), required=False
         ),
-        "energy_sd_j": pa.Column(
-            float, pa.Check.ge(0, error="expected 0 or more"), required=False
-        ),
+        "energy_sd_j": pa.Column(float, pa.Check.ge(0, error="expected 0 or more"), required=False),
         "evidence": pa.Column(str, _LABEL),
         "energy_evidence": pa.Column(str, _LABEL, required=False),
         "failed": pa.Column(str, required=False),

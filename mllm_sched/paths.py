@@ -12,7 +12,7 @@ PAPER = DATA / "paper"
 PUBLISHED = DATA / "published"
 TRACES = DATA / "traces"
 NOTEBOOKS = ROOT / "notebooks"
-RESULTS = ROOT / "results"
+RESULTS = Path(os.environ.get("MLLM_SCHED_RESULTS") or ROOT / "results")
 BUILD = ROOT / "build"  # executed notebooks and live measurements; git ignores it
 CACHE = BUILD / "cache"  # exported encoders
 

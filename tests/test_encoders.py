@@ -15,13 +15,12 @@ from mllm_sched.pipeline.models import build_encoder, load_checkpoint
 from mllm_sched.tasks import MODALITIES
 
 TINY = [name for name in ENCODERS if name.startswith("tiny-")]
-VISION = dict(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=32,
-)
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def features(model, name_or_inputs):
@@ -52,9 +51,7 @@ def test_a_tiny_encoder_stays_below_5_mb(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
-    first, second, other = (
-        features(build_encoder(name, seed), name) for seed in (3, 3, 4)
-    )
+    first, second, other = (features(build_encoder(name, seed), name) for seed in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.allclose(first, other)
 
@@ -81,9 +78,7 @@ def test_example_input_has_the_shape_and_range_of_its_modality(name):
 
 
 def test_example_input_is_drawn_from_the_generator():
-    draws = [
-        example_input("tiny-clip", 1, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    ]
+    draws = [example_input("tiny-clip", 1, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
 
 
@@ -93,19 +88,14 @@ def test_an_empty_batch_is_refused():
 
 
 def test_an_unknown_encoder_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"'clip-vit-l15'.*clip-vit-l14-336.*resnet-50.*hf:"
-    ):
+    with pytest.raises(ValueError, match=r"'clip-vit-l15'.*clip-vit-l14-336.*resnet-50.*hf:"):
         encoder_spec("clip-vit-l15")
 
 
 def test_clip_loads_its_image_half_from_a_checkpoint_of_both(tmp_path):
-    text = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
-    )
     config = CLIPConfig(
-        vision_config={**VISION, "patch_size": 8},
-        text_config={**text, "vocab_size": 50000},
+        vision_config={**TOWER, "image_size": 32, "patch_size": 8},
+        text_config={**TOWER, "vocab_size": 50000},
     )
     whole = CLIPModel(config).eval()
     whole.save_pretrained(tmp_path)
@@ -132,9 +122,7 @@ def test_whisper_loads_its_encoder_and_drops_its_decoder(tmp_path):
     whole = WhisperForConditionalGeneration(config).eval()
     whole.save_pretrained(tmp_path)
     model = load_checkpoint(str(tmp_path))
-    inputs = torch.from_numpy(
-        example_input(f"hf:{tmp_path}", 1, np.random.default_rng(0))
-    )
+    inputs = torch.from_numpy(example_input(f"hf:{tmp_path}", 1, np.random.default_rng(0)))
     with torch.inference_mode():
         expected = whole.model.encoder(inputs).last_hidden_state
     assert torch.equal(features(model, inputs), expected)

@@ -39,16 +39,13 @@ def test_onnx_agrees_with_torch_at_any_batch_size(name, folder):
 @pytest.mark.parametrize("name", TINY)
 def test_int8_is_close_to_fp32_but_not_equal(name, folder):
     inputs = example_input(name, 2, np.random.default_rng(0))
-    exact, rough = (
-        run(open_session(name, p, folder=folder), inputs) for p in ("fp32", "int8")
-    )
+    exact, rough = (run(open_session(name, p, folder=folder), inputs) for p in ("fp32", "int8"))
     error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
     assert 0 < error < 0.05
 
 
 @pytest.mark.parametrize(
-    ("name", "operator"),
-    [("tiny-clip", "MatMulInteger"), ("tiny-resnet", "ConvInteger")],
+    ("name", "operator"), [("tiny-clip", "MatMulInteger"), ("tiny-resnet", "ConvInteger")]
 )
 def test_int8_quantises_what_the_network_is_made_of(name, operator, folder):
     graph = onnx.load(export_encoder(name, "int8", folder=folder)).graph
@@ -74,9 +71,7 @@ def test_seeds_and_precisions_have_files_of_their_own(folder):
 
 def test_the_same_seed_exports_the_same_features(folder, tmp_path):
     inputs = example_input("tiny-resnet", 1, np.random.default_rng(0))
-    first, again = (
-        run(open_session("tiny-resnet", folder=f), inputs) for f in (folder, tmp_path)
-    )
+    first, again = (run(open_session("tiny-resnet", folder=f), inputs) for f in (folder, tmp_path))
     other = run(open_session("tiny-resnet", seed=1, folder=folder), inputs)
     assert np.array_equal(first, again) and not np.allclose(first, other)
 
@@ -85,9 +80,7 @@ def test_a_checkpoint_that_changed_is_exported_anew(tmp_path):
     name = f"hf:{tmp_path / 'checkpoint'}"
     outputs = []
     for seed in (0, 1):
-        build_encoder("tiny-resnet", seed).model.save_pretrained(
-            tmp_path / "checkpoint"
-        )
+        build_encoder("tiny-resnet", seed).model.save_pretrained(tmp_path / "checkpoint")
         inputs = example_input(name, 1, np.random.default_rng(0))
         outputs.append(run(open_session(name, folder=tmp_path / "cache"), inputs))
     assert not np.allclose(*outputs)
@@ -117,25 +110,18 @@ def test_two_processes_may_export_at_once(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
         )
         for _ in range(2)
     ]
-    printed = {
-        process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in both
-    }
+    printed = {process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in both}
     assert len(printed) == 1
     onnx.checker.check_model(printed.pop())
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_session_uses_the_threads_it_is_given_and_does_not_spin(folder):
-    options = open_session(
-        "tiny-resnet", threads=2, folder=folder
-    ).get_session_options()
+    options = open_session("tiny-resnet", threads=2, folder=folder).get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
@@ -150,9 +136,7 @@ def test_a_fallback_to_another_provider_is_an_error(folder, monkeypatch):
 
     export_encoder("tiny-resnet", folder=folder)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Elsewhere)
-    with pytest.raises(
-        RuntimeError, match=r"asked for CPUExecutionProvider.*SomewhereElse"
-    ):
+    with pytest.raises(RuntimeError, match=r"asked for CPUExecutionProvider.*SomewhereElse"):
         open_session("tiny-resnet", folder=folder)
 
 

@@ -66,16 +66,12 @@ def test_its_arms_are_precision_threads_and_batch(host):
 def test_latency_is_measured_and_energy_is_what_the_meter_says(host):
     device = host(meter=CountingMeter())
     measurement = device.run(device.space[0], TASK)
-    assert (measurement.evidence, measurement.energy_evidence) == (
-        "measured",
-        "estimated",
-    )
+    assert (measurement.evidence, measurement.energy_evidence) == ("measured", "estimated")
     assert isinstance(device, Device) and not isinstance(device, KnownDevice)
 
 
 @pytest.mark.parametrize(
-    ("batch", "size", "calls", "share"),
-    [(1, 1, 1, 1), (4, 1, 1, 1 / 4), (2, 3, 2, 3 / 4)],
+    ("batch", "size", "calls", "share"), [(1, 1, 1, 1), (4, 1, 1, 1 / 4), (2, 3, 2, 3 / 4)]
 )
 def test_a_task_is_charged_its_share_of_the_calls(host, batch, size, calls, share):
     device = host(meter=CountingMeter())
@@ -106,10 +102,9 @@ def test_repeats_are_averaged_in_one_window(host):
 
 
 def test_a_larger_batch_makes_each_item_wait_longer(host):
-    device = host(encoder="tiny-whisper", repeats=50)
-    task = Task("audio", "tiny-whisper")
+    device = host(repeats=50)
     one, four = (
-        device.run(device.space.arm(precision="fp32", threads=1, batch=batch), task)
+        device.run(device.space.arm(precision="fp32", threads=1, batch=batch), TASK)
         for batch in (1, 4)
     )
     assert four.latency_s > one.latency_s
@@ -122,9 +117,7 @@ def test_a_failure_of_the_runtime_is_a_failed_measurement(host):
     measurement = device.run(arm, TASK)
     assert measurement.failed == "MemoryError: out of memory"
     assert math.isnan(measurement.latency_s) and math.isnan(measurement.energy_j)
-    assert not device.run(
-        device.space.arm(precision="int8", threads=1, batch=1), TASK
-    ).failed
+    assert not device.run(device.space.arm(precision="int8", threads=1, batch=1), TASK).failed
 
 
 def test_a_window_the_meter_cannot_see_is_a_failed_measurement(host):
@@ -132,14 +125,10 @@ def test_a_window_the_meter_cannot_see_is_a_failed_measurement(host):
     assert "more repeats" in device.run(device.space[0], TASK).failed
 
 
-@pytest.mark.parametrize(
-    "task", [Task("audio", "tiny-whisper"), Task("audio", "tiny-clip")]
-)
+@pytest.mark.parametrize("task", [Task("audio", "tiny-whisper"), Task("audio", "tiny-clip")])
 def test_a_task_for_another_encoder_is_refused_by_name(host, task):
     device = host()
-    with pytest.raises(
-        ValueError, match=rf"{task.encoder}.*audio.*'tiny-clip' \(image\)"
-    ):
+    with pytest.raises(ValueError, match=rf"{task.encoder}.*audio.*'tiny-clip' \(image\)"):
         device.run(device.space[0], task)
 
 

@@ -80,10 +80,7 @@ def test_a_counter_that_is_no_number_leads_to_the_estimate(powercap):
 
 @pytest.mark.parametrize("busy_s", [0.0, 1.0, 8.0])
 def test_the_estimate_is_busy_and_idle_core_seconds_times_watts(monkeypatch, busy_s):
-    clocks = {
-        "process_time": iter([10.0, 10.0 + busy_s]),
-        "perf_counter": iter([50.0, 52.0]),
-    }
+    clocks = {"process_time": iter([10.0, 10.0 + busy_s]), "perf_counter": iter([50.0, 52.0])}
     for name, ticks in clocks.items():
         monkeypatch.setattr(meters.time, name, lambda ticks=ticks: next(ticks))
     meter = CpuTimeMeter(watts_per_core=5, idle_watts_per_core=0.5, cores=4)

@@ -73,11 +73,7 @@ def test_dilated_stages_see_wider_instead_of_smaller():
 def test_classifiers_have_the_published_parameters():
     with torch.device("meta"):
         assert parameters(resnet(34)) == 21797672
-        assert (
-            parameters(resnet(50))
-            == parameters(build_reference("resnet50_224"))
-            == 25557032
-        )
+        assert parameters(resnet(50)) == parameters(build_reference("resnet50_224")) == 25557032
 
 
 def test_resnet50_has_the_published_multiply_adds():
@@ -87,9 +83,7 @@ def test_resnet50_has_the_published_multiply_adds():
 
 
 def test_a_network_really_runs():
-    scores, _ = build_reference("deeplabv3_mobilenet_v3_large")(
-        torch.rand(1, 3, 64, 64)
-    )
+    scores, _ = build_reference("deeplabv3_mobilenet_v3_large")(torch.rand(1, 3, 64, 64))
     assert scores.shape == (1, 21, 64, 64) and torch.isfinite(scores).all()
 
 
@@ -98,7 +92,5 @@ def test_every_network_of_the_sweep_is_there():
 
 
 def test_an_unknown_network_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"'fcn_resnet18': expected one of fcn_resnet50.*resnet34"
-    ):
+    with pytest.raises(ValueError, match=r"'fcn_resnet18': expected one of fcn_resnet50.*resnet34"):
         build_reference("fcn_resnet18")

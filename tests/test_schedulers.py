@@ -158,9 +158,7 @@ def test_warm_start_needs_the_factors_and_is_learned():
     scheduler = make("safe-gp-ucb")
     means = truth()
     rows = [
-        {**arm.levels, **{q: means[q][arm.index] for q in means}}
-        for arm in SPACE
-        for _ in range(3)
+        {**arm.levels, **{q: means[q][arm.index] for q in means}} for arm in SPACE for _ in range(3)
     ]
     scheduler.warm_start(pd.DataFrame(rows))
     certified, _ = scheduler.safe_set()

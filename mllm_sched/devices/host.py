@@ -110,18 +110,12 @@ class HostDevice:
             session = self._session(arm)
             latency_s, energy_j = self._measure(session, batch, calls)
         except Exception as error:  # ONNX Runtime's errors have no base of their own
-            return self._measurement(
-                arm, task, failed=f"{type(error).__name__}: {error}"
-            )
+            return self._measurement(arm, task, failed=f"{type(error).__name__}: {error}")
         if not energy_j > 0:
             return self._measurement(
-                arm,
-                task,
-                failed="window too short for the energy meter; give more repeats",
+                arm, task, failed="window too short for the energy meter; give more repeats"
             )
-        return self._measurement(
-            arm, task, latency_s, energy_j * task.size / (calls * batch)
-        )
+        return self._measurement(arm, task, latency_s, energy_j * task.size / (calls * batch))
 
     def close(self) -> None:
         """Close the sessions. Closing twice does nothing; a later run opens them again."""
@@ -140,9 +134,7 @@ class HostDevice:
             session = open_session(
                 self.spec.name, str(arm.precision), int(arm.threads), self.weights_seed
             )
-            session.run(
-                None, {INPUT: self._inputs}
-            )  # the first call allocates; not measured
+            session.run(None, {INPUT: self._inputs})  # the first call allocates; not measured
             self._sessions[key] = session
         return self._sessions[key]
 

@@ -32,6 +32,11 @@ class TraceDevice:
     space
         The arms wanted; by default every combination of the levels in the table.
 
+    Attributes
+    ----------
+    modalities
+        Of every encoder that was measured, by name.
+
     Raises
     ------
     TableError
@@ -55,7 +60,9 @@ class TraceDevice:
         self._rows: dict[str, list[pd.DataFrame]] = {}
         for encoder, rows in table.groupby("encoder", sort=False):
             self._rows[str(encoder)] = _by_arm(rows, self.space, f"{path}, encoder {encoder}")
-        self._modalities = dict(zip(table["encoder"], table["modality"], strict=True))
+        self.modalities: dict[str, str] = dict(
+            zip(table["encoder"], table["modality"], strict=True)
+        )
         self._arrays = {name: [_draws(rows) for rows in arms] for name, arms in self._rows.items()}
         self._means = {name: _mean(arms) for name, arms in self._rows.items()}
 
@@ -103,8 +110,8 @@ class TraceDevice:
         if task.encoder not in self._rows:
             known = ", ".join(self.encoders)
             raise ValueError(f"encoder {task.encoder!r} is not in {self.name}: it holds {known}")
-        if task.modality != self._modalities[task.encoder]:
-            right = self._modalities[task.encoder]
+        if task.modality != self.modalities[task.encoder]:
+            right = self.modalities[task.encoder]
             raise ValueError(f"encoder {task.encoder!r} takes {right}, not {task.modality}")
 
     def close(self) -> None:

@@ -64,17 +64,11 @@ class RaplMeter:
 
     def __init__(self, root: Path = RAPL_ROOT) -> None:
         # Zones with a second colon are parts of a package; "psys" overlaps the packages.
-        zones = [
-            zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1
-        ]
-        self._zones = [
-            zone for zone in zones if _text(zone / "name").startswith("package")
-        ]
+        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
+        self._zones = [zone for zone in zones if _text(zone / "name").startswith("package")]
         if not self._zones:
             raise FileNotFoundError(f"no RAPL package counters in {root}")
-        self._ranges_uj = [
-            int(_text(zone / "max_energy_range_uj")) for zone in self._zones
-        ]
+        self._ranges_uj = [int(_text(zone / "max_energy_range_uj")) for zone in self._zones]
         self._started_uj: list[int] | None = None
         self._read()  # fails now rather than in the first window
         self.source = f"RAPL counters of {len(self._zones)} processor package(s)"
@@ -148,9 +142,7 @@ class CpuTimeMeter:
         if self._started is None:
             raise RuntimeError("the meter was not started; call start() first")
         busy_s = time.process_time() - self._started[0]
-        idle_s = max(
-            0.0, self.cores * (time.perf_counter() - self._started[1]) - busy_s
-        )
+        idle_s = max(0.0, self.cores * (time.perf_counter() - self._started[1]) - busy_s)
         self._started = None
         return busy_s * self.watts_per_core + idle_s * self.idle_watts_per_core
 

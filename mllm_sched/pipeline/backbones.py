@@ -46,9 +46,7 @@ def conv(
     """Convolution, batch norm, activation; padded so that stride 1 keeps the size."""
     padding = dilation * (kernel - 1) // 2
     layers: list[nn.Module] = [
-        nn.Conv2d(
-            inputs, outputs, kernel, stride, padding, dilation, groups, bias=False
-        ),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
     return nn.Sequential(*layers, *([activation()] if activation else []))
@@ -58,10 +56,7 @@ class Residual(nn.Module):
     """A body beside a shortcut, added up."""
 
     def __init__(
-        self,
-        body: nn.Module,
-        shortcut: nn.Module | None = None,
-        activation: Activation = nn.ReLU,
+        self, body: nn.Module, shortcut: nn.Module | None = None, activation: Activation = nn.ReLU
     ) -> None:
         super().__init__()
         self.body, self.activation = body, activation()
@@ -95,9 +90,7 @@ class SqueezeExcite(nn.Module):
         return output
 
 
-def _residual(
-    inputs: int, width: int, depth: int, stride: int, dilation: int
-) -> Residual:
+def _residual(inputs: int, width: int, depth: int, stride: int, dilation: int) -> Residual:
     outputs = width if depth == 34 else 4 * width
     if depth == 34:
         body = [conv(inputs, width, 3, stride), conv(width, width, 3, activation=None)]
@@ -133,11 +126,7 @@ def resnet(depth: int, classes: int = 1000) -> nn.Sequential:
     """The classifier; without classes, the backbone alone."""
     stages = resnet_stages(depth)
     width = 512 if depth == 34 else 2048
-    head = (
-        [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
-        if classes
-        else []
-    )
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)] if classes else []
     return nn.Sequential(*stages, *head)
 
 
@@ -147,16 +136,10 @@ def _mobile_block(inputs: int, block: MobileBlock, dilation: int) -> nn.Module:
         [] if expanded == inputs else [conv(inputs, expanded, activation=activation)]
     )
     moved = 1 if dilation > 1 else stride  # dilated, a block keeps its resolution
-    layers.append(
-        conv(expanded, expanded, kernel, moved, dilation, expanded, activation)
-    )
+    layers.append(conv(expanded, expanded, kernel, moved, dilation, expanded, activation))
     layers += [SqueezeExcite(expanded)] if excite else []
     body = nn.Sequential(*layers, conv(expanded, outputs, activation=None))
-    return (
-        Residual(body, activation=nn.Identity)
-        if stride == 1 and inputs == outputs
-        else body
-    )
+    return Residual(body, activation=nn.Identity) if stride == 1 and inputs == outputs else body
 
 
 def mobile_stages() -> nn.ModuleList:
@@ -166,6 +149,4 @@ def mobile_stages() -> nn.ModuleList:
     for number, block in enumerate(MOBILE_BLOCKS):
         stages.append(_mobile_block(channels, block, dilation=2 if number >= 12 else 1))
         channels = block[2]
-    return nn.ModuleList(
-        [*stages, conv(channels, 6 * channels, activation=nn.Hardswish)]
-    )
+    return nn.ModuleList([*stages, conv(channels, 6 * channels, activation=nn.Hardswish)])

@@ -21,14 +21,7 @@ DLA_LOADABLES = 16
 # Operators a DLA core takes, from TensorRT's list of layers. LayerNorm, softmax, attention,
 # GELU (through erf), embeddings, resizing and copies are not among them.
 _DLA = {
-    *(
-        "conv1d",
-        "conv2d",
-        "batch_norm",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-    ),
+    *("conv1d", "conv2d", "batch_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
     *("add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "tanh", "linear"),
 }
 _DLA_POOLING_WINDOW = 8  # pixels a side, at most
@@ -66,11 +59,7 @@ class Recorder(TorchDispatchMode):
         self._unread = set(self._constants)  # a parameter counts where it is read first
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Any = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
@@ -83,9 +72,7 @@ class Recorder(TorchDispatchMode):
         operator = Operator(
             name=name,
             flops=_flops(name, func, args, kwargs, output),
-            bytes=sum(
-                tensor.numel() * tensor.element_size() for tensor in inputs + outputs
-            ),
+            bytes=sum(tensor.numel() * tensor.element_size() for tensor in inputs + outputs),
             parameters=sum(tensor.numel() for tensor in read_first),
             dla=self._fits_dla(name, args),
         )
@@ -132,11 +119,7 @@ def count_work(model: torch.nn.Module, inputs: Tensor) -> Work:
 
 def _dla_segments(operators: list[Operator]) -> list[list[Operator]]:
     """Runs of operators the DLA takes, those with most FLOPs, as many as a core holds."""
-    runs = [
-        list(run)
-        for fits, run in groupby(operators, lambda operator: operator.dla)
-        if fits
-    ]
+    runs = [list(run) for fits, run in groupby(operators, lambda operator: operator.dla) if fits]
     runs.sort(key=lambda run: -sum(operator.flops for operator in run))
     return runs[:DLA_LOADABLES]
 

@@ -54,9 +54,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             lambda config: (config.num_frames, 3, config.image_size, config.image_size),
         ),
         # A convolution takes any size; 224 pixels is what ResNet was trained on.
-        "resnet": Family(
-            "image", "ResNetConfig", "ResNetModel", lambda config: (3, 224, 224)
-        ),
+        "resnet": Family("image", "ResNetConfig", "ResNetModel", lambda config: (3, 224, 224)),
     }
 )
 """Kinds of encoder, by the name of their module in ``transformers.models``."""
@@ -87,9 +85,7 @@ class EncoderSpec:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def _vision(
-    hidden: int, layers: int, heads: int, image: int, patch: int
-) -> dict[str, Any]:
+def _vision(hidden: int, layers: int, heads: int, image: int, patch: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
@@ -113,19 +109,9 @@ def _audio(width: int, layers: int, heads: int, frames: int) -> dict[str, Any]:
 
 _SPECS = (
     # The vision tower of LLaVA-1.5, which reads the layer before the last.
-    EncoderSpec(
-        "clip-vit-l14-336",
-        "image",
-        "clip",
-        (3, 336, 336),
-        _vision(1024, 24, 16, 336, 14),
-    ),
-    EncoderSpec(
-        "clip-vit-b32", "image", "clip", (3, 224, 224), _vision(768, 12, 12, 224, 32)
-    ),
-    EncoderSpec(
-        "whisper-small", "audio", "whisper", (80, 3000), _audio(768, 12, 12, 3000)
-    ),
+    EncoderSpec("clip-vit-l14-336", "image", "clip", (3, 336, 336), _vision(1024, 24, 16, 336, 14)),
+    EncoderSpec("clip-vit-b32", "image", "clip", (3, 224, 224), _vision(768, 12, 12, 224, 32)),
+    EncoderSpec("whisper-small", "audio", "whisper", (80, 3000), _audio(768, 12, 12, 3000)),
     EncoderSpec(
         "videomae-base",
         "video",
@@ -151,9 +137,7 @@ _SPECS = (
         {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]},
     ),
 )
-ENCODERS: Mapping[str, EncoderSpec] = MappingProxyType(
-    {spec.name: spec for spec in _SPECS}
-)
+ENCODERS: Mapping[str, EncoderSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 
 
 def encoder_spec(name: str) -> EncoderSpec:
@@ -184,9 +168,7 @@ def encoder_spec(name: str) -> EncoderSpec:
     return ENCODERS[name]
 
 
-def example_input(
-    name: str, batch: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def example_input(name: str, batch: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """A batch of random input in the range that the encoder was made for.
 
     Parameters
@@ -212,9 +194,7 @@ def example_input(
         raise ValueError(f"batch={batch}: expected at least 1 item")
     spec = encoder_spec(name)
     values = rng.random((batch, *spec.input_shape), dtype=np.float32)
-    return (
-        2 * values - 1 if spec.modality == "audio" else (values - PIXEL_MEAN) / PIXEL_SD
-    )
+    return 2 * values - 1 if spec.modality == "audio" else (values - PIXEL_MEAN) / PIXEL_SD
 
 
 def checkpoint_family(source: str) -> tuple[str, Any]:
@@ -229,15 +209,11 @@ def checkpoint_family(source: str) -> tuple[str, Any]:
     family = config.model_type.removesuffix("_vision_model")
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(
-            f"checkpoint {source}: a {config.model_type}; expected one of {known}"
-        )
+        raise ValueError(f"checkpoint {source}: a {config.model_type}; expected one of {known}")
     return family, config
 
 
 def _checkpoint_spec(name: str) -> EncoderSpec:
     family, config = checkpoint_family(name.removeprefix(CHECKPOINT))
     kind = FAMILIES[family]
-    return EncoderSpec(
-        name, kind.modality, family, kind.shape(config), config.to_dict()
-    )
+    return EncoderSpec(name, kind.modality, family, kind.shape(config), config.to_dict())

@@ -52,9 +52,7 @@ def export_encoder(
         For an unknown encoder or precision; the known ones are listed.
     """
     if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}"
-        )
+        raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     folder = folder or paths.CACHE
     path = folder / _file_name(name, precision, seed)
     if path.exists():
@@ -69,11 +67,7 @@ def export_encoder(
 
 
 def open_session(
-    name: str,
-    precision: str = "fp32",
-    threads: int = 1,
-    seed: int = 0,
-    folder: Path | None = None,
+    name: str, precision: str = "fp32", threads: int = 1, seed: int = 0, folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU that maps ``inputs`` (batch, ...) to ``features``.
 
@@ -98,9 +92,7 @@ def open_session(
     path = export_encoder(name, precision, seed, folder)
     session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
     if session.get_providers() != [PROVIDER]:
-        raise RuntimeError(
-            f"{name}: asked for {PROVIDER}, got {session.get_providers()}"
-        )
+        raise RuntimeError(f"{name}: asked for {PROVIDER}, got {session.get_providers()}")
     return session
 
 
@@ -113,9 +105,7 @@ def _file_name(name: str, precision: str, seed: int) -> str:
         "input_shape": spec.input_shape,
         "settings": dict(spec.settings),
         "opset": OPSET,
-        "versions": [
-            version(package) for package in ("torch", "transformers", "onnxruntime")
-        ],
+        "versions": [version(package) for package in ("torch", "transformers", "onnxruntime")],
     }
     if name.startswith(CHECKPOINT):
         recipe["files"] = _fingerprint(Path(name.removeprefix(CHECKPOINT)))

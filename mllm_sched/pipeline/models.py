@@ -7,12 +7,7 @@ from typing import Any
 
 import torch
 
-from mllm_sched.pipeline.encoders import (
-    CHECKPOINT,
-    FAMILIES,
-    checkpoint_family,
-    encoder_spec,
-)
+from mllm_sched.pipeline.encoders import CHECKPOINT, FAMILIES, checkpoint_family, encoder_spec
 
 
 class Features(torch.nn.Module):
@@ -21,9 +16,7 @@ class Features(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         if hasattr(model, "pooler"):
-            model.pooler = (
-                torch.nn.Identity()
-            )  # what it gives is not used: do not pay for it
+            model.pooler = torch.nn.Identity()  # what it gives is not used: do not pay for it
         self.model = model
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -80,9 +73,7 @@ def load_checkpoint(source: str) -> Features:
         output_loading_info=True,
     )
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"checkpoint {source}: lacks {len(missing)} weights, first {missing[0]!r}"
-        )
+        raise ValueError(f"checkpoint {source}: lacks {len(missing)} weights, first {missing[0]!r}")
     return Features(model).eval()
 
 

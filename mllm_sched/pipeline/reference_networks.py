@@ -24,9 +24,7 @@ CLASSES = 21  # Pascal VOC with background
 
 
 def _fcn_head(inputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        conv(inputs, inputs // 4, 3), nn.Conv2d(inputs // 4, CLASSES, 1)
-    )
+    return nn.Sequential(conv(inputs, inputs // 4, 3), nn.Conv2d(inputs // 4, CLASSES, 1))
 
 
 class Pyramid(nn.Module):
@@ -73,19 +71,10 @@ class Segmenter(nn.Module):
     """A class for every pixel, from the last map; the auxiliary head sees an earlier one."""
 
     def __init__(
-        self,
-        stages: nn.ModuleList,
-        early: int,
-        head: nn.Module,
-        auxiliary: nn.Module | None = None,
+        self, stages: nn.ModuleList, early: int, head: nn.Module, auxiliary: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.stages, self.early, self.head, self.auxiliary = (
-            stages,
-            early,
-            head,
-            auxiliary,
-        )
+        self.stages, self.early, self.head, self.auxiliary = (stages, early, head, auxiliary)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Class scores at the input's resolution, the auxiliary ones second."""
@@ -95,16 +84,11 @@ class Segmenter(nn.Module):
         last, early = maps[-1], maps[self.early + 1]
         if self.auxiliary is None:
             return [_resize(self.head(last, early), inputs)]
-        return [
-            _resize(self.head(last), inputs),
-            _resize(self.auxiliary(early), inputs),
-        ]
+        return [_resize(self.head(last), inputs), _resize(self.auxiliary(early), inputs)]
 
 
 def _resize(image: Tensor, like: Tensor) -> Tensor:
-    return interpolate(
-        image, size=like.shape[-2:], mode="bilinear", align_corners=False
-    )
+    return interpolate(image, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _on_resnet(depth: int, head: Callable[[int], nn.Module]) -> Segmenter:
@@ -125,23 +109,15 @@ REFERENCES: Mapping[str, Reference] = MappingProxyType(
     {
         "fcn_resnet50": Reference(lambda: _on_resnet(50, _fcn_head), SWEEP_INPUT),
         "fcn_resnet101": Reference(lambda: _on_resnet(101, _fcn_head), SWEEP_INPUT),
-        "deeplabv3_resnet50": Reference(
-            lambda: _on_resnet(50, _deeplab_head), SWEEP_INPUT
-        ),
-        "deeplabv3_resnet101": Reference(
-            lambda: _on_resnet(101, _deeplab_head), SWEEP_INPUT
-        ),
+        "deeplabv3_resnet50": Reference(lambda: _on_resnet(50, _deeplab_head), SWEEP_INPUT),
+        "deeplabv3_resnet101": Reference(lambda: _on_resnet(101, _deeplab_head), SWEEP_INPUT),
         "deeplabv3_mobilenet_v3_large": Reference(
-            lambda: Segmenter(mobile_stages(), 4, _deeplab_head(960), _fcn_head(40)),
-            SWEEP_INPUT,
+            lambda: Segmenter(mobile_stages(), 4, _deeplab_head(960), _fcn_head(40)), SWEEP_INPUT
         ),
         "lraspp_mobilenet_v3_large": Reference(
-            lambda: Segmenter(mobile_stages(), 4, LiteHead(low=40, high=960)),
-            SWEEP_INPUT,
+            lambda: Segmenter(mobile_stages(), 4, LiteHead(low=40, high=960)), SWEEP_INPUT
         ),
-        "resnet34_1280x768": Reference(
-            lambda: resnet(34, classes=0), (1, 3, 768, 1280)
-        ),
+        "resnet34_1280x768": Reference(lambda: resnet(34, classes=0), (1, 3, 768, 1280)),
         "resnet50_224": Reference(lambda: resnet(50), (1, 3, 224, 224)),
     }
 )

@@ -28,9 +28,7 @@ def encoder_work(name: str, batch: int = 1) -> Work:
 def reference_work(name: str) -> Work:
     """Work of a network of the published measurements, at the input it was measured with."""
     with torch.device("meta"):
-        return count_work(
-            build_reference(name), torch.empty(REFERENCES[name].input_shape)
-        )
+        return count_work(build_reference(name), torch.empty(REFERENCES[name].input_shape))
 
 
 def count_table() -> pd.DataFrame:

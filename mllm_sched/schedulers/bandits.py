@@ -48,9 +48,7 @@ class CostBandit(Scheduler):
         return Choice(int(cells[position]), reason)
 
     @abstractmethod
-    def _pick(
-        self, counts: NDArray[np.float64], costs: NDArray[np.float64]
-    ) -> tuple[int, str]:
+    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
         """Position to play, and why, from trials and mean costs, each of shape (cells,)."""
 
     def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
@@ -77,9 +75,7 @@ class UCB(CostBandit):
         super().__init__(space, **common)
         self.exploration = _checked_exploration(exploration)
 
-    def _pick(
-        self, counts: NDArray[np.float64], costs: NDArray[np.float64]
-    ) -> tuple[int, str]:
+    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
         bonus = np.sqrt(2.0 * math.log(counts.sum()) / counts)
         return int((costs - self.exploration * bonus).argmin()), "least cost bound"
 
@@ -100,9 +96,7 @@ class Thompson(CostBandit):
         super().__init__(space, **common)
         self.exploration = _checked_exploration(exploration)
 
-    def _pick(
-        self, counts: NDArray[np.float64], costs: NDArray[np.float64]
-    ) -> tuple[int, str]:
+    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
         return int((costs + self.exploration * draws).argmin()), "least sampled cost"
 
@@ -124,9 +118,7 @@ class EpsilonGreedy(CostBandit):
             raise ValueError(f"epsilon={epsilon}: expected within [0, 1]")
         self.epsilon = epsilon
 
-    def _pick(
-        self, counts: NDArray[np.float64], costs: NDArray[np.float64]
-    ) -> tuple[int, str]:
+    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
         if self.rng.random() < self.epsilon:
             return int(self.rng.integers(len(costs))), "drawn evenly"
         return int(costs.argmin()), "least mean cost"

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import ArmSpace
 
-
 # In units of a factor's whole range. Beyond twice the range a length-scale cannot be told from a
 # straight line: the likelihood only trades it against the variance, without end.
 LENGTH_SCALES = Interval(0.05, 2.0)
@@ -107,7 +106,9 @@ class ArmKernel(ScaleKernel):
         self.initialize(outputscale=values.variance)
         for part, value in zip(self.parts, values.factors, strict=True):
             if isinstance(part, CategoricalKernel):
-                raw = part.raw_correlation_constraint.inverse_transform(torch.tensor(value).double())
+                raw = part.raw_correlation_constraint.inverse_transform(
+                    torch.tensor(value).double()
+                )
                 part.initialize(raw_correlation=raw)
             else:
                 part.initialize(lengthscale=value)
@@ -181,7 +182,9 @@ def fit_hyperparameters(
     if profiles.shape[-1] < 2 or not np.isfinite(profiles).all():
         raise ValueError(f"values of shape {profiles.shape}: expected at least 2, all finite")
     centred = profiles - profiles.mean(axis=1, keepdims=True)
-    rows = np.broadcast_to(np.asarray(features, dtype=np.float64), (*profiles.shape, len(space.factors)))
+    rows = np.broadcast_to(
+        np.asarray(features, dtype=np.float64), (*profiles.shape, len(space.factors))
+    )
     model = ArmGP(space, rows, centred, Hyperparameters.default(space), 0.0)
     model.mean_module.raw_constant.requires_grad_(False)
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)

@@ -78,6 +78,11 @@ def _feedback(ax: Axes) -> None:
         },
     )
     ax.text(
-        (start + end) / 2, top + 0.5, "tell(energy, latency)", ha="center", size=9,
-        family="monospace", color="#c44e52",
+        (start + end) / 2,
+        top + 0.5,
+        "tell(energy, latency)",
+        ha="center",
+        size=9,
+        family="monospace",
+        color="#c44e52",
     )

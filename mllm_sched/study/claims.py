@@ -100,7 +100,9 @@ def _claim(entry: dict[str, Any]) -> Claim:
     if unknown:
         raise ValueError(f"claim {name!r}: unknown {sorted(unknown)}; expected {sorted(known)}")
     try:
-        claim = Claim(**{**entry, "tests": tuple(Condition(**test) for test in entry.get("tests", ()))})
+        claim = Claim(
+            **{**entry, "tests": tuple(Condition(**test) for test in entry.get("tests", ()))}
+        )
     except TypeError as error:
         raise ValueError(f"claim {name!r}: {error}") from None
     if claim.untestable:
@@ -137,7 +139,9 @@ def _judge(claim: Claim) -> dict[str, Any]:
         verdict = {"ours": "", "n": "", "evidence": "", "verdict": "not run"}
         return {**base, **verdict, "reason": "Its notebook has not been run.", "command": command}
     numbers = pd.read_csv(file).set_index("key")
-    missing = [key for key in (claim.show, *(t.key for t in claim.tests)) if key not in numbers.index]
+    missing = [
+        key for key in (claim.show, *(t.key for t in claim.tests)) if key not in numbers.index
+    ]
     if missing:
         raise ValueError(f"claim {claim.id!r}: {file.name} of {claim.notebook} lacks {missing}")
     verdict = _verdict(claim, numbers)

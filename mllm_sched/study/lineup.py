@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.devices import Expected, KnownDevice
+from mllm_sched.devices import Device, Expected, KnownDevice
+from mllm_sched.devices.trace import TraceDevice
+from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.schedulers import Hyperparameters, fit_hyperparameters
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
@@ -35,6 +37,18 @@ def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> l
         Rule("Fixed at full power", "fixed"),
         Rule("Random", "random"),
     ]
+
+
+def task_for(device: Device, encoder: str) -> Task:
+    """A task for an encoder; on a trace that does not hold it, for the first that it holds."""
+    if isinstance(device, TraceDevice):
+        held = device.modalities
+        encoder = encoder if encoder in held else next(iter(held))
+        return Task(held[encoder], encoder)
+    modalities = encoder_modalities()
+    if encoder not in modalities:
+        raise ValueError(f"encoder {encoder!r}: expected one of {', '.join(modalities)}")
+    return Task(modalities[encoder], encoder)
 
 
 def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla")) -> list[Arm]:

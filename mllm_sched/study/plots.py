@@ -147,14 +147,24 @@ def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | Non
     for label, row in wide.iterrows():
         x, y = row["value", "violations"], row["value", "energy_over_oracle"]
         spread = np.abs(
-            [[row[bound, q] - row["value", q]] for q in ("violations", "energy_over_oracle")
-             for bound in ("low", "high")]
+            [
+                [row[bound, q] - row["value", q]]
+                for q in ("violations", "energy_over_oracle")
+                for bound in ("low", "high")
+            ]
         ).reshape(2, 2, 1)
         filled = PENALTY not in str(label)
         colour = scheduler_colour(str(label))
         ax.errorbar(
-            x, y, xerr=spread[0], yerr=spread[1], fmt="o", ms=8, color=colour,
-            mfc=colour if filled else "white", capsize=2,
+            x,
+            y,
+            xerr=spread[0],
+            yerr=spread[1],
+            fmt="o",
+            ms=8,
+            color=colour,
+            mfc=colour if filled else "white",
+            capsize=2,
         )
         texts.append((float(x), float(y), str(label), colour))
     ax.set_xscale("symlog", linthresh=0.01)
@@ -179,8 +189,13 @@ def _label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> 
         used.append((at[0], height))
         offset = (height - at[1]) * 72 / ax.figure.dpi
         ax.annotate(
-            label, (x, y), xytext=(9, offset), textcoords="offset points", color=colour,
-            va="center", size="small",
+            label,
+            (x, y),
+            xytext=(9, offset),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            size="small",
         )
 
 
@@ -194,7 +209,10 @@ def task_by_task(
 ) -> Sequence[Axes]:
     """Latency with its limit, and energy, of every task of one run; two axes."""
     axes = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True)[1] if axes is None else axes
-    for ax, column, unit in [(axes[0], "latency_s", "latency, s"), (axes[1], "energy_j", "energy, J")]:
+    for ax, column, unit in [
+        (axes[0], "latency_s", "latency, s"),
+        (axes[1], "energy_j", "energy, J"),
+    ]:
         ax.plot(table["step"], table[column], ".", color=SCHEDULER_COLOURS["Safe GP-UCB"])
         ax.set(ylabel=unit, ylim=(0, 1.15 * max(table[column].max(), limit_s * (column[0] == "l"))))
     axes[0].axhline(limit_s, color="0.3", ls="--", lw=1)
@@ -254,7 +272,11 @@ def parity(predictions: pd.DataFrame, quantity: str, *, title: str, ax: Axes | N
         unseen = rows[rows["held_out"]]
         ax.plot(seen["published"], seen["predicted"], marker, mfc="white", mec="0.4", ms=5)
         ax.plot(
-            unseen["published"], unseen["predicted"], marker, color="#0173b2", ms=6,
+            unseen["published"],
+            unseen["predicted"],
+            marker,
+            color="#0173b2",
+            ms=6,
             label=f"{source}, held out",
         )
     ax.plot([], [], "o", mfc="white", mec="0.4", label="used for the fit")
@@ -267,8 +289,16 @@ def error_over_arms(errors: pd.DataFrame, *, evidence: str, ax: Axes | None = No
     """Error of predictors over how many arms were profiled, with the spread over draws."""
     ax = ax or plt.subplots(figsize=(7, 3.8))[1]
     sns.lineplot(
-        errors, x="arms_profiled", y="error", hue="predictor", style="predictor", markers=True,
-        dashes=False, errorbar=("pi", 80), palette="dark", ax=ax,
+        errors,
+        x="arms_profiled",
+        y="error",
+        hue="predictor",
+        style="predictor",
+        markers=True,
+        dashes=False,
+        errorbar=("pi", 80),
+        palette="dark",
+        ax=ax,
     )
     ax.set(yscale="log", xlabel="arms profiled", ylabel="median error on the others")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -32,7 +32,7 @@ def predictors(seed: int = 0) -> dict[str, RegressorMixin]:
     """Smooth and unsmooth regressors of scikit-learn, by name."""
     kernel = ConstantKernel(1.0) * Matern(1.0, nu=2.5)
     return {
-        "Gaussian process": GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=True),
+        "Gaussian process": GaussianProcessRegressor(kernel, alpha=1e-4, normalize_y=True),
         "Quadratic ridge": make_pipeline(
             PolynomialFeatures(2), StandardScaler(), RidgeCV(np.logspace(-4, 2, 13))
         ),

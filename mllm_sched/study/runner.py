@@ -179,9 +179,7 @@ def _tell(scheduler: Scheduler, decision: int, measurement: Measurement) -> None
     if measurement.failed:
         scheduler.tell(decision, failed=measurement.failed)
     else:
-        scheduler.tell(
-            decision, energy_j=measurement.energy_j, latency_s=measurement.latency_s
-        )
+        scheduler.tell(decision, energy_j=measurement.energy_j, latency_s=measurement.latency_s)
 
 
 def _table(

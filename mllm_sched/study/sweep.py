@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mllm_sched.arms import Arm
 from mllm_sched.devices import open_device
@@ -81,7 +81,9 @@ def sweep(
     ]
     with _backend(dask or os.environ.get(DASK_ENVIRONMENT), n_jobs):
         parallel = joblib.Parallel(return_as="generator")
-        progress = tqdm(parallel(jobs), total=len(jobs), desc=label or device, unit="job")
+        progress = tqdm(
+            parallel(jobs), total=len(jobs), desc=label or device, unit="job", leave=False
+        )
         table = pd.concat(list(progress), ignore_index=True)
     return _as_categories(table, [rule.label for rule in rules])
 

@@ -1,0 +1,66 @@
+# Every target does its own set-up: Python 3.11 or newer and make are all it needs.
+
+PYTHON ?= python3.11
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+# The same numbers whatever the machine.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export HF_HUB_OFFLINE := 1
+export PYTHONHASHSEED := 0
+export MLLM_SCHED_DASK := $(DASK)
+
+PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(STEPS)) \
+  $(if $(DEVICE),--set device=$(DEVICE)) $(if $(ENCODER),--set encoder=$(ENCODER)) \
+  $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce test lint lab notebooks claims bench checksums clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## Create .venv, install the lock, register the kernel
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is not Python 3.11 or newer; call: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(RUN) -m ipykernel install --sys-prefix --name python3 >/dev/null
+	@touch $@
+
+reproduce: $(STAMP) ## Run the notebooks: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value"
+	$(RUN) -m mllm_sched.study.notebooks reproduce $(PARAMETERS) $(NOTEBOOKS)
+	@$(if $(strip $(PARAMETERS)),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(strip $(PARAMETERS)),--print)
+
+test: $(STAMP) ## Unit tests, doctests, then the notebooks against their committed outputs
+	$(RUN) -m pytest -n 2 --dist loadscope
+	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 -p no:cacheprovider -n 2 --dist loadscope notebooks
+
+lint: $(STAMP) ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy mllm_sched
+
+lab: $(STAMP) ## Open JupyterLab at the quickstart
+	$(VENV)/bin/jupyter lab notebooks/00_quickstart.ipynb
+
+notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit
+	$(RUN) -m mllm_sched.study.notebooks refresh $(NOTEBOOKS)
+
+claims: $(STAMP) ## Write results/claims.csv and the README's table from results/
+	$(RUN) -m mllm_sched.study.claims
+
+bench: $(STAMP) ## What a decision costs, beside GPyTorch and river
+	$(RUN) benchmarks/decision_cost.py
+
+checksums: ## Rewrite data/SHA256SUMS
+	cd data && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
+
+clean: ## Remove what was built; .venv and results stay
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

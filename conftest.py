@@ -1,0 +1,20 @@
+"""Settings of all tests, notebooks among them."""
+
+import os
+
+from hypothesis import settings
+
+# Numbers must not depend on how many cores a machine has; set before NumPy starts its threads.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The first example pays for imports and kernels, so time says nothing.
+settings.register_profile("here", deadline=None, derandomize=True)
+settings.load_profile("here")
+
+
+def pytest_collectstart(collector):
+    """nbval: do not compare stderr, where libraries put warnings and progress."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("stderr",)
