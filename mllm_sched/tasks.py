@@ -41,7 +41,7 @@ class Task:
 
     Examples
     --------
-    >>> Task("image", "clip-vit-b16").size
+    >>> Task("image", "clip-vit-b32").size
     1
     """
 
@@ -72,7 +72,7 @@ class Task:
 def periodic_stream(task: Task, period_s: float) -> Iterator[Task]:
     """The same task again and again, one each ``period_s`` seconds, without end.
 
-    >>> stream = periodic_stream(Task("image", "clip-vit-b16"), period_s=0.5)
+    >>> stream = periodic_stream(Task("image", "clip-vit-b32"), period_s=0.5)
     >>> [next(stream).arrival_s for _ in range(3)]
     [0.0, 0.5, 1.0]
     """

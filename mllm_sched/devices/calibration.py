@@ -181,7 +181,7 @@ def _gpu_predictions(
 
 
 def _dla_predictions() -> pd.DataFrame:
-    """Per network, from its own 15W and MAXN figures: does clock and bandwidth tell the rest?"""
+    """Predict each network from its own 15W and MAXN figures, by clock and bandwidth."""
     table = dla_latency().rename(columns={"latency_s": "published"})
     modes = power_modes()
     terms = {network: _dla_terms(network) for network in table["network"].unique()}

@@ -55,6 +55,50 @@ def reversals(table: pd.DataFrame, along: str, quantity: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*others, "from", "to", "change"])
 
 
+def count_reversals(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Reversals of latency and energy along each factor, per encoder.
+
+    Returns
+    -------
+    Columns ``encoder``, ``factor``, ``quantity``, ``reversals`` (how many), ``largest`` (relative
+    rise; NaN if there is none).
+    """
+    rows = []
+    for factor in factors:
+        for quantity in ("latency_s", "energy_j"):
+            for encoder, part in table.groupby("encoder", sort=False):
+                steps = reversals(part, factor, quantity)
+                rows.append((encoder, factor, quantity, len(steps), steps["change"].max()))
+    return pd.DataFrame(rows, columns=["encoder", "factor", "quantity", "reversals", "largest"])
+
+
+def claim_numbers(
+    counted: pd.DataFrame, ratio: pd.DataFrame, pair: pd.DataFrame, *, evidence: str
+) -> pd.DataFrame:
+    """The numbers that claims refer to, by ``key``.
+
+    Parameters
+    ----------
+    counted, ratio, pair
+        Of ``count_reversals``, ``dla_over_gpu`` and ``paper_pair``.
+    """
+    up = counted.groupby(["factor", "quantity"])["reversals"].sum()
+    share, background, dla = (pair.iloc[row] for row in range(3))
+    numbers = {
+        "power reversals of energy": up["power_w", "energy_j"],
+        "power reversals of latency": up["power_w", "latency_s"],
+        "load reversals": up["load"].sum(),
+        "DLA over GPU, least": ratio["ratio"].min(),
+        "DLA over GPU, mean": ratio["ratio"].mean(),
+        "pair latency, load as share": dla["latency_s"] / share["latency_s"],
+        "pair energy, load as share": dla["energy_j"] / share["energy_j"],
+        "pair latency, load as background": dla["latency_s"] / background["latency_s"],
+        "pair energy, load as background": dla["energy_j"] / background["energy_j"],
+    }
+    table = pd.DataFrame({"key": list(numbers), "value": list(numbers.values())})
+    return table.assign(low=float("nan"), high=float("nan"), n=1, evidence=evidence)
+
+
 def energy_accounts(encoders: Sequence[str], modalities: Sequence[str]) -> pd.DataFrame:
     """Energy of every arm under each account of the simulated board.
 

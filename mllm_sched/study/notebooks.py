@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif options.command == "refresh":
             refresh(options.notebooks)
         else:
-            return int(any([normalise(path) for path in map(Path, options.notebooks)]))
+            return int(sum(map(normalise, map(Path, options.notebooks))) > 0)
     except PapermillExecutionError as error:
         print(f"{error}\nThe notebook up to this cell is in {EXECUTED}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""How well can arms that were never run be predicted from a few that were?"""
+"""How well arms that were never run can be predicted from a few that were."""
 
 from __future__ import annotations
 

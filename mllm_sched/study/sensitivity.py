@@ -11,13 +11,13 @@ import pandas as pd
 from mllm_sched.devices import Noise, open_device
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.schedulers import Hyperparameters
+from mllm_sched.study.comparison import OURS
 from mllm_sched.study.lineup import full_power_arms, paper_lineup, transferred
 from mllm_sched.study.metrics import interval, per_run, savings
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
-OURS = "Safe GP-UCB"
 OTHERS = ("UCB", "UCB + penalty", "Epsilon-greedy", "Epsilon-greedy + penalty")
 
 
@@ -92,6 +92,19 @@ def sensitivity(chosen: Sequence[Variant], seeds: int, n_jobs: int | None = None
     half of the tasks, ``violations <scheduler>``), ``value``, ``low``, ``high``, ``n``.
     """
     return pd.concat([_one(variant, seeds, n_jobs) for variant in chosen], ignore_index=True)
+
+
+SHOWN = (
+    *("saving UCB", "late saving UCB"),
+    *("saving Epsilon-greedy", "late saving Epsilon-greedy"),
+    *("violations Safe GP-UCB", "violations UCB", "violations UCB + penalty"),
+)
+
+
+def as_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The numbers worth reading first, one row a variant."""
+    wide = table.pivot(index="variant", columns="key", values="value")
+    return wide.loc[list(dict.fromkeys(table["variant"])), list(SHOWN)]
 
 
 def _one(variant: Variant, seeds: int, n_jobs: int | None) -> pd.DataFrame:
