@@ -95,7 +95,7 @@ def test_tell_refuses_an_unknown_or_finished_decision(name):
 def test_a_bad_measurement_is_refused_and_the_decision_stays_open(name, value):
     scheduler = make(name)
     decision = scheduler.ask()
-    with pytest.raises(ValueError, match="latency_s=.*expected a finite number above 0"):
+    with pytest.raises(ValueError, match=r"latency_s=.*expected a finite number above 0"):
         scheduler.tell(decision.id, energy_j=1.0, latency_s=value)
     with pytest.raises(ValueError, match="no value for latency_s"):
         scheduler.tell(decision.id, energy_j=1.0)

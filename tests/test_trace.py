@@ -113,7 +113,7 @@ def test_an_encoder_that_was_not_measured_lists_those_that_were(trace):
 
 
 def test_a_missing_file_and_an_unknown_device():
-    with pytest.raises(FileNotFoundError, match="no file nowhere.csv"):
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.csv"):
         open_device("trace:nowhere.csv")
     with pytest.raises(ValueError, match="'agx-orin-simm': expected one of agx-orin-sim, host"):
         open_device("agx-orin-simm")

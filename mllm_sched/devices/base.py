@@ -31,12 +31,15 @@ class Device(Protocol):
         As ``open_device`` knows it.
     space
         The arms it offers.
+    modalities
+        The encoders it can run, and what each takes.
     evidence, energy_evidence
         What its latency and its energy are: ``measured``, ``simulated``, ...
     """
 
     name: str
     space: ArmSpace
+    modalities: dict[str, str]
     evidence: str
     energy_evidence: str
 

@@ -11,6 +11,7 @@ larger input size, the DLA at 30W, and the paper's pair.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def calibrate() -> OrinModel:
     )
 
 
-def _fit_gpu_latency(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, float]:
+def _fit_gpu_latency(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, Any]:
     names = ("gpu_s_per_flop", "gpu_s_per_byte", "gpu_s_per_kernel", "gpu_sm_exponent", "gpu_norm")
     counts = _columns(seen["network"], work)
     mode = power_modes().loc[seen["power_w"]]
@@ -77,7 +78,7 @@ def _fit_gpu_latency(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, 
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _fit_gpu_energy(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, object]:
+def _fit_gpu_energy(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, Any]:
     """Clock factor first, as ratios within a network; then joules per FLOP and byte at 15W."""
     energy = seen.pivot(index="network", columns="power_w", values="marginal_energy_j")
     ratios = energy.div(energy[15], axis=0).median()
@@ -106,7 +107,7 @@ def _dla_terms(network: str) -> tuple[float, float]:
     return float(clock), float(memory)
 
 
-def _fit_dla_latency(work: Mapping[str, Work]) -> dict[str, float]:
+def _fit_dla_latency(work: Mapping[str, Work]) -> dict[str, Any]:
     """Seconds per FLOP and per byte: what the two counted networks need on average."""
     terms = np.array([_dla_terms(network) for network in DLA_COUNTED])
     counts = _columns(pd.Series(list(DLA_COUNTED.values())), work)
@@ -116,7 +117,7 @@ def _fit_dla_latency(work: Mapping[str, Work]) -> dict[str, float]:
     }
 
 
-def _fit_dla_energy(seen: pd.DataFrame) -> dict[str, object]:
+def _fit_dla_energy(seen: pd.DataFrame) -> dict[str, Any]:
     """DLA energy by clock: that of the GPU in the same mode, over the published ratio."""
     energy = seen.pivot(index="network", columns="power_w", values="marginal_energy_j")
     gpu = energy.div(energy[15], axis=0).median()

@@ -73,6 +73,7 @@ class HostDevice:
         if repeats < 1:
             raise ValueError(f"repeats={repeats}: expected at least 1")
         self.spec = encoder_spec(encoder)
+        self.modalities = {self.spec.name: self.spec.modality}
         self.meter = meter or open_meter()
         self.energy_evidence = self.meter.evidence
         self.repeats = repeats
@@ -86,6 +87,12 @@ class HostDevice:
         )
         self._inputs = example_input(encoder, max(BATCHES), np.random.default_rng(seed))
         self._sessions: dict[tuple[Any, Any], onnxruntime.InferenceSession] = {}
+
+    @property
+    def default_arm(self) -> Arm:
+        """What ONNX Runtime does when nobody chooses: full precision, all cores, one at a time."""
+        threads = self.space.factor("threads").levels[-1]
+        return self.space.arm(precision="fp32", threads=threads, batch=1)
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Run the task on the arm, now.

@@ -64,6 +64,7 @@ class SimulatedOrin:
             raise ValueError(f"accounting={accounting!r}: expected one of {', '.join(ACCOUNTINGS)}")
         _check_components("components", components)
         self.space = ArmSpace.agx_orin(components)
+        self.modalities = dict(encoder_modalities())
         self.accounting = accounting
         self.rng = np.random.default_rng(seed)
         scatter = calibrated_model().noise_sd

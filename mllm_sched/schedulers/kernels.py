@@ -111,13 +111,13 @@ class ArmKernel(ScaleKernel):
                 )
                 part.initialize(raw_correlation=raw)
             else:
-                part.initialize(lengthscale=value)
+                part.initialize(lengthscale=value)  # type: ignore[operator]
         return self
 
     def values(self, noise_variance: float) -> Hyperparameters:
         """The parameters as plain numbers."""
         factors = tuple(
-            (part.correlation if isinstance(part, CategoricalKernel) else part.lengthscale).item()
+            (part.correlation if isinstance(part, CategoricalKernel) else part.lengthscale).item()  # type: ignore[operator]
             for part in self.parts
         )
         return Hyperparameters(self.outputscale.item(), noise_variance, factors)

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from mllm_sched.study.plots import COMPONENT_COLOURS, SCHEDULER_COLOURS, titled
+from mllm_sched.study.plots import COMPONENT_COLOURS, OURS, SCHEDULER_COLOURS, titled
 
 
 def task_by_task(
@@ -32,7 +32,7 @@ def task_by_task(
         (axes[0], "latency_s", "latency, s"),
         (axes[1], "energy_j", "energy, J"),
     ]:
-        ax.plot(table["step"], table[column], ".", color=SCHEDULER_COLOURS["Safe GP-UCB"])
+        ax.plot(table["step"], table[column], ".", color=SCHEDULER_COLOURS[OURS])
         ax.set(ylabel=unit, ylim=(0, 1.15 * max(table[column].max(), limit_s * (column[0] == "l"))))
     axes[0].axhline(limit_s, color="0.3", ls="--", lw=1)
     axes[0].text(table["step"].max(), limit_s, "limit", ha="right", va="bottom", color="0.3")

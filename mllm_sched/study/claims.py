@@ -1,16 +1,18 @@
 """Claims of the paper, each with a verdict that is computed.
 
-``claims.yaml`` says what is claimed and, before any number is seen, when it counts as reproduced.
+``claims.yaml`` says what is claimed, and when it counts as reproduced.
 Notebooks write ``results/<notebook>/claims.csv``: one row per number, with its interval. This
 module puts the two together, into ``results/claims.csv`` and the table in the README.
 
-``python -m mllm_sched.study.claims`` prints and writes; ``--check`` only compares.
+``python -m mllm_sched.study.claims`` prints and writes; ``--print`` only prints, ``--check`` only
+compares.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +25,8 @@ from mllm_sched import paths
 from mllm_sched.study.provenance import as_csv
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
-NUMBER_COLUMNS = ["key", "value", "low", "high", "n", "evidence"]
+COLUMNS = ["id", "claim", "paper", "ours", "n", "evidence", "verdict", "reason", "command"]
+NO_NUMBER = {"ours": "", "n": "", "evidence": ""}
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable here", "not run")
 
 
@@ -68,8 +71,8 @@ class Claim:
         All hold: reproduced. The first holds, another does not: partly. Else: not reproduced.
     reasons
         A sentence for each verdict that may come out. ``{key}`` stands for a number.
-    untestable
-        Why it cannot be tested here; it then needs no tests.
+    untestable, not_run
+        Why there is no number, for good or for now; the claim then needs no tests.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Claim:
     tests: tuple[Condition, ...] = ()
     reasons: dict[str, str] | None = None
     untestable: str = ""
+    not_run: str = ""
 
 
 def load_claims(path: Path | None = None) -> list[Claim]:
@@ -105,10 +109,12 @@ def _claim(entry: dict[str, Any]) -> Claim:
         )
     except TypeError as error:
         raise ValueError(f"claim {name!r}: {error}") from None
-    if claim.untestable:
+    if claim.untestable or claim.not_run:
         return claim
     if not (claim.tests and claim.notebook and claim.show):
-        raise ValueError(f"claim {name!r}: give notebook, show and tests, or untestable")
+        raise ValueError(
+            f"claim {name!r}: give notebook, show and tests, or untestable, or not_run"
+        )
     wanted = {"reproduced", "not reproduced"} | ({"partly"} if len(claim.tests) > 1 else set())
     missing = wanted - set(claim.reasons or {})
     if missing:
@@ -121,23 +127,22 @@ def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``id``, ``claim``, ``paper``, ``ours``, ``n``, ``evidence``, ``verdict``, ``reason``,
-    ``command``.
+    Columns ``id``, ``claim``, ``paper``, ``ours`` (with its interval), ``n``, ``evidence``,
+    ``verdict``, ``reason``, ``command``.
     """
     rows = [_judge(claim) for claim in (load_claims() if claims is None else claims)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _judge(claim: Claim) -> dict[str, Any]:
-    base = {"id": claim.id, "claim": claim.claim, "paper": claim.paper}
     command = f"make reproduce NOTEBOOKS={claim.notebook}" if claim.notebook else ""
-    if claim.untestable:
-        verdict = {"ours": "", "n": "", "evidence": "", "verdict": "not testable here"}
-        return {**base, **verdict, "reason": claim.untestable, "command": ""}
+    row = {"id": claim.id, "claim": claim.claim, "paper": claim.paper, "command": command}
     file = paths.RESULTS / claim.notebook / "claims.csv"
-    if not file.exists():
-        verdict = {"ours": "", "n": "", "evidence": "", "verdict": "not run"}
-        return {**base, **verdict, "reason": "Its notebook has not been run.", "command": command}
+    if claim.untestable:
+        return {**row, **NO_NUMBER, "verdict": "not testable here", "reason": claim.untestable}
+    if claim.not_run or not file.exists():
+        reason = claim.not_run or "Its notebook has not been run."
+        return {**row, **NO_NUMBER, "verdict": "not run", "reason": reason}
     numbers = pd.read_csv(file).set_index("key")
     missing = [
         key for key in (claim.show, *(t.key for t in claim.tests)) if key not in numbers.index
@@ -148,13 +153,12 @@ def _judge(claim: Claim) -> dict[str, Any]:
     shown = numbers.loc[claim.show]
     texts = {key: _number(row, claim.unit, bare=True) for key, row in numbers.iterrows()}
     return {
-        **base,
+        **row,
         "ours": _number(shown, claim.unit),
         "n": int(shown["n"]),
         "evidence": shown["evidence"],
         "verdict": verdict,
-        "reason": (claim.reasons or {})[verdict].format(**texts),
-        "command": command,
+        "reason": _filled(claim, (claim.reasons or {})[verdict], texts),
     }
 
 
@@ -178,6 +182,17 @@ def _number(row: pd.Series, unit: str, bare: bool = False) -> str:
         return value + ending
     low, high = (form.format(row[bound] * factor) for bound in ("low", "high"))
     return f"{value}{ending} [{low}, {high}]"
+
+
+def _filled(claim: Claim, reason: str, texts: dict[Any, str]) -> str:
+    """A reason with its numbers; keys hold spaces and commas, so ``str.format`` will not do."""
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in texts:
+            raise ValueError(f"claim {claim.id!r}: no number {match[1]!r} in {claim.notebook}")
+        return texts[match[1]]
+
+    return re.sub(r"\{([^}]+)\}", number, reason)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -219,18 +234,19 @@ def in_step(table: pd.DataFrame) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the verdicts; write them, or with ``--check`` only compare."""
+    """Print the verdicts and write them to results/claims.csv and the README."""
     parser = argparse.ArgumentParser(prog="mllm-sched claims", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if README or results differ")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--print", action="store_true", help="write nothing")
+    only.add_argument("--check", action="store_true", help="fail if README or results differ")
     options = parser.parse_args(argv)
     table = evaluate()
     columns = ["claim", "paper", "ours", "evidence", "verdict"]
     with pd.option_context("display.max_colwidth", 60, "display.width", 200):
         print(table[columns].to_string(index=False))
-    if not options.check:
+    if not options.print and not options.check:
         write(table)
-        return 0
-    if in_step(table):
+    if options.print or in_step(table):
         return 0
     print("README.md or results/claims.csv differ from the results: run `make claims`")
     return 1

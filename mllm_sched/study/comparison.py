@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mllm_sched.arms import Arm
-from mllm_sched.devices import Device, open_device
+from mllm_sched.devices import Device, KnownDevice, open_device
 from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.study import metrics
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
+from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule, run
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
-OURS = "Safe GP-UCB"
 SHOWN = [
     *("energy_j", "energy_over_oracle", "latency_s"),
     *("violations", "observed_violations", "regret_j", "switches"),
@@ -37,11 +38,14 @@ class Comparison:
         As the schedulers had them.
     evidence
         What the numbers are.
+    settings
+        What was compared, for the record.
     """
 
     table: pd.DataFrame
     limits: Mapping[str, float]
     evidence: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -68,13 +72,14 @@ class Comparison:
     def savings(self) -> pd.DataFrame:
         """How much less safe GP-UCB takes than every other scheduler, paired by seed.
 
-        Columns ``what`` (energy, energy late, latency), ``scheduler``, ``value``, ``low``,
-        ``high``, ``n``.
+        Columns ``what`` (energy, latency; late: over the second half), ``scheduler``, ``value``,
+        ``low``, ``high``, ``n``.
         """
         parts = {
             "energy": metrics.savings(self.runs, OURS),
             "energy late": metrics.savings(self.late_runs, OURS),
             "latency": metrics.savings(self.runs, OURS, "latency_s"),
+            "latency late": metrics.savings(self.late_runs, OURS, "latency_s"),
         }
         return pd.concat(parts, names=["what"]).reset_index("what").reset_index(drop=True)
 
@@ -98,12 +103,19 @@ def compare(
     seeds: int,
     limit_s: float,
     trusted: Sequence[Arm],
+    dask: str | None = None,
 ) -> Comparison:
-    """Play all rules on a simulated or replayed board."""
-    limits = {"latency_s": limit_s}
-    table = sweep(rules, device, task, steps, seeds, limits=limits, trusted=trusted)
+    """Play all rules on a simulated or replayed board; see ``sweep``.
+
+    Raises ValueError for a live device, which cannot serve several runs at once.
+    """
     board = open_device(device)
-    return Comparison(table, limits, board.evidence)
+    if not isinstance(board, KnownDevice):
+        raise ValueError(f"device {device!r} is live: play one scheduler at a time on it")
+    limits = {"latency_s": limit_s}
+    table = sweep(rules, device, task, steps, seeds, limits=limits, trusted=trusted, dask=dask)
+    settings = {"device": device, "encoder": task.encoder, "steps": steps, "seeds": seeds, **limits}
+    return Comparison(table, limits, board.evidence, settings)
 
 
 def compare_replay(path: str, steps: int, seeds: int) -> tuple[pd.DataFrame, str]:
@@ -146,4 +158,5 @@ def compare_live(
     table = metrics.with_pooled_truth(pd.concat(tables, ignore_index=True), limits)
     table["scheduler"] = pd.Categorical(table["scheduler"], [rule.label for rule in rules])
     evidence = f"latency {device.evidence}, energy {device.energy_evidence}"
-    return Comparison(table, limits, evidence)
+    settings = {"device": device.name, "encoder": task.encoder, "steps": steps, "seeds": 1}
+    return Comparison(table, limits, evidence, {**settings, **limits})

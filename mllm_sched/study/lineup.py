@@ -8,9 +8,8 @@ import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices import Device, Expected, KnownDevice
-from mllm_sched.devices.trace import TraceDevice
-from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.schedulers import Hyperparameters, fit_hyperparameters
+from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
 
@@ -27,7 +26,7 @@ def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> l
     penalty = {"penalty": PENALTY}
     return [
         Rule("Oracle", "oracle"),
-        Rule("Safe GP-UCB", "safe-gp-ucb", fitted),
+        Rule(OURS, "safe-gp-ucb", fitted),
         Rule("UCB", "ucb"),
         Rule("UCB + penalty", "ucb", penalty),
         Rule("Thompson", "thompson"),
@@ -39,16 +38,18 @@ def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> l
     ]
 
 
-def task_for(device: Device, encoder: str) -> Task:
-    """A task for an encoder; on a trace that does not hold it, for the first that it holds."""
-    if isinstance(device, TraceDevice):
-        held = device.modalities
-        encoder = encoder if encoder in held else next(iter(held))
-        return Task(held[encoder], encoder)
-    modalities = encoder_modalities()
-    if encoder not in modalities:
-        raise ValueError(f"encoder {encoder!r}: expected one of {', '.join(modalities)}")
-    return Task(modalities[encoder], encoder)
+def task_for(device: Device, encoder: str = "", or_first: bool = False) -> Task:
+    """A task for an encoder that the device holds; without a name, for its first.
+
+    With ``or_first`` a name that it does not hold means its first, too: a trace holds what was
+    measured. Otherwise such a name raises ValueError, which lists what it holds.
+    """
+    held = device.modalities
+    if not encoder or (or_first and encoder not in held):
+        encoder = next(iter(held))
+    if encoder not in held:
+        raise ValueError(f"encoder {encoder!r}: {device.name} holds {', '.join(held)}")
+    return Task(held[encoder], encoder)
 
 
 def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla")) -> list[Arm]:
@@ -62,8 +63,14 @@ def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla"))
     if not names:
         return [space.arm(**top)]
     first = {factor.name: factor.levels[0] for factor in names[1:]}
-    chosen = [level for level in components if level in names[0].levels] or [names[0].levels[0]]
+    chosen = [level for level in names[0].levels if level in components] or [names[0].levels[0]]
     return [space.arm(**{**first, **top, names[0].name: level}) for level in chosen]
+
+
+def trusted_arms(device: Device) -> list[Arm]:
+    """What may run before anything is known: the device's default arm, or those at full power."""
+    default = getattr(device, "default_arm", None)
+    return [default] if default is not None else full_power_arms(device.space)
 
 
 def hyperparameters_from(

@@ -90,15 +90,22 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, 
         return mean, float("nan"), float("nan")
     if np.ptp(values) == 0 or np.isnan(values).any():
         return mean, mean, mean
+    low, high = _bounds(values, seed)
+    return mean, float(low), float(high)
+
+
+def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArray]:
+    """Bounds of the mean over the last axis; percentiles, so they stay within the data."""
     result = bootstrap(
         (values,),
         np.mean,
+        axis=-1,
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
 def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.DataFrame:
@@ -120,7 +127,7 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
     return pd.DataFrame(rows, columns=["scheduler", "value", "low", "high", "n"])
 
 
-def curves(table: pd.DataFrame, values: pd.Series, points: int = 100) -> pd.DataFrame:
+def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataFrame:
     """A quantity over the course of a run.
 
     Parameters
@@ -135,23 +142,21 @@ def curves(table: pd.DataFrame, values: pd.Series, points: int = 100) -> pd.Data
     Returns
     -------
     ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), and ``low`` and
-    ``high``: a normal interval of 95 % of that mean.
+    ``high``: its bootstrap interval of 95 %, or the value itself for a single seed.
     """
     steps = int(table["step"].max()) + 1
     size = max(1, -(-steps // points))
-    frame = pd.DataFrame(
-        {
-            "scheduler": table["scheduler"],
-            "seed": table["seed"],
-            "step": (table["step"] // size + 1) * size,
-            "value": values,
-        }
-    )
-    blocks = frame.groupby(["scheduler", "step", "seed"], observed=True)["value"].mean()
-    groups = blocks.groupby(["scheduler", "step"], observed=True)
-    result = groups.agg(["mean", "sem"]).reset_index().rename(columns={"mean": "value"})
-    half = 1.96 * result.pop("sem").fillna(0.0)
-    return result.assign(low=result["value"] - half, high=result["value"] + half)
+    ends = ((table["step"] // size + 1) * size).clip(upper=steps).rename("step")
+    blocks = values.groupby([table["scheduler"], ends, table["seed"]], observed=True).mean()
+    parts = []
+    for scheduler, group in blocks.groupby("scheduler", observed=True, sort=False):
+        wide = group.droplevel("scheduler").unstack("seed")
+        low, high = _bounds(wide.to_numpy()) if wide.shape[1] > 1 else (wide.mean(axis=1),) * 2
+        part = {"step": wide.index, "value": wide.mean(axis=1), "low": low, "high": high}
+        parts.append(pd.DataFrame(part).assign(scheduler=scheduler))
+    result = pd.concat(parts, ignore_index=True)
+    result["scheduler"] = pd.Categorical(result["scheduler"], table["scheduler"].cat.categories)
+    return result
 
 
 def running_mean(table: pd.DataFrame, values: pd.Series) -> pd.Series:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,13 +12,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 
 from mllm_sched.study import metrics
 
+OURS = "Safe GP-UCB"  # the paper's rule; drawn above the others
+
 # One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
 SCHEDULER_COLOURS = {
-    "Safe GP-UCB": "#0173b2",
+    OURS: "#0173b2",
     "UCB": "#de8f05",
     "Thompson": "#029e73",
     "Epsilon-greedy": "#cc78bc",
@@ -27,6 +29,8 @@ SCHEDULER_COLOURS = {
     "Oracle": "#000000",
 }
 COMPONENT_COLOURS = {"gpu": "#d55e00", "cpu": "#56b4e9", "dla": "#117733"}
+FRONTIER = ("violations", "energy_over_oracle")  # x and y of the frontier
+NEAR = (90, 14)  # points closer than this, in pixels, share a stack of names
 PENALTY = " + penalty"  # a penalised variant keeps its rule's colour and is dashed
 
 
@@ -79,7 +83,7 @@ def over_tasks(
     percent: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """A quantity over the tasks of a run, one line a scheduler, labelled at its end.
+    """A quantity over the tasks of a run, one line a scheduler; the legend in order of their ends.
 
     Parameters
     ----------
@@ -88,65 +92,49 @@ def over_tasks(
     log, percent
         Scale of the y axis.
     """
-    ax = ax or plt.subplots(figsize=(8, 4.2))[1]
-    ends = []
-    for label, line in curves.groupby("scheduler", observed=True, sort=False):
-        colour = scheduler_colour(str(label))
-        ax.plot(line["step"], line["value"], _dashes(str(label)), color=colour, lw=1.8)
+    ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
+    ends: list[float] = []
+    for name, line in curves.groupby("scheduler", observed=True, sort=False):
+        label = str(name)
+        colour, style = scheduler_colour(label), _dashes(label)
+        (drawn,) = ax.plot(line["step"], line["value"], style, color=colour, lw=1.6, label=label)
+        if label == OURS:
+            drawn.set(lw=2.6, zorder=3)
         ax.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, lw=0)
-        ends.append((float(line["value"].iloc[-1]), str(label), colour))
+        ends.append(float(line["value"].iloc[-1]))
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
-    _label_ends(ax, ends)
+    handles, labels = ax.get_legend_handles_labels()
+    order = np.argsort(ends, kind="stable")[::-1]
+    ax.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize="small",
+    )
     return titled(ax, title, evidence)
-
-
-def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.062) -> None:
-    """Write each label beside the end of its line, pushed apart where they would touch."""
-    to_axes = ax.transData + ax.transAxes.inverted()
-    right = ax.get_xlim()[1]
-    floor = ax.get_ylim()[0]
-    places = [
-        (float(to_axes.transform((right, max(value, floor)))[1]), label, colour)
-        for value, label, colour in ends
-    ]
-    places.sort()
-    heights = [height for height, *_ in places]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    overflow = max(0.0, heights[-1] - 1.0) if heights else 0.0
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], 1.0 - gap * (len(heights) - 1 - i)) if overflow else heights[i]
-    for (true_height, label, colour), height in zip(places, heights, strict=True):
-        ax.annotate(
-            label,
-            xy=(1.0, true_height),
-            xytext=(1.025, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            size="small",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
-            annotation_clip=False,
-        )
 
 
 def energy(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
     """Energy per task over the course of a run; ``table`` of ``run`` or ``sweep``."""
     curves = metrics.curves(table, table["energy_j"])
-    names = {"title": "Energy per task", "ylabel": "energy, J"}
-    return over_tasks(curves, evidence=evidence, log=True, ax=ax, **names)
+    return over_tasks(
+        curves, evidence=evidence, log=True, title="Energy per task", ylabel="energy, J", ax=ax
+    )
 
 
 def latency(table: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None = None) -> Axes:
     """Latency per task over the course of a run, with its limit."""
     curves = metrics.curves(table, table["latency_s"])
-    names = {"title": "Latency per task", "ylabel": "latency, s"}
-    ax = over_tasks(curves, evidence=evidence, log=True, ax=ax, **names)
+    ax = over_tasks(
+        curves, evidence=evidence, log=True, title="Latency per task", ylabel="latency, s", ax=ax
+    )
     ax.axhline(limit_s, color="0.3", ls=(0, (1, 2)), lw=1.2)
     ax.text(ax.get_xlim()[1] * 0.99, limit_s * 1.04, "limit", ha="right", color="0.3", size="small")
     return ax
@@ -158,15 +146,23 @@ def violations(
     """Share of tasks so far whose arm is truly beyond the limit."""
     beyond = (table["true_latency_s"] > limit_s).astype(float)
     curves = metrics.curves(table, metrics.running_mean(table, beyond))
-    names = {"title": "Tasks beyond the limit so far", "ylabel": "share of tasks"}
-    return over_tasks(curves, evidence=evidence, percent=True, ax=ax, **names)
+    return over_tasks(
+        curves,
+        evidence=evidence,
+        percent=True,
+        title="Tasks beyond the limit so far",
+        ylabel="share of tasks",
+        ax=ax,
+    )
 
 
 def regret(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
     """Regret so far: true energy beyond that of the best arm within the limits."""
     curves = metrics.curves(table, metrics.running_sum(table, metrics.regret(table)))
-    names = {"title": "Regret so far", "ylabel": "regret, J"}
-    return over_tasks(curves, evidence=evidence, log=True, ax=ax, **names)
+    curves = curves[curves["scheduler"] != "Oracle"]  # it has none, and the axis is logarithmic
+    return over_tasks(
+        curves, evidence=evidence, log=True, title="Regret so far", ylabel="regret, J", ax=ax
+    )
 
 
 def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | None = None) -> Axes:
@@ -178,58 +174,62 @@ def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | Non
         Of ``metrics.summarise``; quantities ``energy_over_oracle`` and ``violations``.
     """
     ax = ax or plt.subplots(figsize=(7.5, 4.6))[1]
-    wide = summary.pivot(index="scheduler", columns="quantity", values=["value", "low", "high"])
-    texts: list[tuple[float, float, str, str]] = []
-    for label, row in wide.iterrows():
-        x, y = row["value", "violations"], row["value", "energy_over_oracle"]
-        spread = np.abs(
-            [
-                [row[bound, q] - row["value", q]]
-                for q in ("violations", "energy_over_oracle")
-                for bound in ("low", "high")
-            ]
-        ).reshape(2, 2, 1)
-        filled = PENALTY not in str(label)
-        colour = scheduler_colour(str(label))
-        ax.errorbar(
-            x,
-            y,
-            xerr=spread[0],
-            yerr=spread[1],
-            fmt="o",
-            ms=8,
-            color=colour,
-            mfc=colour if filled else "white",
-            capsize=2,
-        )
-        texts.append((float(x), float(y), str(label), colour))
     ax.set_xscale("symlog", linthresh=0.01)
     ax.set_yscale("log")
-    _label_points(ax, texts)
+    parts = summary.set_index(["scheduler", "quantity"])[["value", "low", "high"]]
+    points = {}
+    for name in summary["scheduler"].unique():
+        across, up = (parts.loc[(name, quantity)] for quantity in FRONTIER)
+        _mark(ax, str(name), across, up)
+        points[str(name)] = (float(across["value"]), float(up["value"]))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
-    ticks = [tick for tick in (1, 1.5, 2, 3, 5, 10, 20, 50) if tick <= ax.get_ylim()[1]]
+    ax.set(xlabel="tasks beyond the latency limit", ylabel="energy over the oracle's")
+    top = max(y for _, y in points.values())
+    all_ticks = (1, 1.5, 2, 3, 5, 10, 20, 50) if top > 1.5 else (1, 1.02, 1.05, 1.1, 1.2, 1.5)
+    ticks = [tick for tick in all_ticks if tick <= ax.get_ylim()[1]]
     ax.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="tasks beyond the latency limit", ylabel="energy over the oracle's")
+    _label_points(ax, points)
     return titled(ax, title, evidence)
 
 
-def _label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Labels right of their points, those at the same place joined on one line each."""
-    used: list[tuple[float, float]] = []
-    for x, y, label, colour in sorted(points, key=lambda point: (point[0], point[1])):
-        at = ax.transData.transform((x, y))
-        height = at[1]
-        while any(abs(height - other[1]) < 13 and abs(at[0] - other[0]) < 170 for other in used):
-            height += 13
-        used.append((at[0], height))
-        offset = (height - at[1]) * 72 / ax.figure.dpi
-        ax.annotate(
-            label,
-            (x, y),
-            xytext=(9, offset),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            size="small",
-        )
+def _mark(ax: Axes, label: str, across: pd.Series, up: pd.Series) -> None:
+    """A point with its intervals; open with a penalty, a ring for the oracle."""
+    colour = scheduler_colour(label)
+    ring = label == "Oracle"
+    ax.errorbar(
+        across["value"],
+        up["value"],
+        xerr=np.abs([[across[bound] - across["value"]] for bound in ("low", "high")]),
+        yerr=np.abs([[up[bound] - up["value"]] for bound in ("low", "high")]),
+        fmt="o",
+        ms=14 if ring else 8,
+        color=colour,
+        mfc="none" if ring else "white" if PENALTY in label else colour,
+        capsize=2,
+    )
+
+
+def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names right of their points; those of points beside each other stand in one stack."""
+    place = {label: ax.transData.transform(point) for label, point in points.items()}
+    stacks: list[list[str]] = []
+    for label in sorted(place, key=lambda label: tuple(-place[label])):
+        beside = [s for s in stacks if (abs(place[s[0]] - place[label]) < NEAR).all()]
+        if beside:
+            beside[0].append(label)
+        else:
+            stacks.append([label])
+    for stack in stacks:  # anchored at its rightmost point, names in the order of their heights
+        names = sorted(stack, key=lambda label: -place[label][1])
+        for row, label in enumerate(names):
+            ax.annotate(
+                label,
+                points[stack[0]],
+                xytext=(11, 11 * ((len(stack) - 1) / 2 - row)),
+                textcoords="offset points",
+                color=scheduler_colour(label),
+                va="center",
+                size="small",
+                annotation_clip=False,
+            )

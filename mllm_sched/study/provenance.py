@@ -12,13 +12,16 @@ import os
 import platform
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
+import psutil
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from packaging.requirements import Requirement
 
@@ -26,17 +29,22 @@ from mllm_sched import paths
 from mllm_sched.study.plots import save_figure
 
 DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
+BOARD_DATA = (
+    "data/calibration/agx_orin.json",
+    "data/encoders/work.csv",
+    "data/published/orin_module_sweep.csv",
+    "data/published/orin_sweep_trace.csv",
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def save_results(
     name: str,
     tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Axes | Figure],
     parameters: Mapping[str, Any],
     *,
-    data: Iterable[str | Path] = (),
-    wall_s: float | None = None,
+    data: Iterable[str | Path] = BOARD_DATA,
     live: bool = False,
 ) -> Path:
     """Write a folder of results.
@@ -46,13 +54,11 @@ def save_results(
     name
         Of the notebook.
     tables, figures
-        By file name, without its ending.
+        By file name, without its ending; any axes of a figure stand for it.
     parameters
         Of the notebook, seeds among them.
     data
-        Files that were read, relative to the repository.
-    wall_s
-        Seconds the notebook took.
+        Files that were read, relative to the repository; by default those of the simulated board.
     live
         Whether the numbers were measured just now. They then go to ``build/live``, which git
         ignores: they differ from run to run.
@@ -64,13 +70,14 @@ def save_results(
     folder = (paths.BUILD / "live" if live else paths.RESULTS) / name
     folder.mkdir(parents=True, exist_ok=True)
     written = [_write_if_changed(folder / f"{key}.csv", as_csv(t)) for key, t in tables.items()]
-    for key, figure in figures.items():
+    for key, drawn in figures.items():
+        figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
         with tempfile.TemporaryDirectory() as scratch:
             text = save_figure(figure, Path(scratch) / "figure.svg").read_bytes()
         written.append(_write_if_changed(folder / f"{key}.svg", text))
     record = folder / "provenance.json"
     if any(written) or not record.exists():
-        facts = provenance(parameters, data=data, wall_s=wall_s)
+        facts = provenance(parameters, data=data)
         facts["tables"] = {f"{key}.csv": checksum(folder / f"{key}.csv") for key in tables}
         record.write_text(json.dumps(facts, indent=2, default=str) + "\n")
     return folder
@@ -99,9 +106,7 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def provenance(
-    parameters: Mapping[str, Any], *, data: Iterable[str | Path] = (), wall_s: float | None = None
-) -> dict[str, Any]:
+def provenance(parameters: Mapping[str, Any], *, data: Iterable[str | Path] = ()) -> dict[str, Any]:
     """What a run depended on; no path or name of the machine is in it."""
     return {
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -116,7 +121,7 @@ def provenance(
             "system": platform.system(),
             "threads": {name: os.environ.get(name, "") for name in THREAD_VARIABLES},
         },
-        "wall_s": None if wall_s is None else round(wall_s, 1),
+        "wall_s": round(time.time() - psutil.Process().create_time(), 1),  # of this process
     }
 
 

@@ -85,10 +85,12 @@ def run(
     Raises
     ------
     ValueError
-        If no arm can meet the limits, and the device knows it.
+        If ``steps`` is below 1, or no arm can meet the limits and the device knows it.
     RunStopped
         If the device raises; it carries the tasks done so far.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected at least 1")
     tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
     truth = _Truth(device, limits, objective)
     scheduler = _scheduler(rule, device, truth, limits, seed, seeds, objective)

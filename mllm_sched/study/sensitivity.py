@@ -11,13 +11,15 @@ import pandas as pd
 from mllm_sched.devices import Noise, open_device
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.schedulers import Hyperparameters
-from mllm_sched.study.comparison import OURS
+from mllm_sched.study.comparison import Comparison
 from mllm_sched.study.lineup import full_power_arms, paper_lineup, transferred
 from mllm_sched.study.metrics import interval, per_run, savings
+from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
+NO_CPU = "no CPU arms"
 OTHERS = ("UCB", "UCB + penalty", "Epsilon-greedy", "Epsilon-greedy + penalty")
 
 
@@ -62,7 +64,7 @@ def variants(steps: int = 1000) -> list[Variant]:
         base,
         other("limit 0.1 s", limit_s=0.1),
         other("limit 0.5 s", limit_s=0.5),
-        other("no CPU arms", board={"components": ("gpu", "dla")}),
+        other(NO_CPU, board={"components": ("gpu", "dla")}),
         other("energy without idle power", board={"accounting": "marginal"}),
         other("five times the noise", board={"noise": Noise(0.08, 0.08)}),
         other("UCB explores less (0.02)", baseline={"exploration": 0.02}),
@@ -105,6 +107,13 @@ def as_table(table: pd.DataFrame) -> pd.DataFrame:
     """The numbers worth reading first, one row a variant."""
     wide = table.pivot(index="variant", columns="key", values="value")
     return wide.loc[list(dict.fromkeys(table["variant"])), list(SHOWN)]
+
+
+def claim_numbers(played: Comparison, variant_table: pd.DataFrame) -> pd.DataFrame:
+    """The numbers that claims refer to: those of the comparison, and those without CPU arms."""
+    without = variant_table[variant_table["variant"] == NO_CPU].drop(columns="variant")
+    without = without.assign(key="no CPU arms, " + without["key"], evidence="simulated")
+    return pd.concat([played.numbers(), without], ignore_index=True)
 
 
 def _one(variant: Variant, seeds: int, n_jobs: int | None) -> pd.DataFrame:

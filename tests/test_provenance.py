@@ -1,0 +1,140 @@
+import json
+import os
+import platform
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from mllm_sched import paths
+from mllm_sched.study.provenance import as_csv, checksum, package_versions, save_results
+
+DATA = ["data/published/orin_sweep_trace.csv"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+
+
+def figure():
+    drawn = Figure()
+    drawn.subplots().plot([1, 2, 3])
+    return drawn
+
+
+def table(value=1.0):
+    return pd.DataFrame({"scheduler": ["UCB", "Random"], "energy_j": [value, 2.0], "n": [3, 4]})
+
+
+def save(value=1.0, **settings):
+    arguments = {"parameters": {"steps": 7, "seeds": 3}, "data": DATA, **settings}
+    return save_results("study", {"energy": table(value)}, {"over_time": figure()}, **arguments)
+
+
+def aged(folder):
+    """Contents of a folder, whose files then look as if written long ago."""
+    contents = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name in contents:
+        os.utime(folder / name, (1, 1))
+    return contents
+
+
+def touched(folder):
+    return {file.name for file in folder.iterdir() if file.stat().st_mtime != 1}
+
+
+def test_tables_figures_and_their_origin_are_written(tmp_path):
+    folder = save()
+    assert folder == tmp_path / "results" / "study"
+    assert {file.name for file in folder.iterdir()} == {
+        "energy.csv",
+        "over_time.svg",
+        "provenance.json",
+    }
+    assert (folder / "energy.csv").read_text() == "scheduler,energy_j,n\nUCB,1,3\nRandom,2,4\n"
+    assert "<svg" in (folder / "over_time.svg").read_text()
+
+
+def test_the_same_results_leave_no_trace():
+    before = aged(save())
+    folder = save()
+    assert not touched(folder) and aged(folder) == before
+
+
+@pytest.mark.parametrize("value", [1.0000001, 1 - 1e-9])
+def test_digits_beyond_the_sixth_leave_no_trace(value):
+    aged(save())
+    assert not touched(save(value))
+
+
+def test_a_changed_number_rewrites_its_table_and_the_origin():
+    aged(save())
+    folder = save(1.00001)
+    assert touched(folder) == {"energy.csv", "provenance.json"}
+    record = json.loads((folder / "provenance.json").read_text())
+    assert record["tables"] == {"energy.csv": checksum(folder / "energy.csv")}
+
+
+def test_a_lost_origin_is_written_again():
+    folder = save()
+    (folder / "provenance.json").unlink()
+    assert (save() / "provenance.json").exists()
+
+
+def test_live_numbers_stay_out_of_the_results(tmp_path):
+    assert save(live=True) == tmp_path / "build" / "live" / "study"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-17, -1e-17])
+def test_what_is_zero_but_for_rounding_is_written_as_zero(value):
+    assert as_csv(pd.DataFrame({"a": [value, 1e-6]})) == b"a\n0\n1e-06\n"
+
+
+def test_a_table_is_not_changed_by_writing_it():
+    given = pd.DataFrame({"a": [1e-17, 1 / 3]})
+    as_csv(given)
+    assert given["a"].tolist() == [1e-17, 1 / 3]
+
+
+@pytest.mark.xfail(strict=True, reason="written as 0")
+def test_a_missing_number_stays_missing():
+    assert as_csv(pd.DataFrame({"a": [np.nan, 0.5], "b": [1, 2]})) == b"a,b\n,1\n0.5,2\n"
+
+
+def test_the_origin_tells_what_the_numbers_depend_on():
+    record = json.loads((save() / "provenance.json").read_text())
+    assert record["parameters"] == {"steps": 7, "seeds": 3}
+    assert record["data"] == {DATA[0]: checksum(paths.ROOT / DATA[0])}
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["python"] == platform.python_version()
+    assert {"utc", "git", "machine"} <= set(record)
+
+
+def test_a_checksum_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert checksum(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")
+
+
+def test_every_direct_dependency_has_its_version_and_no_tool_of_the_developer():
+    versions = package_versions()
+    assert {"numpy", "scipy", "torch", "dask", "gpytorch"} <= set(versions)
+    assert not {"ruff", "mypy", "hypothesis"} & set(versions)
+
+
+def test_no_folder_or_name_of_the_machine_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/grace")
+    monkeypatch.setenv("HOSTNAME", "graces-laptop")
+    text = (save() / "provenance.json").read_text()
+    for secret in ("grace", str(paths.ROOT), str(tmp_path)):
+        assert secret not in text
+    assert platform.node() not in re.findall(r"[\w.-]+", text)
+
+
+def test_data_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no file data/nothing\.csv"):
+        save(data=["data/nothing.csv"])
