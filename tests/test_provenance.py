@@ -50,11 +50,8 @@ def touched(folder):
 def test_tables_figures_and_their_origin_are_written(tmp_path):
     folder = save()
     assert folder == tmp_path / "results" / "study"
-    assert {file.name for file in folder.iterdir()} == {
-        "energy.csv",
-        "over_time.svg",
-        "provenance.json",
-    }
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["energy.csv", "over_time.svg", "provenance.json"]
     assert (folder / "energy.csv").read_text() == "scheduler,energy_j,n\nUCB,1,3\nRandom,2,4\n"
     assert "<svg" in (folder / "over_time.svg").read_text()
 
@@ -92,16 +89,11 @@ def test_live_numbers_stay_out_of_the_results(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-17, -1e-17])
 def test_what_is_zero_but_for_rounding_is_written_as_zero(value):
-    assert as_csv(pd.DataFrame({"a": [value, 1e-6]})) == b"a\n0\n1e-06\n"
+    given = pd.DataFrame({"a": [value, 1e-6]})
+    assert as_csv(given) == b"a\n0\n1e-06\n"
+    assert given["a"].tolist() == [value, 1e-6]  # the caller's table stays as it is
 
 
-def test_a_table_is_not_changed_by_writing_it():
-    given = pd.DataFrame({"a": [1e-17, 1 / 3]})
-    as_csv(given)
-    assert given["a"].tolist() == [1e-17, 1 / 3]
-
-
-@pytest.mark.xfail(strict=True, reason="written as 0")
 def test_a_missing_number_stays_missing():
     assert as_csv(pd.DataFrame({"a": [np.nan, 0.5], "b": [1, 2]})) == b"a,b\n,1\n0.5,2\n"
 

@@ -89,10 +89,10 @@ class HostDevice:
         self._sessions: dict[tuple[Any, Any], onnxruntime.InferenceSession] = {}
 
     @property
-    def default_arm(self) -> Arm:
-        """What ONNX Runtime does when nobody chooses: full precision, all cores, one at a time."""
+    def default_arms(self) -> list[Arm]:
+        """All cores, one item at a time, full precision first: where one would start anyway."""
         threads = self.space.factor("threads").levels[-1]
-        return self.space.arm(precision="fp32", threads=threads, batch=1)
+        return [self.space.arm(precision=p, threads=threads, batch=1) for p in PRECISIONS]
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Run the task on the arm, now.

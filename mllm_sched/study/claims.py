@@ -70,7 +70,7 @@ class Claim:
     tests
         All hold: reproduced. The first holds, another does not: partly. Else: not reproduced.
     reasons
-        A sentence for each verdict that may come out. ``{key}`` stands for a number.
+        A sentence for each verdict that may come out. ``{key}`` stands for a number with its unit.
     untestable, not_run
         Why there is no number, for good or for now; the claim then needs no tests.
     """

@@ -68,9 +68,8 @@ def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla"))
 
 
 def trusted_arms(device: Device) -> list[Arm]:
-    """What may run before anything is known: the device's default arm, or those at full power."""
-    default = getattr(device, "default_arm", None)
-    return [default] if default is not None else full_power_arms(device.space)
+    """What may run before anything is known: a device's own default arms, else full power."""
+    return getattr(device, "default_arms", None) or full_power_arms(device.space)
 
 
 def hyperparameters_from(

@@ -125,8 +125,8 @@ def refresh(names: Sequence[str] = ()) -> None:
 def normalise(path: Path) -> bool:
     """Remove what differs between two equal runs; says whether anything did.
 
-    Outputs and execution counts stay. Timings, the version of the language, and traces of the
-    tools go; ids of cells become the notebook's number and their place.
+    Outputs and execution counts stay. Warnings, timings, the version of the language, and traces
+    of the tools go; ids of cells become the notebook's number and their place.
     """
     before = path.read_text()
     notebook = nbformat.reads(before, as_version=4)
@@ -139,6 +139,8 @@ def normalise(path: Path) -> bool:
         cell.id = f"{path.stem[:2]}-{place:02d}"
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     after = nbformat.writes(notebook)
     after = after if after.endswith("\n") else after + "\n"
     if after != before:

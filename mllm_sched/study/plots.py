@@ -30,7 +30,7 @@ SCHEDULER_COLOURS = {
 }
 COMPONENT_COLOURS = {"gpu": "#d55e00", "cpu": "#56b4e9", "dla": "#117733"}
 FRONTIER = ("violations", "energy_over_oracle")  # x and y of the frontier
-NEAR = (90, 14)  # points closer than this, in pixels, share a stack of names
+NEAR = (120, 24)  # points closer than this, in pixels, share a stack of names
 PENALTY = " + penalty"  # a penalised variant keeps its rule's colour and is dashed
 
 
@@ -215,7 +215,11 @@ def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     place = {label: ax.transData.transform(point) for label, point in points.items()}
     stacks: list[list[str]] = []
     for label in sorted(place, key=lambda label: tuple(-place[label])):
-        beside = [s for s in stacks if (abs(place[s[0]] - place[label]) < NEAR).all()]
+        beside = [
+            stack
+            for stack in stacks
+            if any((abs(place[other] - place[label]) < NEAR).all() for other in stack)
+        ]
         if beside:
             beside[0].append(label)
         else:

@@ -89,7 +89,7 @@ def as_csv(table: pd.DataFrame) -> bytes:
     cleaned = table.copy()
     for column in cleaned.select_dtypes("number"):
         if cleaned[column].dtype.kind == "f":
-            cleaned[column] = cleaned[column].where(cleaned[column].abs() > 1e-12, 0.0)
+            cleaned[column] = cleaned[column].mask(cleaned[column].abs() < 1e-12, 0.0)
     text = cleaned.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     return text.encode()
 

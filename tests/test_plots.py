@@ -1,0 +1,125 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mllm_sched.devices import open_device
+from mllm_sched.devices.calibration import predictions
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.study import board_plots, plots
+from mllm_sched.study.architecture import BOXES, architecture
+from mllm_sched.study.landscape import arm_table
+from mllm_sched.study.lineup import full_power_arms, paper_lineup
+from mllm_sched.study.metrics import per_run, summarise
+from mllm_sched.study.sweep import sweep
+from mllm_sched.tasks import Task
+
+mpl.use("Agg")
+TASK = Task("image", "clip-vit-l14-336")
+LIMITS = {"latency_s": 0.2}
+
+
+@pytest.fixture(scope="module")
+def table():
+    trusted = full_power_arms(open_device("agx-orin-sim").space)
+    rules = paper_lineup()
+    return sweep(rules, "agx-orin-sim", TASK, 300, 2, limits=LIMITS, trusted=trusted, n_jobs=1)
+
+
+@pytest.fixture(autouse=True)
+def style():
+    plots.use_style()
+    yield
+    plt.close("all")
+
+
+def drawn(table, name):
+    summary = summarise(per_run(table, LIMITS))
+    return {
+        "energy": lambda: plots.energy(table, evidence="simulated"),
+        "latency": lambda: plots.latency(table, 0.2, evidence="simulated"),
+        "violations": lambda: plots.violations(table, 0.2, evidence="simulated"),
+        "regret": lambda: plots.regret(table, evidence="simulated"),
+        "frontier": lambda: plots.frontier(summary, evidence="simulated", title="Both"),
+    }[name]()
+
+
+FIGURES = ["energy", "latency", "violations", "regret", "frontier"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_says_what_its_numbers_are_and_names_every_scheduler(table, name):
+    ax = drawn(table, name)
+    assert ax.get_title().endswith("(simulated)") and ax.get_xlabel() and ax.get_ylabel()
+    texts = {text.get_text() for text in ax.figure.findobj(mpl.text.Text)}
+    expected = {rule.label for rule in paper_lineup()} - ({"Oracle"} if name == "regret" else set())
+    assert expected <= texts
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_same_figure_is_the_same_file(table, name, tmp_path):
+    first = plots.save_figure(drawn(table, name).figure, tmp_path / "a.svg")
+    second = plots.save_figure(drawn(table, name).figure, tmp_path / "b.svg")
+    assert first.read_bytes() == second.read_bytes()
+    assert b"<dc:date>" not in first.read_bytes()
+
+
+def test_a_legend_is_in_the_order_of_the_lines_ends(table):
+    ax = drawn(table, "energy")
+    ends = {line.get_label(): line.get_ydata()[-1] for line in ax.get_lines()}
+    shown = [ends[text.get_text()] for text in ax.get_legend().get_texts()]
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_a_variant_has_the_colour_of_its_rule_and_is_dashed(table):
+    lines = {line.get_label(): line for line in drawn(table, "energy").get_lines()}
+    plain, penalised = lines["UCB"], lines["UCB + penalty"]
+    assert plain.get_color() == penalised.get_color() == plots.SCHEDULER_COLOURS["UCB"]
+    assert plain.get_linestyle() != penalised.get_linestyle()
+
+
+def test_names_of_neighbouring_points_do_not_touch(table):
+    ax = drawn(table, "frontier")
+    ax.figure.canvas.draw()
+    labels = {rule.label for rule in paper_lineup()}
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in labels]
+    assert len(boxes) == len(labels)
+    for i, box in enumerate(boxes):
+        assert not any(box.shrunk(0.95, 0.8).overlaps(other) for other in boxes[:i])
+
+
+def test_a_plot_draws_into_given_axes_and_runs_nothing(table):
+    ax = plt.subplots()[1]
+    assert plots.violations(table, 0.2, evidence="simulated", ax=ax) is ax
+
+
+def test_landscape_has_a_panel_per_component_and_a_line_per_load():
+    arms = arm_table(open_device("agx-orin-sim"), TASK)
+    axes = board_plots.landscape(
+        arms, "energy_j", title="Energy", ylabel="energy, J", evidence="simulated"
+    )
+    assert [ax.get_title() for ax in axes] == ["GPU", "CPU", "DLA"]
+    assert all(len(ax.get_lines()) == arms["load"].nunique() for ax in axes)
+    assert axes[0].figure.get_suptitle() == "Energy (simulated)"
+
+
+def test_parity_shows_every_row_and_tells_held_out_ones_apart():
+    points = predictions(calibrated_model())
+    ax = board_plots.parity(points, "latency_s", title="Latency, s")
+    latency = points[points["quantity"] == "latency_s"]
+    filled = [line for line in ax.get_lines() if line.get_label().endswith("held out")]
+    assert sum(len(line.get_xdata()) for line in filled) == latency["held_out"].sum()
+
+
+def test_task_by_task_shows_the_limit_and_both_kinds_of_evidence():
+    rows = pd.DataFrame({"step": range(5), "latency_s": np.full(5, 0.1), "energy_j": np.ones(5)})
+    axes = board_plots.task_by_task(rows, 0.2, evidence="measured", energy_evidence="estimated")
+    assert "measured" in axes[0].get_title() and "estimated" in axes[1].get_title()
+    assert "limit" in [text.get_text() for text in axes[0].texts]
+
+
+def test_the_architecture_names_every_step_of_the_loop():
+    texts = {text.get_text() for text in architecture().texts}
+    assert {name for name, *_ in BOXES.values()} <= texts
+    assert any("tell" in text for text in texts)

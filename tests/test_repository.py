@@ -1,0 +1,133 @@
+"""The files around the package agree with each other, and hold what they promise."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from hashlib import sha256
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mllm_sched import paths
+
+ROOT = paths.ROOT
+MISSION = {
+    *("jupyterlab", "numpy", "pandas", "seaborn"),
+    *("scikit-learn", "gpytorch", "papermill", "nbval"),
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NEEDS = [
+    Requirement(line)
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+]
+
+
+def pins(lines):
+    """Name and version of every exact requirement."""
+    exact = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {canonicalize_name(name.strip()): version.strip() for name, version in exact}
+
+
+LOCK = pins((ROOT / "requirements.lock").read_text().splitlines())
+
+
+def tracked():
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.decode().split("\0") if name]
+
+
+def test_the_lock_satisfies_the_project():
+    for need in NEEDS:
+        assert LOCK[canonicalize_name(need.name)] in need.specifier, need
+    assert LOCK["torch"] == "2.13.0"
+
+
+def test_the_lock_holds_whatever_its_packages_need():
+    """An environment made of the lock alone is complete: no package misses another."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_environment_yml_is_in_step_with_the_lock_and_the_project():
+    parts = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "python=3.11" in parts
+    (pip,) = [part["pip"] for part in parts if isinstance(part, dict)]
+    assert "-c requirements.lock" in pip and "-e ." in pip
+    wanted = {canonicalize_name(need.name) for need in NEEDS}
+    assert pins(pip) == {name: LOCK[name] for name in wanted}
+
+
+def test_the_packages_the_repository_is_made_with_are_direct_dependencies():
+    assert {need.name for need in NEEDS} >= MISSION
+
+
+def test_make_lists_every_target_and_knows_those_of_the_readme():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^  make (\w+)", listed, re.MULTILINE)
+    wanted = ["env", "reproduce", "test", "lint", "lab", "notebooks", "bench", "clean", "help"]
+    assert set(wanted) <= set(targets)
+    documents = ["README.md", "CONTRIBUTING.md", "claims.yaml", "data/README.md"]
+    text = "".join((ROOT / name).read_text() for name in documents)
+    assert set(re.findall(r"`make (\w+)", text)) <= set(targets)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert ".ci/run" in workflow and "make reproduce" in workflow
+
+
+def test_every_file_the_documents_link_to_exists():
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (ROOT / target).exists(), f"{document.name} links to {target}"
+
+
+def test_no_tracked_file_names_a_place_of_one_machine():
+    home = re.compile(r"/home/\w+|/Users/\w+|/root/|C:\\\\|/tmp/\w+/|index-url|\.\./shared")
+    for path in tracked():
+        if path.suffix in {".svg", ".png"} or path == ROOT / "tests" / "test_repository.py":
+            continue
+        text = path.read_text(errors="replace")
+        found = home.search(text)
+        assert not found, f"{path.name}: {found and found[0]}"
+        assert str(ROOT) not in text or str(ROOT) == "/", path.name
+
+
+def test_data_is_what_its_checksums_say():
+    lines = (ROOT / "data" / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = [path for path in tracked() if path.is_relative_to(ROOT / "data")]
+    there = {f"./{path.relative_to(ROOT / 'data').as_posix()}": path for path in files}
+    there.pop("./SHA256SUMS", None)
+    assert set(there) == set(listed), "run `make checksums`"
+    for name, path in there.items():
+        assert sha256(path.read_bytes()).hexdigest() == listed[name], name
+
+
+def test_every_result_has_its_provenance():
+    folders = [path for path in paths.RESULTS.iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        record = yaml.safe_load((folder / "provenance.json").read_text())
+        assert record["git"]["dirty"] is False, folder.name
+        for name, digest in record["tables"].items():
+            assert sha256((folder / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_licence_and_citation():
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert "Adaptive Scheduling" in citation["references"][0]["title"]
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
