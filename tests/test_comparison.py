@@ -112,6 +112,26 @@ def test_a_comparison_of_a_live_device_has_numbers_too(live):
     assert numbers.loc["energy vs Random", "value"] > 0
 
 
+def test_a_live_device_that_breaks_leaves_what_all_schedulers_did():
+    device = Live()
+    device.run = iter_of_runs(device.board, COMMON["steps"] + 3)
+    with pytest.raises(RunStopped, match="stopped after 3 tasks: unplugged") as caught:
+        compare_live(device, TASK, **COMMON)
+    assert caught.value.table.groupby("scheduler").size().tolist() == [COMMON["steps"], 3]
+
+
+def iter_of_runs(board, allowed):
+    """A ``run`` that works so many times."""
+    left = iter(range(allowed))
+
+    def run(arm, task):
+        if next(left, None) is None:
+            raise OSError("unplugged")
+        return board.run(arm, task)
+
+    return run
+
+
 def test_every_variant_has_its_own_label_and_differs_from_the_main_comparison():
     chosen = sensitivity.variants()
     assert len({variant.label for variant in chosen}) == len(chosen)

@@ -148,14 +148,12 @@ def test_pooled_truth_is_the_mean_of_all_measurements_of_an_arm():
     assert set(pooled["oracle_energy_j"]) == {4}  # arm 2 takes less, and is too slow
 
 
-@pytest.mark.xfail(strict=True, reason="failed tasks add to the oracle's sum, not to the run's")
 def test_an_arm_that_always_fails_does_not_flatter_its_scheduler():
     table = made(arm=[1, 2, 1, 2], energy_j=[2.0, NAN, 2.0, NAN], failed=["", "oom", "", "oom"])
     pooled = metrics.with_pooled_truth(table, {"latency_s": 2.0})
     assert metrics.per_run(pooled, {"latency_s": 2.0})["energy_over_oracle"][0] >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="divides by all tasks, failed ones among them")
 def test_a_running_mean_leaves_failed_tasks_out():
     table = made(energy_j=[2.0, NAN, 4.0, 6.0])
     assert metrics.running_mean(table, table["energy_j"]).iloc[-1] == 4

@@ -130,3 +130,24 @@ def test_no_folder_or_name_of_the_machine_is_recorded(tmp_path, monkeypatch):
 def test_data_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match=r"no file data/nothing\.csv"):
         save(data=["data/nothing.csv"])
+
+
+def test_other_parameters_are_recorded_even_if_no_number_changed():
+    folder = save()
+    aged(folder)
+    save(parameters={"steps": 8, "seeds": 3})
+    assert touched(folder) == {"provenance.json"}
+    assert json.loads((folder / "provenance.json").read_text())["parameters"]["steps"] == 8
+
+
+def test_what_is_no_longer_written_goes():
+    folder = save()
+    save_results("study", {"cost": table()}, {}, {}, data=DATA)
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["cost.csv", "provenance.json"]
+
+
+def test_of_a_file_outside_the_repository_only_the_name_is_recorded(tmp_path):
+    (tmp_path / "mine.csv").write_text("a\n1\n")
+    folder = save(data=[tmp_path / "mine.csv"])
+    assert list(json.loads((folder / "provenance.json").read_text())["data"]) == ["mine.csv"]

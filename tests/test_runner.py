@@ -88,7 +88,6 @@ def test_a_device_that_breaks_leaves_the_tasks_done_before():
     pd.testing.assert_frame_equal(caught.value.table, play(device=Faulty(), steps=7))
 
 
-@pytest.mark.xfail(strict=True, reason="RunStopped cannot be unpickled")
 def test_a_stopped_run_survives_the_way_back_from_a_worker():
     with pytest.raises(RunStopped, match="stopped after 7 tasks") as caught:
         Parallel(n_jobs=2)([delayed(play)(device=Faulty())])
@@ -136,3 +135,17 @@ def test_the_oracle_of_a_changing_board_changes(settings):
     table = play("oracle", open_device("agx-orin-sim", **settings), limits={"latency_s": 1.0})
     assert table["oracle_energy_j"].nunique() > 1
     assert np.array_equal(table["true_energy_j"], table["oracle_energy_j"])
+
+
+def test_limits_that_only_clash_together_are_told_as_such():
+    least = open_device("agx-orin-sim").expected_all(TASK).energy_j.min()
+    together = {"latency_s": 0.06, "energy_j": 1.01 * least}
+    with pytest.raises(ValueError, match="no arm can meet all of them"):
+        play(limits=together)
+
+
+def test_a_board_that_drifts_beyond_the_limit_leaves_the_tasks_done_before():
+    slower = [Drift(name, 100.0, start=7) for name in ("gpu", "cpu", "dla")]
+    with pytest.raises(RunStopped, match="stopped after 7 tasks: limit latency_s") as caught:
+        play(device=open_device("agx-orin-sim", drift=slower))
+    assert len(caught.value.table) == 7

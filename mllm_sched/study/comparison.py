@@ -16,7 +16,7 @@ from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.study import metrics
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
 from mllm_sched.study.plots import OURS
-from mllm_sched.study.runner import Rule, run
+from mllm_sched.study.runner import Rule, RunStopped, run
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
@@ -150,11 +150,16 @@ def compare_live(
     """Play the paper's line-up on a live device, once each, one after another.
 
     Nobody knows the truth of a live device, so there is no oracle; the mean over all runs of an
-    arm stands in for its truth.
+    arm stands in for its truth. If the device breaks, RunStopped carries what all of them did.
     """
     limits = {"latency_s": limit_s}
     rules = [rule for rule in paper_lineup() if rule.name != "oracle"]
-    tables = [run(rule, device, task, steps, limits=limits, seeds=trusted) for rule in rules]
+    tables: list[pd.DataFrame] = []
+    try:
+        for rule in rules:
+            tables.append(run(rule, device, task, steps, limits=limits, seeds=trusted))
+    except RunStopped as error:
+        raise RunStopped(str(error), pd.concat([*tables, error.table])) from error
     table = metrics.with_pooled_truth(pd.concat(tables, ignore_index=True), limits)
     table["scheduler"] = pd.Categorical(table["scheduler"], [rule.label for rule in rules])
     evidence = f"latency {device.evidence}, energy {device.energy_evidence}"

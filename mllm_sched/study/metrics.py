@@ -44,8 +44,9 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
         violations=np.where(
             table["true_latency_s"].isna(), np.nan, table["true_latency_s"] > limit
         ),
-        observed_violations=table["latency_s"] > limit,
+        observed_violations=~(table["latency_s"] <= limit),  # a failed task did not meet it
         regret_j=regret(table),
+        comparable_j=table["oracle_energy_j"].where(table["true_energy_j"].notna()),
         failures=table["failed"] != "",
         switches=table["arm"].ne(table.groupby(["scheduler", "seed"], observed=True)["arm"].shift())
         & (table["step"] > start),
@@ -54,7 +55,7 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
     shares = ["energy_j", "latency_s", "violations", "observed_violations", "switches", "failures"]
     runs = groups[shares].mean()
     runs["energy_over_oracle"] = groups["true_energy_j"].sum(min_count=1) / groups[
-        "oracle_energy_j"
+        "comparable_j"
     ].sum(min_count=1)
     runs["regret_j"] = groups["regret_j"].sum(min_count=1)
     return runs.reset_index()
@@ -160,9 +161,10 @@ def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataF
 
 
 def running_mean(table: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Mean of a quantity from the first task of its run up to every task."""
+    """Mean of a quantity from the first task of its run up to every task, missing ones left out."""
     key = [table["scheduler"], table["seed"]]
-    return values.groupby(key, observed=True).cumsum() / (table["step"] + 1)
+    counted = values.notna().groupby(key, observed=True).cumsum()
+    return values.groupby(key, observed=True).cumsum() / counted
 
 
 def running_sum(table: pd.DataFrame, values: pd.Series) -> pd.Series:

@@ -69,18 +69,38 @@ def save_results(
     """
     folder = (paths.BUILD / "live" if live else paths.RESULTS) / name
     folder.mkdir(parents=True, exist_ok=True)
+    facts = provenance(parameters, data=data)
     written = [_write_if_changed(folder / f"{key}.csv", as_csv(t)) for key, t in tables.items()]
     for key, drawn in figures.items():
         figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
         with tempfile.TemporaryDirectory() as scratch:
             text = save_figure(figure, Path(scratch) / "figure.svg").read_bytes()
         written.append(_write_if_changed(folder / f"{key}.svg", text))
+    _remove_others(folder, {*(f"{key}.csv" for key in tables), *(f"{key}.svg" for key in figures)})
+    facts["tables"] = {f"{key}.csv": checksum(folder / f"{key}.csv") for key in tables}
     record = folder / "provenance.json"
-    if any(written) or not record.exists():
-        facts = provenance(parameters, data=data)
-        facts["tables"] = {f"{key}.csv": checksum(folder / f"{key}.csv") for key in tables}
-        record.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    if any(written) or _depends_otherwise(record, facts):
+        record.write_text(_as_json(facts))
     return folder
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    """Results that the notebook no longer writes."""
+    for path in folder.iterdir():
+        if path.suffix in (".csv", ".svg") and path.name not in kept:
+            path.unlink()
+
+
+def _depends_otherwise(record: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether parameters or data differ from those on record, though no result did."""
+    if not record.exists():
+        return True
+    before, now = json.loads(record.read_text()), json.loads(_as_json(facts))
+    return any(before.get(key) != now[key] for key in ("parameters", "data", "tables"))
+
+
+def _as_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, default=str) + "\n"
 
 
 def as_csv(table: pd.DataFrame) -> bytes:
@@ -112,7 +132,7 @@ def provenance(parameters: Mapping[str, Any], *, data: Iterable[str | Path] = ()
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git_state(),
         "parameters": dict(parameters),
-        "data": {str(file): checksum(paths.resolve(file)) for file in data},
+        "data": {_within(file): checksum(paths.resolve(file)) for file in data},
         "python": platform.python_version(),
         "packages": package_versions(),
         "machine": {
@@ -123,6 +143,13 @@ def provenance(parameters: Mapping[str, Any], *, data: Iterable[str | Path] = ()
         },
         "wall_s": round(time.time() - psutil.Process().create_time(), 1),  # of this process
     }
+
+
+def _within(file: str | Path) -> str:
+    """A path as the repository sees it; of a file elsewhere only the name is said."""
+    path = paths.resolve(file).resolve()
+    root = paths.ROOT.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def package_versions() -> dict[str, str]:

@@ -43,8 +43,11 @@ class RunStopped(RuntimeError):
     """A device broke in mid-run; ``table`` holds every task that was done before."""
 
     def __init__(self, message: str, table: pd.DataFrame) -> None:
-        super().__init__(message)
+        super().__init__(message, table)  # both, or it could not travel between processes
         self.table = table
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def run(
@@ -87,7 +90,8 @@ def run(
     ValueError
         If ``steps`` is below 1, or no arm can meet the limits and the device knows it.
     RunStopped
-        If the device raises; it carries the tasks done so far.
+        If the device raises, or a changing board leaves no arm within the limits; it carries the
+        tasks done so far.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
@@ -106,7 +110,9 @@ def run(
             arms[step], certified[step] = decision.arm.index, decision.certified
             numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
             failed.append(measurement.failed)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if not failed and isinstance(error, ValueError):
+            raise  # the call was wrong; nothing broke
         table = _table(rule, seed, arms, numbers, certified, failed)
         message = f"{device.name} stopped after {len(failed)} tasks: {error}"
         raise RunStopped(message, table) from error
@@ -142,14 +148,17 @@ class _Truth:
     def _best(self, means: Expected) -> float:
         feasible = np.ones(len(means.energy_j), dtype=bool)
         for name, limit in self.limits.items():
-            feasible &= getattr(means, name) <= limit
-            if not feasible.any():
+            meets = getattr(means, name) <= limit
+            if not meets.any():
                 least = int(getattr(means, name).argmin())
                 raise ValueError(
                     f"limit {name}={limit:g}: no arm can meet it; the least, "
                     f"{self.device.space[least]}, takes {getattr(means, name)[least]:.4g}; "
                     "raise the limit"
                 )
+            feasible &= meets
+        if not feasible.any():
+            raise ValueError(f"limits {dict(self.limits)}: no arm can meet all of them; raise one")
         return float(means.energy_j[feasible].min())
 
 

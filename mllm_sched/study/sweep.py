@@ -69,9 +69,10 @@ def sweep(
         raise ValueError("rules=[]: give at least one")
     if len({rule.label for rule in rules}) < len(rules):
         raise ValueError(f"two rules share a label: {[rule.label for rule in rules]}")
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers:
-        raise ValueError(f"seeds={seeds!r}: give at least one")
+    counted = isinstance(seeds, int | np.integer)
+    numbers = list(range(seeds)) if counted else list(seeds)  # type: ignore[arg-type]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds={seeds!r}: give at least one, and none twice")
     chunks = [numbers[i : i + SEEDS_PER_JOB] for i in range(0, len(numbers), SEEDS_PER_JOB)]
     trusted, settings = list(trusted), dict(device_settings or {})
     jobs = [
@@ -114,12 +115,21 @@ def _job(
 
 def _backend(dask: str | None, n_jobs: int | None) -> AbstractContextManager[Any]:
     if dask:
-        from distributed import Client
-
-        return _DaskBackend(Client(dask))
+        return _DaskBackend(_client(dask))
     if n_jobs == 1:
         return nullcontext()
     return joblib.parallel_config("loky", n_jobs=n_jobs or -1)
+
+
+def _client(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address)
+    except (OSError, ValueError, MemoryError) as error:  # the last: it speaks something else
+        raise OSError(
+            f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
+        ) from error
 
 
 class _DaskBackend(AbstractContextManager[None]):
