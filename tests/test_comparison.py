@@ -7,6 +7,7 @@ from mllm_sched.devices import KnownDevice, open_device
 from mllm_sched.study import comparison, sensitivity
 from mllm_sched.study.comparison import OURS, compare, compare_live, compare_replay
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
+from mllm_sched.study.runner import RunStopped
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
