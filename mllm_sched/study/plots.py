@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from mllm_sched.study import metrics
 
@@ -104,7 +104,9 @@ def over_tasks(
         ends.append(float(line["value"].iloc[-1]))
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
