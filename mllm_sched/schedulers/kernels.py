@@ -103,15 +103,13 @@ class ArmKernel(ScaleKernel):
         """Set every parameter; returns the kernel itself."""
         if len(values.factors) != len(self.parts):
             raise ValueError(f"{len(values.factors)} hyperparameters for {len(self.parts)} factors")
-        self.initialize(outputscale=values.variance)
+        self.initialize(outputscale=_exact(values.variance))
         for part, value in zip(self.parts, values.factors, strict=True):
             if isinstance(part, CategoricalKernel):
-                raw = part.raw_correlation_constraint.inverse_transform(
-                    torch.tensor(value).double()
-                )
+                raw = part.raw_correlation_constraint.inverse_transform(_exact(value))
                 part.initialize(raw_correlation=raw)
             else:
-                part.initialize(lengthscale=value)  # type: ignore[operator]
+                part.initialize(lengthscale=_exact(value))  # type: ignore[operator]
         return self
 
     def values(self, noise_variance: float) -> Hyperparameters:
@@ -121,6 +119,11 @@ class ArmKernel(ScaleKernel):
             for part in self.parts
         )
         return Hyperparameters(self.outputscale.item(), noise_variance, factors)
+
+
+def _exact(value: float) -> torch.Tensor:
+    """A number in double precision; GPyTorch would take a plain one for a single."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 class ArmGP(gpytorch.models.ExactGP):
@@ -135,14 +138,14 @@ class ArmGP(gpytorch.models.ExactGP):
         mean: float,
     ) -> None:
         likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=Positive()).double()
-        likelihood.noise = hyperparameters.noise_variance
+        likelihood.noise = _exact(hyperparameters.noise_variance)
         super().__init__(
             torch.as_tensor(np.array(features, dtype=np.float64)),
             torch.as_tensor(np.array(values, dtype=np.float64)),
             likelihood,
         )
         self.mean_module = gpytorch.means.ConstantMean().double()
-        self.mean_module.initialize(constant=mean)
+        self.mean_module.initialize(constant=_exact(mean))
         self.covar_module = ArmKernel(space).load(hyperparameters)
 
     def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:

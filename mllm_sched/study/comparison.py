@@ -85,7 +85,9 @@ class Comparison:
 
     def numbers(self) -> pd.DataFrame:
         """The numbers that claims refer to, by ``key``: savings, and violations of everyone."""
-        saved = self.savings.assign(key=self.savings["what"] + " vs " + self.savings["scheduler"])
+        saved = self.savings.assign(
+            key=self.savings["what"] + " vs " + self.savings["scheduler"].astype(str)
+        )
         shares = self.summary[self.summary["quantity"] == "violations"]
         shares = shares.assign(key="violations of " + shares["scheduler"].astype(str))
         columns = ["key", "value", "low", "high", "n"]

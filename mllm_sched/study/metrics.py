@@ -125,7 +125,8 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
         if other != ours:
             saved = (1.0 - wide[ours] / wide[other]).to_numpy()
             rows.append((other, *interval(saved), len(saved)))
-    return pd.DataFrame(rows, columns=["scheduler", "value", "low", "high", "n"])
+    table = pd.DataFrame(rows, columns=["scheduler", "value", "low", "high", "n"])
+    return table.assign(scheduler=pd.Categorical(table["scheduler"], wide.columns))
 
 
 def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataFrame:
