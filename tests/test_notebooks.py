@@ -94,7 +94,6 @@ def test_no_compared_cell_shows_a_time_or_a_path(path):
 
 
 def test_normalising_removes_traces_and_keeps_outputs(tmp_path):
-    path = tmp_path / "00_x.ipynb"
     notebook = read(NOTEBOOKS[0])
     before = copy.deepcopy([cell.outputs for cell in code_of(notebook)])
     notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
@@ -190,3 +189,19 @@ def test_nbval_catches_a_number_that_changed(tiny):
     tiny.write_text(tiny.read_text().replace("[3.0, 'a']", "[3.1, 'a']"))
     status, output = nbval(tiny)
     assert status == 1 and "3.1" in output and "3.0" in output
+
+
+def test_the_notebooks_run_on_a_table_of_ones_own(tmp_path, monkeypatch):
+    """As ``make reproduce DEVICE=trace:my.csv SEEDS=2`` does, but smaller."""
+    monkeypatch.setattr(runner, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setenv("MLLM_SCHED_RESULTS", "")  # restored afterwards
+    table = paths.PUBLISHED / "orin_sweep_trace.csv"
+    small = {"seeds": 2, "steps": 20, "variant_seeds": 1, "replay_steps": 5, "replay_seeds": 2}
+    small |= {"live_steps": 2, "limit_s": 0.3, "device": f"trace:{table}"}
+    parameters = {name: str(value) for name, value in small.items()}
+    runner.reproduce(parameters, ["00_quickstart", "04_scheduler_comparison"])
+    executed = read(tmp_path / "executed" / "04_scheduler_comparison.ipynb")
+    assert "lraspp_mobilenet_v3_large: " in str(code_of(executed)[2].outputs)
+    written = tmp_path / "results" / "04_scheduler_comparison" / "summary.csv"
+    assert "Safe GP-UCB" in written.read_text()
