@@ -94,6 +94,7 @@ def test_no_compared_cell_shows_a_time_or_a_path(path):
 
 
 def test_normalising_removes_traces_and_keeps_outputs(tmp_path):
+    path = tmp_path / "00_copy.ipynb"
     notebook = read(NOTEBOOKS[0])
     before = copy.deepcopy([cell.outputs for cell in code_of(notebook)])
     notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
