@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
+from mllm_sched import paths
 from mllm_sched.devices import device_names, open_device
-from mllm_sched.measurement import TableError
+from mllm_sched.devices.live import LiveDevice
+from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.window import Plan
+from mllm_sched.measurement import TableError, read_table
 from mllm_sched.schedulers import scheduler_names
 from mllm_sched.study import claims
 from mllm_sched.study.comparison import compare
 from mllm_sched.study.lineup import paper_lineup, task_for, trusted_arms
 from mllm_sched.study.metrics import per_run
+from mllm_sched.study.profile import chosen_arms, dry_run, profile
 from mllm_sched.study.provenance import as_csv
 from mllm_sched.study.runner import Rule, RunStopped, run
 
@@ -33,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunStopped as error:
         _save(error.table, options.out)
         return _complain(error, 1)
-    except (ValueError, TypeError, TableError, OSError) as error:
+    except (ValueError, TypeError, TableError, HarnessError, OSError) as error:
         return _complain(error, 2)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same call goes on where it was", 130)
 
 
-def _complain(error: Exception, status: int) -> int:
+def _complain(error: Exception | str, status: int) -> int:
     print(f"mllm-sched: {error}", file=sys.stderr)
     return status
 
@@ -61,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, to run there")
     many.set_defaults(command=_sweep)
 
+    measured = commands.add_parser("profile", help="measure every arm of a live device")
+    _profile_options(measured)
+    measured.set_defaults(command=_profile)
+
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
     judged.set_defaults(command=lambda options: claims.main(["--print"]))
     return parser
@@ -72,6 +85,32 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, required=True, metavar="SECONDS", help="on latency")
     parser.add_argument("--steps", type=int, default=1000, help="tasks (default %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="every task, one row each")
+
+
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    plan = Plan()
+    add = parser.add_argument
+    add("--device", default="host", metavar="NAME", help="host or agx-orin")
+    add("--encoder", default="", metavar="NAME", help="default: the device's own")
+    add("--out", type=Path, metavar="FILE.csv", help="default: data/traces/DEVICE-ENCODER.csv")
+    add("--seed", type=int, default=0, help="of the order of the arms")
+    add("--levels", action="append", default=[], metavar="FACTOR=A,B", help="measure only these")
+    add("--dry-run", action="store_true", help="list the arms and the time they take")
+    add("--retry-failed", action="store_true", help="measure again what failed before")
+    add("--board", metavar="FOLDER", help="root of the board's files, for an imitation")
+    add("--no-caps", action="store_true", help="refuse power levels that need a reboot")
+    add("--timeout", type=float, metavar="SECONDS", help="after which a call counts as hanging")
+    for name, text in {
+        "window_s": "length of a window, seconds",
+        "idle_s": "length of the idle windows, seconds; 0 for none",
+        "target": "relative half-width of the 95 %% interval at which to stop",
+        "windows": "at least",
+        "max_windows": "at most",
+        "warm_up_s": "longest warm-up, seconds",
+        "cool_down_s": "longest wait for the machine to cool, seconds",
+    }.items():
+        default = getattr(plan, name)
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
 
 
 def _names(options: argparse.Namespace) -> None:
@@ -112,6 +151,48 @@ def _sweep(options: argparse.Namespace) -> None:
     )
     _report(compared.overview().reset_index(), f"{task.encoder}: {compared.evidence}")
     _save(compared.table, options.out)
+
+
+def _profile(options: argparse.Namespace) -> None:
+    names = {field.name for field in fields(Plan)} & set(vars(options))
+    plan = Plan(**{name: getattr(options, name) for name in names})
+    settings = {
+        "encoder": options.encoder,
+        "root": options.board,
+        "timeout_s": options.timeout,
+        "imitate": False if options.no_caps else None,
+    }
+    given = {name: value for name, value in settings.items() if value not in (None, "")}
+    device = open_device(options.device, **given)
+    if not isinstance(device, LiveDevice):
+        raise ValueError(f"device {options.device!r} is not live: there is nothing to measure")
+    with closing(device):
+        task = task_for(device)
+        arms = chosen_arms(device.space, _levels(options.levels))
+        out = options.out or paths.TRACES / f"{device.name}-{task.encoder}.csv"
+        print(f"{len(arms)} arms, latency {device.evidence}, energy {device.energy_evidence}")
+        print(f"meter: {device.meter.source}")
+        if options.dry_run:
+            print(dry_run(device, plan, arms, options.seed).round(1).to_string(index=False))
+            return
+        profile(
+            device,
+            task,
+            out,
+            plan,
+            arms=arms,
+            seed=options.seed,
+            retry_failed=options.retry_failed,
+        )
+        table = read_table(out)
+        print(f"{len(table)} arms in {out}, {int((table['failed'] != '').sum())} of them failed")
+
+
+def _levels(options: Sequence[str]) -> dict[str, list[str]]:
+    pairs = [option.partition("=") for option in options]
+    if wrong := [option for option, (_, sign, _) in zip(options, pairs, strict=True) if not sign]:
+        raise ValueError(f"--levels {wrong[0]}: expected FACTOR=A,B")
+    return {name: texts.split(",") for name, _, texts in pairs}
 
 
 def _report(table: pd.DataFrame, title: str) -> None:

@@ -95,6 +95,14 @@ _POSITIVE = pa.Check.gt(0, error="expected a number above 0")
 _FINITE = pa.Check(lambda column: column.abs() < math.inf, error="expected a finite number")
 _LABEL = pa.Check.isin(EVIDENCE, error=f"expected one of {', '.join(EVIDENCE)}")
 
+HARNESS_NUMBERS = (
+    *("latency_half_s", "energy_half_j"),  # half-widths of 95 % intervals of the means
+    *("marginal_energy_j", "marginal_half_j", "idle_w"),  # without idle power, and that power
+    *("windows", "tasks", "rate_hz", "longest_gap_s", "warm_up_s"),
+    *("temperature_start_c", "temperature_end_c", "dla_share", "position"),
+)
+HARNESS_WORDS = ("throttled", "provider", "clocks", "notes", "utc")
+
 SCHEMA = pa.DataFrameSchema(
     {
         "modality": pa.Column(
@@ -116,11 +124,14 @@ SCHEMA = pa.DataFrameSchema(
         "evidence": pa.Column(str, _LABEL),
         "energy_evidence": pa.Column(str, _LABEL, required=False),
         "failed": pa.Column(str, required=False),
+        **{name: pa.Column(float, nullable=True, required=False) for name in HARNESS_NUMBERS},
+        **{name: pa.Column(str, required=False) for name in HARNESS_WORDS},
     },
     coerce=True,
 )
 """Columns of a table of measurements. Every column that is not named here is a factor of the
-arm. A table of summaries instead of repeats carries the spread in ``*_sd_*`` columns."""
+arm. A table of summaries instead of repeats carries the spread in ``*_sd_*`` columns; a profile
+made by ``study.profile`` carries the columns of the harness as well."""
 
 
 def to_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
@@ -155,6 +166,8 @@ def check_table(table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
     _check_units(table, name)
     table = table.copy()
     table["failed"] = table["failed"].fillna("") if "failed" in table else ""
+    for column in table.columns.intersection(HARNESS_WORDS):
+        table[column] = table[column].astype(object).fillna("")
     if "energy_evidence" not in table and "evidence" in table:
         table["energy_evidence"] = table["evidence"]
     try:

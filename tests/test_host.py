@@ -1,4 +1,7 @@
 import math
+import os
+import signal
+import time
 
 import pytest
 from hypothesis import given
@@ -8,6 +11,7 @@ from mllm_sched import paths
 from mllm_sched.devices import open_device
 from mllm_sched.devices.base import Device, KnownDevice
 from mllm_sched.devices.host import HostDevice, thread_levels
+from mllm_sched.harness.reading import Reading
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "tiny-clip")
@@ -16,7 +20,7 @@ TASK = Task("image", "tiny-clip")
 class CountingMeter:
     """Charges ten joules a window."""
 
-    evidence, source = "estimated", "ten joules a window"
+    evidence, source, min_window_s = "estimated", "ten joules a window", 0.0
 
     def __init__(self, joules=10.0):
         self.joules, self.windows = joules, 0
@@ -25,12 +29,10 @@ class CountingMeter:
         self.windows += 1
 
     def stop(self):
-        return self.joules
+        return Reading(self.joules, self.joules, self.joules, 1.0)
 
-
-class BrokenSession:
-    def run(self, *args):
-        raise MemoryError("out of memory")
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,15 @@ def cache(tmp_path_factory):
 def host(cache, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", cache)
 
-    def opened(**settings):
-        return HostDevice(**{"encoder": "tiny-clip", **settings})
+    devices = []
 
-    return opened
+    def opened(**settings):
+        devices.append(HostDevice(**{"encoder": "tiny-clip", **settings}))
+        return devices[-1]
+
+    yield opened
+    for device in devices:
+        device.close()
 
 
 def test_every_arm_really_runs(host):
@@ -64,7 +71,7 @@ def test_its_arms_are_precision_threads_and_batch(host):
 
 
 def test_latency_is_measured_and_energy_is_what_the_meter_says(host):
-    device = host(meter=CountingMeter())
+    device = host(open_meter=CountingMeter)
     measurement = device.run(device.space[0], TASK)
     assert (measurement.evidence, measurement.energy_evidence) == ("measured", "estimated")
     assert isinstance(device, Device) and not isinstance(device, KnownDevice)
@@ -74,28 +81,18 @@ def test_latency_is_measured_and_energy_is_what_the_meter_says(host):
     ("batch", "size", "calls", "share"), [(1, 1, 1, 1), (4, 1, 1, 1 / 4), (2, 3, 2, 3 / 4)]
 )
 def test_a_task_is_charged_its_share_of_the_calls(host, batch, size, calls, share):
-    device = host(meter=CountingMeter())
-    ran = []
+    device = host(open_meter=CountingMeter)
     arm = device.space.arm(precision="fp32", threads=1, batch=batch)
-    device.run(arm, TASK)  # opens the session
-    session = device._session(arm)
-    device._sessions[(arm.precision, arm.threads)] = Spy(session, ran)
+    asked, ask = [], device.worker.ask
+    device.worker.ask = lambda request, timeout_s: asked.append(request) or ask(request, timeout_s)
     measurement = device.run(arm, Task("image", "tiny-clip", size=size))
-    assert ran == [batch] * calls
+    (ran,) = [request for request in asked if request["do"] == "run"]
+    assert (ran["batch"], ran["calls"]) == (batch, calls)
     assert measurement.energy_j == pytest.approx(10 * share)
 
 
-class Spy:
-    def __init__(self, session, ran):
-        self.session, self.ran = session, ran
-
-    def run(self, outputs, feed):
-        self.ran.append(len(next(iter(feed.values()))))
-        return self.session.run(outputs, feed)
-
-
 def test_repeats_are_averaged_in_one_window(host):
-    device = host(meter=CountingMeter(), repeats=5)
+    device = host(open_meter=CountingMeter, repeats=5)
     measurement = device.run(device.space[0], TASK)
     assert measurement.energy_j == pytest.approx(10 / 5)
     assert device.meter.windows == 1
@@ -110,18 +107,33 @@ def test_a_larger_batch_makes_each_item_wait_longer(host):
     assert four.latency_s > one.latency_s
 
 
-def test_a_failure_of_the_runtime_is_a_failed_measurement(host):
+def test_an_encoder_that_crashes_is_a_failed_measurement_and_the_next_one_runs(host):
     device = host()
-    arm = device.space[0]
-    device._sessions[(arm.precision, arm.threads)] = BrokenSession()
-    measurement = device.run(arm, TASK)
-    assert measurement.failed == "MemoryError: out of memory"
+    device.run(device.space[0], TASK)
+    os.kill(device.worker.pid, signal.SIGSEGV)
+    time.sleep(0.2)
+    measurement = device.run(device.space[0], TASK)
+    assert measurement.failed.startswith("the encoder crashed: killed by SIGSEGV")
     assert math.isnan(measurement.latency_s) and math.isnan(measurement.energy_j)
-    assert not device.run(device.space.arm(precision="int8", threads=1, batch=1), TASK).failed
+    assert not device.run(device.space[1], TASK).failed
+
+
+def test_an_encoder_that_hangs_is_a_failed_measurement_and_the_next_one_runs(host):
+    device = host(timeout_s=1.0)
+    device.run(device.space[0], TASK)
+    hanging = device.worker.pid
+    os.kill(hanging, signal.SIGSTOP)
+    device.prepare = lambda arm: {}  # opening has a longer timeout
+    assert device.run(device.space[0], TASK).failed == (
+        "the encoder hangs: no answer in 1 s; killed"
+    )
+    del device.prepare
+    assert not device.run(device.space[0], TASK).failed
+    assert device.worker.pid != hanging
 
 
 def test_a_window_the_meter_cannot_see_is_a_failed_measurement(host):
-    device = host(meter=CountingMeter(joules=0.0))
+    device = host(open_meter=lambda: CountingMeter(joules=0.0))
     assert "more repeats" in device.run(device.space[0], TASK).failed
 
 
@@ -153,7 +165,7 @@ def test_bad_settings_are_named(host):
 
 
 def test_it_is_opened_by_name(host):
-    device = open_device("host", seed=3, encoder="tiny-clip", meter=CountingMeter())
+    device = open_device("host", seed=3, encoder="tiny-clip", open_meter=CountingMeter)
     assert device.name == "host"
     assert not device.run(device.space[0], TASK).failed
 

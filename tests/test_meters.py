@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 
@@ -5,14 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness import meters
-from mllm_sched.harness.meters import CpuTimeMeter, RaplMeter, open_meter
+from mllm_sched.harness import cpu_time, rapl
+from mllm_sched.harness.cpu_time import CpuTimeMeter
+from mllm_sched.harness.meters import open_meter
+from mllm_sched.harness.rapl import RaplMeter
+from mllm_sched.harness.reading import MeterError
 
 RANGE_UJ = 262_143_328_850
 
 
 def zone(root, name, label, energy_uj, range_uj=RANGE_UJ):
-    folder = root / name
+    folder = root / rapl.ZONES / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "name").write_text(f"{label}\n")
     (folder / "energy_uj").write_text(f"{energy_uj}\n")
@@ -21,7 +26,9 @@ def zone(root, name, label, energy_uj, range_uj=RANGE_UJ):
 
 @pytest.fixture
 def powercap(tmp_path):
-    (tmp_path / "intel-rapl").mkdir()  # the control type itself, as the kernel shows it
+    (tmp_path / rapl.ZONES / "intel-rapl").mkdir(
+        parents=True
+    )  # the control type itself, as the kernel shows it
     zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
     zone(tmp_path, "intel-rapl:1", "package-1", 5_000_000)
     zone(tmp_path, "intel-rapl:0:0", "core", 500_000)
@@ -36,7 +43,7 @@ def test_rapl_sums_the_packages_and_leaves_out_what_overlaps_them(powercap):
     zone(powercap, "intel-rapl:1", "package-1", 5_250_000)
     zone(powercap, "intel-rapl:0:0", "core", 2_000_000)
     zone(powercap, "intel-rapl:2", "psys", 99_000_000)
-    assert meter.stop() == pytest.approx(2.75)
+    assert meter.stop().energy_j == pytest.approx(2.75)
     assert meter.evidence == "measured" and "2 processor package" in meter.source
 
 
@@ -47,7 +54,9 @@ def test_rapl_survives_one_wrap_around(tmp_path_factory, before, used):
     meter = RaplMeter(root)
     meter.start()
     zone(root, "intel-rapl:0", "package-0", (before + used) % RANGE_UJ)
-    assert meter.stop() == pytest.approx(used / 1e6)
+    reading = meter.stop()
+    assert reading.energy_j == pytest.approx(used / 1e6)
+    assert reading.low_j <= reading.energy_j <= reading.high_j
 
 
 def test_rapl_is_opened_where_it_can_be_read(powercap):
@@ -55,17 +64,17 @@ def test_rapl_is_opened_where_it_can_be_read(powercap):
 
 
 def test_no_permission_leads_to_the_estimate_with_the_reason(powercap, monkeypatch):
-    text = meters._text
+    text = rapl._text
 
     def guarded(path):
         if path.name == "energy_uj":
             raise PermissionError(13, "Permission denied", str(path))
         return text(path)
 
-    monkeypatch.setattr(meters, "_text", guarded)
+    monkeypatch.setattr(rapl, "_text", guarded)
     meter = open_meter(powercap)
     assert meter.evidence == "estimated"
-    assert "RAPL unavailable" in meter.source and "Permission denied" in meter.source
+    assert "rapl: " in meter.source and "Permission denied" in meter.source
 
 
 def test_no_counters_lead_to_the_estimate_with_the_reason(tmp_path):
@@ -82,10 +91,10 @@ def test_a_counter_that_is_no_number_leads_to_the_estimate(powercap):
 def test_the_estimate_is_busy_and_idle_core_seconds_times_watts(monkeypatch, busy_s):
     clocks = {"process_time": iter([10.0, 10.0 + busy_s]), "perf_counter": iter([50.0, 52.0])}
     for name, ticks in clocks.items():
-        monkeypatch.setattr(meters.time, name, lambda ticks=ticks: next(ticks))
+        monkeypatch.setattr(cpu_time.time, name, lambda ticks=ticks: next(ticks))
     meter = CpuTimeMeter(watts_per_core=5, idle_watts_per_core=0.5, cores=4)
     meter.start()
-    assert meter.stop() == pytest.approx(5 * busy_s + 0.5 * (4 * 2 - busy_s))
+    assert meter.stop().energy_j == pytest.approx(5 * busy_s + 0.5 * (4 * 2 - busy_s))
 
 
 def spin(seconds):
@@ -102,7 +111,7 @@ def test_the_estimate_sees_the_work_of_all_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert meter.stop() >= 0.09 * meter.watts_per_core
+    assert meter.stop().energy_j >= 0.09 * meter.watts_per_core
 
 
 def test_the_estimate_names_its_assumption():
@@ -119,3 +128,37 @@ def test_a_meter_that_was_not_started_says_so(powercap):
 def test_watts_must_be_positive():
     with pytest.raises(ValueError, match="watts of a busy core: 0; expected above 0"):
         CpuTimeMeter(watts_per_core=0)
+
+
+SPINS = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass"
+
+
+def test_the_estimate_counts_the_time_of_another_process():
+    process = subprocess.Popen([sys.executable, "-c", SPINS.format(5)])
+    meter = CpuTimeMeter(watts_per_core=10, idle_watts_per_core=1e-9)
+    meter.pid = process.pid
+    time.sleep(0.3)
+    meter.start()
+    time.sleep(0.5)
+    reading = meter.stop()
+    process.kill()
+    process.wait()
+    assert 0 < reading.energy_j <= 10 * reading.duration_s * 1.1
+
+
+def test_a_process_that_died_is_told():
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    meter = CpuTimeMeter()
+    meter.pid = process.pid
+    with pytest.raises(MeterError, match=f"process {process.pid} is gone"):
+        meter.start()
+
+
+def test_a_meter_can_be_asked_for_by_name(powercap):
+    assert open_meter(powercap, "estimate").evidence == "estimated"
+    assert open_meter(powercap, "rapl").evidence == "measured"
+    with pytest.raises(ValueError, match="meter 'watts': expected one of ina3221, rapl"):
+        open_meter(powercap, "watts")
+    with pytest.raises(OSError, match="no INA3221 sensors"):
+        open_meter(powercap, "ina3221")

@@ -11,13 +11,23 @@ from mllm_sched.devices.trace import TraceDevice
 
 
 def _open_host(seed: Any = 0, **settings: Any) -> Device:
-    # ONNX Runtime and the encoders take seconds to import; only this device needs them.
+    # ONNX Runtime and the encoders take seconds to import; only live devices need them.
     from mllm_sched.devices.host import HostDevice
 
     return HostDevice(seed=seed, **settings)
 
 
-DEVICES: dict[str, Callable[..., Device]] = {"agx-orin-sim": SimulatedOrin, "host": _open_host}
+def _open_jetson(seed: Any = 0, **settings: Any) -> Device:
+    from mllm_sched.devices.jetson import JetsonDevice
+
+    return JetsonDevice(seed=seed, **settings)
+
+
+DEVICES: dict[str, Callable[..., Device]] = {
+    "agx-orin-sim": SimulatedOrin,
+    "host": _open_host,
+    "agx-orin": _open_jetson,
+}
 
 
 def device_names() -> tuple[str, ...]:
@@ -31,7 +41,7 @@ def open_device(name: str, seed: Any = 0, **settings: Any) -> Device:
     Parameters
     ----------
     name
-        ``agx-orin-sim``, ``host``, or ``trace:`` and the path of a table.
+        ``agx-orin-sim``, ``host``, ``agx-orin``, or ``trace:`` and the path of a table.
     seed
         Of all randomness of the device.
     **settings
@@ -41,6 +51,8 @@ def open_device(name: str, seed: Any = 0, **settings: Any) -> Device:
     ------
     ValueError
         For an unknown name; the known ones are listed.
+    OSError
+        If the device is not there, or a trace's file.
 
     Examples
     --------

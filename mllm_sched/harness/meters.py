@@ -1,22 +1,28 @@
-"""Energy meters: what the machine used between ``start`` and ``stop``.
+"""Energy meters: what the machine used between ``start`` and ``stop``, and how sure that is.
 
-A meter says where its joules come from: ``evidence`` is ``measured`` for a counter in hardware
-and ``estimated`` for anything else; ``source`` says it in words.
+A meter says where its joules come from: ``evidence`` is ``measured`` for a sensor or a counter in
+hardware and ``estimated`` for anything else; ``source`` says it in words.
 """
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-RAPL_ROOT = Path("/sys/class/powercap")
+import numpy as np
 
-# Assumed. The rated power of today's servers and desktops, over their cores, is 4 to 10 W; a
-# busy core draws most of its share, and an idle one a tenth of it or so.
-WATTS_PER_BUSY_CORE = 6.0
-WATTS_PER_IDLE_CORE = 0.6
+from mllm_sched.harness.cpu_time import CpuTimeMeter
+from mllm_sched.harness.ina3221 import Ina3221Rails
+from mllm_sched.harness.rapl import RaplMeter
+from mllm_sched.harness.reading import Reading
+from mllm_sched.harness.sampler import Rails, Sampler, integrate
+
+RATE_HZ = 100.0
+READINGS = 1000  # in a window at least: what a steady load needs to be known to a few percent
+SET_BY_S = 0.1  # of the system's clock within a window: more than a time server corrects
 
 
 class PowerMeter(Protocol):
@@ -28,145 +34,151 @@ class PowerMeter(Protocol):
         ``measured`` or ``estimated``.
     source
         Where the joules come from, in words.
+    min_window_s
+        Shortest window that the meter is good for.
     """
 
     evidence: str
     source: str
+    min_window_s: float
 
     def start(self) -> None:
         """Begin a window; one that is open already begins anew."""
         ...
 
-    def stop(self) -> float:
-        """Joules since ``start``; RuntimeError if the meter was not started."""
+    def stop(self) -> Reading:
+        """Energy since ``start``.
+
+        Raises RuntimeError if the meter was not started, MeterError if it broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the meter holds. Closing twice does nothing."""
         ...
 
 
-class RaplMeter:
-    """The energy counters of Intel and AMD processors, summed over the packages.
-
-    They cover everything that runs on the processor, not this process alone, and are updated
-    about once a millisecond: windows below 20 ms are rough. A counter wraps around after minutes
-    to an hour; a window longer than that cannot be told from a short one.
+class SampledMeter:
+    """Power of rails, sampled at random times and integrated.
 
     Parameters
     ----------
-    root
-        Where the kernel shows the counters.
+    rails
+        What is read.
+    source
+        Where the joules come from, in words; the rails that are counted are added.
+    rate_hz
+        Readings per second that are asked for.
+    rng
+        Draws the times.
 
-    Raises
-    ------
-    OSError
-        If there are no counters, or they may not be read (most systems let only root do so).
+    Attributes
+    ----------
+    cpu_share
+        Of one core, that sampling took in the last window.
     """
 
     evidence = "measured"
 
-    def __init__(self, root: Path = RAPL_ROOT) -> None:
-        # Zones with a second colon are parts of a package; "psys" overlaps the packages.
-        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
-        self._zones = [zone for zone in zones if _text(zone / "name").startswith("package")]
-        if not self._zones:
-            raise FileNotFoundError(f"no RAPL package counters in {root}")
-        self._ranges_uj = [int(_text(zone / "max_energy_range_uj")) for zone in self._zones]
-        self._started_uj: list[int] | None = None
-        self._read()  # fails now rather than in the first window
-        self.source = f"RAPL counters of {len(self._zones)} processor package(s)"
+    def __init__(
+        self,
+        rails: Rails,
+        source: str,
+        rate_hz: float = RATE_HZ,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.rails = rails
+        self.rate_hz = rate_hz
+        self.source = f"{source}, {' + '.join(rails.counted)}"
+        self.min_window_s = READINGS / rate_hz
+        self.cpu_share = 0.0
+        self._sampler = Sampler(rails, rate_hz, rng or np.random.default_rng())
+        self._began: tuple[float, float] | None = None
 
     def start(self) -> None:
         """Begin a window."""
-        self._started_uj = self._read()
+        self._began = time.monotonic(), time.time()
+        self._sampler.start()
 
-    def stop(self) -> float:
-        """Joules since ``start``, one wrap-around of each counter allowed for."""
-        if self._started_uj is None:
+    def stop(self) -> Reading:
+        """Energy since ``start``; MeterError if a rail could not be read."""
+        if self._began is None:
             raise RuntimeError("the meter was not started; call start() first")
-        windows = zip(self._started_uj, self._read(), self._ranges_uj, strict=True)
-        self._started_uj = None
-        used_uj = sum(
-            after - before if after >= before else after - before + wrap
-            for before, after, wrap in windows
-        )
-        return used_uj / 1e6
+        (began_s, date_s), self._began = self._began, None
+        ended_s, set_by_s = time.monotonic(), time.time() - date_s
+        samples = self._sampler.stop()
+        self.cpu_share = self._sampler.cpu_s / (ended_s - began_s)
+        reading = integrate(samples, began_s, ended_s, self.rails, self.rate_hz)
+        set_by_s -= reading.duration_s
+        if abs(set_by_s) < SET_BY_S:
+            return reading
+        note = f"the system's clock was set by {set_by_s:+.1f} s; no duration here depends on it"
+        return replace(reading, notes=(*reading.notes, note))
 
-    def _read(self) -> list[int]:
-        return [int(_text(zone / "energy_uj")) for zone in self._zones]
+    def close(self) -> None:
+        """Stop sampling and close the rails."""
+        if self._began is not None:
+            self._sampler.stop()
+            self._began = None
+        self.rails.close()
 
 
-class CpuTimeMeter:
-    """An estimate from the CPU time of this process and the time that passed.
+def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ) -> PowerMeter:
+    """The best meter of the machine for work on its processor, or the one that is named.
 
-    Energy = busy core seconds x ``watts_per_core`` + idle core seconds x ``idle_watts_per_core``,
-    over the cores this process may use. The watts are assumed, the same whatever the core does;
-    so it ranks arms by CPU time, and cannot see the clock, the memory or other programs.
+    In this order: the rails of a Jetson, the counters of the processor (RAPL), an estimate from
+    CPU time. ``source`` says what was found, and why nothing better was. A graphics card's meter
+    sees the card alone, so it has to be asked for by name.
 
     Parameters
     ----------
-    watts_per_core
-        Power of a busy core; assumed, see ``WATTS_PER_BUSY_CORE``.
-    idle_watts_per_core
-        Power of a core that waits; assumed.
-    cores
-        Cores that this process answers for; by default those it may use.
-    reason
-        Why nothing better is used.
-    """
+    root
+        Of the file system.
+    kind
+        ``ina3221``, ``rapl``, ``nvml`` or ``estimate``; the best by default.
+    rate_hz
+        Readings per second of a meter that is sampled.
 
-    evidence = "estimated"
-
-    def __init__(
-        self,
-        watts_per_core: float = WATTS_PER_BUSY_CORE,
-        idle_watts_per_core: float = WATTS_PER_IDLE_CORE,
-        cores: int | None = None,
-        reason: str = "",
-    ) -> None:
-        for name, watts in [("busy", watts_per_core), ("idle", idle_watts_per_core)]:
-            if not watts > 0:
-                raise ValueError(f"watts of a {name} core: {watts}; expected above 0")
-        self.watts_per_core = watts_per_core
-        self.idle_watts_per_core = idle_watts_per_core
-        self.cores = usable_cores() if cores is None else cores
-        self.source = (
-            f"CPU time x {watts_per_core:g} W a busy core, {idle_watts_per_core:g} W an idle one "
-            f"(assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
-        )
-        self._started: tuple[float, float] | None = None
-
-    def start(self) -> None:
-        """Begin a window."""
-        self._started = time.process_time(), time.perf_counter()
-
-    def stop(self) -> float:
-        """Joules since ``start``, estimated."""
-        if self._started is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        busy_s = time.process_time() - self._started[0]
-        idle_s = max(0.0, self.cores * (time.perf_counter() - self._started[1]) - busy_s)
-        self._started = None
-        return busy_s * self.watts_per_core + idle_s * self.idle_watts_per_core
-
-
-def open_meter(root: Path = RAPL_ROOT) -> PowerMeter:
-    """RAPL where it can be read, else the estimate, whose ``source`` says why.
+    Raises
+    ------
+    ValueError
+        For an unknown kind; the known ones are listed.
+    OSError
+        If the meter asked for is not there.
 
     Examples
     --------
     >>> open_meter(Path("nowhere")).evidence
     'estimated'
     """
-    try:
-        return RaplMeter(root)
-    except (OSError, ValueError) as error:
-        return CpuTimeMeter(reason=f"RAPL unavailable: {error}")
+    if kind:
+        if kind not in METERS:
+            raise ValueError(f"meter {kind!r}: expected one of {', '.join(METERS)}")
+        return METERS[kind](root, rate_hz)
+    reasons = []
+    for name in ("ina3221", "rapl"):
+        try:
+            return METERS[name](root, rate_hz)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{name}: {error}")
+    return CpuTimeMeter(reason="; ".join(reasons))
 
 
-def usable_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _open_ina3221(root: Path, rate_hz: float) -> PowerMeter:
+    return SampledMeter(Ina3221Rails(root), "INA3221 sensors of the module", rate_hz)
 
 
-def _text(path: Path) -> str:
-    return path.read_text().strip()
+def _open_nvml(root: Path, rate_hz: float) -> PowerMeter:
+    from mllm_sched.harness import nvml  # needs NVIDIA's library, which few machines have
+
+    if nvml.has_energy_counter(0):
+        return nvml.NvmlCounterMeter()
+    return SampledMeter(nvml.NvmlRails(), "power of the graphics card (NVML)", rate_hz)
+
+
+METERS: Mapping[str, Callable[[Path, float], PowerMeter]] = {
+    "ina3221": _open_ina3221,
+    "rapl": lambda root, rate_hz: RaplMeter(root),
+    "nvml": _open_nvml,
+    "estimate": lambda root, rate_hz: CpuTimeMeter(),
+}

@@ -1,0 +1,210 @@
+"""What the devices that really run something have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_sched import paths
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.harness.cpu_time import CpuTimeMeter
+from mllm_sched.harness.meters import PowerMeter
+from mllm_sched.harness.reading import HarnessError, Reading
+from mllm_sched.harness.thermals import Thermals
+from mllm_sched.harness.worker import OPEN_TIMEOUT_S, Worker
+from mllm_sched.measurement import Measurement
+from mllm_sched.pipeline.encoders import encoder_spec
+from mllm_sched.tasks import Task
+
+CALL_TIMEOUT_S = 60.0
+
+
+class LiveDevice:
+    """Runs one encoder in a process of its own, and measures it.
+
+    A subclass says what its arms are (``space``), what an arm asks of the encoder's process
+    (``_request``), and may do something before each arm (``_set``).
+
+    Parameters
+    ----------
+    encoder
+        A name of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a real checkpoint.
+    space
+        The arms.
+    open_meter
+        Opens the meter; called again after one broke.
+    thermals
+        Of the machine.
+    repeats, window_s
+        A task is run that often, and for that long at least, per measurement; the mean is taken.
+    weights_seed
+        Of the random weights; each value is one exported file of its own.
+    timeout_s
+        For a single call of the encoder, after which it counts as hanging.
+
+    Raises
+    ------
+    ValueError
+        For an unknown encoder, or ``repeats`` below 1.
+    """
+
+    name: str
+    evidence = "measured"
+    stationary = False  # other programs come and go
+
+    def __init__(
+        self,
+        encoder: str,
+        space: ArmSpace,
+        open_meter: Callable[[], PowerMeter],
+        thermals: Thermals,
+        repeats: int = 1,
+        window_s: float = 0.0,
+        weights_seed: int = 0,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats}: expected at least 1")
+        self.spec = encoder_spec(encoder)
+        self.modalities = {self.spec.name: self.spec.modality}
+        self.space = space
+        self.thermals = thermals
+        self.repeats = repeats
+        self.window_s = window_s
+        self.weights_seed = weights_seed
+        self.timeout_s = timeout_s
+        self.worker = Worker()
+        self._open_meter = open_meter
+        self.meter = open_meter()
+        self.energy_evidence = self.meter.evidence
+
+    def run(self, arm: Arm, task: Task) -> Measurement:
+        """Run the task on the arm, now.
+
+        The first run of an arm may also export its encoder and open its session; neither is part
+        of the measurement.
+
+        Returns
+        -------
+        The measurement; ``failed`` says why if the encoder or the meter failed.
+
+        Raises
+        ------
+        ValueError
+            If the task is for another encoder or modality, or the arm is not of this space.
+        """
+        self._check(task)
+        arm = self.space[self.space.index(arm)]
+        batch = int(arm.levels.get("batch", 1))
+        calls = math.ceil(task.size / batch)
+        try:
+            self.prepare(arm)
+            latencies, reading = self._measured(arm, calls * self.repeats)
+        except HarnessError as error:
+            return self._measurement(arm, task, failed=str(error))
+        if not reading.energy_j > 0:
+            return self._measurement(
+                arm, task, failed="window too short for the energy meter; give more repeats"
+            )
+        rounds = len(latencies) / calls
+        return self._measurement(
+            arm,
+            task,
+            sum(latencies) / rounds,
+            reading.energy_j / rounds * task.size / (calls * batch),
+        )
+
+    def prepare(self, arm: Arm) -> dict[str, Any]:
+        """Bring the machine and the encoder's process to the arm, and say what was found.
+
+        Returns
+        -------
+        ``provider`` and, where it applies, ``dla_share`` and ``clocks``.
+
+        Raises
+        ------
+        HarnessError
+            If the machine cannot be brought there, or the encoder cannot be opened.
+        """
+        facts = self._set(arm)
+        opened = self.worker.ask({"do": "open", **self._wanted(arm)}, OPEN_TIMEOUT_S)
+        if isinstance(self.meter, CpuTimeMeter):
+            self.meter.pid = self.worker.pid
+        return {**opened, **facts}
+
+    def work(self, arm: Arm) -> Callable[[float], Sequence[float]]:
+        """Runs the prepared arm for some seconds, and says how long each item took.
+
+        Items of a batch wait for the whole call.
+        """
+        batch = int(arm.levels.get("batch", 1))
+        return lambda seconds: np.repeat(self._calls(arm, seconds), batch).tolist()
+
+    def reopen_meter(self) -> None:
+        """A fresh meter, after one that broke; OSError if there is none any more."""
+        self.meter.close()
+        self.meter = self._open_meter()
+
+    def state(self) -> dict[str, str]:
+        """What else decides the numbers, for the record."""
+        return {}
+
+    def close(self) -> None:
+        """End the encoder's process and close the meter. Closing twice does nothing."""
+        self.worker.close()
+        self.meter.close()
+
+    def _request(self, arm: Arm) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _set(self, arm: Arm) -> dict[str, Any]:
+        return {}
+
+    def _load(self, arm: Arm) -> float:
+        return float(arm.levels.get("load", 1.0))
+
+    def _wanted(self, arm: Arm) -> dict[str, Any]:
+        """What the encoder's process has to open."""
+        return {
+            "encoder": self.spec.name,
+            "seed": self.weights_seed,
+            "cache": str(paths.CACHE),
+            "batch": 1,
+            **self._request(arm),
+        }
+
+    def _calls(self, arm: Arm, seconds: float, calls: int = 1) -> list[float]:
+        """Seconds of every call."""
+        request = {"do": "run", **self._wanted(arm), "load": self._load(arm)}
+        answer = self.worker.ask(
+            {**request, "seconds": seconds, "calls": calls},
+            seconds + self.timeout_s * calls / self._load(arm),
+        )
+        return [float(latency) for latency in answer]
+
+    def _measured(self, arm: Arm, calls: int) -> tuple[list[float], Reading]:
+        self.meter.start()
+        latencies = self._calls(arm, self.window_s, calls)
+        return latencies, self.meter.stop()
+
+    def _check(self, task: Task) -> None:
+        if (task.encoder, task.modality) != (self.spec.name, self.spec.modality):
+            raise ValueError(
+                f"task for {task.encoder!r} ({task.modality}): this device runs "
+                f"{self.spec.name!r} ({self.spec.modality}); open one with encoder={task.encoder!r}"
+            )
+
+    def _measurement(
+        self,
+        arm: Arm,
+        task: Task,
+        latency_s: float = math.nan,
+        energy_j: float = math.nan,
+        failed: str = "",
+    ) -> Measurement:
+        return Measurement(
+            arm, task, latency_s, energy_j, self.evidence, self.energy_evidence, failed
+        )

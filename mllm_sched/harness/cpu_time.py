@@ -1,0 +1,104 @@
+"""An estimate of energy for machines that cannot measure it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from mllm_sched.harness.reading import MeterError, Reading
+
+# Assumed. The rated power of today's servers and desktops, over their cores, is 4 to 10 W; a
+# busy core draws most of its share, and an idle one a tenth of it or so.
+WATTS_PER_BUSY_CORE = 6.0
+WATTS_PER_IDLE_CORE = 0.6
+
+
+class CpuTimeMeter:
+    """An estimate from the CPU time of one process and the time that passed.
+
+    Energy = busy core seconds x ``watts_per_core`` + idle core seconds x ``idle_watts_per_core``,
+    over the cores this process may use. The watts are assumed, the same whatever the core does;
+    so it ranks arms by CPU time, and cannot see the clock, the memory or other programs. Its
+    readings have no bounds: what is unsure are the watts, and nobody knows by how much.
+
+    Parameters
+    ----------
+    watts_per_core
+        Power of a busy core; assumed, see ``WATTS_PER_BUSY_CORE``.
+    idle_watts_per_core
+        Power of a core that waits; assumed.
+    cores
+        Cores that the process answers for; by default those this one may use.
+    reason
+        Why nothing better is used.
+
+    Attributes
+    ----------
+    pid
+        The process whose time is counted; None for this one.
+    """
+
+    evidence = "estimated"
+    min_window_s = 1.0  # so that single switches between processes do not count
+
+    def __init__(
+        self,
+        watts_per_core: float = WATTS_PER_BUSY_CORE,
+        idle_watts_per_core: float = WATTS_PER_IDLE_CORE,
+        cores: int | None = None,
+        reason: str = "",
+    ) -> None:
+        for name, watts in [("busy", watts_per_core), ("idle", idle_watts_per_core)]:
+            if not watts > 0:
+                raise ValueError(f"watts of a {name} core: {watts}; expected above 0")
+        self.watts_per_core = watts_per_core
+        self.idle_watts_per_core = idle_watts_per_core
+        self.cores = usable_cores() if cores is None else cores
+        self.pid: int | None = None
+        self.source = (
+            f"CPU time x {watts_per_core:g} W a busy core, {idle_watts_per_core:g} W an idle one "
+            f"(assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
+        )
+        self._started: tuple[float, float] | None = None
+
+    def start(self) -> None:
+        """Begin a window."""
+        self._started = self._busy_s(), time.perf_counter()
+
+    def stop(self) -> Reading:
+        """Energy since ``start``, estimated."""
+        if self._started is None:
+            raise RuntimeError("the meter was not started; call start() first")
+        busy_s = self._busy_s() - self._started[0]
+        duration_s = time.perf_counter() - self._started[1]
+        self._started = None
+        idle_s = max(0.0, self.cores * duration_s - busy_s)
+        energy_j = busy_s * self.watts_per_core + idle_s * self.idle_watts_per_core
+        return Reading(energy_j, energy_j, energy_j, duration_s)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _busy_s(self) -> float:
+        if self.pid is None:
+            return time.process_time()
+        try:
+            return time.clock_gettime(_cpu_clock(self.pid))
+        except OSError as error:
+            raise MeterError(f"process {self.pid} is gone, and its CPU time with it") from error
+
+
+def _cpu_clock(pid: int) -> int:
+    """The clock of another process's CPU time, fine enough for a single call of an encoder."""
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return clock.value
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,162 @@
+"""Rails of a Jetson: the INA3221 current sensors, as the kernel shows them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"  # JetPack 5 and 6
+IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"  # JetPack 4
+
+# Which rails make up the module, by what is there: the first set that is complete counts. A rail
+# that is not named lies within one that is; on the AGX Orin, VDDQ_VDD2_1V8AO within VIN_SYS_5V0.
+TOTALS: tuple[frozenset[str], ...] = (
+    frozenset({"VDD_IN"}),  # Orin NX and Nano, Xavier NX, TX2: one sensor for the whole module
+    frozenset({"POM_5V_IN"}),  # Nano
+    frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}),  # AGX Xavier
+    frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}),  # AGX Orin
+)
+
+# The module is rated at 60 W; peaks may go beyond. Only the bounds of a window depend on it.
+HIGHEST_W = 75.0
+
+# The sensor's offset shows as a step or two of 8 mA below zero on a rail that is off. A current
+# further below means a sensor that is broken or read wrongly.
+LEAST_MA = -40
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One rail: its label, and the files of its voltage and current, or of its power alone."""
+
+    label: str
+    files: tuple[Path, ...]
+
+
+class Ina3221Rails:
+    """Power of every labelled rail, and which of them make up the module.
+
+    Parameters
+    ----------
+    root
+        Of the file system; another one for an imitation of the board.
+    counted
+        Rails that make up the total; by default what ``TOTALS`` says.
+    highest_w
+        What the module is assumed never to exceed, for the bounds of a window.
+
+    Attributes
+    ----------
+    names, counted, range_w
+        See ``sampler.Rails``.
+
+    Raises
+    ------
+    OSError
+        If there are no sensors, or they may not be read.
+    ValueError
+        If it is not known which rails make up the total.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        counted: Sequence[str] | None = None,
+        highest_w: float = HIGHEST_W,
+    ) -> None:
+        channels = find_channels(root)
+        if not channels:
+            raise FileNotFoundError(f"no INA3221 sensors under {root / 'sys/bus/i2c/drivers'}")
+        self.names = tuple(channel.label for channel in channels)
+        self.counted = _counted(self.names, counted)
+        self.range_w = (0.0, highest_w)
+        self._files: list[tuple[str, list[int]]] = []
+        try:
+            for channel in channels:  # kept open: opening costs more than reading
+                opened: list[int] = []
+                self._files.append((channel.label, opened))
+                for file in channel.files:
+                    opened.append(os.open(file, os.O_RDONLY))
+            self.read()  # fails now rather than in the first window
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self) -> list[float]:
+        """Watts of every rail now.
+
+        Raises
+        ------
+        OSError
+            If a rail vanished; it is named.
+        ValueError
+            If a rail shows no number, or a current far below zero.
+        """
+        return [self._watts(label, files) for label, files in self._files]
+
+    def close(self) -> None:
+        """Close the files. Closing twice does nothing."""
+        while self._files:
+            for file in self._files.pop()[1]:
+                os.close(file)
+
+    def _watts(self, label: str, files: list[int]) -> float:
+        try:
+            texts = [os.pread(file, 32, 0) for file in files]
+        except OSError as error:
+            raise OSError(f"rail {label} vanished: {error.strerror}") from error
+        if not all(texts):
+            raise OSError(f"rail {label} vanished: its file is empty")
+        try:
+            numbers = [int(text) for text in texts]
+        except ValueError:
+            raise ValueError(f"rail {label} shows {texts!r}: expected numbers") from None
+        if numbers[-1] < LEAST_MA:
+            unit = "mA" if len(numbers) == 2 else "mW"
+            raise ValueError(f"rail {label}: negative reading of {numbers[-1]} {unit}")
+        return numbers[0] * numbers[1] / 1e6 if len(numbers) == 2 else numbers[0] / 1e3
+
+
+def find_channels(root: Path) -> list[Channel]:
+    """The labelled rails under a root, in the order of their chips and channels.
+
+    The seventh input of newer kernels is left out: it adds shunt voltages and has no current.
+    """
+    found = [channel for folder in sorted(root.glob(HWMON)) for channel in _hwmon(folder)]
+    return found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]
+
+
+def _hwmon(folder: Path) -> list[Channel]:
+    channels = []
+    for label in sorted(folder.glob("in*_label")):
+        number = re.sub(r"\D", "", label.name)
+        files = (folder / f"in{number}_input", folder / f"curr{number}_input")
+        if all(file.exists() for file in files):
+            channels.append(Channel(label.read_text().strip(), files))
+    return channels
+
+
+def _iio(folder: Path) -> list[Channel]:
+    channels = []
+    for label in sorted(folder.glob("rail_name_*")):
+        power = folder / f"in_power{label.name.removeprefix('rail_name_')}_input"
+        if power.exists():
+            channels.append(Channel(label.read_text().strip(), (power,)))
+    return channels
+
+
+def _counted(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is not None:
+        if unknown := sorted(set(wanted) - set(names)):
+            raise ValueError(f"rails {', '.join(unknown)}: there are {', '.join(names)}")
+        return tuple(wanted)
+    for total in TOTALS:
+        if total <= set(names):
+            return tuple(name for name in names if name in total)
+    raise ValueError(
+        f"rails {', '.join(names)}: it is not known which of them make up the module; say so "
+        "with counted=[...]"
+    )

@@ -1,0 +1,218 @@
+"""Samples the power of rails in a thread of its own, at random times, and integrates it.
+
+Time is cut into strata of one period. Each is read once, at a time drawn uniformly within it:
+equal steps would beat against a load that repeats itself, as an encoder in a loop does, and be
+wrong by the same amount for ever. Random ones are right on average, whatever the load.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm_sched.harness.interval import mean_bounds
+from mllm_sched.harness.reading import MeterError, Reading
+
+SLOW_READS = 3  # in a row, before the period is doubled
+PAUSE_S = 0.25  # without a reading: longer than any scheduler makes a thread wait
+
+
+class Rails(Protocol):
+    """Power that can be read, at once and as often as wanted.
+
+    Attributes
+    ----------
+    names
+        Of the rails.
+    counted
+        Those that make up the total; the others lie within them.
+    range_w
+        What the total cannot fall below or rise above, watts.
+    """
+
+    names: tuple[str, ...]
+    counted: tuple[str, ...]
+    range_w: tuple[float, float]
+
+    def read(self) -> Sequence[float]:
+        """Watts now, one of every name; OSError or ValueError if a rail cannot be read."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the rails hold. Closing twice does nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Readings in the order of time.
+
+    Attributes
+    ----------
+    time_s
+        When each was taken, ``time.monotonic()``, shape (n,).
+    width_s
+        Length of the stratum it stands for, shape (n,).
+    power_w
+        Watts, shape (n, rails).
+    """
+
+    time_s: NDArray[np.float64]
+    width_s: NDArray[np.float64]
+    power_w: NDArray[np.float64]
+
+
+class Sampler:
+    """Reads rails from ``start`` to ``stop``.
+
+    A meter that cannot keep up is asked half as often, again and again until it can.
+
+    Parameters
+    ----------
+    rails
+        What is read.
+    rate_hz
+        Readings per second that are asked for.
+    rng
+        Draws the times.
+    """
+
+    def __init__(self, rails: Rails, rate_hz: float, rng: np.random.Generator) -> None:
+        if not 0 < rate_hz < math.inf:
+            raise ValueError(f"rate_hz={rate_hz}: expected readings per second above 0")
+        self.rails = rails
+        self.period_s = 1 / rate_hz
+        self.rng = rng
+        self.cpu_s = 0.0  # that sampling has cost since it was started
+        self._rows: list[tuple[float, ...]] = []
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._error: Exception | None = None
+
+    def start(self) -> None:
+        """Begin anew; what was read before is forgotten."""
+        if self._thread is not None:
+            self.stop()
+        self._rows, self._error, self.cpu_s = [], None, 0.0
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._work, name="power sampler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> Samples:
+        """End, and hand over what was read; MeterError if a rail could not be read."""
+        if self._thread is None:
+            raise RuntimeError("the meter was not started; call start() first")
+        self._stopping.set()
+        self._thread.join()
+        self._thread = None
+        if self._error is not None:
+            raise MeterError(str(self._error)) from self._error
+        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 2 + len(self.rails.names))
+        return Samples(rows[:, 0], rows[:, 1], rows[:, 2:])
+
+    def _work(self) -> None:
+        began = time.thread_time()
+        try:
+            self._read_strata()
+        except (OSError, ValueError) as error:  # told by stop(), in the thread that waits for it
+            self._error = error
+        self.cpu_s = time.thread_time() - began
+
+    def _read_strata(self) -> None:
+        width, slow = self.period_s, 0
+        stratum = time.monotonic()
+        while True:
+            wait_s = stratum + width * self.rng.random() - time.monotonic()
+            if self._stopping.wait(max(0.0, wait_s)):
+                return
+            before = time.monotonic()
+            power = self.rails.read()
+            after = time.monotonic()
+            self._rows.append(((before + after) / 2, width, *power))
+            slow = slow + 1 if after - before > width else 0
+            if slow >= SLOW_READS:
+                width, slow = 2 * width, 0
+            stratum += width * max(1.0, math.floor((after - stratum) / width))
+
+
+def integrate(
+    samples: Samples, start_s: float, end_s: float, rails: Rails, asked_hz: float
+) -> Reading:
+    """Energy between two times: trapezoids over the readings at their own times.
+
+    Before the first reading and after the last, power is taken to be theirs. Times that no
+    reading stands for count with the whole range in the bounds.
+
+    Parameters
+    ----------
+    samples
+        Of a sampler that was started at ``start_s``.
+    start_s, end_s
+        Ends of the window, ``time.monotonic()``.
+    rails
+        Names, and which of them make up the total.
+    asked_hz
+        What the sampler was asked for.
+    """
+    duration_s = end_s - start_s
+    within = (samples.time_s >= start_s) & (samples.time_s <= end_s)
+    times, widths = samples.time_s[within], samples.width_s[within]
+    power = samples.power_w[within]
+    low_w, high_w = rails.range_w
+    if len(times) == 0:
+        middle = (low_w + high_w) / 2 * duration_s
+        note = "no reading within the window: its energy can be anything"
+        bounds = low_w * duration_s, high_w * duration_s
+        return Reading(middle, *bounds, duration_s, {}, 0, 0.0, asked_hz, duration_s, notes=(note,))
+    ends = np.concatenate([[start_s], times, [end_s]])
+    joules = np.trapezoid(np.vstack([power[:1], power, power[-1:]]), ends, axis=0)
+    counted = [rails.names.index(name) for name in rails.counted]
+    total_w = power[:, counted].sum(axis=1)
+    energy_j = float(joules[counted].sum())
+    low_w, high_w = min(low_w, total_w.min()), max(high_w, total_w.max())
+    # The last stratum may end after the window: it is left over, as is any that was missed.
+    covered_s = min(duration_s, float(widths[:-1].sum()))
+    mean_low_w, mean_high_w = mean_bounds(total_w[:-1], low_w, high_w, widths[:-1])
+    low_j = mean_low_w * covered_s + low_w * (duration_s - covered_s)
+    high_j = mean_high_w * covered_s + high_w * (duration_s - covered_s)
+    rate_hz = len(times) / duration_s
+    return Reading(
+        energy_j,
+        min(low_j, energy_j),
+        max(high_j, energy_j),
+        duration_s,
+        dict(zip(rails.names, joules.tolist(), strict=True)),
+        len(times),
+        rate_hz,
+        asked_hz,
+        float(np.diff(ends).max()),
+        _unmoved(rails.names, power),
+        _notes(rate_hz, asked_hz, rails.range_w, total_w),
+    )
+
+
+def _unmoved(names: Sequence[str], power: NDArray[np.float64]) -> dict[str, float]:
+    """Rails that showed one and the same value throughout."""
+    still = np.ptp(power, axis=0) == 0
+    return {name: float(power[0, k]) for k, name in enumerate(names) if still[k]}
+
+
+def _notes(
+    rate_hz: float, asked_hz: float, range_w: tuple[float, float], total_w: NDArray[np.float64]
+) -> tuple[str, ...]:
+    notes = []
+    if rate_hz < 0.9 * asked_hz:
+        notes.append(f"the meter gave {rate_hz:.3g} readings a second of {asked_hz:g} asked for")
+    if total_w.min() < range_w[0] or total_w.max() > range_w[1]:
+        notes.append(
+            f"power from {total_w.min():.3g} to {total_w.max():.3g} W left the range "
+            f"{range_w[0]:g} to {range_w[1]:g} W that its bounds assume"
+        )
+    return tuple(notes)

@@ -1,0 +1,333 @@
+"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from mllm_sched.harness.meters import PowerMeter
+from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.sampler import PAUSE_S
+from mllm_sched.harness.thermals import Thermals
+
+Work = Callable[[float], Sequence[float]]
+"""Runs tasks for some seconds, one at least, and returns what each took, in seconds."""
+
+STEADY = 0.05  # relative change between two chunks of warm-up that passes for steady
+STEADY_CHUNKS = 3
+DISCARDS = 3  # windows with a pause in them that are measured again, before the arm is given up
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an arm is measured.
+
+    Attributes
+    ----------
+    window_s
+        Length of a window; never less than the meter's shortest.
+    idle_s
+        Length of the idle windows before and after; 0 for none. Half the meter's shortest window
+        at least.
+    target
+        Relative half-width of the 95 % interval of energy and of latency at which to stop.
+    windows, max_windows
+        Least and most of them.
+    warm_up_s
+        Longest warm-up; it ends when three chunks in a row take the same within 5 %.
+    cool_down_s
+        Longest wait, before an arm, for the machine to be as cool as at the start.
+    cool_margin_c
+        How much warmer it may still be, degrees.
+    """
+
+    window_s: float = 0.0
+    idle_s: float = 1.0
+    target: float = 0.02
+    windows: int = 3
+    max_windows: int = 6
+    warm_up_s: float = 10.0
+    cool_down_s: float = 60.0
+    cool_margin_c: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.windows <= self.max_windows:
+            raise ValueError(
+                f"windows={self.windows}, max_windows={self.max_windows}: expected 2 or more, and "
+                "no more than the most; one window cannot tell how it scatters"
+            )
+        if not self.target > 0:
+            raise ValueError(f"target={self.target}: expected a relative half-width above 0")
+        for name in ("window_s", "idle_s", "warm_up_s", "cool_down_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected seconds, 0 or more")
+
+    def window_for(self, meter: PowerMeter) -> float:
+        """Length of a window with this meter."""
+        return max(self.window_s, meter.min_window_s)
+
+    def idle_for(self, meter: PowerMeter) -> float:
+        """Length of an idle window with this meter."""
+        return max(self.idle_s, meter.min_window_s / 2) if self.idle_s else 0.0
+
+    def seconds(self, meter: PowerMeter) -> tuple[float, float]:
+        """Least and most time an arm takes, without opening its encoder."""
+        window_s, idle_s = self.window_for(meter), self.idle_for(meter)
+        least = 2 * idle_s + self.windows * window_s + min(1.0, self.warm_up_s)
+        most = 2 * idle_s + (self.max_windows + DISCARDS) * window_s
+        return least, most + self.warm_up_s + self.cool_down_s
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the half-width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    @property
+    def relative(self) -> float:
+        """Half-width over the mean."""
+        return self.half / abs(self.mean) if self.mean else math.inf
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What measuring an arm gave, per task.
+
+    Attributes
+    ----------
+    latency_s, energy_j, marginal_j
+        With their intervals; marginal energy is without what the machine takes idle.
+    latency_sd_s
+        Scatter of single tasks.
+    energy_sd_j
+        Scatter of the mean between windows; that of single tasks cannot be seen.
+    idle_w
+        Idle power: the mean of before and after; NaN if it was not measured.
+    windows, tasks
+        How many were measured.
+    rate_hz, longest_gap_s
+        Of the sampling; NaN and 0 for a counter.
+    temperature_start_c, temperature_end_c
+        Of the hottest zone; NaN without any.
+    throttled
+        Whether the machine held itself back in any window.
+    warm_up_s
+        How long that took.
+    notes
+        What a reader should know.
+    """
+
+    latency_s: Interval
+    energy_j: Interval
+    marginal_j: Interval
+    latency_sd_s: float
+    energy_sd_j: float
+    idle_w: float
+    windows: int
+    tasks: int
+    rate_hz: float
+    longest_gap_s: float
+    temperature_start_c: float
+    temperature_end_c: float
+    throttled: bool
+    warm_up_s: float
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: the meter's reading, and what each task in it took."""
+
+    reading: Reading
+    latencies_s: tuple[float, ...]
+    throttled: bool
+
+    @property
+    def energy_j(self) -> float:
+        """Joules per task."""
+        return self.reading.energy_j / len(self.latencies_s)
+
+    @property
+    def latency_s(self) -> float:
+        """Mean seconds per task."""
+        return sum(self.latencies_s) / len(self.latencies_s)
+
+
+def measure(work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan) -> ArmResult:
+    """Measure one arm.
+
+    Parameters
+    ----------
+    work
+        Runs tasks on the arm.
+    meter, thermals
+        Of the machine.
+    plan
+        How.
+
+    Raises
+    ------
+    MeterError
+        If the meter broke, or showed what no working meter shows: a rail that never moves,
+        windows with pauses in them again and again, less energy than idle.
+    WorkerError
+        If the encoder did; ``work`` raises it.
+    """
+    before = _idle(meter, plan)
+    start_c = thermals.hottest_c()
+    warm_up_s, steady = warm_up(work, plan.warm_up_s)
+    windows = _windows(work, meter, thermals, plan)
+    end_c = thermals.hottest_c()
+    after = _idle(meter, plan)
+    _refuse_stuck(windows, [reading for reading in (before, after) if reading])
+    notes = dict.fromkeys(note for window in windows for note in window.reading.notes)
+    if not steady:
+        notes[f"not steady after {plan.warm_up_s:g} s of warm-up"] = None
+    energy_j, marginal_j = energy_of(windows), marginal_of(windows, before, after)
+    if energy_j.relative > plan.target or latency_of(windows).relative > plan.target:
+        notes[f"target of {plan.target:.1%} missed after {len(windows)} windows"] = None
+    latencies = np.concatenate([window.latencies_s for window in windows])
+    rates = [window.reading.rate_hz for window in windows]
+    return ArmResult(
+        latency_of(windows),
+        energy_j,
+        marginal_j,
+        float(latencies.std(ddof=1)) if len(latencies) > 1 else 0.0,
+        float(np.std([window.energy_j for window in windows], ddof=1)),
+        _idle_power(before, after).mean,
+        len(windows),
+        len(latencies),
+        float(np.mean(rates)),
+        max(window.reading.longest_gap_s for window in windows),
+        start_c,
+        end_c,
+        any(window.throttled for window in windows),
+        warm_up_s,
+        tuple(notes),
+    )
+
+
+def warm_up(work: Work, at_most_s: float) -> tuple[float, bool]:
+    """Run until tasks take the same time; seconds spent, and whether they did."""
+    began = time.monotonic()
+    means: list[float] = []
+    while not means or time.monotonic() - began < at_most_s:
+        means.append(float(np.mean(work(min(1.0, at_most_s) / STEADY_CHUNKS))))
+        last = means[-STEADY_CHUNKS:]
+        if len(last) == STEADY_CHUNKS and max(last) - min(last) <= STEADY * min(last):
+            return time.monotonic() - began, True
+    return time.monotonic() - began, False
+
+
+def energy_of(windows: Sequence[Window]) -> Interval:
+    """Joules per task: how windows differ, and what the meter may have missed within them."""
+    spread = _t_interval([window.energy_j for window in windows])
+    tasks = sum(len(window.latencies_s) for window in windows)
+    return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / tasks))
+
+
+def latency_of(windows: Sequence[Window]) -> Interval:
+    """Seconds per task."""
+    return _t_interval([window.latency_s for window in windows])
+
+
+def marginal_of(
+    windows: Sequence[Window], before: Reading | None, after: Reading | None
+) -> Interval:
+    """Joules per task beyond what the machine takes idle in the same time."""
+    energy_j, idle_w = energy_of(windows), _idle_power(before, after)
+    per_task_s = sum(window.reading.duration_s for window in windows) / sum(
+        len(window.latencies_s) for window in windows
+    )
+    half = math.hypot(energy_j.half, idle_w.half * per_task_s)
+    return Interval(energy_j.mean - idle_w.mean * per_task_s, half)
+
+
+def _windows(work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan) -> list[Window]:
+    windows: list[Window] = []
+    discarded = 0
+    while len(windows) < plan.max_windows:
+        window = _window(work, meter, thermals, plan.window_for(meter))
+        if _paused(window.reading):
+            discarded += 1
+            if discarded > DISCARDS:
+                gap_s = window.reading.longest_gap_s
+                raise MeterError(
+                    f"{discarded} windows had pauses, the last of {gap_s:.2g} s without a "
+                    "reading: the process was suspended or starved"
+                )
+            continue
+        windows.append(window)
+        if len(windows) >= plan.windows and _known(windows, plan.target):
+            break
+    return windows
+
+
+def _window(work: Work, meter: PowerMeter, thermals: Thermals, seconds: float) -> Window:
+    throttles = thermals.throttle_count()
+    meter.start()
+    latencies_s = tuple(work(seconds))
+    reading = meter.stop()
+    if not reading.energy_j > 0:
+        raise MeterError(f"a window of {reading.duration_s:.3g} s took {reading.energy_j:g} J")
+    return Window(reading, latencies_s, thermals.throttled_since(throttles))
+
+
+def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
+    if not plan.idle_s:
+        return None
+    meter.start()
+    time.sleep(plan.idle_for(meter))
+    return meter.stop()
+
+
+def _paused(reading: Reading) -> bool:
+    """Whether nothing was read for longer than the meter's pace explains."""
+    if not reading.samples:
+        return False
+    return reading.longest_gap_s > max(PAUSE_S, 10 / reading.rate_hz)
+
+
+def _known(windows: Sequence[Window], target: float) -> bool:
+    return energy_of(windows).relative <= target and latency_of(windows).relative <= target
+
+
+def _t_interval(values: Sequence[float]) -> Interval:
+    error = float(stats.sem(values)) if len(values) > 1 else math.inf
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) if len(values) > 1 else 1.0
+    return Interval(float(np.mean(values)), quantile * error)
+
+
+def _unsure_j(windows: Sequence[Window]) -> float:
+    """What the meter may have missed in all windows; their errors are independent."""
+    halves = [(window.reading.high_j - window.reading.low_j) / 2 for window in windows]
+    return math.hypot(*halves)
+
+
+def _idle_power(before: Reading | None, after: Reading | None) -> Interval:
+    readings = [reading for reading in (before, after) if reading]
+    if not readings:
+        return Interval(math.nan, math.nan)
+    powers = [reading.power_w for reading in readings]
+    unsure = [(reading.high_j - reading.low_j) / 2 / reading.duration_s for reading in readings]
+    drift = (max(powers) - min(powers)) / 2
+    return Interval(float(np.mean(powers)), math.hypot(drift, *unsure) / math.sqrt(len(readings)))
+
+
+def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:
+    """A rail that showed one value idle and under load alike; a working sensor flickers."""
+    readings = [*(window.reading for window in windows), *idle]
+    if not idle or not all(reading.samples for reading in readings):
+        return
+    for rail, watts in readings[0].unmoved_w.items():
+        if all(reading.unmoved_w.get(rail) == watts for reading in readings):
+            count = sum(reading.samples for reading in readings)
+            raise MeterError(f"rail {rail} is stuck at {watts:.4g} W: {count} readings, all alike")

@@ -1,0 +1,222 @@
+"""Measures every arm of a live device into a table that opens as ``trace:FILE``.
+
+Arms that the table holds are not measured again, so an interrupted profile is taken up by the same
+call. The order of the arms is drawn by seed, so that drift is not confounded with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.devices.live import LiveDevice
+from mllm_sched.harness.reading import HarnessError, MeterError
+from mllm_sched.harness.window import ArmResult, Plan, measure
+from mllm_sched.measurement import HARNESS_NUMBERS, Measurement
+from mllm_sched.study.profile_table import ProfileTable, only_writer, write_whole
+from mllm_sched.study.provenance import provenance
+from mllm_sched.tasks import Task
+
+
+def profile(
+    device: LiveDevice,
+    task: Task,
+    out: Path,
+    plan: Plan,
+    *,
+    arms: Sequence[Arm] | None = None,
+    seed: int = 0,
+    retry_failed: bool = False,
+) -> Path:
+    """Measure arms, a row each, in an order drawn by seed.
+
+    An arm that fails is a row with its reason, and the next one follows. ``NAME.json`` beside the
+    table says what it was measured with.
+
+    Parameters
+    ----------
+    device
+        Where.
+    task
+        What; of size 1.
+    out
+        The table. Arms that it holds are not measured again.
+    plan
+        How each arm is measured.
+    arms
+        Which; all by default.
+    seed
+        Of the order.
+    retry_failed
+        Whether arms that failed before are measured again.
+
+    Returns
+    -------
+    Path of the table.
+
+    Raises
+    ------
+    ValueError
+        If the table was made with other settings, or another process is writing it.
+    OSError
+        If the disk stays full; what was measured then stands in another file, which is named.
+    """
+    arms = list(device.space if arms is None else arms)
+    settings = _settings(device, task, plan, arms, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        table = ProfileTable(out, device.space.names)
+        _check_settings(out, settings, fresh=not table.lines)
+        if retry_failed:
+            table.drop_failed()
+        todo = remaining(order(arms, seed), table)
+        cool_c = device.thermals.hottest_c() + plan.cool_margin_c
+        with tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar:
+            for position, arm in todo:
+                bar.set_postfix_str(str(arm))
+                device.thermals.cool_down(cool_c, plan.cool_down_s)
+                table.append(_row(device, task, arm, plan, position))
+                bar.update()
+        table.finish()
+        _write_record(out, settings, device)
+    return out
+
+
+def order(arms: Sequence[Arm], seed: int) -> list[tuple[int, Arm]]:
+    """Arms with their positions in the order drawn by seed."""
+    drawn = np.random.default_rng(seed).permutation(len(arms))
+    return [(position, arms[index]) for position, index in enumerate(drawn)]
+
+
+def remaining(ordered: Sequence[tuple[int, Arm]], table: ProfileTable) -> list[tuple[int, Arm]]:
+    """Those that the table does not hold yet."""
+    return [(position, arm) for position, arm in ordered if str(arm) not in table.arms]
+
+
+def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> pd.DataFrame:
+    """What ``profile`` would do: arms in their order, with the least and most minutes after each.
+
+    Opening an encoder comes on top: seconds on a CPU, minutes for a TensorRT engine.
+    """
+    least, most = plan.seconds(device.meter)
+    rows = [
+        {
+            "position": position,
+            **arm.levels,
+            "minutes_at_least": (position + 1) * least / 60,
+            "minutes_at_most": (position + 1) * most / 60,
+        }
+        for position, arm in order(arms, seed)
+    ]
+    return pd.DataFrame(rows)
+
+
+def chosen_arms(space: ArmSpace, levels: Mapping[str, Sequence[str]]) -> list[Arm]:
+    """Arms with these levels, given as text; ValueError names an unknown factor or level."""
+    for name, wanted in levels.items():
+        known = [str(level) for level in space.factor(name).levels]
+        if unknown := [text for text in wanted if text not in known]:
+            raise ValueError(f"{name}={unknown[0]}: expected some of {', '.join(known)}")
+    return [
+        arm
+        for arm in space
+        if all(str(arm.levels[name]) in wanted for name, wanted in levels.items())
+    ]
+
+
+def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) -> dict[str, Any]:
+    """One arm, measured; or the reason why it could not be."""
+    facts: dict[str, Any] = {"position": position}
+    facts["utc"] = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        facts |= device.prepare(arm)
+        result = measure(device.work(arm), device.meter, device.thermals, plan)
+    except HarnessError as error:
+        if isinstance(error, MeterError):
+            error = _reopened(device, error)
+        return {**_measurement(device, task, arm, failed=str(error)), **facts}
+    done = _measurement(device, task, arm, result.latency_s.mean, result.energy_j.mean)
+    return {**done, **_columns(result), **facts}
+
+
+def _reopened(device: LiveDevice, error: MeterError) -> MeterError:
+    """A fresh meter for the next arm; the error says if there is none."""
+    try:
+        device.reopen_meter()
+    except (OSError, ValueError) as gone:
+        return MeterError(f"{error}; the meter could not be opened again: {gone}")
+    return error
+
+
+def _measurement(
+    device: LiveDevice,
+    task: Task,
+    arm: Arm,
+    latency_s: float = math.nan,
+    energy_j: float = math.nan,
+    failed: str = "",
+) -> dict[str, Any]:
+    evidence = device.evidence, device.energy_evidence
+    failed = " ".join(failed.split())  # a row is one line
+    return Measurement(arm, task, latency_s, energy_j, *evidence, failed).row()
+
+
+def _columns(result: ArmResult) -> dict[str, Any]:
+    facts = asdict(result)
+    intervals = {
+        "latency_half_s": result.latency_s.half,
+        "energy_half_j": result.energy_j.half,
+        "marginal_energy_j": result.marginal_j.mean,
+        "marginal_half_j": result.marginal_j.half,
+        "throttled": "yes" if result.throttled else "no",
+        "notes": "; ".join(result.notes),
+    }
+    kept = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)
+    return {**{name: facts[name] for name in kept if name in facts}, **intervals}
+
+
+def _settings(
+    device: LiveDevice, task: Task, plan: Plan, arms: Sequence[Arm], seed: int
+) -> dict[str, Any]:
+    """What must be the same for two sittings to make one table."""
+    return {
+        "device": device.name,
+        "encoder": task.encoder,
+        "meter": device.meter.source,
+        "plan": asdict(plan),
+        "arms": [str(arm) for arm in arms],
+        "seed": seed,
+    }
+
+
+def _check_settings(out: Path, settings: Mapping[str, Any], fresh: bool) -> None:
+    """Refuse to go on with a table that was made otherwise; keep the settings of a new one."""
+    record = out.with_suffix(".json")
+    if fresh or not record.exists():
+        write_whole(record, json.dumps({"settings": settings}, indent=2) + "\n")
+        return
+    before = json.loads(record.read_text())["settings"]
+    differing = [key for key, value in settings.items() if before.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{out} was made with another {', '.join(differing)}; give another file, or remove "
+            "this one"
+        )
+
+
+def _write_record(out: Path, settings: Mapping[str, Any], device: LiveDevice) -> None:
+    """The settings, and what else the numbers depend on."""
+    facts = provenance({}, data=[])
+    kept = {key: facts[key] for key in ("utc", "git", "python", "packages", "machine")}
+    record = {"settings": settings, "state": device.state(), **kept}
+    write_whole(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")

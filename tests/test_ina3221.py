@@ -1,0 +1,147 @@
+"""The sensors of Jetsons as folders of files, on every layout that kernels have shown them in."""
+
+import os
+
+import pytest
+
+from mllm_sched.harness.ina3221 import Ina3221Rails, find_channels
+from mllm_sched.harness.meters import open_meter
+
+ORIN = {"1-0040": ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], "1-0041": ["NC", "VDDQ_VDD2_1V8AO"]}
+
+
+def hwmon(root, chips, milliamps=1000, millivolts=5000):
+    """JetPack 5 and 6: labels, voltages and currents; the seventh input sums shunt voltages."""
+    for number, (chip, labels) in enumerate(chips.items()):
+        folder = root / f"sys/bus/i2c/drivers/ina3221/{chip}/hwmon/hwmon{number + 3}"
+        folder.mkdir(parents=True)
+        for channel, label in enumerate(labels, start=1):
+            (folder / f"in{channel}_label").write_text(f"{label}\n")
+            if label != "NC":
+                (folder / f"in{channel}_input").write_text(f"{millivolts}\n")
+                (folder / f"curr{channel}_input").write_text(f"{milliamps * channel}\n")
+        (folder / "in7_label").write_text("sum of shunt voltages\n")
+        (folder / "in7_input").write_text("12\n")
+    return root
+
+
+def iio(root, labels):
+    """JetPack 4: power in milliwatts."""
+    folder = root / "sys/bus/i2c/drivers/ina3221x/1-0040/iio:device0"
+    folder.mkdir(parents=True)
+    for channel, label in enumerate(labels):
+        (folder / f"rail_name_{channel}").write_text(f"{label}\n")
+        (folder / f"in_power{channel}_input").write_text(f"{1000 * (channel + 1)}\n")
+    return root
+
+
+def file_of(root, rail, what="curr"):
+    for label in root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/*/in*_label"):
+        if label.read_text().strip() == rail:
+            return label.with_name(label.name.replace("in", what, 1).replace("label", "input"))
+    raise AssertionError(rail)
+
+
+def test_rails_are_found_by_label_and_the_nested_one_is_not_counted(tmp_path):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+    assert rails.names == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
+    assert rails.counted == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    assert rails.read() == pytest.approx([5.0, 10.0, 15.0, 10.0])
+    assert rails.range_w[0] == 0
+    rails.close()
+    rails.close()
+
+
+def test_a_module_with_one_sensor_for_all_counts_that_alone(tmp_path):
+    labels = ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
+    assert Ina3221Rails(hwmon(tmp_path, {"1-0040": labels})).counted == ("VDD_IN",)
+
+
+def test_the_six_rails_of_an_agx_xavier_all_count(tmp_path):
+    chips = {"1-0040": ["GPU", "CPU", "SOC"], "1-0041": ["CV", "VDDRQ", "SYS5V"]}
+    assert len(Ina3221Rails(hwmon(tmp_path, chips)).counted) == 6
+
+
+def test_the_layout_of_jetpack_4(tmp_path):
+    rails = Ina3221Rails(iio(tmp_path, ["VDD_IN", "VDD_CPU"]))
+    assert rails.counted == ("VDD_IN",) and rails.read() == pytest.approx([1.0, 2.0])
+
+
+def test_unknown_rails_are_refused_unless_it_is_said_which_count(tmp_path):
+    root = hwmon(tmp_path, {"1-0040": ["VDD_A", "VDD_B"]})
+    with pytest.raises(ValueError, match="VDD_A, VDD_B: it is not known which"):
+        Ina3221Rails(root)
+    assert Ina3221Rails(root, counted=["VDD_B"]).counted == ("VDD_B",)
+    with pytest.raises(ValueError, match="rails VDD_C: there are VDD_A, VDD_B"):
+        Ina3221Rails(root, counted=["VDD_C"])
+
+
+def test_a_reader_sees_new_values_through_open_files(tmp_path):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+    file_of(tmp_path, "VDD_CPU_CV").write_text("4000\n")
+    assert rails.read()[1] == pytest.approx(20.0)
+
+
+def test_a_rail_that_vanishes_is_named(tmp_path):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+    file_of(tmp_path, "VDD_CPU_CV").write_text("")
+    with pytest.raises(OSError, match="rail VDD_CPU_CV vanished"):
+        rails.read()
+
+
+def test_a_read_error_of_the_kernel_names_the_rail(tmp_path, monkeypatch):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+
+    def gone(*arguments):
+        raise OSError(19, os.strerror(19))
+
+    monkeypatch.setattr(os, "pread", gone)
+    with pytest.raises(OSError, match="rail VDD_GPU_SOC vanished: No such device"):
+        rails.read()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("-500\n", "negative reading of -500 mA"), ("garbage\n", "shows .*garbage")]
+)
+def test_a_broken_sensor_is_named(tmp_path, text, words):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+    file_of(tmp_path, "VIN_SYS_5V0").write_text(text)
+    with pytest.raises(ValueError, match=f"rail VIN_SYS_5V0.*{words}"):
+        rails.read()
+
+
+def test_the_offset_of_a_rail_that_is_off_is_no_fault(tmp_path):
+    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
+    file_of(tmp_path, "VDD_GPU_SOC").write_text("-8\n")
+    assert rails.read()[0] == pytest.approx(-0.04)
+
+
+def test_no_permission_is_told_when_it_is_opened_and_no_file_stays_open(tmp_path, monkeypatch):
+    root, opened = hwmon(tmp_path, ORIN), os.open
+    before = len(os.listdir("/proc/self/fd"))
+
+    def guarded(path, *arguments, **settings):
+        if "curr2" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", guarded)
+    with pytest.raises(PermissionError, match="curr2_input"):
+        Ina3221Rails(root)
+    meter = open_meter(root)
+    assert meter.evidence == "estimated" and "Permission denied" in meter.source
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_machine_without_sensors(tmp_path):
+    assert find_channels(tmp_path) == []
+    with pytest.raises(FileNotFoundError, match="no INA3221 sensors"):
+        Ina3221Rails(tmp_path)
+
+
+def test_the_best_meter_is_opened_and_says_what_it_counts(tmp_path):
+    meter = open_meter(hwmon(tmp_path, ORIN))
+    assert meter.evidence == "measured"
+    assert "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0" in meter.source
+    meter.close()

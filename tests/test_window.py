@@ -1,0 +1,269 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.harness import window as harness
+from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.thermals import Thermals
+from mllm_sched.harness.window import Plan, Window, energy_of, marginal_of, measure, warm_up
+
+
+class Machine:
+    """A clock, an encoder and a meter that agree: 20 W busy, 8 W idle, 0.1 s a task."""
+
+    evidence, source, min_window_s = "measured", "a test", 2.0
+
+    def __init__(self, scatter=0.0, half_w=0.0, **reading):
+        self.now_s, self.busy_s, self.windows = 0.0, 0.0, []
+        self.scatter, self.half_w, self.reading = scatter, half_w, reading
+        self.rng = np.random.default_rng(0)
+        self.speeds = itertools.repeat(1.0)
+
+    def work(self, seconds):
+        taken = []
+        speed = next(self.speeds) * (1 + self.scatter * self.rng.standard_normal())
+        while not taken or sum(taken) < seconds:
+            taken.append(0.1 * speed)
+        self.sleep(sum(taken))
+        self.busy_s += sum(taken)
+        return taken
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+
+    def start(self):
+        self.began = self.now_s, self.busy_s
+
+    def stop(self):
+        took_s, busy_s = self.now_s - self.began[0], self.busy_s - self.began[1]
+        energy_j, half_j = 8 * took_s + 12 * busy_s, self.half_w * took_s
+        facts = {"samples": 100, "rate_hz": 100.0, **self.reading}
+        reading = Reading(energy_j, energy_j - half_j, energy_j + half_j, took_s, **facts)
+        self.windows.append(reading)
+        return reading
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def made(**settings):
+        machine = Machine(**settings)
+        monkeypatch.setattr(harness.time, "sleep", machine.sleep)
+        monkeypatch.setattr(harness.time, "monotonic", lambda: machine.now_s)
+        return machine
+
+    return made
+
+
+@pytest.fixture
+def cool(tmp_path):
+    return Thermals(tmp_path)
+
+
+def test_total_and_idle_subtracted_energy_per_task(machine, cool):
+    here = machine()
+    result = measure(here.work, here, cool, Plan())
+    assert result.latency_s.mean == pytest.approx(0.1)
+    assert result.energy_j.mean == pytest.approx(2.0)  # 20 W for 0.1 s
+    assert result.marginal_j.mean == pytest.approx(1.2)
+    assert result.idle_w == pytest.approx(8)
+    assert result.windows == 3 and result.tasks == pytest.approx(60, abs=3)
+    assert math.isnan(result.temperature_start_c) and not result.throttled
+
+
+def test_a_window_is_never_shorter_than_the_meter_allows(machine, cool):
+    here = machine()
+    measure(here.work, here, cool, Plan(window_s=0.5))
+    busy = [reading for reading in here.windows if reading.power_w > 10]
+    assert min(reading.duration_s for reading in busy) >= here.min_window_s
+
+
+def test_a_restless_arm_gets_more_windows_until_its_mean_is_known(machine, cool):
+    plan, calm = Plan(target=0.02, max_windows=40), machine(scatter=0.001)
+    assert measure(calm.work, calm, cool, plan).windows == plan.windows
+    restless = machine(scatter=0.03)
+    result = measure(restless.work, restless, cool, plan)
+    assert plan.windows < result.windows < 40
+    assert result.latency_s.relative <= 0.02 and result.energy_j.relative <= 0.02
+
+
+def test_a_target_that_is_missed_is_told(machine, cool):
+    here = machine(scatter=0.2)
+    result = measure(here.work, here, cool, Plan(target=0.01, max_windows=4))
+    assert result.windows == 4
+    assert any("target of 1.0% missed after 4 windows" in note for note in result.notes)
+
+
+def test_what_the_meter_cannot_see_counts_in_the_interval(machine, cool):
+    here = machine(half_w=0.5)
+    result = measure(here.work, here, cool, Plan(target=0.001, max_windows=3))
+    assert result.energy_j.half == pytest.approx(0.5 * 0.1 / math.sqrt(3), rel=0.1)
+    assert result.marginal_j.half > result.energy_j.half
+
+
+def test_the_interval_of_an_arm_covers_its_energy():
+    """Windows that scatter by 3 %, read by a meter that is unsure by 1 %: 95 of 100, or more."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        windows = []
+        for scatter, error in 1 + rng.normal(0, [0.03, 0.005], (4, 2)):
+            joules = 100 * scatter * error
+            reading = Reading(joules, joules - 1, joules + 1, 5.0)
+            windows.append(Window(reading, (0.1,) * 50, False))
+        interval = energy_of(windows)
+        covered += abs(interval.mean - 2.0) <= interval.half
+    assert covered >= 0.93 * 300
+
+
+def test_warm_up_lasts_until_tasks_take_the_same_time(machine):
+    here = machine()
+    here.speeds = itertools.chain([3.0, 2.0, 1.5, 1.2], itertools.repeat(1.0))
+    seconds, steady = warm_up(here.work, 20.0)
+    assert steady and seconds < 5
+    here.speeds = itertools.cycle([1.0, 2.0])
+    seconds, steady = warm_up(here.work, 6.0)
+    assert not steady and seconds == pytest.approx(6, abs=1)
+
+
+def test_an_arm_that_never_gets_steady_is_told(machine, cool):
+    here = machine()
+    here.speeds = itertools.cycle([1.0, 1.5])
+    assert any("not steady" in note for note in measure(here.work, here, cool, Plan()).notes)
+
+
+def test_a_window_with_a_pause_is_measured_again(machine, cool):
+    here = machine()
+    stop, gaps = here.stop, iter([0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+
+    def paused():
+        here.reading["longest_gap_s"] = next(gaps)
+        return stop()
+
+    here.stop = paused
+    result = measure(here.work, here, cool, Plan())
+    assert result.windows == 3 and len(here.windows) == 6 and result.longest_gap_s == 0
+
+
+def test_an_arm_that_is_paused_again_and_again_is_given_up(machine, cool):
+    here = machine(longest_gap_s=3.2)
+    with pytest.raises(MeterError, match=r"4 windows had pauses, the last of 3\.2 s.*suspended"):
+        measure(here.work, here, cool, Plan())
+
+
+def test_a_rail_that_never_moves_is_stuck(machine, cool):
+    here = machine(unmoved_w={"VDD_CPU_CV": 1.234})
+    with pytest.raises(MeterError, match=r"rail VDD_CPU_CV is stuck at 1\.234 W: 500 readings"):
+        measure(here.work, here, cool, Plan())
+
+
+def test_a_rail_that_moves_between_idle_and_load_is_not(machine, cool):
+    here = machine()
+    stop, values = here.stop, itertools.cycle([1.0, 2.0])
+
+    def flat():
+        here.reading["unmoved_w"] = {"VDD_CPU_CV": next(values)}
+        return stop()
+
+    here.stop = flat
+    assert measure(here.work, here, cool, Plan()).windows == 3
+
+
+def test_a_meter_that_sees_nothing_fails_the_arm(machine, cool):
+    here = machine()
+    here.stop = lambda: Reading(0.0, 0.0, 0.0, 2.0)
+    with pytest.raises(MeterError, match="took 0 J"):
+        measure(here.work, here, cool, Plan(idle_s=0))
+
+
+def test_without_idle_windows_there_is_no_marginal_energy(machine, cool):
+    here = machine()
+    result = measure(here.work, here, cool, Plan(idle_s=0))
+    assert math.isnan(result.marginal_j.mean) and math.isnan(result.idle_w)
+    assert result.energy_j.mean == pytest.approx(2.0)
+
+
+@given(st.floats(1, 50), st.floats(0.1, 20), st.integers(1, 500))
+def test_marginal_energy_is_the_total_less_idle_power_for_the_same_time(watts, idle_w, tasks):
+    window = Window(Reading(watts * 10, watts * 10, watts * 10, 10.0), (10 / tasks,) * tasks, False)
+    idle = Reading(idle_w * 5, idle_w * 5, idle_w * 5, 5.0)
+    marginal = marginal_of([window, window], idle, idle)
+    assert marginal.mean == pytest.approx((watts - idle_w) * 10 / tasks)
+
+
+def zone(root, number, name, millidegrees):
+    folder = root / f"sys/class/thermal/thermal_zone{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "type").write_text(f"{name}\n")
+    (folder / "temp").write_text(f"{millidegrees}\n")
+
+
+def test_temperatures_are_read_and_a_zone_without_power_is_left_out(tmp_path):
+    zone(tmp_path, 0, "CPU-therm", 48500)
+    zone(tmp_path, 1, "GPU-therm", 51250)
+    zone(tmp_path, 2, "CV0-therm", "")
+    thermals = Thermals(tmp_path)
+    assert thermals.temperatures_c() == {"CPU-therm": 48.5, "GPU-therm": 51.25}
+    assert thermals.hottest_c() == 51.25
+
+
+def test_it_waits_until_the_machine_is_cool_but_not_for_ever(tmp_path, monkeypatch):
+    zone(tmp_path, 0, "CPU-therm", 60000)
+    thermals, now = Thermals(tmp_path), [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+        zone(tmp_path, 0, "CPU-therm", 60000 - int(1000 * now[0]))
+
+    monkeypatch.setattr("mllm_sched.harness.thermals.time.sleep", sleep)
+    monkeypatch.setattr("mllm_sched.harness.thermals.time.monotonic", lambda: now[0])
+    assert thermals.cool_down(50.0, at_most_s=60) == pytest.approx(10)
+    assert thermals.cool_down(20.0, at_most_s=5) == pytest.approx(5)
+    assert Thermals(tmp_path / "none").cool_down(50.0, at_most_s=60) == 0
+
+
+def test_over_current_events_and_passive_cooling_mark_a_throttled_window(tmp_path, machine):
+    events = tmp_path / "sys/class/hwmon/hwmon1/oc1_event_cnt"
+    events.parent.mkdir(parents=True)
+    events.write_text("4\n")
+    for number, kind in enumerate(["pwm-fan", "cpufreq-cpu0"]):
+        folder = tmp_path / f"sys/class/thermal/cooling_device{number}"
+        folder.mkdir(parents=True)
+        (folder / "type").write_text(kind)
+        (folder / "cur_state").write_text("0")
+    thermals = Thermals(tmp_path)
+    assert not thermals.throttled_since(thermals.throttle_count())
+    (tmp_path / "sys/class/thermal/cooling_device0/cur_state").write_text("2")
+    assert not thermals.throttled_since(4)  # a fan cools without holding anything back
+    (tmp_path / "sys/class/thermal/cooling_device1/cur_state").write_text("1")
+    assert thermals.throttled_since(4)
+    (tmp_path / "sys/class/thermal/cooling_device1/cur_state").write_text("0")
+    here = machine()
+    work = here.work
+
+    def throttling(seconds):
+        events.write_text(f"{int(events.read_text()) + 1}\n")
+        return work(seconds)
+
+    assert measure(throttling, here, thermals, Plan()).throttled
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"windows": 1}, "one window cannot tell how it scatters"),
+        ({"windows": 5, "max_windows": 4}, "max_windows=4"),
+        ({"target": 0}, "target=0"),
+        ({"idle_s": -1}, "idle_s=-1"),
+        ({"window_s": math.nan}, "window_s=nan"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Plan(**settings)

@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mllm_sched.harness.worker import Worker, WorkerError
+
+STUB = """
+import json, os, sys, time
+for line in sys.stdin:
+    order = json.loads(line)["do"]
+    if order == "exit": print("out of memory", file=sys.stderr); sys.exit(3)
+    if order == "hang": time.sleep(60)
+    if order == "half": sys.stdout.write('{"ok"'); sys.stdout.flush(); sys.exit(0)
+    if order == "raise": print(json.dumps({"error": "MemoryError: no room"}), flush=True)
+    else: print(json.dumps({"ok": os.getpid()}), flush=True)
+"""
+
+
+@pytest.fixture
+def stub():
+    worker = Worker([sys.executable, "-c", STUB])
+    yield worker
+    worker.close()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_one_process_answers_all_requests(stub):
+    assert stub.ask({"do": "go"}, 10) == stub.ask({"do": "go"}, 10) == stub.pid
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("raise", "MemoryError: no room"),
+        ("exit", "the encoder crashed: exit status 3: out of memory"),
+        ("half", "the encoder crashed: exit status 0"),
+    ],
+)
+def test_what_went_wrong_is_told_and_the_next_request_is_served(stub, order, words):
+    with pytest.raises(WorkerError, match=words):
+        stub.ask({"do": order}, 10)
+    assert stub.ask({"do": "go"}, 10) == stub.pid
+
+
+def test_a_signal_is_named(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="killed by SIGKILL"):
+        stub.ask({"do": "go"}, 10)
+    assert stub.ask({"do": "go"}, 10) != pid
+
+
+def test_one_that_hangs_is_killed_in_time(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match=r"hangs: no answer in 0\.5 s"):
+        stub.ask({"do": "hang"}, 0.5)
+    assert time.monotonic() - began < 5 and not alive(pid)
+    assert stub.ask({"do": "go"}, 10)
+
+
+def test_closing_ends_the_process_and_may_be_repeated(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    stub.close()
+    stub.close()
+    assert not alive(pid) and stub.pid is None
+
+
+ORPHAN = """
+from mllm_sched.harness.worker import Worker
+worker = Worker()
+request = {"encoder": "tiny-clip", "component": "cpu", "precision": "fp32", "threads": 1,
+           "batch": 1, "seed": 0, "cache": "CACHE"}
+worker.ask({"do": "open", **request}, 60)
+print(worker.pid, flush=True)
+worker.ask({"do": "run", **request, "calls": 1, "seconds": 60, "load": 1.0}, 60)
+"""
+
+
+def test_an_encoder_whose_parent_was_killed_ends_even_in_mid_call(tmp_path):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN.replace("CACHE", str(tmp_path))],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
+def test_what_an_encoder_prints_does_not_reach_the_answers(tmp_path):
+    """The real other side, with an unknown encoder: one clear line."""
+    worker = Worker()
+    request = {"encoder": "none", "component": "cpu", "precision": "fp32", "threads": 1}
+    with pytest.raises(WorkerError, match="ValueError: encoder 'none': expected one of"):
+        worker.ask({"do": "open", **request, "batch": 1, "seed": 0, "cache": str(tmp_path)}, 60)
+    worker.close()
