@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def open_encoder(
     return call, facts
 
 
-@lru_cache(maxsize=None)
+@cache
 def _on_cpu(
     encoder: str, precision: str, threads: int, seed: int, cache: str
 ) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:

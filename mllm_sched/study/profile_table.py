@@ -5,7 +5,6 @@ It is written anew after each arm and moved into place whole, so the file is val
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from mllm_sched.harness.knobs import locked
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, read_table
 from mllm_sched.study.provenance import as_csv
 
@@ -132,10 +132,9 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same table; the lock goes with the process that holds it."""
-    with out.with_name(f".{out.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is writing {out}") from None
+    """Refuse a second process on the same table."""
+    lock = locked(out.with_name(f".{out.name}.lock"))
+    if lock is None:
+        raise ValueError(f"another process is writing {out}")
+    with lock:
         yield

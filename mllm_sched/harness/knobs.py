@@ -1,0 +1,84 @@
+"""Reads and writes the small files through which a kernel is set."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+UNLIMITED = 2**31 - 1  # what nvpmodel takes -1 for
+
+
+class KnobError(OSError):
+    """A value that the kernel did not take."""
+
+
+def read(file: Path) -> str:
+    """The text of a file; empty if it is not there or may not be read."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_all(wanted: Mapping[Path, str]) -> None:
+    """Write values, in order, and read the clocks among them back. Files not there are left out.
+
+    A kernel refuses a minimum above the maximum, and shows no clocks of a core that is off. So
+    all is written twice, and only the second time must succeed.
+
+    Raises
+    ------
+    KnobError
+        Names the file and the value.
+    """
+    for last in (False, True):
+        for file, value in wanted.items():
+            if file.exists():
+                _write(file, possible(file, value), last)
+
+
+def possible(file: Path, value: str) -> str:
+    """The value that the kernel will show: clocks come in steps, and -1 means no limit."""
+    if not re.fullmatch(r"-?\d+", value):
+        return value
+    wanted = int(value) if int(value) >= 0 else UNLIMITED
+    steps = _steps(file)
+    return str(max((step for step in steps if step <= wanted), default=min(steps, default=wanted)))
+
+
+def locked(path: Path) -> IO[str] | None:
+    """A file that one process at a time can hold, open; None if another one holds it.
+
+    The system lets go of it when its holder ends, however that comes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _write(file: Path, text: str, last: bool) -> None:
+    try:
+        if read(file) != text:
+            file.write_text(text)
+    except OSError as error:
+        if last:
+            raise KnobError(f"{file}: {text} was refused: {error.strerror}") from error
+        return
+    if last and "freq" in file.name and (now := read(file)) != text:
+        raise KnobError(f"{file}: wrote {text}, it shows {now or 'nothing'}")
+
+
+def _steps(file: Path) -> list[int]:
+    """The clocks that a file beside this one lists; none for most knobs."""
+    for name in ("scaling_available_frequencies", "available_frequencies"):
+        if "freq" in file.name and (text := read(file.with_name(name))):
+            return sorted(int(step) for step in text.split())
+    return []
