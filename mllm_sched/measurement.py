@@ -92,6 +92,7 @@ class TableError(ValueError):
 
 
 _POSITIVE = pa.Check.gt(0, error="expected a number above 0")
+_NOT_NEGATIVE = pa.Check.ge(0, error="expected 0 or more")
 _FINITE = pa.Check(lambda column: column.abs() < math.inf, error="expected a finite number")
 _LABEL = pa.Check.isin(EVIDENCE, error=f"expected one of {', '.join(EVIDENCE)}")
 
@@ -117,10 +118,8 @@ SCHEMA = pa.DataFrameSchema(
         ),
         "latency_s": pa.Column(float, [_POSITIVE, _FINITE], nullable=True),
         "energy_j": pa.Column(float, [_POSITIVE, _FINITE], nullable=True),
-        "latency_sd_s": pa.Column(
-            float, pa.Check.ge(0, error="expected 0 or more"), required=False
-        ),
-        "energy_sd_j": pa.Column(float, pa.Check.ge(0, error="expected 0 or more"), required=False),
+        "latency_sd_s": pa.Column(float, _NOT_NEGATIVE, nullable=True, required=False),
+        "energy_sd_j": pa.Column(float, _NOT_NEGATIVE, nullable=True, required=False),
         "evidence": pa.Column(str, _LABEL),
         "energy_evidence": pa.Column(str, _LABEL, required=False),
         "failed": pa.Column(str, required=False),

@@ -193,15 +193,15 @@ def integrate(
         rate_hz,
         asked_hz,
         float(np.diff(ends).max()),
-        _unmoved(rails.names, power),
+        _unmoved(rails, power),
         _notes(rate_hz, asked_hz, rails.range_w, total_w),
     )
 
 
-def _unmoved(names: Sequence[str], power: NDArray[np.float64]) -> dict[str, float]:
-    """Rails that showed one and the same value throughout."""
-    still = np.ptp(power, axis=0) == 0
-    return {name: float(power[0, k]) for k, name in enumerate(names) if still[k]}
+def _unmoved(rails: Rails, power: NDArray[np.float64]) -> dict[str, float]:
+    """Counted rails that showed one and the same value throughout."""
+    columns = {name: power[:, rails.names.index(name)] for name in rails.counted}
+    return {name: float(watts[0]) for name, watts in columns.items() if np.ptp(watts) == 0}
 
 
 def _notes(

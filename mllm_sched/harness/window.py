@@ -323,7 +323,10 @@ def _idle_power(before: Reading | None, after: Reading | None) -> Interval:
 
 
 def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:
-    """A rail that showed one value idle and under load alike; a working sensor flickers."""
+    """A rail that showed one value idle and under load alike; a working sensor flickers.
+
+    Nested rails may stand still: they do not count.
+    """
     readings = [*(window.reading for window in windows), *idle]
     if not idle or not all(reading.samples for reading in readings):
         return

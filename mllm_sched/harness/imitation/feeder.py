@@ -9,6 +9,7 @@ shows one value (null: live again), ``{"rail": NAME, "gone": true or false}``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import select
@@ -18,7 +19,7 @@ from typing import Any
 
 from mllm_sched.harness.imitation.waveforms import from_facts
 
-STEP_MA = 8  # of the sensor; assumed. Noise of one step lies on top, so that means are right
+STEP_MA = 8  # of the sensor; assumed. Noise of about one step lies on top, and means are right
 
 
 class Rail:
@@ -43,6 +44,7 @@ class Rail:
         """Take the file away, or bring it back. Emptied first: an open reader reads nothing."""
         if not gone:
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT)
+            self.feed(time.monotonic())
         elif self.file is not None:
             os.ftruncate(self.file, 0)
             os.close(self.file)
@@ -55,8 +57,8 @@ class Rail:
             return
         shown = self.fixed_ma
         if shown is None:
-            noisy = 1000 * self.waveform.power_w(now_s) / self.volts / STEP_MA + random.random()
-            shown = STEP_MA * int(noisy)
+            exact = 1000 * self.waveform.power_w(now_s) / self.volts / STEP_MA
+            shown = STEP_MA * math.floor(exact + random.random() + random.uniform(-1, 1))
         if self.milliwatts:
             shown = round(shown * self.volts)
         os.pwrite(self.file, b"%7d\n" % shown, 0)

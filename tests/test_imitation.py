@@ -1,0 +1,168 @@
+"""The imitation behaves as the board does, as far as public sources tell."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.imitation.waveforms import Pulses, Ramp, constant
+from mllm_sched.harness.ina3221 import Ina3221Rails
+from mllm_sched.harness.meters import open_meter
+from mllm_sched.harness.reading import MeterError
+
+waveforms = st.one_of(
+    st.builds(Pulses, st.floats(0, 9), st.floats(9, 60), st.floats(0.5, 5), st.floats(0, 0.5)),
+    st.builds(Ramp, st.floats(0, 9), st.floats(9, 60), st.floats(0.5, 5)),
+)
+
+
+@given(waveforms, st.floats(0, 100), st.floats(0.01, 10))
+def test_the_stated_energy_is_the_integral_of_the_power(waveform, start_s, seconds):
+    times = np.linspace(start_s, start_s + seconds, 20_001)
+    middles = (times[1:] + times[:-1]) / 2
+    sum_j = float(np.sum(waveform.power_w(middles))) * seconds / 20_000
+    assert waveform.energy_j(start_s, start_s + seconds) == pytest.approx(sum_j, rel=0.01, abs=0.05)
+
+
+def call(board, program, *arguments, answer=""):
+    done = subprocess.run(
+        [board.root / program, *arguments],
+        input=answer,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def still(tmp_path):
+    """A board whose sensors are not fed."""
+    return ImitationBoard(tmp_path / "board")
+
+
+@pytest.mark.parametrize("jetpack", [4, 5, 6])
+def test_the_sensors_follow_the_waveforms_on_every_layout(tmp_path, jetpack):
+    load = {"VDD_GPU_SOC": Pulses(4.0, 12.0, 0.2, 0.05), "VIN_SYS_5V0": constant(3.6)}
+    with ImitationBoard(tmp_path, load, jetpack=jetpack) as board:
+        meter = open_meter(board.root, "ina3221")
+        began = time.monotonic()
+        meter.start()
+        time.sleep(1.5)
+        reading = meter.stop()
+        truth_j = board.energy_j(began, began + reading.duration_s)
+    assert reading.energy_j == pytest.approx(truth_j, rel=0.04)
+    assert reading.low_j <= truth_j <= reading.high_j
+    assert "VDDQ_VDD2_1V8AO" in reading.rails_j
+    assert not reading.unmoved_w  # a sensor flickers even where the power does not
+
+
+def test_a_sensor_can_be_stuck_be_negative_vanish_and_return(tmp_path):
+    with ImitationBoard(tmp_path) as board:
+        rails = Ina3221Rails(board.root)
+        board.show_current("VDD_CPU_CV", 250)
+        time.sleep(0.05)
+        assert {rails.read()[1] for _ in range(20)} == {250 * 19 / 1000}
+        board.show_current("VDD_CPU_CV", -500)
+        time.sleep(0.05)
+        with pytest.raises(ValueError, match="rail VDD_CPU_CV: negative reading of -500 mA"):
+            rails.read()
+        board.show_current("VDD_CPU_CV", None)
+        board.vanish("VIN_SYS_5V0")
+        time.sleep(0.05)
+        with pytest.raises(OSError, match="rail VIN_SYS_5V0 vanished"):
+            rails.read()
+        board.bring_back("VIN_SYS_5V0")
+        time.sleep(0.05)
+        assert len(Ina3221Rails(board.root).read()) == 4
+
+
+def test_a_meter_tells_of_a_rail_that_vanishes_in_mid_window(tmp_path):
+    with ImitationBoard(tmp_path) as board:
+        meter = open_meter(board.root, "ina3221")
+        meter.start()
+        time.sleep(0.2)
+        board.vanish("VDD_GPU_SOC")
+        time.sleep(0.2)
+        with pytest.raises(MeterError, match="rail VDD_GPU_SOC vanished"):
+            meter.stop()
+
+
+ORPHAN = """
+import sys
+from mllm_sched.harness.imitation.board import ImitationBoard
+board = ImitationBoard(sys.argv[1]); board.start()
+print(board._feeder.pid, flush=True)
+input()
+"""
+
+
+def test_the_feeder_ends_with_the_process_that_started_it(tmp_path):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    feeder = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{feeder}/fd/0"):
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{feeder}/fd/0")
+
+
+def test_nvpmodel_switches_live_where_the_mask_allows(still):
+    assert call(still, "usr/sbin/nvpmodel", "-q") == (0, "NV Power Mode: MAXN\n0\n")
+    assert call(still, "usr/sbin/nvpmodel", "-m", "3")[0] == 0
+    assert "MODE_50W\n3" in call(still, "usr/sbin/nvpmodel", "-q")[1]
+    gpu = still.root / "sys/devices/platform/17000000.gpu/devfreq_dev/max_freq"
+    assert gpu.read_text() == "816000000\n"
+    assert call(still, "usr/sbin/nvpmodel", "-m", "0")[0] == 0
+    assert gpu.read_text() == "1300500000\n"
+    assert call(still, "usr/sbin/nvpmodel", "-m", "9")[0] != 0
+
+
+@pytest.mark.parametrize("answer", ["", "no\n"])
+def test_nvpmodel_asks_before_a_reboot_and_stays_without_a_yes(still, answer):
+    status, told = call(still, "usr/sbin/nvpmodel", "-m", "1", answer=answer)
+    assert status != 0 and "Golden image context" in told and "REBOOT NOW" in told
+    assert "MAXN" in call(still, "usr/sbin/nvpmodel", "-q")[1]
+    assert not (still.root / "var/run/reboot-requested").exists()
+
+
+def test_nvpmodel_reboots_on_a_yes(still):
+    assert call(still, "usr/sbin/nvpmodel", "-m", "1", answer="YES\n")[0] == 0
+    assert (still.root / "var/run/reboot-requested").read_text() == "1\n"
+
+
+def test_nvpmodel_waits_for_the_answer(still):
+    process = subprocess.Popen(
+        [still.root / "usr/sbin/nvpmodel", "-m", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.communicate("no\n")
+
+
+def test_jetson_clocks_pins_and_restores(still, tmp_path):
+    gpu = still.root / "sys/devices/platform/17000000.gpu/devfreq_dev"
+    store = str(tmp_path / "clocks")
+    assert call(still, "usr/bin/jetson_clocks", "--store", store)[0] == 0
+    assert call(still, "usr/bin/jetson_clocks", "--store", store)[0] != 0
+    assert call(still, "usr/bin/jetson_clocks")[0] == 0
+    assert (gpu / "min_freq").read_text() == (gpu / "max_freq").read_text()
+    assert "GPU: MinFreq=1300500000" in call(still, "usr/bin/jetson_clocks", "--show")[1]
+    assert call(still, "usr/bin/jetson_clocks", "--restore", store)[0] == 0
+    assert (gpu / "min_freq").read_text() == "306000000\n"

@@ -1,0 +1,404 @@
+"""A profile survives what can happen to a day of measuring."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mllm_sched import paths
+from mllm_sched.cli import main
+from mllm_sched.devices import open_device
+from mllm_sched.devices.host import HostDevice
+from mllm_sched.devices.jetson import JetsonDevice
+from mllm_sched.harness.cpu_time import CpuTimeMeter
+from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.reading import MeterError
+from mllm_sched.harness.window import Plan
+from mllm_sched.measurement import read_table
+from mllm_sched.study import profile_table
+from mllm_sched.study.lineup import task_for
+from mllm_sched.study.profile import chosen_arms, dry_run, order, profile
+
+QUICK = Plan(window_s=0.02, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
+
+
+class QuickMeter(CpuTimeMeter):
+    min_window_s = 0.02
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def host(cache, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = HostDevice("tiny-clip", open_meter=QuickMeter)
+    yield device
+    device.close()
+
+
+def run(device, out, plan=QUICK, **settings):
+    return read_table(profile(device, task_for(device), out, plan, **settings))
+
+
+def levels_of(table, device):
+    return [tuple(row) for row in table[list(device.space.names)].itertuples(index=False)]
+
+
+def test_every_arm_is_measured_once_and_the_table_opens_as_a_trace(host, tmp_path):
+    table = run(host, tmp_path / "t.csv")
+    assert len(table) == len(host.space) == len(set(levels_of(table, host)))
+    assert (table["failed"] == "").all() and (table["latency_half_s"] >= 0).all()
+    assert set(table["evidence"]) == {"measured"}
+    assert set(table["energy_evidence"]) == {"estimated"}
+    assert set(table["provider"]) == {"CPUExecutionProvider"}
+    trace = open_device(f"trace:{tmp_path / 't.csv'}")
+    assert len(trace.space) == len(host.space)
+    arm = trace.space.arm(precision="fp32", threads=1, batch=1)
+    assert trace.expected(arm, task_for(trace)).latency_s > 0
+
+
+def test_the_order_is_drawn_by_seed(host, tmp_path):
+    first = run(host, tmp_path / "a.csv", seed=1)
+    assert first["position"].tolist() == list(range(len(first)))
+    assert levels_of(first, host) != [tuple(arm.levels.values()) for arm in host.space]
+    drawn = [arm.index for _, arm in order(host.space, 1)]
+    assert drawn == [arm.index for _, arm in order(host.space, 1)]
+    assert drawn != [arm.index for _, arm in order(host.space, 2)]
+
+
+def test_what_it_was_measured_with_stands_beside_the_table(host, tmp_path):
+    run(host, tmp_path / "t.csv")
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["settings"]["meter"].startswith("CPU time")
+    assert record["settings"]["plan"]["target"] == 0.5
+    assert "onnxruntime" in record["packages"] and record["machine"]["cores"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_a_second_call_measures_nothing_again(host, tmp_path, monkeypatch):
+    before = run(host, tmp_path / "t.csv")
+    monkeypatch.setattr(HostDevice, "prepare", lambda *arguments: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(run(host, tmp_path / "t.csv"), before)
+
+
+def test_a_table_made_with_other_settings_is_refused(host, tmp_path):
+    arms = list(host.space)[:2]
+    run(host, tmp_path / "t.csv", arms=arms)
+    with pytest.raises(ValueError, match="made with another plan, seed; give another file"):
+        run(host, tmp_path / "t.csv", Plan(idle_s=0), arms=arms, seed=3)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv is no profile of this device"):
+        run(host, tmp_path / "other.csv", arms=arms)
+
+
+def test_two_processes_may_not_write_one_table(host, tmp_path):
+    with (
+        profile_table.only_writer(tmp_path / "t.csv"),
+        pytest.raises(ValueError, match="another process is writing"),
+    ):
+        run(host, tmp_path / "t.csv")
+
+
+def failing(device, monkeypatch, spoil):
+    """Do something to the machine before the second arm."""
+    prepare, calls = device.prepare, []
+
+    def spoiled(arm):
+        facts = prepare(arm)
+        calls.append(arm)
+        if len(calls) == 2:
+            spoil()
+        return facts
+
+    monkeypatch.setattr(device, "prepare", spoiled)
+
+
+def test_an_encoder_that_crashes_is_a_row_and_the_sweep_goes_on(host, tmp_path, monkeypatch):
+    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGSEGV) or time.sleep(0.2))
+    table = run(host, tmp_path / "t.csv")
+    assert table["failed"].tolist().count("") == len(table) - 1
+    assert table["failed"][1].startswith("the encoder crashed: killed by SIGSEGV")
+    assert read_table(tmp_path / "t.csv")["latency_s"].isna().sum() == 1
+
+
+def test_an_encoder_that_hangs_is_a_row_and_the_sweep_goes_on(host, tmp_path, monkeypatch):
+    host.timeout_s = 1.0
+    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGSTOP))
+    table = run(host, tmp_path / "t.csv")
+    assert table["failed"][1].startswith("the encoder hangs: no answer in")
+    assert table["failed"].tolist().count("") == len(table) - 1
+
+
+class BreakingMeter(QuickMeter):
+    """Breaks in one window; opened again, it works."""
+
+    broken = 3
+
+    def stop(self):
+        BreakingMeter.broken -= 1
+        if BreakingMeter.broken == 0:
+            raise MeterError("rail VDD_GPU_SOC vanished: No such device")
+        return super().stop()
+
+
+def test_a_meter_that_breaks_is_a_row_and_is_opened_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = HostDevice("tiny-clip", open_meter=BreakingMeter)
+    table = run(device, tmp_path / "t.csv")
+    device.close()
+    assert table["failed"][1] == "rail VDD_GPU_SOC vanished: No such device"
+    assert table["failed"].tolist().count("") == len(table) - 1
+
+
+def test_a_meter_that_does_not_come_back_is_said_so_in_every_row(host, tmp_path, monkeypatch):
+    def broken():
+        raise MeterError("rail VDD_GPU_SOC vanished")
+
+    def gone():
+        raise PermissionError(errno.EACCES, "Permission denied", "curr1_input")
+
+    monkeypatch.setattr(host.meter, "start", broken)
+    monkeypatch.setattr(host, "_open_meter", gone)
+    table = run(host, tmp_path / "t.csv", arms=list(host.space)[:3])
+    assert all(
+        "could not be opened again: [Errno 13] Permission denied" in row for row in table["failed"]
+    )
+
+
+def test_failed_arms_stay_unless_they_are_asked_for_again(host, tmp_path, monkeypatch):
+    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGKILL) or time.sleep(0.2))
+    assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
+    assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
+    table = run(host, tmp_path / "t.csv", retry_failed=True)
+    assert (table["failed"] == "").all() and len(table) == len(host.space)
+
+
+def test_a_full_disk_loses_nothing(host, tmp_path, monkeypatch, capsys):
+    replace, left = os.fsync, [3]
+
+    def full(file):
+        left[0] -= 1
+        if -3 < left[0] <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(file)
+
+    monkeypatch.setattr(profile_table.os, "fsync", full)
+    table = run(host, tmp_path / "t.csv")
+    assert len(table) == len(host.space) and (table["failed"] == "").all()
+    assert "No space left on device; the row is kept" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_a_disk_that_stays_full_leaves_all_rows_in_a_file_that_is_named(tmp_path, monkeypatch):
+    table = profile_table.ProfileTable(tmp_path / "t.csv", ["threads"])
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(profile_table.os, "fsync", full)
+    table.append({"threads": 1, "failed": "too hot"})
+    with pytest.raises(
+        OSError, match=r"No space left on device; all rows are in (.*\.csv)"
+    ) as told:
+        table.finish(wait_s=0)
+    rescued = str(told.value).split("all rows are in ")[1]
+    assert "too hot" in Path(rescued).read_text()
+    os.unlink(rescued)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_really_is_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]).returncode:
+        pytest.skip("this system lets nobody mount")
+    try:
+        table = profile_table.ProfileTable(disk / "t.csv", ["threads"])
+        for thread in range(200):
+            table.append({"threads": thread, "failed": "x" * 200})
+            assert len(read_failed(disk / "t.csv")) >= 1
+        with pytest.raises(OSError, match="all rows are in") as told:
+            table.finish(wait_s=0)
+        rescued = str(told.value).split("all rows are in ")[1]
+        assert len(read_failed(rescued)) == 200
+        os.unlink(rescued)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def read_failed(path):
+    return pd.read_csv(path)["failed"]
+
+
+def test_the_dry_run_lists_what_it_will_do_and_how_long_it_takes(host):
+    plan = Plan(window_s=10, idle_s=5, windows=3, max_windows=6)
+    listed = dry_run(host, plan, list(host.space), seed=4)
+    assert len(listed) == len(host.space)
+    assert listed["precision"].tolist() == [arm.precision for _, arm in order(host.space, 4)]
+    assert listed["minutes_at_least"].iloc[-1] == pytest.approx(len(host.space) * 41 / 60)
+    assert (listed["minutes_at_most"] > listed["minutes_at_least"]).all()
+
+
+def test_arms_are_chosen_by_their_levels(host):
+    arms = chosen_arms(host.space, {"batch": ["1", "4"], "precision": ["int8"]})
+    assert {(arm.batch, arm.precision) for arm in arms} == {(1, "int8"), (4, "int8")}
+    with pytest.raises(ValueError, match="batch=3: expected some of 1, 2, 4"):
+        chosen_arms(host.space, {"batch": ["3"]})
+
+
+# The board, imitated.
+
+
+@pytest.fixture
+def board(tmp_path):
+    with ImitationBoard(tmp_path / "board") as board:
+        yield board
+
+
+def test_a_profile_of_the_imitation_is_never_called_measured(board, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=2000)
+    arms = [arm for arm in device.space if arm.load == 1.0 and arm.component == "dla"]
+    table = run(device, tmp_path / "t.csv", arms=arms)
+    device.close()
+    assert set(table["evidence"]) == set(table["energy_evidence"]) == {"simulated"}
+    assert set(zip(table["power_w"], table["clocks"], strict=True)) == {
+        (15, "caps:MODE_15W"),
+        (30, "caps:MODE_30W"),
+        (50, "mode:MODE_50W"),
+        (60, "mode:MAXN"),
+    }
+    state = json.loads((tmp_path / "t.json").read_text())["state"]
+    assert state["mode"] in ("MAXN", "MODE_50W") and "emc_hz" in state
+
+
+def test_a_load_below_one_pauses_between_calls(board, cache, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=1000, window_s=0.5)
+    full, fifth = (
+        device.run(device.space.arm(component="gpu", power_w=60, load=load), task_for(device))
+        for load in (1.0, 0.2)
+    )
+    device.close()
+    assert fifth.latency_s > 2.5 * full.latency_s
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mllm_sched import paths
+from mllm_sched.devices.jetson import JetsonDevice
+from mllm_sched.harness.window import Plan
+from mllm_sched.study.lineup import task_for
+from mllm_sched.study.profile import profile
+
+root, out, cache = (Path(name) for name in sys.argv[1:])
+paths.CACHE = cache
+plan = Plan(window_s=0.02, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.9)
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.setsid()
+    device = JetsonDevice("tiny-resnet", root=root, rate_hz=10_000)
+    arms = [arm for arm in device.space if arm.load in (0.8, 1.0)]
+    profile(device, task_for(device), out, plan, arms=arms)
+    device.close()
+    os._exit(0)
+"""
+
+
+def snapshot(root):
+    files = [file for file in (root / "sys/devices").rglob("*") if file.is_file()]
+    return {str(file): file.read_text().strip() for file in files}
+
+
+def test_twenty_times_kill_9_loses_no_arm_doubles_none_and_leaves_no_clock(board, cache, tmp_path):
+    """Each round starts anew, goes on where the last one was, and is killed after a random time."""
+    before, out = snapshot(board.root), tmp_path / "t.csv"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(board.root), str(out), str(cache)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def begun():
+        print("go", file=runner.stdin, flush=True)
+        return int(runner.stdout.readline())
+
+    dice, rows, killed, changed = random.Random(5), [], 0, 0
+    while killed < 20:
+        child = begun()
+        time.sleep(dice.uniform(0.05, 2.5))
+        os.kill(child, signal.SIGKILL) if os.path.exists(f"/proc/{child}") else None
+        killed += int(runner.stdout.readline()) == -signal.SIGKILL
+        changed += snapshot(board.root) != before
+        if out.exists():
+            now = out.read_text().splitlines()
+            assert now[: len(rows)] == rows  # what was written stays
+            rows = now
+            read_table(out)
+        if len(rows) == 25:  # all of them: take the last away, and there is something to do
+            out.write_text("\n".join(rows[:-8]) + "\n")
+            rows = rows[:-8]
+    begun()
+    assert int(runner.stdout.readline()) == 0
+    runner.communicate()
+    table = read_table(out)
+    assert len(table) == 24 and not table.duplicated(["component", "power_w", "load"]).any()
+    assert (table["failed"] == "").all()
+    assert changed > 0, "no kill found the clocks changed; the test has no power"
+    assert snapshot(board.root) == before
+
+
+# The command.
+
+
+def test_the_command_profiles_and_says_what_it_did(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    out = tmp_path / "t.csv"
+    quick = ["--idle-s", "0", "--windows", "2", "--max-windows", "2", "--warm-up-s", "0"]
+    wanted = ["--levels", "precision=int8", "--levels", "threads=1", "--levels", "batch=1"]
+    command = ["profile", "--device", "host", "--encoder", "tiny-clip", "--out", str(out)]
+    assert main([*command, *wanted, "--dry-run"]) == 0 and not out.exists()
+    assert main([*command, *wanted, *quick]) == 0
+    told = capsys.readouterr().out
+    assert "energy estimated" in told and "1 arms in" in told
+    assert len(read_table(out)) == 1
+
+
+def test_a_machine_that_is_no_jetson_says_all_that_is_missing_in_one_line(capsys):
+    assert main(["profile", "--device", "agx-orin"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this is no Jetson AGX Orin: no INA3221 power sensors; no /etc/nvpmodel.conf" in line
+    assert "TensorRT" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "agx-orin-sim"], "not live: there is nothing to measure"),
+        (["--levels", "threads"], "--levels threads: expected FACTOR=A,B"),
+        (["--levels", "colour=red"], "unknown factor 'colour'"),
+        (["--windows", "1"], "one window cannot tell how it scatters"),
+    ],
+)
+def test_a_wrong_call_is_told_in_one_line(options, words, capsys):
+    assert main(["profile", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
