@@ -169,7 +169,7 @@ def _open_ina3221(root: Path, rate_hz: float) -> PowerMeter:
 
 
 def _open_nvml(root: Path, rate_hz: float) -> PowerMeter:
-    from mllm_sched.harness import nvml  # needs NVIDIA's library, which few machines have
+    from mllm_sched.harness import nvml  # few machines have a card
 
     if nvml.has_energy_counter(0):
         return nvml.NvmlCounterMeter()

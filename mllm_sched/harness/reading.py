@@ -37,8 +37,8 @@ class Reading:
     longest_gap_s
         Longest time without a reading, the window's ends among them.
     unmoved_w
-        Counted rails whose every reading was the same, and what it was in watts. A sensor of a working rail
-        flickers; one that shows the same idle and loaded is stuck.
+        Counted rails whose every reading was the same, and what it was in watts. A sensor of a
+        working rail flickers; one that shows the same idle and loaded is stuck.
     notes
         What a reader should know: a meter slower than asked, a clock that was set, ...
     """
