@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from waveforms import LOADS
 
 from mllm_sched.harness.meters import SampledMeter
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.sampler import Sampler, Samples, integrate
+from mllm_sched.study.metering import LOADS
 
 HIGHEST_W = 75.0
 
@@ -40,7 +40,7 @@ def drawn(load, start_s, seconds, rate_hz, rng):
     width = 1 / rate_hz
     strata = start_s + width * np.arange(int(np.ceil(seconds / width)))
     times = strata + width * rng.random(len(strata))
-    watts = load.power_w(times)
+    watts = load.power_w(times) + np.zeros(len(times))
     return Samples(times, np.full(len(times), width), np.column_stack([watts, watts / 4]))
 
 
@@ -48,7 +48,7 @@ def window(load, seconds, rate_hz, rng):
     start_s = 40 * rng.random()
     samples = drawn(load, start_s, seconds, rate_hz, rng)
     reading = integrate(samples, start_s, start_s + seconds, LoadRails(load), rate_hz)
-    return reading, load.between(start_s, start_s + seconds)
+    return reading, load.energy_j(start_s, start_s + seconds)
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0.03, 0.13, 1.0, 10.0])
@@ -73,7 +73,7 @@ def test_ten_seconds_are_measured_to_one_percent(name):
 
 
 def test_the_mean_error_of_spikes_falls_with_the_rate():
-    load, rng = LOADS["spikes shorter than the period"], np.random.default_rng(9)
+    load, rng = LOADS["spikes of 5 ms"], np.random.default_rng(9)
     errors = {
         rate: np.mean(
             [abs(np.divide(*_pair(window(load, 10.0, rate, rng))) - 1) for _ in range(40)]
@@ -119,7 +119,7 @@ def test_power_beyond_the_assumed_range_is_told_and_widens_it():
     samples = drawn(load, 0.0, 5.0, 100, np.random.default_rng(0))
     reading = integrate(samples, 0.0, 5.0, rails, 100)
     assert "left the range 0 to 20 W" in reading.notes[0]
-    assert reading.low_j <= load.between(0, 5) <= reading.high_j
+    assert reading.low_j <= load.energy_j(0, 5) <= reading.high_j
 
 
 # The sampler itself, in real time.
@@ -136,7 +136,7 @@ def test_ten_real_seconds_of_every_load_are_measured_to_one_percent():
     for name, meter in meters.items():
         ended_s = time.monotonic()
         reading = meter.stop()
-        truth_j = LOADS[name].between(spans[name], ended_s)
+        truth_j = LOADS[name].energy_j(spans[name], ended_s)
         assert reading.energy_j == pytest.approx(truth_j, rel=0.01), name
         assert reading.low_j <= truth_j <= reading.high_j, name
         assert reading.rate_hz > 90 and reading.duration_s == pytest.approx(10, abs=0.2)
@@ -221,7 +221,7 @@ began = time.monotonic(); meter.start()
 print("started", flush=True)
 while time.monotonic() - began < 1.6: time.sleep(0.01)
 ended = time.monotonic(); reading = meter.stop()
-truth = LOADS["square"].between(began, ended)
+truth = LOADS["square"].energy_j(began, ended)
 print(json.dumps([reading.longest_gap_s, reading.low_j, reading.high_j, truth]))
 """
 

@@ -127,7 +127,7 @@ class NvmlRails:
     def __init__(self, index: int = 0) -> None:
         self._card = Card(index)
         self.names: tuple[str, ...] = (self._card.name,)
-        self.counted = self.names
+        self.counted: tuple[str, ...] = self.names
         self.range_w = (0.0, self._card.limit_w * ABOVE_LIMIT)
         self.read()  # fails now rather than in the first window
 

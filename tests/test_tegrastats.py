@@ -1,0 +1,68 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.imitation.waveforms import constant
+from mllm_sched.harness.tegrastats import mean_power, parse
+
+ORIN = (
+    "07-30-2024 11:02:33 RAM 3154/62841MB (lfb 14x4MB) SWAP 0/31421MB (cached 0MB) "
+    "CPU [3%@729,0%@729,off,off] EMC_FREQ 0%@2133 GR3D_FREQ 12%@[305,305] NVDEC off "
+    "cpu@47.843C soc2@43.593C tj@47.843C VDD_GPU_SOC 3183mW/3100mW VDD_CPU_CV 795mW/800mW "
+    "VIN_SYS_5V0 4028mW/4028mW VDDQ_VDD2_1V8AO 705mW/705mW"
+)
+NANO = (
+    "RAM 1903/3956MB (lfb 2x4MB) CPU [12%@1479,8%@1479] EMC_FREQ 0% GR3D_FREQ 7% PLL@32C "
+    "CPU@-1.5C POM_5V_IN 2220/2199 POM_5V_GPU 0/0 POM_5V_CPU 493/500"
+)
+
+
+def test_a_line_of_an_agx_orin():
+    line = parse(ORIN)
+    assert line.ram_mb == (3154, 62841) and line.gpu_percent == 12
+    assert line.power_w["VDD_GPU_SOC"] == (3.183, 3.1)
+    assert line.power_w["VDDQ_VDD2_1V8AO"] == (0.705, 0.705) and len(line.power_w) == 4
+    assert line.temperatures_c == {"cpu": 47.843, "soc2": 43.593, "tj": 47.843}
+
+
+def test_a_line_of_an_older_board_without_units():
+    line = parse(NANO)
+    assert set(line.power_w) == {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}
+    assert line.power_w["POM_5V_IN"] == (2.22, 2.199)
+    assert line.temperatures_c == {"PLL": 32.0, "CPU": -1.5}
+
+
+def test_what_a_line_lacks_is_left_out():
+    line = parse("RAM 1/2MB")
+    assert line.gpu_percent is None and not line.power_w and not line.temperatures_c
+
+
+@given(st.text(max_size=80).filter(lambda text: "RAM" not in text))
+def test_anything_else_is_refused(text):
+    with pytest.raises(ValueError, match="no line of tegrastats"):
+        parse(text)
+
+
+def test_the_programs_own_readings_agree_with_the_waveforms(tmp_path):
+    with ImitationBoard(tmp_path, {"VDD_CPU_CV": constant(6.0)}) as board:
+        began = time.monotonic()
+        shown = mean_power(board.root, 2.0, interval_ms=20)
+        truth_j = board.energy_j(began, began + 2, ["VDD_CPU_CV"])
+    assert shown["VDD_CPU_CV"] == pytest.approx(truth_j / 2, rel=0.05)
+    assert set(shown) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"}
+
+
+def test_a_program_that_fails_or_is_not_there_is_told(tmp_path):
+    with pytest.raises(OSError, match="tegrastats"):
+        mean_power(tmp_path, 0.1)
+    program = tmp_path / "usr/bin/tegrastats"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho tegrastats: permission denied\n")
+    program.chmod(0o755)
+    with pytest.raises(
+        RuntimeError, match="shows no rail; it said 'tegrastats: permission denied'"
+    ):
+        mean_power(tmp_path, 2.0)
