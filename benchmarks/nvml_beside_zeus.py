@@ -25,11 +25,11 @@ def main(seconds: float = 10.0) -> int:
     print(f"ours: {meter.source}")
     print(f"{'window':>6} {'ours, J':>10} {'bounds, J':>19} {'Zeus, J':>10} {'ratio':>7}")
     for window in range(WINDOWS):
-        zeus.begin_window("window")
+        zeus.begin_window("window", sync_execution=False)
         meter.start()
         time.sleep(seconds)
         ours = meter.stop()
-        theirs_j = zeus.end_window("window").gpu_energy[0]
+        theirs_j = zeus.end_window("window", sync_execution=False).gpu_energy[0]
         bounds = f"{ours.low_j:.1f}..{ours.high_j:.1f}"
         ratio = ours.energy_j / theirs_j
         print(f"{window:>6} {ours.energy_j:>10.1f} {bounds:>19} {theirs_j:>10.1f} {ratio:>7.4f}")

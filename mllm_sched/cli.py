@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -92,7 +93,7 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="host", metavar="NAME", help="host or agx-orin")
     add("--encoder", default="", metavar="NAME", help="default: the device's own")
-    add("--out", type=Path, metavar="FILE.csv", help="default: data/traces/DEVICE-ENCODER.csv")
+    add("--out", type=Path, metavar="FILE.csv", help="default: in data/traces")
     add("--seed", type=int, default=0, help="of the order of the arms")
     add("--levels", action="append", default=[], metavar="FACTOR=A,B", help="measure only these")
     add("--dry-run", action="store_true", help="list the arms and the time they take")
@@ -169,7 +170,7 @@ def _profile(options: argparse.Namespace) -> None:
     with closing(device):
         task = task_for(device)
         arms = chosen_arms(device.space, _levels(options.levels))
-        out = options.out or paths.TRACES / f"{device.name}-{task.encoder}.csv"
+        out = options.out or _trace_of(device)
         print(f"{len(arms)} arms, latency {device.evidence}, energy {device.energy_evidence}")
         print(f"meter: {device.meter.source}")
         if options.dry_run:
@@ -186,6 +187,13 @@ def _profile(options: argparse.Namespace) -> None:
         )
         table = read_table(out)
         print(f"{len(table)} arms in {out}, {int((table['failed'] != '').sum())} of them failed")
+
+
+def _trace_of(device: LiveDevice) -> Path:
+    """Where a profile goes by default; the name says what its numbers are."""
+    encoder = re.sub(r"[^\w.-]+", "-", device.spec.name)
+    evidence = f"latency-{device.evidence}_energy-{device.energy_evidence}"
+    return paths.TRACES / f"{device.name}_{encoder}_{evidence}.csv"
 
 
 def _levels(options: Sequence[str]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Pulses:
     period_s: float = 1.0
     width_s: float = 0.5
 
-    def power_w(self, t_s: float) -> float:
+    def power_w(self, t_s: Any) -> Any:
         """Watts at a time, in seconds; also of arrays of times."""
         return self.base_w + (self.top_w - self.base_w) * (t_s % self.period_s < self.width_s)
 
@@ -39,7 +40,7 @@ class Ramp:
     high_w: float
     period_s: float
 
-    def power_w(self, t_s: float) -> float:
+    def power_w(self, t_s: Any) -> Any:
         """Watts at a time, in seconds; also of arrays of times."""
         return self.low_w + (self.high_w - self.low_w) * (t_s % self.period_s) / self.period_s
 
