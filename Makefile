@@ -56,8 +56,9 @@ notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the resu
 claims: $(STAMP) ## Write results/claims.csv and the README's table from results/
 	$(RUN) -m mllm_sched.study.claims
 
-bench: $(STAMP) ## What a decision costs, beside GPyTorch and river
+bench: $(STAMP) ## What a decision costs, beside GPyTorch and river; what sampling power costs
 	$(RUN) benchmarks/decision_cost.py
+	$(RUN) benchmarks/sampler_cost.py
 
 checksums: ## Rewrite data/SHA256SUMS
 	cd data && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs sha256sum > SHA256SUMS

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,6 +139,27 @@ def test_an_encoder_that_hangs_is_a_row_and_the_sweep_goes_on(host, tmp_path, mo
     table = run(host, tmp_path / "t.csv")
     assert table["failed"][1].startswith("the encoder hangs: no answer in")
     assert table["failed"].tolist().count("") == len(table) - 1
+
+
+def suspended(pid):
+    """Stop a process for half a second, a tenth of one from now."""
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGCONT)
+
+
+def test_a_window_in_which_the_encoder_was_suspended_is_measured_again(host, tmp_path, monkeypatch):
+    plan = Plan(window_s=0.4, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
+
+    def spoil():
+        threading.Thread(target=suspended, args=(host.worker.pid,)).start()
+
+    failing(host, monkeypatch, spoil)
+    table = run(host, tmp_path / "t.csv", plan, arms=list(host.space)[:3])
+    assert (table["failed"] == "").all()
+    assert "windows with a pause, measured again: 1" in table["notes"][1]
+    assert table["latency_s"][1] < 0.05
 
 
 class BreakingMeter(QuickMeter):

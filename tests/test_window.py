@@ -116,7 +116,7 @@ def test_the_interval_of_an_arm_covers_its_energy():
         for scatter, error in 1 + rng.normal(0, [0.03, 0.005], (4, 2)):
             joules = 100 * scatter * error
             reading = Reading(joules, joules - 1, joules + 1, 5.0)
-            windows.append(Window(reading, (0.1,) * 50, False))
+            windows.append(Window(reading, (0.1,) * 50))
         interval = energy_of(windows)
         covered += abs(interval.mean - 2.0) <= interval.half
     assert covered >= 0.93 * 300
@@ -149,11 +149,36 @@ def test_a_window_with_a_pause_is_measured_again(machine, cool):
     here.stop = paused
     result = measure(here.work, here, cool, Plan())
     assert result.windows == 3 and len(here.windows) == 6 and result.longest_gap_s == 0
+    assert "windows with a pause, measured again: 1" in result.notes
+
+
+def test_tasks_of_a_batch_share_the_energy_and_wait_for_the_whole_call(machine, cool):
+    here = machine()
+    result = measure(here.work, here, cool, Plan(), items=4)
+    assert result.latency_s.mean == pytest.approx(0.1)
+    assert result.energy_j.mean == pytest.approx(2.0 / 4)
+    assert result.marginal_j.mean == pytest.approx(1.2 / 4)
+
+
+@pytest.mark.parametrize("where", ["in a call", "after the calls"])
+def test_a_pause_that_only_the_encoder_or_this_process_makes_is_seen_too(machine, cool, where):
+    here = machine(samples=0)
+    work, pauses = here.work, iter([0, 0, 0, 0, 2.0])
+
+    def paused(seconds):
+        calls, pause_s = work(seconds), next(pauses, 0)
+        here.sleep(pause_s)
+        return [*calls[:-1], calls[-1] + pause_s] if where == "in a call" else calls
+
+    result = measure(paused, here, cool, Plan())
+    assert any("measured again: 1" in note for note in result.notes)
+    assert result.latency_s.mean == pytest.approx(0.1)
+    assert result.energy_j.mean == pytest.approx(2.0)
 
 
 def test_an_arm_that_is_paused_again_and_again_is_given_up(machine, cool):
     here = machine(longest_gap_s=3.2)
-    with pytest.raises(MeterError, match=r"4 windows had pauses, the last of 3\.2 s.*suspended"):
+    with pytest.raises(MeterError, match=r"4 windows had pauses, the last of 3\.1 s.*suspended"):
         measure(here.work, here, cool, Plan())
 
 
@@ -191,7 +216,7 @@ def test_without_idle_windows_there_is_no_marginal_energy(machine, cool):
 
 @given(st.floats(1, 50), st.floats(0.1, 20), st.integers(1, 500))
 def test_marginal_energy_is_the_total_less_idle_power_for_the_same_time(watts, idle_w, tasks):
-    window = Window(Reading(watts * 10, watts * 10, watts * 10, 10.0), (10 / tasks,) * tasks, False)
+    window = Window(Reading(watts * 10, watts * 10, watts * 10, 10.0), (10 / tasks,) * tasks)
     idle = Reading(idle_w * 5, idle_w * 5, idle_w * 5, 5.0)
     marginal = marginal_of([window, window], idle, idle)
     assert marginal.mean == pytest.approx((watts - idle_w) * 10 / tasks)

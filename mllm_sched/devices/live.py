@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.harness.cpu_time import CpuTimeMeter
@@ -98,7 +96,7 @@ class LiveDevice:
         """
         self._check(task)
         arm = self.space[self.space.index(arm)]
-        batch = int(arm.levels.get("batch", 1))
+        batch = self.batch(arm)
         calls = math.ceil(task.size / batch)
         try:
             self.prepare(arm)
@@ -136,12 +134,12 @@ class LiveDevice:
         return {**opened, **facts}
 
     def work(self, arm: Arm) -> Callable[[float], Sequence[float]]:
-        """Runs the prepared arm for some seconds, and says how long each item took.
+        """Calls the prepared arm for some seconds, and says how long each call took."""
+        return lambda seconds: self._calls(arm, seconds)
 
-        Items of a batch wait for the whole call.
-        """
-        batch = int(arm.levels.get("batch", 1))
-        return lambda seconds: np.repeat(self._calls(arm, seconds), batch).tolist()
+    def batch(self, arm: Arm) -> int:
+        """Items that one call serves."""
+        return int(arm.levels.get("batch", 1))
 
     def reopen_meter(self) -> None:
         """A fresh meter, after one that broke; OSError if there is none any more."""

@@ -21,6 +21,7 @@ from mllm_sched.harness.interval import mean_bounds
 from mllm_sched.harness.reading import MeterError, Reading
 
 SLOW_READS = 3  # in a row, before the period is doubled
+NAP_S = 0.05  # that stopping may take
 PAUSE_S = 0.25  # without a reading: longer than any scheduler makes a thread wait
 
 
@@ -130,7 +131,7 @@ class Sampler:
         stratum = time.monotonic()
         while True:
             wait_s = stratum + width * self.rng.random() - time.monotonic()
-            if self._stopping.wait(max(0.0, wait_s)):
+            if self._waited(wait_s):
                 return
             before = time.monotonic()
             power = self.rails.read()
@@ -140,6 +141,14 @@ class Sampler:
             if slow >= SLOW_READS:
                 width, slow = 2 * width, 0
             stratum += width * max(1.0, math.floor((after - stratum) / width))
+
+    def _waited(self, seconds: float) -> bool:
+        """Wait, and say whether it was told to stop. Plain sleep costs less than an event."""
+        if seconds > NAP_S:
+            return self._stopping.wait(seconds)
+        if seconds > 0:
+            time.sleep(seconds)
+        return self._stopping.is_set()
 
 
 def integrate(

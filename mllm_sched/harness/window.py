@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from mllm_sched.harness.sampler import PAUSE_S
 from mllm_sched.harness.thermals import Thermals
 
 Work = Callable[[float], Sequence[float]]
-"""Runs tasks for some seconds, one at least, and returns what each took, in seconds."""
+"""Calls the encoder for some seconds, once at least; seconds of every call."""
 
 STEADY = 0.05  # relative change between two chunks of warm-up that passes for steady
 STEADY_CHUNKS = 3
@@ -144,34 +145,56 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Window:
-    """One window: the meter's reading, and what each task in it took."""
+    """One window: the meter's reading, what each call took, and the tasks that a call serves."""
 
     reading: Reading
-    latencies_s: tuple[float, ...]
-    throttled: bool
+    calls_s: tuple[float, ...]
+    items: int = 1
+    throttled: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """How many were served."""
+        return len(self.calls_s) * self.items
 
     @property
     def energy_j(self) -> float:
         """Joules per task."""
-        return self.reading.energy_j / len(self.latencies_s)
+        return self.reading.energy_j / self.tasks
 
     @property
     def latency_s(self) -> float:
-        """Mean seconds per task."""
-        return sum(self.latencies_s) / len(self.latencies_s)
+        """Mean seconds per task; each waits for its whole call."""
+        return sum(self.calls_s) / len(self.calls_s)
+
+    @property
+    def pause_s(self) -> float:
+        """Longest time in which something stood still that should not have.
+
+        The meter, if it is sampled; the encoder in the middle of a call; or this process between
+        the last call and the end of the window.
+        """
+        reading, calls = self.reading, self.calls_s
+        gap_s = reading.longest_gap_s - 10 / reading.rate_hz if reading.samples else 0.0
+        stalled_s = max(calls) - 3 * statistics.median(calls)
+        return max(gap_s, stalled_s, reading.duration_s - sum(calls))
 
 
-def measure(work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan) -> ArmResult:
+def measure(
+    work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan, items: int = 1
+) -> ArmResult:
     """Measure one arm.
 
     Parameters
     ----------
     work
-        Runs tasks on the arm.
+        Calls the encoder on the arm.
     meter, thermals
         Of the machine.
     plan
         How.
+    items
+        Tasks that one call serves.
 
     Raises
     ------
@@ -184,27 +207,29 @@ def measure(work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan) -> Ar
     before = _idle(meter, plan)
     start_c = thermals.hottest_c()
     warm_up_s, steady = warm_up(work, plan.warm_up_s)
-    windows = _windows(work, meter, thermals, plan)
+    windows, discarded = _windows(work, meter, thermals, plan, items)
     end_c = thermals.hottest_c()
     after = _idle(meter, plan)
     _refuse_stuck(windows, [reading for reading in (before, after) if reading])
     notes = dict.fromkeys(note for window in windows for note in window.reading.notes)
+    if discarded:
+        notes[f"windows with a pause, measured again: {discarded}"] = None
     if not steady:
         notes[f"not steady after {plan.warm_up_s:g} s of warm-up"] = None
     energy_j, marginal_j = energy_of(windows), marginal_of(windows, before, after)
     if energy_j.relative > plan.target or latency_of(windows).relative > plan.target:
         notes[f"target of {plan.target:.1%} missed after {len(windows)} windows"] = None
-    latencies = np.concatenate([window.latencies_s for window in windows])
+    calls = np.concatenate([window.calls_s for window in windows])
     rates = [window.reading.rate_hz for window in windows]
     return ArmResult(
         latency_of(windows),
         energy_j,
         marginal_j,
-        float(latencies.std(ddof=1)) if len(latencies) > 1 else 0.0,
+        float(calls.std(ddof=1)) if len(calls) > 1 else 0.0,
         float(np.std([window.energy_j for window in windows], ddof=1)),
         _idle_power(before, after).mean,
         len(windows),
-        len(latencies),
+        _tasks(windows),
         float(np.mean(rates)),
         max(window.reading.longest_gap_s for window in windows),
         start_c,
@@ -230,8 +255,7 @@ def warm_up(work: Work, at_most_s: float) -> tuple[float, bool]:
 def energy_of(windows: Sequence[Window]) -> Interval:
     """Joules per task: how windows differ, and what the meter may have missed within them."""
     spread = _t_interval([window.energy_j for window in windows])
-    tasks = sum(len(window.latencies_s) for window in windows)
-    return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / tasks))
+    return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / _tasks(windows)))
 
 
 def latency_of(windows: Sequence[Window]) -> Interval:
@@ -244,41 +268,43 @@ def marginal_of(
 ) -> Interval:
     """Joules per task beyond what the machine takes idle in the same time."""
     energy_j, idle_w = energy_of(windows), _idle_power(before, after)
-    per_task_s = sum(window.reading.duration_s for window in windows) / sum(
-        len(window.latencies_s) for window in windows
-    )
+    per_task_s = sum(window.reading.duration_s for window in windows) / _tasks(windows)
     half = math.hypot(energy_j.half, idle_w.half * per_task_s)
     return Interval(energy_j.mean - idle_w.mean * per_task_s, half)
 
 
-def _windows(work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan) -> list[Window]:
+def _windows(
+    work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan, items: int
+) -> tuple[list[Window], int]:
+    """Windows until the mean is known or there are enough; and how many had to be discarded."""
     windows: list[Window] = []
     discarded = 0
     while len(windows) < plan.max_windows:
-        window = _window(work, meter, thermals, plan.window_for(meter))
-        if _paused(window.reading):
+        window = _window(work, meter, thermals, plan.window_for(meter), items)
+        if window.pause_s > PAUSE_S:
             discarded += 1
             if discarded > DISCARDS:
-                gap_s = window.reading.longest_gap_s
                 raise MeterError(
-                    f"{discarded} windows had pauses, the last of {gap_s:.2g} s without a "
-                    "reading: the process was suspended or starved"
+                    f"{discarded} windows had pauses, the last of {window.pause_s:.2g} s: "
+                    "a process was suspended or starved"
                 )
             continue
         windows.append(window)
         if len(windows) >= plan.windows and _known(windows, plan.target):
             break
-    return windows
+    return windows, discarded
 
 
-def _window(work: Work, meter: PowerMeter, thermals: Thermals, seconds: float) -> Window:
+def _window(
+    work: Work, meter: PowerMeter, thermals: Thermals, seconds: float, items: int
+) -> Window:
     throttles = thermals.throttle_count()
     meter.start()
-    latencies_s = tuple(work(seconds))
+    calls_s = tuple(work(seconds))
     reading = meter.stop()
     if not reading.energy_j > 0:
         raise MeterError(f"a window of {reading.duration_s:.3g} s took {reading.energy_j:g} J")
-    return Window(reading, latencies_s, thermals.throttled_since(throttles))
+    return Window(reading, calls_s, items, thermals.throttled_since(throttles))
 
 
 def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
@@ -289,11 +315,8 @@ def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
     return meter.stop()
 
 
-def _paused(reading: Reading) -> bool:
-    """Whether nothing was read for longer than the meter's pace explains."""
-    if not reading.samples:
-        return False
-    return reading.longest_gap_s > max(PAUSE_S, 10 / reading.rate_hz)
+def _tasks(windows: Sequence[Window]) -> int:
+    return sum(window.tasks for window in windows)
 
 
 def _known(windows: Sequence[Window], target: float) -> bool:

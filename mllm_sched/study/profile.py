@@ -140,7 +140,8 @@ def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) ->
     facts["utc"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         facts |= device.prepare(arm)
-        result = measure(device.work(arm), device.meter, device.thermals, plan)
+        work, items = device.work(arm), device.batch(arm)
+        result = measure(work, device.meter, device.thermals, plan, items)
     except HarnessError as error:
         if isinstance(error, MeterError):
             error = _reopened(device, error)
