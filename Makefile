@@ -61,7 +61,7 @@ bench: $(STAMP) ## What a decision costs, beside GPyTorch and river; what sampli
 	$(RUN) benchmarks/sampler_cost.py
 
 checksums: ## Rewrite data/SHA256SUMS
-	cd data && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
+	cd data && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean: ## Remove what was built; .venv and results stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
