@@ -23,7 +23,7 @@ from mllm_sched.study import claims
 from mllm_sched.study.comparison import compare
 from mllm_sched.study.lineup import paper_lineup, task_for, trusted_arms
 from mllm_sched.study.metrics import per_run
-from mllm_sched.study.profile import chosen_arms, dry_run, profile
+from mllm_sched.study.profiling import chosen_arms, dry_run, profile
 from mllm_sched.study.provenance import as_csv
 from mllm_sched.study.runner import Rule, RunStopped, run
 

@@ -55,6 +55,35 @@ def test_a_level_is_switched_where_it_can_be_and_else_imitated_and_named_so(tmp_
     clocks.close()
 
 
+@pytest.mark.parametrize("level", [30, 50, 60])
+@pytest.mark.parametrize("jetpack", [5, 6])
+def test_no_limit_on_the_memory_is_none(tmp_path, jetpack, level):
+    board = ImitationBoard(tmp_path, jetpack=jetpack)
+    caps = ("nvpmodel_emc_cap/emc_iso_cap", "nvpmodel_clk_cap/emc")
+    clocks = Clocks(board.root)
+    clocks.set_level(15)
+    clocks.set_level(level)
+    cap = board.root / "sys/kernel" / caps[jetpack == 6]
+    assert int(cap.read_text()) >= 3_199_000_000
+    clocks.close()
+
+
+def test_clocks_are_put_back_even_where_the_mode_is_not(board):
+    before = gpu_hz(board)
+    clocks = Clocks(board.root)
+    clocks.set_level(50)
+    program = board.root / "usr/sbin/nvpmodel"
+    answers = program.read_text()
+    program.write_text(
+        answers.replace("if mask(modes[now][1]) != mask(modes[wanted][1]):", "if wanted == 0:")
+    )
+    with pytest.raises(ClockError, match="asks for a reboot"):
+        clocks.restore()
+    assert gpu_hz(board) == before and (board.root / RECORD).exists()
+    program.write_text(answers)
+    clocks.close()
+
+
 def test_caps_never_touch_what_needs_a_reboot(board):
     clocks = Clocks(board.root)
     clocks.set_level(15)
@@ -255,3 +284,20 @@ def test_the_boards_temperatures_and_over_current_events(board):
     assert thermals.hottest_c() == 61.5 and not thermals.throttled_since(count)
     board.over_current()
     assert thermals.throttled_since(count)
+
+
+def test_the_gpu_is_kept_awake_while_its_clocks_are_set(board, monkeypatch):
+    clocks = Clocks(board.root)
+    control = board.root / "sys/devices/platform/gpu.0/power/control"
+    limit, written, text = board.root / GPU[6] / "max_freq", [], type(control).write_text
+
+    def watched(self, value, *arguments, **settings):
+        if self in (control, limit):
+            written.append((self.name, value))
+        return text(self, value, *arguments, **settings)
+
+    monkeypatch.setattr(type(control), "write_text", watched)
+    clocks.set_level(15)
+    assert written[:3] == [("control", "on"), ("max_freq", "408000000"), ("control", "auto")]
+    monkeypatch.undo()
+    clocks.close()

@@ -14,7 +14,7 @@ def table():
 
 
 def test_every_kind_is_measured_as_often_and_the_seed_decides(table):
-    counts = table.groupby(["load", "seconds", "rate_hz"]).size()
+    counts = table.groupby(["load", "window_s", "rate_hz"]).size()
     assert len(counts) == len(LOADS) * 4 and set(counts) == {20}
     again = windows(LOADS, [0.1, 10.0], [50, 200], repeats=20, seed=3)
     pd.testing.assert_frame_equal(table, again)
@@ -22,7 +22,7 @@ def test_every_kind_is_measured_as_often_and_the_seed_decides(table):
 
 
 def test_more_readings_and_longer_windows_are_better(table):
-    found = summary(table, ["seconds", "rate_hz"]).set_index(["seconds", "rate_hz"])["error"]
+    found = summary(table, ["window_s", "rate_hz"]).set_index(["window_s", "rate_hz"])["error"]
     assert found[10.0, 200] < found[10.0, 50] < found[0.1, 50]
 
 
@@ -46,7 +46,7 @@ def test_equal_steps_beat_against_a_load_that_repeats_itself_and_random_ones_do_
 
 def test_the_figures_say_what_their_numbers_are(table):
     axes = [
-        meter_plots.error_over_window(summary(table, ["load", "seconds"])),
+        meter_plots.error_over_window(summary(table, ["load", "window_s"])),
         meter_plots.error_over_rate(summary(table, ["load", "schedule", "rate_hz"])),
     ]
     for ax in axes:

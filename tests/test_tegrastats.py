@@ -19,6 +19,17 @@ NANO = (
     "CPU@-1.5C POM_5V_IN 2220/2199 POM_5V_GPU 0/0 POM_5V_CPU 493/500"
 )
 
+JETPACK_5 = (  # of one AGX Orin, but for the rail below zero, which is another's
+    "10-16-2023 10:59:22 RAM 1205/30623MB (lfb 6429x4MB) SWAP 0/15311MB (cached 0MB) "
+    "CPU [0%@729,0%@729] EMC_FREQ 0%@204 GR3D_FREQ 0%@114 GR3D2_FREQ 0%@114 NVJPG1 729 "
+    "VIC_FREQ 729 APE 233 CV0@-256C CPU@43.5C VDD_GPU_SOC 4788mW/4788mW VDD_CPU_CV -398mW/-398mW "
+    "VIN_SYS_5V0 3842mW/3842mW NC 0mW/0mW VDDQ_VDD2_1V8AO 707mW/707mW NC 0mW/0mW"
+)
+XAVIER = (
+    "RAM 1903/15692MB (lfb 3251x4MB) CPU [1%@1190,1%@1190] EMC_FREQ 0% GR3D_FREQ 0% AO@32.5C "
+    "GPU 0/0 CPU 216/216 SOC 864/864 CV 0/0 VDDRQ 144/144 SYS5V 1889/1889"
+)
+
 
 def test_a_line_of_an_agx_orin():
     line = parse(ORIN)
@@ -33,6 +44,17 @@ def test_a_line_of_an_older_board_without_units():
     assert set(line.power_w) == {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}
     assert line.power_w["POM_5V_IN"] == (2.22, 2.199)
     assert line.temperatures_c == {"PLL": 32.0, "CPU": -1.5}
+
+
+def test_a_rail_below_zero_counts_and_channels_and_zones_without_power_do_not():
+    line = parse(JETPACK_5)
+    assert line.power_w["VDD_CPU_CV"] == (-0.398, -0.398)
+    assert "NC" not in line.power_w and len(line.power_w) == 4
+    assert line.temperatures_c == {"CPU": 43.5}
+
+
+def test_a_line_of_an_agx_xavier_whose_rails_have_short_names():
+    assert set(parse(XAVIER).power_w) == {"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}
 
 
 def test_what_a_line_lacks_is_left_out():
@@ -65,4 +87,13 @@ def test_a_program_that_fails_or_is_not_there_is_told(tmp_path):
     with pytest.raises(
         RuntimeError, match="shows no rail; it said 'tegrastats: permission denied'"
     ):
+        mean_power(tmp_path, 2.0)
+
+
+def test_a_program_that_ends_early_is_told_and_not_averaged(tmp_path):
+    program = tmp_path / "usr/bin/tegrastats"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho RAM 1/2MB VDD_IN 4000mW/4000mW\necho crashed\n")
+    program.chmod(0o755)
+    with pytest.raises(RuntimeError, match=r"ended after 0\.\d s of 2; it said 'crashed'"):
         mean_power(tmp_path, 2.0)

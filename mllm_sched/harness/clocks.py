@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -138,9 +139,11 @@ class Clocks:
         if not self._record.exists():
             return
         found = self._found()
-        if self.current().id != found["mode"]:
-            self._nvpmodel("-m", str(found["mode"]))
-        self._write(found["files"])
+        try:
+            if self.current().id != found["mode"]:
+                self._nvpmodel("-m", str(found["mode"]))
+        finally:  # clocks go back even where the mode does not
+            self._write(found["files"].items())
         self._record.unlink()
 
     def close(self) -> None:
@@ -183,21 +186,21 @@ class Clocks:
             raise ClockError(f"nvpmodel was asked for {mode.name} and stayed in {now.name}")
         return True
 
-    def _wanted(self, mode: Mode) -> dict[str, str]:
-        """Files of a mode that may be written live, and their values."""
-        return {
-            file: value
+    def _wanted(self, mode: Mode) -> list[tuple[str, str]]:
+        """Files of a mode that may be written live, and their values, in the mode's order."""
+        return [
+            (file, value)
             for knob, value in mode.settings.items()
             for file in self.conf.knobs.get(knob, ())
             if MASK not in knob[1]
-        }
+        ]
 
     def _file(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
-    def _write(self, wanted: dict[str, str]) -> None:
+    def _write(self, wanted: Iterable[tuple[str, str]]) -> None:
         try:
-            write_all({self._file(path): value for path, value in wanted.items()})
+            write_all((self._file(path), value) for path, value in wanted)
         except KnobError as error:
             raise ClockError(str(error)) from error
 
@@ -209,7 +212,7 @@ class Clocks:
         """Record the state that was found, once, before the first change."""
         if self._record.exists():
             return
-        paths = {path for mode in self.conf.modes for path in self._wanted(mode)}
+        paths = {path for mode in self.conf.modes for path, _ in self._wanted(mode)}
         files = {path: read(self._file(path)) for path in sorted(paths)}
         found = {
             "boot": read(self.root / BOOT_ID),

@@ -23,7 +23,7 @@ TOTALS: tuple[frozenset[str], ...] = (
 # The module is rated at 60 W; peaks may go beyond. Only the bounds of a window depend on it.
 HIGHEST_W = 75.0
 
-# The sensor's offset shows as a step or two of 8 mA below zero on a rail that is off. A current
+# The sensor's offset shows as a step or two of 20 mA below zero on a rail that is off. A current
 # further below means a sensor that is broken or read wrongly.
 LEAST_MA = -40
 

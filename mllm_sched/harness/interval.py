@@ -56,7 +56,7 @@ def mean_bounds(
     --------
     >>> lower, upper = mean_bounds([12.0] * 1000, low=0, high=60)
     >>> round(lower, 2), round(upper, 2)
-    (11.88, 12.38)
+    (11.87, 12.53)
     """
     readings = np.asarray(values, dtype=np.float64)
     if not low < high:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-UNLIMITED = 2**31 - 1  # what nvpmodel takes -1 for
+# What nvpmodel takes -1 for since JetPack 6. Memory runs at 3199 MHz, and the highest number of 32
+# bits would be a cap on it: 2147 MHz.
+UNLIMITED = 2**63 - 1
 
 
 class KnobError(OSError):
@@ -23,8 +25,10 @@ def read(file: Path) -> str:
         return ""
 
 
-def write_all(wanted: Mapping[Path, str]) -> None:
+def write_all(wanted: Iterable[tuple[Path, str]]) -> None:
     """Write values, in order, and read the clocks among them back. Files not there are left out.
+
+    A file may come twice: a GPU is kept awake while its clocks are set.
 
     A kernel refuses a minimum above the maximum, and shows no clocks of a core that is off. So
     all is written twice, and only the second time must succeed.
@@ -34,8 +38,9 @@ def write_all(wanted: Mapping[Path, str]) -> None:
     KnobError
         Names the file and the value.
     """
+    pairs = list(wanted)
     for last in (False, True):
-        for file, value in wanted.items():
+        for file, value in pairs:
             if file.exists():
                 _write(file, possible(file, value), last)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from pathlib import Path
 
 PROGRAM = "usr/bin/tegrastats"
 
-# Newer releases write the unit, older ones do not: "VDD_IN 4220mW/4220mW", "VDD_IN 4220/4220".
+# Newer releases write the unit, older ones do not: "VDD_IN 4220mW/4220mW", "VDD_IN 4220/4220". A
+# rail that is off may show a step below zero: "VDD_CPU_CV -398mW/-398mW".
 _RAIL = re.compile(
-    r"\b(?P<name>[A-Z][A-Z0-9_]{2,}) (?P<now>\d+)(?:mW)?/(?P<mean>\d+)(?:mW)?(?=\s|$)"
+    r"\b(?P<name>[A-Z][A-Z0-9_]+) (?P<now>-?\d+)(?:mW)?/(?P<mean>-?\d+)(?:mW)?(?=\s|$)"
 )
 _ZONE = re.compile(r"(?P<name>[A-Za-z]\w*)@(?P<celsius>-?\d+(?:\.\d+)?)C")
 _RAM = re.compile(r"RAM (?P<used>\d+)/(?P<total>\d+)MB")
 _GPU = re.compile(r"GR3D_FREQ (?P<percent>\d+)%")
+
+OFF_C = -256.0  # shown for a zone without power
+NOT_CONNECTED = "NC"  # label of a channel that measures nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Line:
     gpu_percent
         How busy the GPU was; None if the line does not say.
     temperatures_c
-        By zone.
+        By zone; those without power are left out.
     power_w
         By rail: now, and the program's own mean since it was started.
     """
@@ -60,10 +65,15 @@ def parse(line: str) -> Line:
     return Line(
         (int(ram["used"]), int(ram["total"])),
         int(gpu["percent"]) if gpu else None,
-        {zone["name"]: float(zone["celsius"]) for zone in _ZONE.finditer(line)},
+        {
+            zone["name"]: float(zone["celsius"])
+            for zone in _ZONE.finditer(line)
+            if float(zone["celsius"]) > OFF_C
+        },
         {
             rail["name"]: (int(rail["now"]) / 1000, int(rail["mean"]) / 1000)
             for rail in _RAIL.finditer(line)
+            if rail["name"] != NOT_CONNECTED
         },
     )
 
@@ -78,7 +88,7 @@ def mean_power(root: Path, seconds: float, interval_ms: int = 100) -> dict[str, 
     OSError
         If the program is not there.
     RuntimeError
-        If it shows no rail; its last line is told.
+        If it shows no rail (it shows them to root only), or ends early; its last line is told.
     """
     process = subprocess.Popen(
         [str(root / PROGRAM), "--interval", str(interval_ms)],
@@ -86,6 +96,7 @@ def mean_power(root: Path, seconds: float, interval_ms: int = 100) -> dict[str, 
         stderr=subprocess.STDOUT,
         text=True,
     )
+    began_s = time.monotonic()
     stopper = threading.Timer(seconds, process.terminate)
     stopper.start()
     try:
@@ -93,12 +104,18 @@ def mean_power(root: Path, seconds: float, interval_ms: int = 100) -> dict[str, 
     finally:
         stopper.cancel()
         process.kill()
+        process.wait()
+    lasted_s = time.monotonic() - began_s
     shown = defaultdict(list)
     for line in told.splitlines():
         if _RAM.search(line):
             for name, (now_w, _) in parse(line).power_w.items():
                 shown[name].append(now_w)
+    last = (told.strip().splitlines() or ["nothing"])[-1]
     if not shown:
-        last = (told.strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(f"tegrastats shows no rail; it said {last[:200]!r}")
+    if lasted_s < seconds:
+        raise RuntimeError(
+            f"tegrastats ended after {lasted_s:.1f} s of {seconds:g}; it said {last[:200]!r}"
+        )
     return {name: sum(watts) / len(watts) for name, watts in shown.items()}

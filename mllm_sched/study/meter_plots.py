@@ -42,15 +42,15 @@ def error_over_window(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     summary
-        Of ``metering.summary``, by ``load`` and ``seconds``.
+        Of ``metering.summary``, by ``load`` and ``window_s``.
     """
     ax = ax or plt.subplots(figsize=(8, 4.2))[1]
     for colour, (name, part) in zip(
         LOAD_COLOURS, summary.groupby("load", sort=False), strict=False
     ):
-        ax.plot(part["seconds"], part["half_width"], "--", color=colour, lw=1)
+        ax.plot(part["window_s"], part["half_width"], "--", color=colour, lw=1)
         seen = part[part["worst"] > 1e-6]  # a constant load has no error to show
-        ax.plot(seen["seconds"], seen["worst"], "o-", color=colour, ms=4, label=str(name))
+        ax.plot(seen["window_s"], seen["worst"], "o-", color=colour, ms=4, label=str(name))
     return _against_goal(ax, "length of the window, s", "error of a window's energy")
 
 
@@ -83,7 +83,7 @@ def profile(table: pd.DataFrame, factors: Sequence[str], ax: Axes | None = None)
     Parameters
     ----------
     table
-        Of ``study.profile``; failed arms are left out.
+        Of ``study.profiling``; failed arms are left out.
     factors
         Columns of the arm: the first is the colour, the second the mark, the rest stand beside.
     """
@@ -102,8 +102,9 @@ def profile(table: pd.DataFrame, factors: Sequence[str], ax: Axes | None = None)
             ms=7,
             capsize=2,
             color=colours[first],
-            label=f"{factors[0]} {first}, {factors[1]} {second}",
         )
+        label = f"{factors[0]} {first}, {factors[1]} {second}"
+        ax.plot([], [], marks[second], color=colours[first], label=label)
         for row in part.to_dict("records"):
             name = ", ".join(f"{factor} {row[factor]}" for factor in factors[2:])
             place = (row["latency_s"], row["energy_j"])

@@ -76,7 +76,7 @@ def windows(
 
     Returns
     -------
-    A row per window: ``load``, ``seconds``, ``rate_hz``, ``schedule``, ``error`` (relative),
+    A row per window: ``load``, ``window_s``, ``rate_hz``, ``schedule``, ``error`` (relative),
     ``half_width`` (of the 95 % interval, relative to the truth), ``covered``.
     """
     rng = np.random.default_rng(seed)
@@ -90,7 +90,7 @@ def windows(
     rows = [
         {
             "load": load,
-            "seconds": length,
+            "window_s": length,
             "rate_hz": rate,
             "schedule": schedule,
             **_window(loads[load], length, rate, SCHEDULES[schedule], rng),

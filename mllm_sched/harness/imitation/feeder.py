@@ -19,7 +19,9 @@ from typing import Any
 
 from mllm_sched.harness.imitation.waveforms import from_facts
 
-STEP_MA = 8  # of the sensor; assumed. Noise of about one step lies on top, and means are right
+# 40 uV of the sensor over the board's shunts of 2 milliohms. Noise of about one step lies on top
+# (assumed), and means are right.
+STEP_MA = 20
 
 
 class Rail:

@@ -23,6 +23,7 @@ CHIPS = {
     "1-0040": {"VDD_GPU_SOC": 19000, "VDD_CPU_CV": 19000, "VIN_SYS_5V0": 5000},
     "1-0041": {"VDDQ_VDD2_1V8AO": 5000},
 }
+FIRST_CHANNEL = {"1-0040": 1, "1-0041": 2}  # the second chip's outer channels are disabled
 CPU_STEPS_KHZ = [*range(729_600, 2_201_600, 76_800), 2_201_600]
 GPU_STEPS_HZ = [*range(306_000_000, 1_300_500_000, 102_000_000), 1_300_500_000]
 MODULE = "devkit_p3701-0000_and_64GB_p3701-0005"
@@ -32,6 +33,10 @@ GPU = {
     5: "/sys/devices/17000000.ga10b/devfreq/17000000.ga10b",
     6: "/sys/devices/platform/17000000.gpu/devfreq_dev",
 }
+# The mode keeps the GPU awake while its clocks are set: two knobs, one file.
+POWER_ON = ("GPU_POWER_CONTROL_ENABLE", "GPU_PWR_CNTL_EN", "on")
+POWER_AUTO = ("GPU_POWER_CONTROL_DISABLE", "GPU_PWR_CNTL_DIS", "auto")
+EMC_MHZ = "3199"  # its highest; modes that allow it say -1
 ZONES = ("CPU-therm", "GPU-therm", "SOC0-therm", "tj-therm")
 
 
@@ -78,7 +83,7 @@ def sensor_files(root: Path, jetpack: int) -> dict[str, tuple[Path, bool, int]]:
     drivers = root / "sys/bus/i2c/drivers"
     for number, (chip, rails) in enumerate(CHIPS.items()):
         folder = drivers / f"ina3221/{chip}/hwmon/hwmon{number + 3}"
-        for channel, (rail, millivolts) in enumerate(rails.items(), start=1):
+        for channel, (rail, millivolts) in enumerate(rails.items(), FIRST_CHANNEL[chip]):
             if jetpack == 4:
                 folder = drivers / f"ina3221x/{chip}/iio:device{number}"
                 _put(folder, f"rail_name_{channel - 1}", rail)
@@ -104,6 +109,12 @@ def configuration() -> str:
         "TPC_PG_MASK /sys/devices/gpu.0/tpc_pg_mask",
         "TPC_PG_MASK_KNEXT /sys/devices/platform/gpu.0/tpc_pg_mask",
     ]
+    for name, attribute in (POWER_ON[:2], POWER_AUTO[:2]):
+        lines += [
+            f"< PARAM TYPE=FILE NAME={name} >",
+            f"{attribute} /sys/devices/gpu.0/power/control",
+            f"{attribute}_KNEXT /sys/devices/platform/gpu.0/power/control",
+        ]
     for number, core in enumerate(CLUSTERS):
         folder = f"/sys/devices/system/cpu/cpu{core}/cpufreq"
         lines += [
@@ -132,19 +143,20 @@ def _mode(name: str, facts: pd.Series) -> list[str]:
     online = int(facts["online_cpu"])
     lines = [f"< POWER_MODEL ID={facts['id']} NAME={name if free else 'MODE_' + name} >"]
     lines += [f"CPU_ONLINE CORE_{core} {int(core < online)}" for core in range(CORES)]
-    lines.append(f"TPC_POWER_GATING TPC_PG_MASK {facts['tpc_pg_mask']}")
+    lines += [f"TPC_POWER_GATING TPC_PG_MASK {facts['tpc_pg_mask']}", " ".join(POWER_ON)]
     for number, core in enumerate(CLUSTERS):
         if core < online:
             cap = -1 if free else round(1000 * float(facts["cpu_max_mhz"]))
             lines += [f"CPU_A78_{number} MIN_FREQ 729600", f"CPU_A78_{number} MAX_FREQ {cap}"]
     gpu = -1 if free else round(1e6 * float(facts["gpu_max_mhz_jp6"]))
-    lines += ["GPU MIN_FREQ 0", f"GPU MAX_FREQ {gpu}"]
+    lines += ["GPU MIN_FREQ 0", f"GPU MAX_FREQ {gpu}", " ".join(POWER_AUTO)]
     for knob, column in (
         ("EMC", "emc_mhz"),
         ("DLA0_CORE", "dla_core_mhz"),
         ("DLA1_CORE", "dla_core_mhz"),
     ):
-        lines.append(f"{knob} MAX_FREQ {-1 if free else round(1e6 * float(facts[column]))}")
+        most = free or (knob == "EMC" and facts[column] == EMC_MHZ)
+        lines.append(f"{knob} MAX_FREQ {-1 if most else round(1e6 * float(facts[column]))}")
     return lines
 
 
@@ -176,8 +188,9 @@ def _lay_out_clocks(root: Path, jetpack: int) -> None:
     _put(root, f"{gpu}/max_freq", str(GPU_STEPS_HZ[-1]))
     platform = "platform/" if newer else ""
     _put(root, f"sys/devices/{platform}gpu.0/tpc_pg_mask", "0")
-    for files in _caps().values():
-        _put(root, files[newer].lstrip("/"), str(2**31 - 1))
+    _put(root, f"sys/devices/{platform}gpu.0/power/control", "auto")
+    for name, files in _caps().items():
+        _put(root, files[newer].lstrip("/"), "3199000000" if name == "EMC" else "1600000000")
 
 
 def _put(root: Path, name: str, text: str) -> None:

@@ -26,7 +26,7 @@ from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.study import profile_table
 from mllm_sched.study.lineup import task_for
-from mllm_sched.study.profile import chosen_arms, dry_run, order, profile
+from mllm_sched.study.profiling import chosen_arms, dry_run, order, profile
 
 QUICK = Plan(window_s=0.02, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
 
@@ -323,7 +323,7 @@ from mllm_sched import paths
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.harness.window import Plan
 from mllm_sched.study.lineup import task_for
-from mllm_sched.study.profile import profile
+from mllm_sched.study.profiling import profile
 
 root, out, cache = (Path(name) for name in sys.argv[1:])
 paths.CACHE = cache
