@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,6 +27,8 @@ from mllm_sched.study.metrics import per_run
 from mllm_sched.study.profiling import chosen_arms, dry_run, profile
 from mllm_sched.study.provenance import as_csv
 from mllm_sched.study.runner import Rule, RunStopped, run
+
+LIVE = ("host", "agx-orin")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
     single = commands.add_parser("run", help="one scheduler, one device, one seed")
     _common(single)
+    _live_options(single)
     single.add_argument("--scheduler", default="safe-gp-ucb", metavar="NAME")
     single.add_argument("--seed", type=int, default=0)
     single.set_defaults(command=_run)
@@ -98,9 +102,7 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
     add("--levels", action="append", default=[], metavar="FACTOR=A,B", help="measure only these")
     add("--dry-run", action="store_true", help="list the arms and the time they take")
     add("--retry-failed", action="store_true", help="measure again what failed before")
-    add("--board", metavar="FOLDER", help="root of the board's files, for an imitation")
-    add("--no-caps", action="store_true", help="refuse power levels that need a reboot")
-    add("--timeout", type=float, metavar="SECONDS", help="after which a call counts as hanging")
+    _live_options(parser)
     for name, text in {
         "window_s": "length of a window, seconds",
         "idle_s": "length of the idle windows, seconds; 0 for none",
@@ -114,14 +116,21 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
 
 
+def _live_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--component", metavar="NAME", help="of the host: cpu or gpu")
+    add("--board", metavar="FOLDER", help="root of the board's files, for an imitation")
+    add("--no-caps", action="store_true", help="refuse power levels that need a reboot")
+    add("--timeout", type=float, metavar="SECONDS", help="after which a call counts as hanging")
+
+
 def _names(options: argparse.Namespace) -> None:
     print("devices:    " + ", ".join(device_names()))
     print("schedulers: " + ", ".join(scheduler_names()))
 
 
 def _run(options: argparse.Namespace) -> None:
-    settings = {"encoder": options.encoder} if options.device == "host" and options.encoder else {}
-    device = open_device(options.device, seed=options.seed, **settings)
+    device = open_device(options.device, seed=options.seed, **_live_settings(options))
     task = task_for(device, options.encoder)
     limits = {"latency_s": options.limit}
     rule = Rule(options.scheduler, options.scheduler)
@@ -157,14 +166,7 @@ def _sweep(options: argparse.Namespace) -> None:
 def _profile(options: argparse.Namespace) -> None:
     names = {field.name for field in fields(Plan)} & set(vars(options))
     plan = Plan(**{name: getattr(options, name) for name in names})
-    settings = {
-        "encoder": options.encoder,
-        "root": options.board,
-        "timeout_s": options.timeout,
-        "imitate": False if options.no_caps else None,
-    }
-    given = {name: value for name, value in settings.items() if value not in (None, "")}
-    device = open_device(options.device, **given)
+    device = open_device(options.device, **_live_settings(options))
     if not isinstance(device, LiveDevice):
         raise ValueError(f"device {options.device!r} is not live: there is nothing to measure")
     with closing(device):
@@ -187,6 +189,20 @@ def _profile(options: argparse.Namespace) -> None:
         )
         table = read_table(out)
         print(f"{len(table)} arms in {out}, {int((table['failed'] != '').sum())} of them failed")
+
+
+def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a live device is opened with; others take the encoder with every task."""
+    if options.device not in LIVE:
+        return {}
+    settings = {
+        "encoder": options.encoder,
+        "component": options.component,
+        "root": options.board,
+        "timeout_s": options.timeout,
+        "imitate": False if options.no_caps else None,
+    }
+    return {name: value for name, value in settings.items() if value not in (None, "")}
 
 
 def _trace_of(device: LiveDevice) -> Path:

@@ -179,3 +179,18 @@ def test_thread_levels_rise_from_one_to_all_cores(cores):
     levels = thread_levels(cores)
     assert levels[0] == 1 and levels[-1] == cores
     assert levels == sorted(set(levels))
+
+
+def test_the_graphics_card_has_arms_of_its_own_and_is_never_replaced_by_the_cpu(host):
+    device = host(component="gpu", open_meter=CountingMeter)
+    assert device.space.names == ("precision", "batch")
+    assert {arm.precision for arm in device.default_arms} == {"fp32", "fp16"}
+    failed = device.run(device.space[0], TASK).failed
+    assert failed.startswith("FallbackError: gpu in fp32 needs TensorrtExecutionProvider")
+
+
+def test_without_a_card_its_meter_says_so(host):
+    with pytest.raises(OSError, match="no NVIDIA graphics card can be read"):
+        host(component="gpu")
+    with pytest.raises(ValueError, match="component='npu': expected one of cpu, gpu"):
+        host(component="npu")

@@ -83,7 +83,8 @@ def test_what_it_was_measured_with_stands_beside_the_table(host, tmp_path):
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["settings"]["meter"].startswith("CPU time")
     assert record["settings"]["plan"]["target"] == 0.5
-    assert "onnxruntime" in record["packages"] and record["machine"]["cores"]
+    (sitting,) = record["sittings"]
+    assert "onnxruntime" in sitting["packages"] and sitting["machine"]["cores"]
     assert str(tmp_path) not in json.dumps(record)
 
 
@@ -181,21 +182,6 @@ def test_a_meter_that_breaks_is_a_row_and_is_opened_again(cache, tmp_path, monke
     device.close()
     assert table["failed"][1] == "rail VDD_GPU_SOC vanished: No such device"
     assert table["failed"].tolist().count("") == len(table) - 1
-
-
-def test_a_meter_that_does_not_come_back_is_said_so_in_every_row(host, tmp_path, monkeypatch):
-    def broken():
-        raise MeterError("rail VDD_GPU_SOC vanished")
-
-    def gone():
-        raise PermissionError(errno.EACCES, "Permission denied", "curr1_input")
-
-    monkeypatch.setattr(host.meter, "start", broken)
-    monkeypatch.setattr(host, "_open_meter", gone)
-    table = run(host, tmp_path / "t.csv", arms=list(host.space)[:3])
-    assert all(
-        "could not be opened again: [Errno 13] Permission denied" in row for row in table["failed"]
-    )
 
 
 def test_failed_arms_stay_unless_they_are_asked_for_again(host, tmp_path, monkeypatch):
@@ -301,8 +287,34 @@ def test_a_profile_of_the_imitation_is_never_called_measured(board, cache, tmp_p
         (50, "mode:MODE_50W"),
         (60, "mode:MAXN"),
     }
-    state = json.loads((tmp_path / "t.json").read_text())["state"]
-    assert state["mode"] in ("MAXN", "MODE_50W") and "emc_hz" in state
+    (sitting,) = json.loads((tmp_path / "t.json").read_text())["sittings"]
+    assert sitting["state"]["mode"] == "MAXN" and sitting["state"]["emc_hz"] == "3199000000"
+    assert sitting["state"]["gpu_clock_pinned"] == "False"
+
+
+def test_a_rail_that_vanishes_and_returns_costs_only_the_arms_in_between(
+    board, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=2000)
+    prepare, happens = device.prepare, iter([None, board.vanish, None, board.bring_back, None])
+
+    def eventful(arm):
+        event = next(happens)
+        if event == board.bring_back:
+            event("VIN_SYS_5V0")
+        facts = prepare(arm)
+        if event == board.vanish:
+            event("VIN_SYS_5V0")
+        return facts
+
+    monkeypatch.setattr(device, "prepare", eventful)
+    arms = [arm for arm in device.space if arm.power_w == 60 and arm.component == "gpu"]
+    table = run(device, tmp_path / "t.csv", arms=arms)
+    device.close()
+    assert [bool(row) for row in table["failed"]] == [False, True, True, False, False]
+    assert table["failed"][1].startswith("rail VIN_SYS_5V0 vanished")
+    assert "the meter cannot be opened again" in table["failed"][2]
 
 
 def test_a_load_below_one_pauses_between_calls(board, cache, monkeypatch):

@@ -52,17 +52,24 @@ def test_every_component_has_its_provider_and_options():
     ((name, options),) = providers_for("gpu", "fp32", there)
     assert name == TENSORRT and "trt_dla_enable" not in options
     assert options["trt_fp16_enable"] == "False"
-    assert providers_for("gpu", available=[CUDA, CPU]) == [(CUDA, {})]
+    assert providers_for("gpu", "fp32", available=[CUDA, CPU]) == [(CUDA, {})]
+
+
+def test_cuda_alone_would_run_another_precision_in_silence():
+    with pytest.raises(FallbackError, match="gpu in fp16 needs Tensorrt"):
+        providers_for("gpu", "fp16", available=[CUDA, CPU])
 
 
 @pytest.mark.parametrize("component", ["gpu", "dla0", "dla1"])
 def test_a_missing_provider_is_an_error_and_never_the_cpu(component, model):
-    with pytest.raises(FallbackError, match=rf"{component} needs Tensorrt.*has .*CPUExecution"):
+    with pytest.raises(
+        FallbackError, match=rf"{component} in fp16 needs Tensorrt.*has .*CPUExecution"
+    ):
         open_on(component, model)
 
 
 def test_cuda_is_no_dla():
-    with pytest.raises(FallbackError, match="dla0 needs Tensorrt"):
+    with pytest.raises(FallbackError, match="dla0 in fp16 needs Tensorrt"):
         providers_for("dla0", available=[CUDA, CPU])
 
 

@@ -15,6 +15,8 @@ for line in sys.stdin:
     if order == "exit": print("out of memory", file=sys.stderr); sys.exit(3)
     if order == "hang": time.sleep(60)
     if order == "half": sys.stdout.write('{"ok"'); sys.stdout.flush(); sys.exit(0)
+    if order == "stuck": sys.stdout.write('{"ok"'); sys.stdout.flush(); time.sleep(60)
+    if order == "long": print(json.dumps({"ok": [0.1] * 200_000}), flush=True); continue
     if order == "raise": print(json.dumps({"error": "MemoryError: no room"}), flush=True)
     else: print(json.dumps({"ok": os.getpid()}), flush=True)
 """
@@ -68,6 +70,17 @@ def test_one_that_hangs_is_killed_in_time(stub):
         stub.ask({"do": "hang"}, 0.5)
     assert time.monotonic() - began < 5 and not alive(pid)
     assert stub.ask({"do": "go"}, 10)
+
+
+def test_one_that_hangs_in_the_middle_of_its_answer_is_killed_in_time(stub):
+    with pytest.raises(WorkerError, match="hangs"):
+        stub.ask({"do": "stuck"}, 0.5)
+
+
+def test_a_long_answer_comes_whole_and_at_once(stub):
+    began = time.monotonic()
+    assert len(stub.ask({"do": "long"}, 10)) == 200_000
+    assert time.monotonic() - began < 5
 
 
 def test_closing_ends_the_process_and_may_be_repeated(stub):

@@ -102,8 +102,10 @@ class JetsonDevice(LiveDevice):
 
     def close(self) -> None:
         """End the encoder's process, close the meter, put the clocks back."""
-        super().close()
-        self.clocks.close()
+        try:
+            super().close()
+        finally:
+            self.clocks.close()
 
     def _set(self, arm: Arm) -> dict[str, Any]:
         return {"clocks": self.clocks.set_level(int(arm.levels["power_w"]), self.imitate)}

@@ -10,7 +10,7 @@ from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.meters import PowerMeter
-from mllm_sched.harness.reading import HarnessError, Reading
+from mllm_sched.harness.reading import HarnessError, MeterError, Reading
 from mllm_sched.harness.thermals import Thermals
 from mllm_sched.harness.worker import OPEN_TIMEOUT_S, Worker
 from mllm_sched.measurement import Measurement
@@ -78,6 +78,7 @@ class LiveDevice:
         self._open_meter = open_meter
         self.meter = open_meter()
         self.energy_evidence = self.meter.evidence
+        self._meter_broke = False
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Run the task on the arm, now.
@@ -102,6 +103,7 @@ class LiveDevice:
             self.prepare(arm)
             latencies, reading = self._measured(arm, calls * self.repeats)
         except HarnessError as error:
+            self.note(error)
             return self._measurement(arm, task, failed=str(error))
         if not reading.energy_j > 0:
             return self._measurement(
@@ -127,6 +129,8 @@ class LiveDevice:
         HarnessError
             If the machine cannot be brought there, or the encoder cannot be opened.
         """
+        if self._meter_broke:
+            self._reopen_meter()
         facts = self._set(arm)
         opened = self.worker.ask({"do": "open", **self._wanted(arm)}, OPEN_TIMEOUT_S)
         if isinstance(self.meter, CpuTimeMeter):
@@ -141,10 +145,17 @@ class LiveDevice:
         """Items that one call serves."""
         return int(arm.levels.get("batch", 1))
 
-    def reopen_meter(self) -> None:
-        """A fresh meter, after one that broke; OSError if there is none any more."""
+    def note(self, error: HarnessError) -> None:
+        """Take note of what went wrong: a meter that broke is opened anew before the next arm."""
+        self._meter_broke = self._meter_broke or isinstance(error, MeterError)
+
+    def _reopen_meter(self) -> None:
         self.meter.close()
-        self.meter = self._open_meter()
+        try:
+            self.meter = self._open_meter()
+        except (OSError, ValueError) as error:
+            raise MeterError(f"the meter cannot be opened again: {error}") from error
+        self._meter_broke = False
 
     def state(self) -> dict[str, str]:
         """What else decides the numbers, for the record."""

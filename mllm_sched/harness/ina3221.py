@@ -95,6 +95,8 @@ class Ina3221Rails:
         ValueError
             If a rail shows no number, or a current far below zero.
         """
+        if not self._files:
+            raise OSError("the power sensors were closed")
         return [self._watts(label, files) for label, files in self._files]
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from mllm_sched.harness.reading import HarnessError
 
 OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
 WHAT = ("encoder", "component", "precision", "threads", "batch", "seed", "cache")
+PIECE = 65536
 STEP_S = 0.5  # how often an orphan looks for its parent
 
 
@@ -68,14 +69,7 @@ class Worker:
             process.stdin.flush()
         except OSError:
             raise WorkerError(self._obituary()) from None
-        ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-        if not ready:
-            self.close()
-            raise WorkerError(f"the encoder hangs: no answer in {timeout_s:g} s; killed")
-        line = process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise WorkerError(self._obituary())
-        answer = json.loads(line)
+        answer = json.loads(self._line(process.stdout.fileno(), timeout_s))
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer["ok"]
@@ -90,6 +84,20 @@ class Worker:
         for pipe in (process.stdin, process.stdout, self._log):
             if pipe:
                 pipe.close()
+
+    def _line(self, answers: int, timeout_s: float) -> bytes:
+        """The next line, however it comes in pieces."""
+        line, ends_s = b"", time.monotonic() + timeout_s
+        while not line.endswith(b"\n"):
+            left_s = max(0.0, ends_s - time.monotonic())
+            if not select.select([answers], [], [], left_s)[0]:
+                self.close()
+                raise WorkerError(f"the encoder hangs: no answer in {timeout_s:g} s; killed")
+            piece = os.read(answers, PIECE)
+            if not piece:
+                raise WorkerError(self._obituary())
+            line += piece
+        return line
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)

@@ -104,11 +104,12 @@ def providers_for(
         if dla:
             options |= {"trt_dla_enable": "True", "trt_dla_core": dla}
         return [(TENSORRT, options)]
-    if component == "gpu" and CUDA in there:
-        return [(CUDA, {})]
+    if component == "gpu" and CUDA in there and precision == "fp32":
+        return [(CUDA, {})]  # it runs the model as it was exported
     raise FallbackError(
-        f"{component} needs {TENSORRT}; this ONNX Runtime has {', '.join(there)}. Install NVIDIA's "
-        "onnxruntime-gpu for your JetPack (TensorRT 10.7 or older, or 11.4.1 and newer, for a DLA)"
+        f"{component} in {precision} needs {TENSORRT}; this ONNX Runtime has {', '.join(there)}. "
+        "Install NVIDIA's onnxruntime-gpu for your JetPack (for a DLA with TensorRT 10.7 or older, "
+        "or 11.4.1 and newer)"
     )
 
 

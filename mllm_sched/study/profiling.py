@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices.live import LiveDevice
-from mllm_sched.harness.reading import HarnessError, MeterError
+from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.window import ArmResult, Plan, measure
 from mllm_sched.measurement import HARNESS_NUMBERS, Measurement
 from mllm_sched.study.profile_table import ProfileTable, only_writer, write_whole
@@ -76,10 +76,13 @@ def profile(
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         table = ProfileTable(out, device.space.names)
-        _check_settings(out, settings, fresh=not table.lines)
+        record = _record(out, settings, fresh=not table.lines)
         if retry_failed:
             table.drop_failed()
         todo = remaining(order(arms, seed), table)
+        if todo:
+            record["sittings"].append(_sitting(device))
+            write_whole(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         cool_c = device.thermals.hottest_c() + plan.cool_margin_c
         with tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar:
             for position, arm in todo:
@@ -88,7 +91,6 @@ def profile(
                 table.append(_row(device, task, arm, plan, position))
                 bar.update()
         table.finish()
-        _write_record(out, settings, device)
     return out
 
 
@@ -143,20 +145,10 @@ def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) ->
         work, items = device.work(arm), device.batch(arm)
         result = measure(work, device.meter, device.thermals, plan, items)
     except HarnessError as error:
-        if isinstance(error, MeterError):
-            error = _reopened(device, error)
+        device.note(error)
         return {**_measurement(device, task, arm, failed=str(error)), **facts}
     done = _measurement(device, task, arm, result.latency_s.mean, result.energy_j.mean)
     return {**done, **_columns(result), **facts}
-
-
-def _reopened(device: LiveDevice, error: MeterError) -> MeterError:
-    """A fresh meter for the next arm; the error says if there is none."""
-    try:
-        device.reopen_meter()
-    except (OSError, ValueError) as gone:
-        return MeterError(f"{error}; the meter could not be opened again: {gone}")
-    return error
 
 
 def _measurement(
@@ -200,24 +192,24 @@ def _settings(
     }
 
 
-def _check_settings(out: Path, settings: Mapping[str, Any], fresh: bool) -> None:
-    """Refuse to go on with a table that was made otherwise; keep the settings of a new one."""
-    record = out.with_suffix(".json")
-    if fresh or not record.exists():
-        write_whole(record, json.dumps({"settings": settings}, indent=2) + "\n")
-        return
-    before = json.loads(record.read_text())["settings"]
+def _record(out: Path, settings: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """What stands beside the table; ValueError if that was made with other settings."""
+    beside = out.with_suffix(".json")
+    if fresh or not beside.exists():
+        return {"settings": settings, "sittings": []}
+    record: dict[str, Any] = json.loads(beside.read_text())
+    before = record["settings"]
     differing = [key for key, value in settings.items() if before.get(key) != value]
     if differing:
         raise ValueError(
             f"{out} was made with another {', '.join(differing)}; give another file, or remove "
             "this one"
         )
+    return record
 
 
-def _write_record(out: Path, settings: Mapping[str, Any], device: LiveDevice) -> None:
-    """The settings, and what else the numbers depend on."""
+def _sitting(device: LiveDevice) -> dict[str, Any]:
+    """What the numbers of one sitting depend on, the machine's state before it among them."""
     facts = provenance({}, data=[])
-    kept = {key: facts[key] for key in ("utc", "git", "python", "packages", "machine")}
-    record = {"settings": settings, "state": device.state(), **kept}
-    write_whole(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    kept = ("utc", "git", "python", "packages", "machine")
+    return {"state": device.state(), **{key: facts[key] for key in kept}}

@@ -86,6 +86,7 @@ class ImitationBoard:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a Ctrl-C is for the side that feeds
         )
         self._order({**self._settings, "rails": rails})
 
