@@ -107,7 +107,7 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
         "window_s": "length of a window, seconds",
         "idle_s": "length of the idle windows, seconds; 0 for none",
         "target": "relative half-width of the 95 %% interval at which to stop",
-        "windows": "at least",
+        "windows": "that decide how many are needed",
         "max_windows": "at most",
         "warm_up_s": "longest warm-up, seconds",
         "cool_down_s": "longest wait for the machine to cool, seconds",

@@ -1,4 +1,10 @@
-"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again."""
+"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again.
+
+To stop as soon as an interval looks narrow would favour the moments in which it is too narrow by
+chance. So the first windows decide how many there will be, and their scatter alone makes the
+interval: Stein's two-stage rule ("A two-sample test for a linear hypothesis whose power is
+independent of the variance", Annals of Mathematical Statistics 16, 1945), which covers exactly.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +43,9 @@ class Plan:
         Length of the idle windows before and after; 0 for none. Half the meter's shortest window
         at least.
     target
-        Relative half-width of the 95 % interval of energy and of latency at which to stop.
+        Relative half-width of the 95 % interval that energy and latency should have.
     windows, max_windows
-        Least and most of them.
+        Those that decide how many are needed, and the most there may be.
     warm_up_s
         Longest warm-up; it ends when three chunks in a row take the same within 5 %.
     cool_down_s
@@ -51,7 +57,7 @@ class Plan:
     window_s: float = 0.0
     idle_s: float = 1.0
     target: float = 0.02
-    windows: int = 3
+    windows: int = 4
     max_windows: int = 6
     warm_up_s: float = 10.0
     cool_down_s: float = 60.0
@@ -216,15 +222,16 @@ def measure(
         notes[f"windows with a pause, measured again: {discarded}"] = None
     if not steady:
         notes[f"not steady after {plan.warm_up_s:g} s of warm-up"] = None
-    energy_j, marginal_j = energy_of(windows), marginal_of(windows, before, after)
-    if energy_j.relative > plan.target or latency_of(windows).relative > plan.target:
+    first = plan.windows
+    energy_j, latency_s = energy_of(windows, first), latency_of(windows, first)
+    if max(energy_j.relative, latency_s.relative) > plan.target:
         notes[f"target of {plan.target:.1%} missed after {len(windows)} windows"] = None
     calls = np.concatenate([window.calls_s for window in windows])
     rates = [window.reading.rate_hz for window in windows]
     return ArmResult(
-        latency_of(windows),
+        latency_s,
         energy_j,
-        marginal_j,
+        marginal_of(windows, first, before, after),
         float(calls.std(ddof=1)) if len(calls) > 1 else 0.0,
         float(np.std([window.energy_j for window in windows], ddof=1)),
         _idle_power(before, after).mean,
@@ -252,22 +259,34 @@ def warm_up(work: Work, at_most_s: float) -> tuple[float, bool]:
     return time.monotonic() - began, False
 
 
-def energy_of(windows: Sequence[Window]) -> Interval:
-    """Joules per task: how windows differ, and what the meter may have missed within them."""
-    spread = _t_interval([window.energy_j for window in windows])
+def energy_of(windows: Sequence[Window], first: int) -> Interval:
+    """Joules per task: how windows differ, and what the meter may have missed within them.
+
+    The first windows decided how many there are; their scatter counts.
+    """
+    spread = _stein([window.energy_j for window in windows], first)
     return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / _tasks(windows)))
 
 
-def latency_of(windows: Sequence[Window]) -> Interval:
+def latency_of(windows: Sequence[Window], first: int) -> Interval:
     """Seconds per task."""
-    return _t_interval([window.latency_s for window in windows])
+    return _stein([window.latency_s for window in windows], first)
+
+
+def windows_needed(windows: Sequence[Window], target: float) -> int:
+    """How many windows like these first ones bring both means within the target."""
+    first = len(windows)
+    widest = max(
+        energy_of(windows, first).relative / target, latency_of(windows, first).relative / target
+    )
+    return math.ceil(first * widest**2)
 
 
 def marginal_of(
-    windows: Sequence[Window], before: Reading | None, after: Reading | None
+    windows: Sequence[Window], first: int, before: Reading | None, after: Reading | None
 ) -> Interval:
     """Joules per task beyond what the machine takes idle in the same time."""
-    energy_j, idle_w = energy_of(windows), _idle_power(before, after)
+    energy_j, idle_w = energy_of(windows, first), _idle_power(before, after)
     per_task_s = sum(window.reading.duration_s for window in windows) / _tasks(windows)
     half = math.hypot(energy_j.half, idle_w.half * per_task_s)
     return Interval(energy_j.mean - idle_w.mean * per_task_s, half)
@@ -276,10 +295,10 @@ def marginal_of(
 def _windows(
     work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan, items: int
 ) -> tuple[list[Window], int]:
-    """Windows until the mean is known or there are enough; and how many had to be discarded."""
+    """As many windows as the first of them ask for; and how many had to be discarded."""
     windows: list[Window] = []
-    discarded = 0
-    while len(windows) < plan.max_windows:
+    discarded, wanted = 0, plan.windows
+    while len(windows) < wanted:
         window = _window(work, meter, thermals, plan.window_for(meter), items)
         if window.pause_s > PAUSE_S:
             discarded += 1
@@ -290,8 +309,8 @@ def _windows(
                 )
             continue
         windows.append(window)
-        if len(windows) >= plan.windows and _known(windows, plan.target):
-            break
+        if len(windows) == plan.windows:
+            wanted = min(plan.max_windows, windows_needed(windows, plan.target))
     return windows, discarded
 
 
@@ -319,14 +338,11 @@ def _tasks(windows: Sequence[Window]) -> int:
     return sum(window.tasks for window in windows)
 
 
-def _known(windows: Sequence[Window], target: float) -> bool:
-    return energy_of(windows).relative <= target and latency_of(windows).relative <= target
-
-
-def _t_interval(values: Sequence[float]) -> Interval:
-    error = float(stats.sem(values)) if len(values) > 1 else math.inf
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) if len(values) > 1 else 1.0
-    return Interval(float(np.mean(values)), quantile * error)
+def _stein(values: Sequence[float], first: int) -> Interval:
+    """Mean of all values; its half-width by the scatter of those that decided on their number."""
+    scatter = float(np.std(values[:first], ddof=1))
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, first - 1))
+    return Interval(float(np.mean(values)), quantile * scatter / math.sqrt(len(values)))
 
 
 def _unsure_j(windows: Sequence[Window]) -> float:
@@ -342,7 +358,7 @@ def _idle_power(before: Reading | None, after: Reading | None) -> Interval:
     powers = [reading.power_w for reading in readings]
     unsure = [(reading.high_j - reading.low_j) / 2 / reading.duration_s for reading in readings]
     drift = (max(powers) - min(powers)) / 2
-    return Interval(float(np.mean(powers)), math.hypot(drift, *unsure) / math.sqrt(len(readings)))
+    return Interval(float(np.mean(powers)), math.hypot(drift, math.hypot(*unsure) / len(readings)))
 
 
 def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:
