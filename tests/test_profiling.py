@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from mllm_sched import paths
+from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.cli import main
 from mllm_sched.devices import open_device
 from mllm_sched.devices.host import HostDevice
@@ -28,6 +29,7 @@ from mllm_sched.study import profile_table
 from mllm_sched.study.lineup import task_for
 from mllm_sched.study.profiling import chosen_arms, dry_run, order, profile
 
+THREADS = ArmSpace([Factor("threads", list(range(1, 201)))])
 QUICK = Plan(window_s=0.02, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
 
 
@@ -209,7 +211,7 @@ def test_a_full_disk_loses_nothing(host, tmp_path, monkeypatch, capsys):
 
 
 def test_a_disk_that_stays_full_leaves_all_rows_in_a_file_that_is_named(tmp_path, monkeypatch):
-    table = profile_table.ProfileTable(tmp_path / "t.csv", ["threads"])
+    table = profile_table.ProfileTable(tmp_path / "t.csv", THREADS)
 
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -232,8 +234,8 @@ def test_a_disk_that_really_is_full(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]).returncode:
         pytest.skip("this system lets nobody mount")
     try:
-        table = profile_table.ProfileTable(disk / "t.csv", ["threads"])
-        for thread in range(200):
+        table = profile_table.ProfileTable(disk / "t.csv", THREADS)
+        for thread in range(1, 201):
             table.append({"threads": thread, "failed": "x" * 200})
             assert len(read_failed(disk / "t.csv")) >= 1
         with pytest.raises(OSError, match="all rows are in") as told:
@@ -243,6 +245,27 @@ def test_a_disk_that_really_is_full(tmp_path):
         os.unlink(rescued)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_rows_that_wait_for_room_survive_an_interruption(host, tmp_path, monkeypatch):
+    def full(file):
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def interrupted(arm):
+        calls.append(arm)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return prepare(arm)
+
+    calls, prepare = [], host.prepare
+    monkeypatch.setattr(host, "prepare", interrupted)
+    monkeypatch.setattr(profile_table.os, "fsync", full)
+    with pytest.raises(OSError, match="all rows are in") as told:
+        run(host, tmp_path / "t.csv")
+    rescued = str(told.value).split("all rows are in ")[1]
+    assert len(read_table(rescued)) == 3 and len(read_table(tmp_path / "t.csv")) == 1
+    os.unlink(rescued)
 
 
 def read_failed(path):
@@ -278,8 +301,10 @@ def test_a_profile_of_the_imitation_is_never_called_measured(board, cache, tmp_p
     monkeypatch.setattr(paths, "CACHE", cache)
     device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=2000)
     arms = [arm for arm in device.space if arm.load == 1.0 and arm.component == "dla"]
-    table = run(device, tmp_path / "t.csv", arms=arms)
+    run(device, tmp_path / "t.csv", arms=arms)
+    table = run(device, tmp_path / "t.csv", arms=arms)  # a load of 1.0 reads 1 in the file
     device.close()
+    assert len(table) == 4
     assert set(table["evidence"]) == set(table["energy_evidence"]) == {"simulated"}
     assert set(zip(table["power_w"], table["clocks"], strict=True)) == {
         (15, "caps:MODE_15W"),
@@ -332,6 +357,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from mllm_sched import paths
+from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.harness.window import Plan
 from mllm_sched.study.lineup import task_for

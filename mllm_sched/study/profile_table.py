@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from mllm_sched.arms import ArmSpace
 from mllm_sched.harness.knobs import locked
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, read_table
 from mllm_sched.study.provenance import as_csv
@@ -31,22 +32,32 @@ class ProfileTable:
     ----------
     path
         CSV file; made with the first row.
-    factors
-        Names of the arm's columns.
+    space
+        The arms; their factors are the first columns.
+
+    Attributes
+    ----------
+    done
+        Arms that the table holds, by index, and whether they failed.
+
+    Raises
+    ------
+    ValueError
+        If the file is something else.
     """
 
-    def __init__(self, path: Path, factors: Sequence[str]) -> None:
+    def __init__(self, path: Path, space: ArmSpace) -> None:
         self.path = path
         self.columns = [
-            *factors,
+            *space.names,
             *("modality", "encoder", "size", "background_load", "latency_s", "energy_j"),
             *("latency_sd_s", "energy_sd_j", "evidence", "energy_evidence", "failed"),
             *HARNESS_NUMBERS,
             *HARNESS_WORDS,
         ]
-        self.factors = tuple(factors)
+        self.space = space
         self.lines: list[str] = []
-        self.arms: dict[str, bool] = {}  # by their levels: whether they failed
+        self.done: dict[int, bool] = {}
         self._saved = True
         if path.exists():
             self._read()
@@ -79,16 +90,27 @@ class ProfileTable:
                     continue
                 raise OSError(error.errno, f"{error.strerror}; {self._rescue()}") from error
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """See that every row is on disk at the end; after an interruption without waiting."""
+        try:
+            yield
+        except BaseException:
+            self.finish(wait_s=0)
+            raise
+        self.finish()
+
     def drop_failed(self) -> None:
         """Forget the arms that failed, so that they are measured again."""
-        rows = zip(self.lines, self.arms.values(), strict=True)
+        rows = zip(self.lines, self.done.values(), strict=True)
         self.lines = [line for line, failed in rows if not failed]
-        self.arms = {arm: failed for arm, failed in self.arms.items() if not failed}
+        self.done = {arm: failed for arm, failed in self.done.items() if not failed}
 
     def _add(self, line: str, row: Mapping[str, Any]) -> None:
         self.lines.append(line)
-        levels = ", ".join(f"{name}={row[name]}" for name in self.factors)
-        self.arms[levels] = bool(row["failed"])
+        # By its place in the space: a level may read 1 in the file and be 1.0.
+        arm = self.space.arm(**{name: row[name] for name in self.space.names})
+        self.done[arm.index] = bool(row["failed"])
 
     def _read(self) -> None:
         header, *lines = self.path.read_text().splitlines()

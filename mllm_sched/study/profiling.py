@@ -75,7 +75,7 @@ def profile(
     settings = _settings(device, task, plan, arms, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        table = ProfileTable(out, device.space.names)
+        table = ProfileTable(out, device.space)
         record = _record(out, settings, fresh=not table.lines)
         if retry_failed:
             table.drop_failed()
@@ -84,13 +84,15 @@ def profile(
             record["sittings"].append(_sitting(device))
             write_whole(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         cool_c = device.thermals.hottest_c() + plan.cool_margin_c
-        with tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar:
+        with (
+            table.kept(),
+            tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar,
+        ):
             for position, arm in todo:
                 bar.set_postfix_str(str(arm))
                 device.thermals.cool_down(cool_c, plan.cool_down_s)
                 table.append(_row(device, task, arm, plan, position))
                 bar.update()
-        table.finish()
     return out
 
 
@@ -102,7 +104,7 @@ def order(arms: Sequence[Arm], seed: int) -> list[tuple[int, Arm]]:
 
 def remaining(ordered: Sequence[tuple[int, Arm]], table: ProfileTable) -> list[tuple[int, Arm]]:
     """Those that the table does not hold yet."""
-    return [(position, arm) for position, arm in ordered if str(arm) not in table.arms]
+    return [(position, arm) for position, arm in ordered if arm.index not in table.done]
 
 
 def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> pd.DataFrame:
