@@ -342,6 +342,33 @@ def test_a_rail_that_vanishes_and_returns_costs_only_the_arms_in_between(
     assert "the meter cannot be opened again" in table["failed"][2]
 
 
+@pytest.mark.parametrize(
+    ("milliamperes", "words"),
+    [
+        (250, "rail VDD_CPU_CV is stuck at 4.75 W"),
+        (-500, "rail VDD_CPU_CV: negative reading of -500 mA"),
+    ],
+)
+def test_a_sensor_that_is_stuck_or_negative_is_a_row_and_the_sweep_goes_on(
+    board, cache, tmp_path, monkeypatch, milliamperes, words
+):
+    monkeypatch.setattr(paths, "CACHE", cache)
+    device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=5000)
+    prepare, shows = device.prepare, iter([milliamperes, None])
+
+    def eventful(arm):
+        board.show_current("VDD_CPU_CV", next(shows))
+        time.sleep(0.05)
+        return prepare(arm)
+
+    monkeypatch.setattr(device, "prepare", eventful)
+    arms = [arm for arm in device.space if arm.power_w == 60 and arm.load == 1.0][:2]
+    plan = Plan(idle_s=0.1, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
+    table = run(device, tmp_path / "t.csv", plan, arms=arms)
+    device.close()
+    assert table["failed"][0].startswith(words) and table["failed"][1] == ""
+
+
 def test_a_load_below_one_pauses_between_calls(board, cache, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", cache)
     device = JetsonDevice("tiny-resnet", root=board.root, rate_hz=1000, window_s=0.5)
