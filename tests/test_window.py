@@ -7,18 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.harness import window as harness
+from mllm_sched.harness.calls import Calls, pooled_sd_s
+from mllm_sched.harness.means import Window, energy_of, latency_of, marginal_of, windows_needed
 from mllm_sched.harness.reading import MeterError, Reading
 from mllm_sched.harness.thermals import Thermals
-from mllm_sched.harness.window import (
-    Plan,
-    Window,
-    energy_of,
-    latency_of,
-    marginal_of,
-    measure,
-    warm_up,
-    windows_needed,
-)
+from mllm_sched.harness.window import Plan, measure, warm_up
 
 
 class Machine:
@@ -39,7 +32,7 @@ class Machine:
             taken.append(0.1 * speed)
         self.sleep(sum(taken))
         self.busy_s += sum(taken)
-        return taken
+        return Calls.of(taken)
 
     def sleep(self, seconds):
         self.now_s += seconds
@@ -125,7 +118,7 @@ def test_the_interval_of_an_arm_covers_its_energy():
         for scatter, error in 1 + rng.normal(0, [0.03, 0.005], (4, 2)):
             joules = 100 * scatter * error
             reading = Reading(joules, joules - 1, joules + 1, 5.0)
-            windows.append(Window(reading, (0.1,) * 50))
+            windows.append(Window(reading, Calls.of([0.1] * 50)))
         interval = energy_of(windows, len(windows))
         covered += abs(interval.mean - 2.0) <= interval.half
     assert covered >= 0.93 * 300
@@ -138,7 +131,7 @@ def test_stopping_when_it_is_known_well_enough_does_not_spoil_the_interval(scatt
 
     def window():
         took_s = 0.1 * (1 + scatter * rng.standard_normal())
-        return Window(Reading(20 * took_s, 20 * took_s, 20 * took_s, took_s), (took_s,))
+        return Window(Reading(20 * took_s, 20 * took_s, 20 * took_s, took_s), Calls.of([took_s]))
 
     for _ in range(1000):
         windows = [window() for _ in range(3)]
@@ -197,7 +190,9 @@ def test_a_pause_that_only_the_encoder_or_this_process_makes_is_seen_too(machine
     def paused(seconds):
         calls, pause_s = work(seconds), next(pauses, 0)
         here.sleep(pause_s)
-        return [*calls[:-1], calls[-1] + pause_s] if where == "in a call" else calls
+        latencies = [calls.mean_s] * calls.count
+        latencies[-1] += pause_s
+        return Calls.of(latencies) if where == "in a call" else calls
 
     result = measure(paused, here, cool, Plan())
     assert any("measured again: 1" in note for note in result.notes)
@@ -245,10 +240,20 @@ def test_without_idle_windows_there_is_no_marginal_energy(machine, cool):
 
 @given(st.floats(1, 50), st.floats(0.1, 20), st.integers(1, 500))
 def test_marginal_energy_is_the_total_less_idle_power_for_the_same_time(watts, idle_w, tasks):
-    window = Window(Reading(watts * 10, watts * 10, watts * 10, 10.0), (10 / tasks,) * tasks)
+    window = Window(
+        Reading(watts * 10, watts * 10, watts * 10, 10.0), Calls.of([10 / tasks] * tasks)
+    )
     idle = Reading(idle_w * 5, idle_w * 5, idle_w * 5, 5.0)
     marginal = marginal_of([window, window], 2, idle, idle)
     assert marginal.mean == pytest.approx((watts - idle_w) * 10 / tasks)
+
+
+@given(st.lists(st.lists(st.floats(0.01, 5), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_the_pooled_scatter_is_that_of_all_calls_together(windows):
+    everything = [latency for window in windows for latency in window]
+    expected = np.std(everything, ddof=1) if len(everything) > 1 else 0.0
+    pooled = pooled_sd_s([Calls.of(window) for window in windows])
+    assert pooled == pytest.approx(expected, abs=1e-6)
 
 
 def zone(root, number, name, millidegrees):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.meters import PowerMeter
 from mllm_sched.harness.reading import HarnessError, MeterError, Reading
@@ -101,7 +102,7 @@ class LiveDevice:
         calls = math.ceil(task.size / batch)
         try:
             self.prepare(arm)
-            latencies, reading = self._measured(arm, calls * self.repeats)
+            made, reading = self._measured(arm, calls * self.repeats)
         except HarnessError as error:
             self.note(error)
             return self._measurement(arm, task, failed=str(error))
@@ -109,11 +110,11 @@ class LiveDevice:
             return self._measurement(
                 arm, task, failed="window too short for the energy meter; give more repeats"
             )
-        rounds = len(latencies) / calls
+        rounds = made.count / calls
         return self._measurement(
             arm,
             task,
-            sum(latencies) / rounds,
+            made.total_s / rounds,
             reading.energy_j / rounds * task.size / (calls * batch),
         )
 
@@ -137,8 +138,8 @@ class LiveDevice:
             self.meter.pid = self.worker.pid
         return {**opened, **facts}
 
-    def work(self, arm: Arm) -> Callable[[float], Sequence[float]]:
-        """Calls the prepared arm for some seconds, and says how long each call took."""
+    def work(self, arm: Arm) -> Callable[[float], Calls]:
+        """Calls the prepared arm for some seconds, and says what the calls took."""
         return lambda seconds: self._calls(arm, seconds)
 
     def batch(self, arm: Arm) -> int:
@@ -185,19 +186,18 @@ class LiveDevice:
             **self._request(arm),
         }
 
-    def _calls(self, arm: Arm, seconds: float, calls: int = 1) -> list[float]:
-        """Seconds of every call."""
+    def _calls(self, arm: Arm, seconds: float, calls: int = 1) -> Calls:
         request = {"do": "run", **self._wanted(arm), "load": self._load(arm)}
         answer = self.worker.ask(
             {**request, "seconds": seconds, "calls": calls},
             seconds + self.timeout_s * calls / self._load(arm),
         )
-        return [float(latency) for latency in answer]
+        return Calls(**answer)
 
-    def _measured(self, arm: Arm, calls: int) -> tuple[list[float], Reading]:
+    def _measured(self, arm: Arm, calls: int) -> tuple[Calls, Reading]:
         self.meter.start()
-        latencies = self._calls(arm, self.window_s, calls)
-        return latencies, self.meter.stop()
+        made = self._calls(arm, self.window_s, calls)
+        return made, self.meter.stop()
 
     def _check(self, task: Task) -> None:
         if (task.encoder, task.modality) != (self.spec.name, self.spec.modality):

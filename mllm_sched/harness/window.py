@@ -1,34 +1,36 @@
-"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again.
-
-To stop as soon as an interval looks narrow would favour the moments in which it is too narrow by
-chance. So the first windows decide how many there will be, and their scatter alone makes the
-interval: Stein's two-stage rule ("A two-sample test for a linear hypothesis whose power is
-independent of the variance", Annals of Mathematical Statistics 16, 1945), which covers exactly.
-"""
+"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
+from mllm_sched.harness.calls import Calls, pooled_sd_s
+from mllm_sched.harness.means import (
+    Interval,
+    Window,
+    energy_of,
+    idle_power,
+    latency_of,
+    marginal_of,
+    tasks_of,
+    windows_needed,
+)
 from mllm_sched.harness.meters import PowerMeter
 from mllm_sched.harness.reading import MeterError, Reading
 from mllm_sched.harness.sampler import PAUSE_S
 from mllm_sched.harness.thermals import Thermals
 
-Work = Callable[[float], Sequence[float]]
-"""Calls the encoder for some seconds, once at least; seconds of every call."""
+Work = Callable[[float], Calls]
+"""Calls the encoder for some seconds, once at least, and says what the calls took."""
 
 STEADY = 0.05  # relative change between two chunks of warm-up that passes for steady
 STEADY_CHUNKS = 3
 DISCARDS = 3  # windows with a pause in them that are measured again, before the arm is given up
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and the half-width of its 95 % interval."""
-
-    mean: float
-    half: float
-
-    @property
-    def relative(self) -> float:
-        """Half-width over the mean."""
-        return self.half / abs(self.mean) if self.mean else math.inf
-
-
-@dataclass(frozen=True)
 class ArmResult:
     """What measuring an arm gave, per task.
 
@@ -149,43 +138,6 @@ class ArmResult:
     notes: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class Window:
-    """One window: the meter's reading, what each call took, and the tasks that a call serves."""
-
-    reading: Reading
-    calls_s: tuple[float, ...]
-    items: int = 1
-    throttled: bool = False
-
-    @property
-    def tasks(self) -> int:
-        """How many were served."""
-        return len(self.calls_s) * self.items
-
-    @property
-    def energy_j(self) -> float:
-        """Joules per task."""
-        return self.reading.energy_j / self.tasks
-
-    @property
-    def latency_s(self) -> float:
-        """Mean seconds per task; each waits for its whole call."""
-        return sum(self.calls_s) / len(self.calls_s)
-
-    @property
-    def pause_s(self) -> float:
-        """Longest time in which something stood still that should not have.
-
-        The meter, if it is sampled; the encoder in the middle of a call; or this process between
-        the last call and the end of the window.
-        """
-        reading, calls = self.reading, self.calls_s
-        gap_s = reading.longest_gap_s - 10 / reading.rate_hz if reading.samples else 0.0
-        stalled_s = max(calls) - 3 * statistics.median(calls)
-        return max(gap_s, stalled_s, reading.duration_s - sum(calls))
-
-
 def measure(
     work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan, items: int = 1
 ) -> ArmResult:
@@ -226,17 +178,16 @@ def measure(
     energy_j, latency_s = energy_of(windows, first), latency_of(windows, first)
     if max(energy_j.relative, latency_s.relative) > plan.target:
         notes[f"target of {plan.target:.1%} missed after {len(windows)} windows"] = None
-    calls = np.concatenate([window.calls_s for window in windows])
     rates = [window.reading.rate_hz for window in windows]
     return ArmResult(
         latency_s,
         energy_j,
         marginal_of(windows, first, before, after),
-        float(calls.std(ddof=1)) if len(calls) > 1 else 0.0,
+        pooled_sd_s([window.calls for window in windows]),
         float(np.std([window.energy_j for window in windows], ddof=1)),
-        _idle_power(before, after).mean,
+        idle_power(before, after).mean,
         len(windows),
-        _tasks(windows),
+        tasks_of(windows),
         float(np.mean(rates)),
         max(window.reading.longest_gap_s for window in windows),
         start_c,
@@ -252,44 +203,11 @@ def warm_up(work: Work, at_most_s: float) -> tuple[float, bool]:
     began = time.monotonic()
     means: list[float] = []
     while not means or time.monotonic() - began < at_most_s:
-        means.append(float(np.mean(work(min(1.0, at_most_s) / STEADY_CHUNKS))))
+        means.append(work(min(1.0, at_most_s) / STEADY_CHUNKS).mean_s)
         last = means[-STEADY_CHUNKS:]
         if len(last) == STEADY_CHUNKS and max(last) - min(last) <= STEADY * min(last):
             return time.monotonic() - began, True
     return time.monotonic() - began, False
-
-
-def energy_of(windows: Sequence[Window], first: int) -> Interval:
-    """Joules per task: how windows differ, and what the meter may have missed within them.
-
-    The first windows decided how many there are; their scatter counts.
-    """
-    spread = _stein([window.energy_j for window in windows], first)
-    return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / _tasks(windows)))
-
-
-def latency_of(windows: Sequence[Window], first: int) -> Interval:
-    """Seconds per task."""
-    return _stein([window.latency_s for window in windows], first)
-
-
-def windows_needed(windows: Sequence[Window], target: float) -> int:
-    """How many windows like these first ones bring both means within the target."""
-    first = len(windows)
-    widest = max(
-        energy_of(windows, first).relative / target, latency_of(windows, first).relative / target
-    )
-    return math.ceil(first * widest**2)
-
-
-def marginal_of(
-    windows: Sequence[Window], first: int, before: Reading | None, after: Reading | None
-) -> Interval:
-    """Joules per task beyond what the machine takes idle in the same time."""
-    energy_j, idle_w = energy_of(windows, first), _idle_power(before, after)
-    per_task_s = sum(window.reading.duration_s for window in windows) / _tasks(windows)
-    half = math.hypot(energy_j.half, idle_w.half * per_task_s)
-    return Interval(energy_j.mean - idle_w.mean * per_task_s, half)
 
 
 def _windows(
@@ -319,11 +237,11 @@ def _window(
 ) -> Window:
     throttles = thermals.throttle_count()
     meter.start()
-    calls_s = tuple(work(seconds))
+    calls = work(seconds)
     reading = meter.stop()
     if not reading.energy_j > 0:
         raise MeterError(f"a window of {reading.duration_s:.3g} s took {reading.energy_j:g} J")
-    return Window(reading, calls_s, items, thermals.throttled_since(throttles))
+    return Window(reading, calls, items, thermals.throttled_since(throttles))
 
 
 def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
@@ -332,33 +250,6 @@ def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
     meter.start()
     time.sleep(plan.idle_for(meter))
     return meter.stop()
-
-
-def _tasks(windows: Sequence[Window]) -> int:
-    return sum(window.tasks for window in windows)
-
-
-def _stein(values: Sequence[float], first: int) -> Interval:
-    """Mean of all values; its half-width by the scatter of those that decided on their number."""
-    scatter = float(np.std(values[:first], ddof=1))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, first - 1))
-    return Interval(float(np.mean(values)), quantile * scatter / math.sqrt(len(values)))
-
-
-def _unsure_j(windows: Sequence[Window]) -> float:
-    """What the meter may have missed in all windows; their errors are independent."""
-    halves = [(window.reading.high_j - window.reading.low_j) / 2 for window in windows]
-    return math.hypot(*halves)
-
-
-def _idle_power(before: Reading | None, after: Reading | None) -> Interval:
-    readings = [reading for reading in (before, after) if reading]
-    if not readings:
-        return Interval(math.nan, math.nan)
-    powers = [reading.power_w for reading in readings]
-    unsure = [(reading.high_j - reading.low_j) / 2 / reading.duration_s for reading in readings]
-    drift = (max(powers) - min(powers)) / 2
-    return Interval(float(np.mean(powers)), math.hypot(drift, math.hypot(*unsure) / len(readings)))
 
 
 def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:

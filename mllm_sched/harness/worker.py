@@ -20,8 +20,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import IO, Any
 
+from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.reading import HarnessError
 
 OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
@@ -142,8 +144,8 @@ class Encoders:
         return _run(call, request["calls"], request["seconds"], request["load"])
 
 
-def _run(call: Callable[[], Any], calls: int, seconds: float, load: float) -> list[float]:
-    """Call the encoder some times, and for some seconds at least; seconds of every call.
+def _run(call: Callable[[], Any], calls: int, seconds: float, load: float) -> dict[str, Any]:
+    """Call the encoder some times, and for some seconds at least; what the calls took.
 
     With a load below 1 each call is followed by a pause, so that the component is busy for that
     share of the time; the pause is part of what the task takes.
@@ -159,7 +161,7 @@ def _run(call: Callable[[], Any], calls: int, seconds: float, load: float) -> li
             time.sleep(pause * (time.perf_counter() - called))
         ended = time.perf_counter()
         latencies.append(ended - called)
-    return latencies
+    return asdict(Calls.of(latencies))
 
 
 def serve() -> None:
