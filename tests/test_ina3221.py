@@ -7,7 +7,10 @@ import pytest
 from mllm_sched.harness.ina3221 import Ina3221Rails, find_channels
 from mllm_sched.harness.meters import open_meter
 
-ORIN = {"1-0040": ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], "1-0041": ["NC", "VDDQ_VDD2_1V8AO"]}
+ORIN = {
+    "1-0040": ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"],
+    "1-0041": ["NC", "VDDQ_VDD2_1V8AO", "NC"],
+}
 
 
 def hwmon(root, chips, milliamps=1000, millivolts=5000):
@@ -17,9 +20,8 @@ def hwmon(root, chips, milliamps=1000, millivolts=5000):
         folder.mkdir(parents=True)
         for channel, label in enumerate(labels, start=1):
             (folder / f"in{channel}_label").write_text(f"{label}\n")
-            if label != "NC":
-                (folder / f"in{channel}_input").write_text(f"{millivolts}\n")
-                (folder / f"curr{channel}_input").write_text(f"{milliamps * channel}\n")
+            (folder / f"in{channel}_input").write_text(f"{millivolts}\n")
+            (folder / f"curr{channel}_input").write_text(f"{milliamps * channel}\n")
         (folder / "in7_label").write_text("sum of shunt voltages\n")
         (folder / "in7_input").write_text("12\n")
     return root

@@ -20,6 +20,8 @@ TOTALS: tuple[frozenset[str], ...] = (
     frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}),  # AGX Orin
 )
 
+NOT_CONNECTED = "NC"
+
 # The module is rated at 60 W; peaks may go beyond. Only the bounds of a window depend on it.
 HIGHEST_W = 75.0
 
@@ -125,10 +127,12 @@ class Ina3221Rails:
 def find_channels(root: Path) -> list[Channel]:
     """The labelled rails under a root, in the order of their chips and channels.
 
-    The seventh input of newer kernels is left out: it adds shunt voltages and has no current.
+    Channels that measure nothing are left out, and so is the seventh input of newer kernels: it
+    adds shunt voltages and has no current.
     """
     found = [channel for folder in sorted(root.glob(HWMON)) for channel in _hwmon(folder)]
-    return found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]
+    found = found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]
+    return [channel for channel in found if channel.label != NOT_CONNECTED]
 
 
 def _hwmon(folder: Path) -> list[Channel]:

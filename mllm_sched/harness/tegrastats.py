@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mllm_sched.harness.ina3221 import NOT_CONNECTED
+
 PROGRAM = "usr/bin/tegrastats"
 
 # Newer releases write the unit, older ones do not: "VDD_IN 4220mW/4220mW", "VDD_IN 4220/4220". A
@@ -23,7 +25,6 @@ _RAM = re.compile(r"RAM (?P<used>\d+)/(?P<total>\d+)MB")
 _GPU = re.compile(r"GR3D_FREQ (?P<percent>\d+)%")
 
 OFF_C = -256.0  # shown for a zone without power
-NOT_CONNECTED = "NC"  # label of a channel that measures nothing
 
 
 @dataclass(frozen=True)
