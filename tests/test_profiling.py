@@ -483,6 +483,9 @@ def test_a_machine_that_is_no_jetson_says_all_that_is_missing_in_one_line(capsys
         (["--levels", "threads"], "--levels threads: expected FACTOR=A,B"),
         (["--levels", "colour=red"], "unknown factor 'colour'"),
         (["--windows", "1"], "one window cannot tell how it scatters"),
+        (["--encoder", "tiny-clip", "--out", "t.json"], "expected a name that ends in .csv"),
+        (["--encoder", "bert"], "encoder 'bert': expected one of"),
+        (["--component", "gpu"], "no NVIDIA graphics card can be read"),
     ],
 )
 def test_a_wrong_call_is_told_in_one_line(options, words, capsys):

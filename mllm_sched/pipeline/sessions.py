@@ -57,8 +57,11 @@ def open_encoder(
     else:
         session, facts = _on_accelerator(encoder, component, precision, batch, seed, cache)
 
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = 3  # the session itself may have been opened to tell everything
+
     def call() -> Any:
-        return session.run(None, {INPUT: inputs})
+        return session.run(None, {INPUT: inputs}, quiet)
 
     call()  # the first call allocates; it is never measured
     return call, facts

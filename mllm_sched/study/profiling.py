@@ -67,10 +67,13 @@ def profile(
     Raises
     ------
     ValueError
-        If the table was made with other settings, or another process is writing it.
+        If the table was made with other settings, another process is writing it, or its name does
+        not end in .csv.
     OSError
         If the disk stays full; what was measured then stands in another file, which is named.
     """
+    if out.suffix != ".csv":
+        raise ValueError(f"{out}: expected a name that ends in .csv")
     arms = list(device.space if arms is None else arms)
     settings = _settings(device, task, plan, arms, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
