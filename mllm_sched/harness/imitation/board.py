@@ -127,8 +127,8 @@ class ImitationBoard:
         """Show a sensor again that vanished."""
         self._order({"rail": rail, "gone": False})
 
-    def heat(self, celsius: float, zone: str = "tj-therm") -> None:
-        """Set the temperature of a thermal zone."""
+    def heat(self, celsius: float, zone: str = "tj") -> None:
+        """Set the temperature of a thermal zone: ``cpu``, ``gpu``, ``soc0`` or ``tj``."""
         folder = self.root / f"sys/class/thermal/thermal_zone{ZONES.index(zone)}"
         (folder / "temp").write_text(f"{round(1000 * celsius)}\n")
 

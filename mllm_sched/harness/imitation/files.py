@@ -37,7 +37,7 @@ GPU = {
 POWER_ON = ("GPU_POWER_CONTROL_ENABLE", "GPU_PWR_CNTL_EN", "on")
 POWER_AUTO = ("GPU_POWER_CONTROL_DISABLE", "GPU_PWR_CNTL_DIS", "auto")
 EMC_MHZ = "3199"  # its highest; modes that allow it say -1
-ZONES = ("CPU-therm", "GPU-therm", "SOC0-therm", "tj-therm")
+ZONES = ("cpu", "gpu", "soc0", "tj")
 
 
 def lay_out(root: Path, jetpack: int) -> None:
@@ -62,7 +62,8 @@ def lay_out(root: Path, jetpack: int) -> None:
     for event in (1, 2, 3):
         _put(root, f"sys/class/hwmon/hwmon2/oc{event}_event_cnt", "0")
     for number, zone in enumerate(ZONES):
-        _put(root, f"sys/class/thermal/thermal_zone{number}/type", zone)
+        name = f"{zone}-thermal" if jetpack == 6 else f"{zone.upper()}-therm"
+        _put(root, f"sys/class/thermal/thermal_zone{number}/type", name)
         _put(root, f"sys/class/thermal/thermal_zone{number}/temp", "45000")
     _lay_out_clocks(root, jetpack)
     for name, place in PROGRAMS.items():
