@@ -28,7 +28,19 @@ from mllm_sched.study.profiling import chosen_arms, dry_run, profile
 from mllm_sched.study.provenance import as_csv
 from mllm_sched.study.runner import Rule, RunStopped, run
 
-LIVE = ("host", "agx-orin")
+# Live devices, and the options that each takes beside the encoder.
+LIVE = {
+    "host": ("component", "timeout_s"),
+    "agx-orin": ("root", "rate_hz", "imitate", "timeout_s"),
+}
+
+FLAGS = {
+    "component": "--component",
+    "root": "--board",
+    "rate_hz": "--rate",
+    "imitate": "--no-caps",
+    "timeout_s": "--timeout",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,24 +116,26 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
     add("--retry-failed", action="store_true", help="measure again what failed before")
     _live_options(parser)
     for name, text in {
-        "window_s": "length of a window, seconds",
-        "idle_s": "length of the idle windows, seconds; 0 for none",
-        "target": "relative half-width of the 95 %% interval at which to stop",
-        "windows": "that decide how many are needed",
-        "max_windows": "at most",
+        "window_s": "length of a window, seconds; never below what the meter needs",
+        "idle_s": "length of the idle windows, seconds, as long as the meter needs; 0 for none",
+        "target": "relative half-width of the 95 %% interval to reach",
+        "windows": "first windows, which decide how many are needed",
+        "max_windows": "most windows",
         "warm_up_s": "longest warm-up, seconds",
         "cool_down_s": "longest wait for the machine to cool, seconds",
     }.items():
         default = getattr(plan, name)
-        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+        flag, kind = f"--{name.replace('_', '-')}", type(default)
+        add(flag, type=kind, default=default, metavar="N", help=f"{text} (default {default:g})")
 
 
 def _live_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--component", metavar="NAME", help="of the host: cpu or gpu")
+    add("--component", metavar="NAME", help="of the host: cpu (default) or gpu")
     add("--board", metavar="FOLDER", help="root of the board's files, for an imitation")
+    add("--rate", type=float, metavar="HZ", help="of reading the board's sensors (default 100)")
     add("--no-caps", action="store_true", help="refuse power levels that need a reboot")
-    add("--timeout", type=float, metavar="SECONDS", help="after which a call counts as hanging")
+    add("--timeout", type=float, metavar="SECONDS", help="after which a call hangs (default 60)")
 
 
 def _names(options: argparse.Namespace) -> None:
@@ -192,17 +206,25 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What a live device is opened with; others take the encoder with every task."""
-    if options.device not in LIVE:
-        return {}
-    settings = {
-        "encoder": options.encoder,
+    """What a live device is opened with; others take the encoder with every task.
+
+    Raises ValueError for an option that the device does not have.
+    """
+    flags = {
         "component": options.component,
         "root": options.board,
-        "timeout_s": options.timeout,
+        "rate_hz": options.rate,
         "imitate": False if options.no_caps else None,
+        "timeout_s": options.timeout,
     }
-    return {name: value for name, value in settings.items() if value not in (None, "")}
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name in given:
+        if name not in LIVE.get(options.device, ()):
+            owners = " and ".join(device for device, names in LIVE.items() if name in names)
+            raise ValueError(f"{FLAGS[name]} is for {owners}, not for {options.device}")
+    if options.device in LIVE and options.encoder:
+        given["encoder"] = options.encoder
+    return given
 
 
 def _trace_of(device: LiveDevice) -> Path:

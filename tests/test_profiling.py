@@ -485,6 +485,8 @@ def test_a_machine_that_is_no_jetson_says_all_that_is_missing_in_one_line(capsys
         (["--windows", "1"], "one window cannot tell how it scatters"),
         (["--encoder", "tiny-clip", "--out", "t.json"], "expected a name that ends in .csv"),
         (["--encoder", "bert"], "encoder 'bert': expected one of"),
+        (["--board", "x"], "--board is for agx-orin, not for host"),
+        (["--device", "agx-orin", "--component", "gpu"], "--component is for host, not for agx"),
         (["--component", "gpu"], "no NVIDIA graphics card can be read"),
     ],
 )
