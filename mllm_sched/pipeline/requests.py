@@ -1,0 +1,123 @@
+"""What a user asks of a multimodal model, and what becomes of it on its way."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mllm_sched.tasks import MODALITIES
+
+AUDIO_HZ = 16000.0
+CUTS = ("input", "encoder", "projector")
+"""Where a model may be cut: before its encoder, after it, or after its projector."""
+
+RAW = {"image": (np.uint8, 3), "video": (np.uint8, 4), "audio": (np.int16, 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One raw input.
+
+    Parameters
+    ----------
+    modality
+        ``image``, ``audio`` or ``video``.
+    data
+        Pixels, uint8 of shape (height, width, 3); frames, uint8 (frames, height, width, 3);
+        or samples, int16 (samples,).
+    rate_hz
+        Frames per second of a video, samples per second of audio (16 kHz is what the encoders
+        take); not used for an image.
+
+    Raises
+    ------
+    ValueError
+        If type, shape or rate is another.
+    """
+
+    modality: str
+    data: NDArray[np.generic]
+    rate_hz: float = AUDIO_HZ
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise ValueError(f"modality={self.modality!r}: expected one of {', '.join(MODALITIES)}")
+        dtype, dimensions = RAW[self.modality]
+        shape = self.data.shape
+        if self.data.dtype != dtype or len(shape) != dimensions or 0 in shape:
+            raise ValueError(
+                f"{self.modality}: {self.data.dtype} of shape {shape}: expected "
+                f"{np.dtype(dtype)} with {dimensions} dimensions, none of them 0"
+            )
+        if dimensions > 1 and shape[-1] != 3:
+            raise ValueError(f"{self.modality}: {shape[-1]} channels: expected 3, red green blue")
+        if not 0 < self.rate_hz < float("inf"):
+            raise ValueError(f"rate_hz={self.rate_hz}: expected above 0")
+        if self.modality == "audio" and self.rate_hz != AUDIO_HZ:
+            raise ValueError(f"audio at {self.rate_hz:g} Hz: resample it to {AUDIO_HZ:g} Hz")
+
+    @property
+    def bytes(self) -> int:
+        """As it comes from the sensor, uncompressed."""
+        return int(self.data.nbytes)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the LLM must know of an item beside its features.
+
+    Attributes
+    ----------
+    grid
+        Patches in time, height and width.
+    seconds_per_grid
+        Seconds between two steps of the grid in time.
+    mel_frames
+        Frames of the audio's spectrogram, without padding.
+    """
+
+    grid: tuple[int, int, int] | None = None
+    seconds_per_grid: float | None = None
+    mel_frames: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An item on its way to the LLM: features of shape (rows, width), and how they lie."""
+
+    modality: str
+    cut: str
+    features: torch.Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A question about items.
+
+    Parameters
+    ----------
+    prompt
+        Token ids, with one placeholder for each item, in the order of ``items``.
+    items
+        Raw inputs.
+    max_new_tokens
+        The answer's length at most.
+    id
+        Names the request, also when it is sent again. Drawn at random by default.
+    """
+
+    prompt: Sequence[int]
+    items: Sequence[Item] = ()
+    max_new_tokens: int = 16
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def bytes(self) -> int:
+        """Of all its items, uncompressed."""
+        return sum(item.bytes for item in self.items)
