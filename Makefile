@@ -18,7 +18,7 @@ PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(ST
   $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lint lab notebooks claims bench checksums clean
+.PHONY: help env reproduce test lint lab notebooks claims bench proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ claims: $(STAMP) ## Write results/claims.csv and the README's table from results
 bench: $(STAMP) ## What a decision costs, beside GPyTorch and river; what sampling power costs
 	$(RUN) benchmarks/decision_cost.py
 	$(RUN) benchmarks/sampler_cost.py
+
+proto: $(STAMP) ## Generate the gRPC code from node.proto
+	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mllm_sched/pipeline/proto/node.proto
 
 checksums: ## Rewrite data/SHA256SUMS
 	cd data && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | xargs sha256sum > SHA256SUMS

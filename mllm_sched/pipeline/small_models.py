@@ -58,7 +58,7 @@ def _llava(width: int, layers: int) -> Any:
     return LlavaConfig(
         vision_config=vision,
         text_config={"model_type": "llama", **_text(2 * width, layers)},
-        image_token_id=IMAGE,
+        image_token_index=IMAGE,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=16,

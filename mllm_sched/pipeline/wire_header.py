@@ -103,7 +103,7 @@ def read_header(text: str) -> Header:
     check(fields["cut"], str, "cut", fields["cut"] in CUTS)
     wires = ("raw",) if fields["cut"] == "input" else WIRE_TYPES
     check(fields["wire"], str, "wire", fields["wire"] in wires)
-    check(fields["max_new_tokens"], int, "max_new_tokens", fields["max_new_tokens"], at_least=1)
+    check(fields["max_new_tokens"], int, "max_new_tokens", at_least=1)
     check(fields["logits"], bool, "logits")
     check(fields["parts"], list, "parts")
     raw = fields["cut"] == "input"
@@ -125,13 +125,13 @@ def _part(fields: Any, raw: bool) -> PartHeader:
     if grid is not None:
         check(grid, list, "grid", len(grid) == 3)
         for side in grid:
-            check(side, int, f"grid={grid}", side, at_least=1)
+            check(side, int, f"grid={grid}", at_least=1)
     if (grid is not None and fields["modality"] == "video") != (seconds is not None):
         raise WireError(f"seconds_per_grid={seconds!r}: a video has it, with its grid")
     if seconds is not None:
         check(seconds, float, "seconds_per_grid", 0 < _number(seconds) < 1e4)
     if frames is not None:
-        check(frames, int, "mel_frames", frames, at_least=1)
+        check(frames, int, "mel_frames", at_least=1)
         check(frames, int, "mel_frames", frames < 1 << 20)
     return PartHeader(**{**fields, "grid": None if grid is None else tuple(grid)})
 
@@ -140,9 +140,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def check(value: Any, kind: type, name: str, right: Any = True, *, at_least: int = 0) -> None:
+def check(value: Any, kind: Any, name: str, right: Any = True, *, at_least: int = 0) -> None:
     """WireError unless the value has just this type, and is right: true, or not too small."""
-    if type(value) is not kind or right is False or (at_least and value < at_least):
+    if type(value) is not kind or not right or (at_least and value < at_least):
         raise WireError(f"{name}={str(value)[:60]!r}: expected a valid {kind.__name__}")
 
 

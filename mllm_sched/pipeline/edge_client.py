@@ -1,0 +1,274 @@
+"""The caller's side: sends requests to a node, again if need be, and follows the answer."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import grpc
+import torch
+from safetensors.torch import load
+
+from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.requests import Part, Request
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.wire import pack, read_parts
+
+PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished in silence is noticed
+    ("grpc.use_local_subchannel_pool", 1),  # clients do not share a connection
+    ("grpc.enable_retries", 0),  # done here, where the request's id is known
+]
+
+
+class NodeError(RuntimeError):
+    """A request that was not answered; ``code`` is the status of its last try."""
+
+    def __init__(self, message: str, code: grpc.StatusCode, tries: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.tries = tries
+
+
+class RequestRefused(NodeError):
+    """The node will not serve this request, however often it is sent."""
+
+
+class NodeBusy(NodeError):
+    """The node serves as many requests as it may; later it will take this one."""
+
+
+class NodeUnreachable(NodeError):
+    """Nobody answered before the deadline."""
+
+
+class DeadlineMissed(NodeError):
+    """The node was there, but the answer was not complete at the deadline."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the time of a request went, in seconds.
+
+    Attributes
+    ----------
+    total_s
+        From asking to the end of the answer.
+    encode_s, llm_s
+        Work on the node.
+    wait_s
+        Waiting there for other requests.
+    receive_s
+        Upload as the node saw it, from the first piece to the last.
+    first_token_s
+        From asking to the first token.
+    """
+
+    total_s: float
+    encode_s: float = 0.0
+    llm_s: float = 0.0
+    wait_s: float = 0.0
+    receive_s: float = 0.0
+    first_token_s: float = 0.0
+
+    @property
+    def transmission_s(self) -> float:
+        """Whatever was neither work nor waiting: the network and what handles it.
+
+        Meaningless for an answer that was ready when it was asked for again.
+        """
+        return self.total_s - self.encode_s - self.llm_s - self.wait_s
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens, the logits they were chosen from if wanted, times, and how often it was sent."""
+
+    tokens: tuple[int, ...]
+    times: Times
+    tries: int = 1
+    logits: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+
+
+class EdgeClient:
+    """A connection to a node; may be used from several threads.
+
+    Parameters
+    ----------
+    address
+        ``HOST:PORT``.
+    security
+        The node's token, and certificates.
+
+    Examples
+    --------
+    >>> with EdgeClient("127.0.0.1:50051") as client:  # doctest: +SKIP
+    ...     card = client.describe()
+    ...     answer = client.ask(data, request.id, deadline_s=10)
+    """
+
+    def __init__(self, address: str, security: Security = Security()) -> None:
+        self.address = address
+        self._security = security
+        credentials = security.channel_credentials()
+        self._channel = (
+            grpc.secure_channel(address, credentials, _OPTIONS)
+            if credentials
+            else grpc.insecure_channel(address, _OPTIONS)
+        )
+        self._stub = rpc.NodeStub(self._channel)
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back. Closing twice does nothing."""
+        self._channel.close()
+
+    def describe(self, deadline_s: float = 10.0) -> pb.Card:
+        """What the node holds and takes; NodeError if it cannot be reached or refuses."""
+        tries = self._tries(lambda left_s: [self._call(self._stub.Describe, left_s)], deadline_s)
+        return [card for card, _ in tries][0]  # noqa: RUF015 (the generator is run to its end)
+
+    def ask(self, data: bytes, name: str, deadline_s: float) -> Answer:
+        """Send a message of the wire and wait for its answer.
+
+        Parameters
+        ----------
+        data
+            Of ``wire.pack``.
+        name
+            The request's id. Sent again under the same id, it is never generated twice.
+        deadline_s
+            Seconds until the answer is worthless. Until then an unreachable node is tried again.
+
+        Raises
+        ------
+        RequestRefused
+            If the node will not serve it.
+        NodeBusy
+            If it cannot now.
+        NodeUnreachable, DeadlineMissed
+            If the deadline passed.
+        """
+        tokens: list[int] = []
+        logits: list[torch.Tensor] = []
+        begun_s, first_s, tries = time.perf_counter(), 0.0, 1
+        finished = pb.Finished()
+        for event, tries in self.events(data, name, deadline_s):  # noqa: B007 (used below)
+            if event.WhichOneof("content") == "finished":
+                finished = event.finished
+                continue
+            first_s = first_s or time.perf_counter() - begun_s
+            tokens.append(event.token.token)
+            if event.token.logits:
+                logits.append(load(event.token.logits)["logits"])
+        times = _times(time.perf_counter() - begun_s, finished.times, first_s)
+        return Answer(tuple(tokens), times, tries, tuple(logits))
+
+    def events(self, data: bytes, name: str, deadline_s: float) -> Iterator[tuple[pb.Event, int]]:
+        """Tokens as they come, then the end; each with the number of the try. Raises as ``ask``."""
+        have = 0
+
+        def attempt(left_s: float) -> Iterator[pb.Event]:
+            nonlocal have
+            start = start_of(data, name, have=have)
+            for event in self._call(self._stub.Generate, left_s, pieces_of(data, start)):
+                if event.WhichOneof("content") == "token":
+                    if event.token.index != have:
+                        raise RequestRefused(
+                            f"token {event.token.index} came for {have}", grpc.StatusCode.DATA_LOSS
+                        )
+                    have += 1
+                yield event
+                if event.WhichOneof("content") == "finished":
+                    return
+            raise _Broken
+
+        yield from self._tries(attempt, deadline_s)
+
+    def encode(
+        self, request: Request, model: str, deadline_s: float, cut: str = "projector"
+    ) -> tuple[tuple[Part, ...], Times]:
+        """Features of a request's items, made by a node that holds encoders. Raises as ``ask``."""
+        data = pack(request, model)
+        received, begun_s, times = bytearray(), time.perf_counter(), pb.Times()
+
+        def attempt(left_s: float) -> Iterator[pb.Piece]:
+            received.clear()
+            start = start_of(data, request.id, cut=cut, wire="float32")
+            yield from self._call(self._stub.Encode, left_s, pieces_of(data, start))
+
+        for piece, _ in self._tries(attempt, deadline_s):
+            if piece.WhichOneof("content") == "data":
+                received += piece.data
+            elif piece.WhichOneof("content") == "times":
+                times = piece.times
+        return read_parts(bytes(received)), _times(time.perf_counter() - begun_s, times)
+
+    def _call(self, method: Any, left_s: float, message: Any = None) -> Any:
+        return method(
+            pb.Nothing() if message is None else message,
+            timeout=left_s,
+            metadata=self._security.metadata,
+        )
+
+    def _tries(
+        self, attempt: Callable[[float], Any], deadline_s: float
+    ) -> Iterator[tuple[Any, int]]:
+        """Whatever the attempts yield, each with its number, until one comes to its end."""
+        if not deadline_s > 0:
+            raise ValueError(f"deadline_s={deadline_s}: expected seconds above 0")
+        ends_s, tries = time.monotonic() + deadline_s, 0
+        while True:
+            tries += 1
+            try:
+                for result in attempt(max(0.001, ends_s - time.monotonic())):
+                    yield result, tries
+                return
+            except _Broken:
+                code, details = grpc.StatusCode.UNAVAILABLE, "the answer broke off"
+            except grpc.RpcError as error:
+                assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
+                code, details = error.code(), error.details() or "no reason given"
+                if code is not grpc.StatusCode.UNAVAILABLE:
+                    raise self._explained(code, details, deadline_s, tries) from None
+            pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
+            if time.monotonic() + pause_s >= ends_s:
+                message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {details}"
+                raise NodeUnreachable(message, code, tries)
+            time.sleep(pause_s)
+
+    def _explained(
+        self, code: grpc.StatusCode, details: str, deadline_s: float, tries: int
+    ) -> NodeError:
+        message = f"{self.address}: {details}"
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return NodeBusy(message, code, tries)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            late = f"{self.address}: no complete answer in {deadline_s:g} s: {details}"
+            return DeadlineMissed(late, code, tries)
+        return RequestRefused(message, code, tries)
+
+
+class _Broken(Exception):
+    """A stream that ended without its last event."""
+
+
+def _times(total_s: float, told: pb.Times, first_token_s: float = 0.0) -> Times:
+    return Times(total_s, told.encode_s, told.llm_s, told.wait_s, told.receive_s, first_token_s)

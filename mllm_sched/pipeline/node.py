@@ -1,0 +1,274 @@
+"""A node of the pipeline: encoders, an LLM, or both, behind gRPC.
+
+The LLM server is a node with the language half, an edge device one with the encoders' half; with
+both, a node answers raw requests alone, as All Edge and All Remote want it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+from safetensors.torch import save
+
+from mllm_sched.pipeline.compute import Compute
+from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
+from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
+from mllm_sched.pipeline.prompts import markers_of
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.requests import Part, Request
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
+from mllm_sched.pipeline.wire import Message, pack, unpack
+from mllm_sched.pipeline.wire_header import MismatchError, WireError
+from mllm_sched.pipeline.wire_rules import Rules
+
+log = logging.getLogger(__name__)
+Status = grpc.StatusCode
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a node takes upon itself.
+
+    Attributes
+    ----------
+    requests
+        At a time; one more is refused with RESOURCE_EXHAUSTED.
+    bytes
+        Of one message.
+    new_tokens
+        Of one answer.
+    idle_s
+        Between two pieces of a message.
+    answer_s
+        For a request without a deadline, or with a later one.
+    """
+
+    requests: int = 8
+    bytes: int = 64 << 20
+    new_tokens: int = 1024
+    idle_s: float = 30.0
+    answer_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """How much slower than this machine the imitated device is; 1 for this machine itself."""
+
+    encoders: float = 1.0
+    llm: float = 1.0
+
+
+@dataclass
+class _Times:
+    receive_s: float = 0.0
+    wait_s: float = 0.0
+    encode_s: float = 0.0
+    llm_s: float = 0.0
+
+    def message(self) -> pb.Times:
+        return pb.Times(**vars(self))
+
+
+class Node(rpc.NodeServicer):
+    """The service.
+
+    Parameters
+    ----------
+    name
+        Of the model, as it was loaded.
+    encoders, language
+        The halves that this node holds: one of them at least.
+    limits, slowdown, security
+        See there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoders: EncoderHalf | None = None,
+        language: LanguageHalf | None = None,
+        *,
+        limits: Limits = Limits(),
+        slowdown: Slowdown = Slowdown(),
+        security: Security = Security(),
+    ) -> None:
+        half = language or encoders
+        if half is None:
+            raise ValueError("a node holds encoders, an LLM, or both")
+        self.name, self.half = name, half
+        self.encoders, self.language = encoders, language
+        self.limits, self.slowdown, self.security = limits, slowdown, security
+        cuts = (["encoder", "projector"] if language else []) + (["input"] if encoders else [])
+        self.rules = Rules(half, cuts, max_new_tokens=limits.new_tokens)
+        self.jobs = Jobs(limits.requests)
+        self.compute = Compute()
+        self.boot = uuid.uuid4().hex
+        self.draining = False
+
+    async def Describe(self, request: pb.Nothing, context: Any) -> pb.Card:
+        """What the node holds and takes."""
+        await self._admit(context)
+        return pb.Card(
+            model=self.half.identity,
+            name=self.name,
+            encoders=self.encoders.modalities if self.encoders else (),
+            cuts=self.rules.cuts if self.language else (),
+            max_bytes=self.limits.bytes,
+            max_new_tokens=self.limits.new_tokens,
+            limit=self.limits.requests,
+            boot=self.boot,
+            markers=markers_of(self.half),
+        )
+
+    async def Generate(
+        self, pieces: AsyncIterator[pb.Piece], context: Any
+    ) -> AsyncIterator[pb.Event]:
+        """Tokens of the answer, as they are made. Sent again, a request finds its answer."""
+        await self._admit(context)
+        try:
+            if self.language is None:
+                raise RefusedError(Status.UNIMPLEMENTED, "this node holds no LLM")
+            start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
+            job = self.jobs.find(start.id, start.sha256) or await self._begin(
+                start, pieces, context
+            )
+            async for event in job.follow(start.have):
+                yield event
+        except Exception as error:
+            await self._abort(context, error)
+
+    async def Encode(
+        self, pieces: AsyncIterator[pb.Piece], context: Any
+    ) -> AsyncIterator[pb.Piece]:
+        """Features of raw items, as a message of the wire, and what they took."""
+        await self._admit(context)
+        try:
+            if self.encoders is None:
+                raise RefusedError(Status.UNIMPLEMENTED, "this node holds no encoders")
+            start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
+            with self._take():
+                times = _Times()
+                message = await self._receive(start, pieces, times)
+                parts = await self._parts(message, start.cut or "projector", times)
+                request = Request(message.prompt, id=start.id)
+                wire = start.wire or "float32"
+                data = pack(request, self.encoders.identity, parts, wire)
+            for piece in pieces_of(data, start_of(data, start.id)):
+                yield piece
+            yield pb.Piece(times=times.message())
+        except Exception as error:
+            await self._abort(context, error)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, finish what was begun."""
+        self.draining = True
+        await self.jobs.drain(grace_s)
+
+    async def _begin(self, start: pb.Start, pieces: AsyncIterator[pb.Piece], context: Any) -> Job:
+        left_s = min(context.time_remaining() or self.limits.answer_s, self.limits.answer_s)
+        ends_s = asyncio.get_running_loop().time() + left_s
+        with self._take() as slot:
+            times = _Times()
+            message = await self._receive(start, pieces, times)
+            assert self.language
+            if not message.items:  # raw items have no layout yet
+                layouts = [(part.modality, part.layout) for part in message.parts]
+                self.language.ids(message.prompt, layouts)
+
+            async def work(job: Job) -> None:
+                await self._answer(job, message, times, ends_s)
+
+            # The same request may have come by another connection meanwhile.
+            return self.jobs.find(start.id, start.sha256) or self.jobs.launch(
+                start.id, start.sha256, slot, work
+            )
+
+    async def _receive(
+        self, start: pb.Start, pieces: AsyncIterator[pb.Piece], times: _Times
+    ) -> Message:
+        data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
+        message = await asyncio.to_thread(unpack, data, self.rules)
+        if message.header.id != start.id:
+            raise WireError(f"the message is of request {message.header.id}, not {start.id}")
+        return message
+
+    async def _answer(self, job: Job, message: Message, times: _Times, ends_s: float) -> None:
+        try:
+            async with asyncio.timeout_at(ends_s):
+                await self._generate(job, message, times)
+        except TimeoutError:
+            late = f"the deadline passed after {len(job.tokens)} tokens"
+            job.end(failure=RefusedError(Status.DEADLINE_EXCEEDED, late))
+        except ValueError as error:
+            job.end(failure=RefusedError(_code(error), str(error)))
+        except Exception:
+            log.exception("request %s failed", message.header.id)
+            job.end(failure=RefusedError(Status.INTERNAL, "the model failed; see the node's log"))
+
+    async def _generate(self, job: Job, message: Message, times: _Times) -> None:
+        assert self.language
+        parts, header = message.parts, message.header
+        if header.cut == "input":
+            parts = await self._parts(message, "projector", times)
+            layouts = [(part.modality, part.layout) for part in parts]
+            self.rules.check_length(message.prompt, layouts, header.max_new_tokens)
+        steps = self.language.generate(message.prompt, parts, header.max_new_tokens)
+        while True:
+            done = await self.compute.run(lambda: next(steps, None), self.slowdown.llm)
+            times.llm_s += done.busy_s
+            times.wait_s += done.wait_s
+            if done.result is None:
+                break
+            token, logits = done.result
+            sent = save({"logits": logits.contiguous()}) if header.logits else b""
+            job.add(pb.Token(index=len(job.tokens), token=token, logits=sent))
+        job.end(pb.Finished(tokens=len(job.tokens), times=times.message()))
+
+    async def _parts(self, message: Message, cut: str, times: _Times) -> tuple[Part, ...]:
+        assert self.encoders
+        parts = []
+        for item in message.items:
+            encode = partial(self.encoders.encode, item, cut)
+            done = await self.compute.run(encode, self.slowdown.encoders)
+            times.encode_s += done.busy_s
+            times.wait_s += done.wait_s
+            parts.append(done.result)
+        return tuple(parts)
+
+    def _take(self) -> Slot:
+        if self.draining:
+            raise RefusedError(Status.UNAVAILABLE, "the node shuts down")
+        return self.jobs.take()
+
+    async def _admit(self, context: Any) -> None:
+        if not self.security.allows(context.invocation_metadata()):
+            await context.abort(Status.UNAUTHENTICATED, "no token, or a wrong one")
+
+    async def _abort(self, context: Any, error: Exception) -> None:
+        code = _code(error)
+        if code is Status.INTERNAL:
+            log.error("a request failed", exc_info=error)
+            await context.abort(code, "the node failed; see its log")
+        text = str(error) or f"no piece of the message came for {self.limits.idle_s:g} s"
+        await context.abort(code, text)
+
+
+def _code(error: Exception) -> grpc.StatusCode:
+    if isinstance(error, RefusedError):
+        return error.code
+    if isinstance(error, MismatchError):
+        return Status.FAILED_PRECONDITION
+    if isinstance(error, ValueError):
+        return Status.INVALID_ARGUMENT
+    if isinstance(error, TimeoutError):
+        return Status.DEADLINE_EXCEEDED
+    return Status.INTERNAL

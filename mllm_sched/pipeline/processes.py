@@ -1,0 +1,121 @@
+"""Nodes as child processes: for experiments and tests on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO
+
+from mllm_sched.pipeline.serve import READY
+
+START_TIMEOUT_S = 120.0
+
+
+class NodeProcess:
+    """A node in a process of its own, listening on a loopback port.
+
+    Parameters
+    ----------
+    options
+        Of ``python -m mllm_sched.pipeline.serve``.
+
+    Raises
+    ------
+    RuntimeError
+        On ``start``, if it ends or says nothing instead of listening; with its last words.
+
+    Examples
+    --------
+    >>> with NodeProcess("--model", "small-llava") as node:  # doctest: +SKIP
+    ...     client = EdgeClient(node.address)
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._port = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
+
+    def __enter__(self) -> NodeProcess:
+        return self.start()
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``; the same after a restart."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process, "not started"
+        return self._process.pid
+
+    def start(self) -> NodeProcess:
+        """Start it and wait until it listens."""
+        self.begin()
+        self.wait()
+        return self
+
+    def begin(self) -> None:
+        """Start it; ``wait`` tells when it listens, so that several may load at once."""
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mllm_sched.pipeline.serve", *self._command()],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the side that asks
+        )
+
+    def wait(self) -> None:
+        """Until it listens."""
+        assert self._process and self._process.stdout
+        killer = threading.Timer(START_TIMEOUT_S, self._process.kill)
+        killer.start()
+        line = self._process.stdout.readline()
+        killer.cancel()
+        if not line.startswith(READY):
+            words = self.log()
+            self.kill()
+            raise RuntimeError(f"the node did not start: {' '.join(words[-1:])}")
+        self._port = int(line.rpartition(":")[2])
+
+    def log(self) -> list[str]:
+        """Lines it wrote to standard error so far."""
+        assert self._log
+        self._log.flush()
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace").splitlines()
+
+    def kill(self) -> None:
+        """End it at once, as ``kill -9`` does. A later ``start`` takes the same port."""
+        self._end(force=True)
+
+    def stop(self) -> None:
+        """End it gracefully. Stopping twice does nothing."""
+        self._end(force=False)
+
+    def _command(self) -> Sequence[str]:
+        return [*self._options, "--port", str(self._port)]
+
+    def _end(self, *, force: bool) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if force:
+            process.kill()
+        else:
+            process.terminate()
+        process.wait()
+        for stream in (process.stdout, self._log):
+            if stream:
+                stream.close()
