@@ -112,6 +112,7 @@ class Llava(Architecture):
         return torch.cat(list(outputs.pooler_output))
 
     def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+        _check_empty(layout)
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return int(patches + (config.vision_feature_select_strategy == "full"))
@@ -147,6 +148,7 @@ class Voxtral(Architecture):
         return features
 
     def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+        _check_empty(layout)
         audio = config.audio_config
         return int(audio.max_source_positions * audio.hidden_size // audio.intermediate_size)
 
@@ -217,6 +219,8 @@ class QwenVision(Architecture):
     def tokens(self, config: Any, modality: str, layout: Layout) -> int:
         merge = config.vision_config.spatial_merge_size
         time, height, width = _checked_grid(layout.grid, merge)
+        if layout.mel_frames is not None:
+            raise ValueError(f"mel_frames={layout.mel_frames}: a picture has none")
         if modality == "image" and time != 1:
             raise ValueError(f"grid={layout.grid}: an image has one step in time")
         return time * height * width // merge**2
@@ -324,6 +328,11 @@ def _samples(item: Item) -> np.ndarray:
 def _seconds(layouts: Sequence[tuple[str, Layout]]) -> Tensor | None:
     seconds = [layout.seconds_per_grid for kind, layout in layouts if kind == "video"]
     return torch.tensor(seconds) if seconds else None
+
+
+def _check_empty(layout: Layout) -> None:
+    if layout != Layout():
+        raise ValueError(f"{layout}: every item of this model has the same layout; say none")
 
 
 def _checked_grid(grid: tuple[int, int, int] | None, merge: int) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ def _load_halves(
     name: str, seed: int, dtype: str, unwanted: str
 ) -> tuple[EncoderHalf, LanguageHalf]:
     if not name.startswith(CHECKPOINT):
-        return split(load_model(name, seed, dtype), _small_identity(name, seed))
+        return split(load_model(name, seed, dtype), small_identity(name, seed))
     source = name.removeprefix(CHECKPOINT)
     return split(_load_part(source, dtype, unwanted), checkpoint_identity(source), source)
 
@@ -107,7 +107,7 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
-def _small_identity(name: str, seed: int) -> str:
+def small_identity(name: str, seed: int) -> str:
     """Of weights drawn by a seed: what they are drawn from."""
     drawn = f"{name} {seed} {torch.__version__} {small_config(name).to_json_string()}"
     return hashlib.sha256(drawn.encode()).hexdigest()

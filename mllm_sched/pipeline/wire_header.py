@@ -123,6 +123,7 @@ def _part(fields: Any, raw: bool) -> PartHeader:
     if rate is not None:
         raise WireError(f"rate_hz={rate!r}: features have none")
     if grid is not None:
+        check(grid, list, "grid")
         check(grid, list, "grid", len(grid) == 3)
         for side in grid:
             check(side, int, f"grid={grid}", at_least=1)

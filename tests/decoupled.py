@@ -1,0 +1,87 @@
+"""Inputs, halves and reference answers that several tests share."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from mllm_sched.pipeline.checkpoints import load_model
+from mllm_sched.pipeline.prompts import markers_of, prompt_ids
+from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.split import split
+
+MODALITIES = {
+    "small-llava": ("image",),
+    "small-voxtral": ("audio",),
+    "small-qwen2.5-vl": ("image", "video"),
+    "small-qwen2.5-omni": ("image", "audio", "video"),
+}
+NEW_TOKENS = 12
+
+
+def item(modality, seed=0):
+    rng = np.random.default_rng(seed)
+    if modality == "audio":
+        return Item("audio", rng.integers(-9000, 9000, 16000).astype(np.int16))
+    shape = (60, 90, 3) if modality == "image" else (5, 60, 90, 3)
+    rate = 2.0 if modality == "video" else 1.0
+    return Item(modality, rng.integers(0, 256, shape, dtype=np.uint8), rate)
+
+
+@lru_cache(maxsize=8)
+def whole(name):
+    torch.set_num_threads(1)
+    return load_model(name)
+
+
+@lru_cache(maxsize=8)
+def halves(name):
+    """Both halves, with the identity that nodes give to a small model."""
+    from mllm_sched.pipeline.checkpoints import small_identity
+
+    return split(whole(name), small_identity(name, 0))
+
+
+def request(name, modalities=None, text=b"What is this?", seed=0):
+    modalities = modalities or MODALITIES[name]
+    prompt = prompt_ids(markers_of(halves(name)[1]), modalities, text)
+    return Request(prompt, tuple(item(kind, seed) for kind in modalities), NEW_TOKENS)
+
+
+def again(asked):
+    """The same request under another id."""
+    return replace(asked, id=Request([0]).id)
+
+
+def parts_of(name, asked, cut="projector"):
+    return tuple(halves(name)[0].encode(each, cut) for each in asked.items)
+
+
+def changed(parts, how):
+    return [Part(part.modality, part.cut, how(part.features), part.layout) for part in parts]
+
+
+@torch.inference_mode()
+def monolithic(name, asked):
+    """Logits and greedy tokens by Hugging Face's own forward and generate, never split."""
+    model, (encoders, language) = whole(name), halves(name)
+    prepared = [(each, *encoders.prepare(each)) for each in asked.items]
+    layouts = [(each.modality, layout) for each, _, layout in prepared]
+    ids = language.ids(asked.prompt, layouts)
+    inputs = {"attention_mask": torch.ones_like(ids)}
+    for each, tensors, layout in prepared:
+        inputs |= {key: value for key, value in tensors.items() if key != "grid"}
+        if layout.grid:
+            inputs[f"{each.modality}_grid_thw"] = tensors["grid"]
+        if layout.seconds_per_grid:
+            key = "video_second_per_grid" if "omni" in name else "second_per_grid_ts"
+            inputs[key] = torch.tensor([layout.seconds_per_grid])
+    if name == "small-qwen2.5-vl":
+        marks = markers_of(language)
+        inputs["mm_token_type_ids"] = (ids == marks["image"]) * 1 + (ids == marks["video"]) * 2
+    logits = model(input_ids=ids, **inputs).logits
+    tokens = model.generate(
+        input_ids=ids, **inputs, max_new_tokens=asked.max_new_tokens, do_sample=False
+    )
+    return logits, tuple(tokens[0, ids.shape[1] :].tolist())

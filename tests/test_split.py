@@ -1,0 +1,205 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from decoupled import (
+    MODALITIES,
+    NEW_TOKENS,
+    changed,
+    halves,
+    item,
+    monolithic,
+    parts_of,
+    request,
+    whole,
+)
+from transformers import BertConfig, BertModel
+
+from mllm_sched.pipeline.architectures import UnsupportedError
+from mllm_sched.pipeline.checkpoints import load_encoders, load_language
+from mllm_sched.pipeline.small_models import small_model
+from mllm_sched.pipeline.split import split
+
+NAMES = list(MODALITIES)
+
+
+@pytest.mark.parametrize("cut", ["encoder", "projector"])
+@pytest.mark.parametrize("name", NAMES)
+def test_two_halves_give_the_logits_of_the_whole_model_to_the_last_bit(name, cut):
+    asked = request(name)
+    logits, tokens = monolithic(name, asked)
+    parts = parts_of(name, asked, cut)
+    language = halves(name)[1]
+    assert torch.equal(language.logits(asked.prompt, parts), logits)
+    answer = list(language.generate(asked.prompt, parts, NEW_TOKENS))
+    assert tuple(token for token, _ in answer) == tokens and len(tokens) == NEW_TOKENS
+    assert torch.equal(answer[0][1], logits[0])
+
+
+@pytest.mark.parametrize("how", [torch.zeros_like, lambda rows: rows.flip(0)])
+@pytest.mark.parametrize("name", NAMES)
+def test_features_matter_zeroed_or_permuted_they_change_logits_and_tokens(name, how):
+    asked = request(name)
+    logits, tokens = monolithic(name, asked)
+    language, parts = halves(name)[1], parts_of(name, asked)
+    for index in range(len(parts)):  # each item by itself
+        wrong = [*parts[:index], *changed([parts[index]], how), *parts[index + 1 :]]
+        assert (language.logits(asked.prompt, wrong) - logits).abs().max() > 0.01
+        answer = tuple(token for token, _ in language.generate(asked.prompt, wrong, NEW_TOKENS))
+        assert answer != tokens
+
+
+@pytest.mark.parametrize("modalities", [("image",), ("audio",), ("video",), ("video", "image")])
+def test_the_omni_model_takes_any_mix_of_items(modalities):
+    name = "small-qwen2.5-omni"
+    asked = request(name, modalities)
+    logits, tokens = monolithic(name, asked)
+    language, parts = halves(name)[1], parts_of(name, asked)
+    assert torch.equal(language.logits(asked.prompt, parts), logits)
+    answer = tuple(token for token, _ in language.generate(asked.prompt, parts, NEW_TOKENS))
+    assert answer == tokens
+
+
+def test_a_text_after_a_video_is_answered_as_if_no_video_had_been():
+    language = halves("small-qwen2.5-vl")[1]
+    text = [257, *b"plain text"]
+    before = language.logits(text, ())
+    asked = request("small-qwen2.5-vl")
+    list(language.generate(asked.prompt, parts_of("small-qwen2.5-vl", asked), 4))
+    assert torch.equal(language.logits(text, ()), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neither_half_holds_the_others_modules_and_the_model_stays_whole(name):
+    model = whole(name)
+    before = {key: value.data_ptr() for key, value in model.state_dict().items()}
+    encoders, language = split(model)
+    edge = {key for key, _ in encoders.model.named_parameters()}
+    server = {key for key, _ in language.model.named_parameters()}
+    assert not any("language_model" in key or "lm_head" in key for key in edge)
+    assert server and all("language_model" in key or "lm_head" in key for key in server)
+    assert {key: value.data_ptr() for key, value in model.state_dict().items()} == before
+    total = sum(weight.numel() * 4 for weight in model.parameters())
+    shared = sum(
+        weight.numel() * 4
+        for module in {id(p): p for p in encoders.projectors.values()}.values()
+        for weight in module.parameters()
+    )
+    assert encoders.memory_bytes + language.memory_bytes == total + shared
+
+
+def test_an_unsupported_model_is_told_what_is_supported_and_how_to_add_it():
+    model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    with pytest.raises(UnsupportedError, match=r"'bert'.*llava.*qwen2_5_vl.*derive a class"):
+        split(model)
+
+
+def test_encoders_of_some_modalities_alone():
+    encoders = halves("small-qwen2.5-omni")[0]
+    audio = encoders.only(["audio"])
+    assert audio.modalities == ("audio",)
+    assert audio.memory_bytes < encoders.memory_bytes
+    theirs, ours = encoders.encode(item("audio")), audio.encode(item("audio"))
+    assert torch.equal(theirs.features, ours.features)
+    with pytest.raises(ValueError, match="no encoder for image"):
+        audio.encode(item("image"))
+    with pytest.raises(ValueError, match="no encoder for audio; this model has: image"):
+        halves("small-llava")[0].only(["audio"])
+
+
+def test_the_cut_before_an_encoder_is_no_feature():
+    with pytest.raises(ValueError, match="cut='input'"):
+        halves("small-llava")[0].encode(item("image"), "input")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_model("small-qwen2.5-vl", seed=3).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_is_loaded_by_halves_and_answers_as_the_whole(checkpoint):
+    model = small_model("small-qwen2.5-vl", seed=3)
+    encoders, language = load_encoders(f"hf:{checkpoint}"), load_language(f"hf:{checkpoint}")
+    assert encoders.identity == language.identity
+    asked = request("small-qwen2.5-vl")
+    reference = split(model)
+    parts = [encoders.encode(each) for each in asked.items]
+    theirs = [reference[0].encode(each) for each in asked.items]
+    logits = language.logits(asked.prompt, parts)
+    assert torch.equal(logits, reference[1].logits(asked.prompt, theirs))
+    assert encoders.memory_bytes == reference[0].memory_bytes
+    assert language.memory_bytes == reference[1].memory_bytes
+    assert not any(weight.is_meta for weight in encoders.model.state_dict().values())
+    assert not any(weight.is_meta for weight in language.model.state_dict().values())
+
+
+def test_other_weights_are_another_identity(checkpoint, tmp_path):
+    small_model("small-qwen2.5-vl", seed=4).save_pretrained(tmp_path)
+    first = load_language(f"hf:{checkpoint}").identity
+    assert load_language(f"hf:{tmp_path}").identity != first
+
+
+def test_a_checkpoint_of_another_kind_is_refused_before_it_is_loaded(tmp_path):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="supported: llava"):
+        load_encoders(f"hf:{tmp_path}")
+
+
+def test_unknown_names_and_types_are_named():
+    with pytest.raises(ValueError, match=r"model 'gpt': expected one of small-llava"):
+        load_language("gpt")
+    with pytest.raises(ValueError, match=r"dtype='int4': expected one of float32"):
+        load_language("small-llava", dtype="int4")
+
+
+# Peak memory from the kernel's own account, which begins anew with every program.
+MEMORY = """
+import re, sys
+from pathlib import Path
+from mllm_sched.pipeline import checkpoints
+import transformers.models.llava.modeling_llava
+from accelerate import hooks
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+half = getattr(checkpoints, sys.argv[2])("hf:" + sys.argv[1])
+touched = sum(float(weight.sum()) for weight in half.model.parameters())
+print(half.memory_bytes, peak() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large_checkpoint(tmp_path_factory):
+    """LLaVA with a 400 MB LLM and a small encoder, so that who holds what can be weighed."""
+    from transformers import LlavaForConditionalGeneration
+
+    from mllm_sched.pipeline.small_models import small_config
+
+    folder = tmp_path_factory.mktemp("large")
+    config = small_config("small-llava")
+    config.text_config.intermediate_size = 65536
+    config.text_config.num_hidden_layers = 4
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def weighed(folder, loader):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(folder), loader],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    weights, grown = done.stdout.split()
+    return int(weights), int(grown)
+
+
+def test_the_edge_never_reads_the_llm_into_memory(large_checkpoint):
+    edge, edge_grown = weighed(large_checkpoint, "load_encoders")
+    server, server_grown = weighed(large_checkpoint, "load_language")
+    assert edge < 2e6 and server > 300e6
+    assert server_grown > 0.8 * server
+    assert edge_grown < 0.3 * server
