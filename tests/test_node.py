@@ -1,0 +1,395 @@
+"""Nodes as real processes behind real sockets."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import psutil
+import pytest
+import torch
+from decoupled import MODALITIES, NEW_TOKENS, again, changed, halves, monolithic, parts_of, request
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_wire import MALFORMED
+
+from mllm_sched.pipeline.edge_client import (
+    DeadlineMissed,
+    EdgeClient,
+    NodeBusy,
+    NodeUnreachable,
+    RequestRefused,
+)
+from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.wire import pack
+from mllm_sched.pipeline.wire_types import WIRE_TYPES
+
+OMNI = "small-qwen2.5-omni"
+Status = grpc.StatusCode
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """An LLM server of every architecture, without encoders."""
+    nodes = {name: NodeProcess("--model", name, "--limit", "4") for name in MODALITIES}
+    for node in nodes.values():
+        node.begin()
+    for node in nodes.values():
+        node.wait()
+    yield nodes
+    for node in nodes.values():
+        node.stop()
+
+
+@pytest.fixture
+def client(servers):
+    with EdgeClient(servers[OMNI].address) as opened:
+        yield opened
+
+
+def message(name, asked=None, parts=None, wire="float32", **options):
+    asked = asked or request(name)
+    parts = parts_of(name, asked) if parts is None else parts
+    return asked, pack(asked, halves(name)[0].identity, parts, wire, **options)
+
+
+@pytest.mark.parametrize("cut", ["encoder", "projector"])
+@pytest.mark.parametrize("name", MODALITIES)
+def test_across_processes_and_a_socket_nothing_changes_to_the_last_bit(servers, name, cut):
+    asked = request(name)
+    logits, tokens = monolithic(name, asked)
+    with EdgeClient(servers[name].address) as client:
+        data = message(name, asked, parts_of(name, asked, cut), logits=True)[1]
+        answer = client.ask(data, asked.id, 30)
+    assert torch.equal(answer.logits[0], logits[0])
+    assert answer.tokens == tokens
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_across_the_socket_too_features_matter(servers, name):
+    asked = request(name)
+    logits, tokens = monolithic(name, asked)
+    with EdgeClient(servers[name].address) as client:
+        for how in (torch.zeros_like, lambda rows: rows.flip(0)):
+            wrong = again(asked)
+            parts = changed(parts_of(name, asked), how)
+            answer = client.ask(message(name, wrong, parts, logits=True)[1], wrong.id, 30)
+            assert (answer.logits[0] - logits[0]).abs().max() > 0.01
+            assert answer.tokens != tokens
+
+
+def test_narrower_types_change_logits_a_little_and_more_the_narrower(client):
+    logits, _ = monolithic(OMNI, request(OMNI))
+    errors = {}
+    for wire in WIRE_TYPES:
+        asked, data = message(OMNI, wire=wire, logits=True)
+        answer = client.ask(data, asked.id, 30)
+        errors[wire] = float((answer.logits[0] - logits[0]).abs().max())
+    assert errors["float32"] == 0 < errors["float16"] < errors["bfloat16"] < errors["int8"]
+    assert errors["int8"] < 0.05 * float(logits.abs().max())
+
+
+def test_tokens_come_one_by_one(client):
+    asked, data = message(OMNI)
+    events = [event for event, _ in client.events(data, asked.id, 30)]
+    assert [event.WhichOneof("content") for event in events] == NEW_TOKENS * ["token"] + [
+        "finished"
+    ]
+    assert [event.token.index for event in events[:-1]] == list(range(NEW_TOKENS))
+
+
+def test_a_node_says_what_it_holds(client):
+    card = client.describe()
+    assert card.model == halves(OMNI)[0].identity and card.name == OMNI
+    assert list(card.encoders) == [] and list(card.cuts) == ["encoder", "projector"]
+    assert card.markers["image"] == 260 and card.limit == 4
+
+
+def rss(node):
+    return psutil.Process(node.pid).memory_info().rss
+
+
+def test_every_malformed_message_is_refused_and_the_server_goes_on_unharmed(servers, client):
+    asked = request(OMNI)
+    tokens = monolithic(OMNI, asked)[1]
+
+    def refuse_all():
+        for number, (name, (data, _)) in enumerate(MALFORMED.items()):
+            with pytest.raises(RequestRefused) as refusal:
+                client.ask(data, f"bad {number}", 10)
+            expected = Status.FAILED_PRECONDITION if name == "wrong model" else None
+            raw_or_other = {Status.INVALID_ARGUMENT, Status.FAILED_PRECONDITION}
+            assert refusal.value.code in ({expected} if expected else raw_or_other), name
+            assert "Traceback" not in str(refusal.value) and len(str(refusal.value)) < 400
+
+    assert len(MALFORMED) >= 40
+    refuse_all()
+    before = rss(servers[OMNI])
+    for _ in range(3):
+        refuse_all()
+    assert rss(servers[OMNI]) - before < 16e6
+    fresh = again(asked)
+    assert client.ask(message(OMNI, fresh)[1], fresh.id, 30).tokens == tokens
+
+
+def broken_streams():
+    """Pieces that do not keep to the protocol, and what the refusal must say."""
+    asked, data = message(OMNI)
+    start = start_of(data, asked.id)
+    first, *rest = pieces_of(data, start)
+
+    def with_start(**fields):
+        changed = pb.Start()
+        changed.CopyFrom(start)
+        for name, value in fields.items():
+            setattr(changed, name, value)
+        return [pb.Piece(start=changed), *rest]
+
+    return {
+        "nothing": ([], "first piece must be a start"),
+        "no start": (rest, "first piece must be a start"),
+        "empty piece first": ([pb.Piece()], "first piece must be a start"),
+        "two starts": ([first, first], "expected a piece with data"),
+        "empty data": ([first, pb.Piece(data=b"")], "expected a piece with data"),
+        "no data": ([first], "truncated: 0 of"),
+        "half of it": ([first, pb.Piece(data=rest[0].data[:100])], "truncated: 100 of"),
+        "more than announced": (with_start(bytes=100), "more than the 100 bytes"),
+        "oversized": (with_start(bytes=1 << 40), "a message of 1099511627776 bytes"),
+        "too short": (with_start(bytes=7), "a message of 7 bytes"),
+        "wrong digest": (with_start(sha256=bytes(32)), "not those of the digest"),
+        "short digest": (with_start(sha256=b"abc"), "expected 32 bytes"),
+        "no id": (with_start(id=""), "id of 0 characters"),
+        "long id": (with_start(id="x" * 65), "id of 65 characters"),
+        "another id": (with_start(id="another"), "not another"),
+    }
+
+
+@pytest.mark.parametrize("name", broken_streams())
+def test_a_broken_stream_is_refused_with_its_reason(servers, name):
+    pieces, reason = broken_streams()[name]
+    with grpc.insecure_channel(servers[OMNI].address) as channel:
+        with pytest.raises(grpc.RpcError) as refusal:
+            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=10))
+    assert refusal.value.code() is Status.INVALID_ARGUMENT
+    assert reason in refusal.value.details()
+
+
+def test_an_oversized_piece_is_refused(servers):
+    asked, data = message(OMNI)
+    pieces = [pb.Piece(start=start_of(data, asked.id)), pb.Piece(data=bytes(2 << 20))]
+    with grpc.insecure_channel(servers[OMNI].address) as channel:
+        with pytest.raises(grpc.RpcError) as refusal:
+            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=10))
+    assert refusal.value.code() is Status.RESOURCE_EXHAUSTED
+
+
+def test_a_request_sent_again_gets_its_answer_and_is_not_generated_twice(client):
+    asked, data = message(OMNI)
+    first = client.ask(data, asked.id, 30)
+    second = client.ask(data, asked.id, 30)
+    assert second.tokens == first.tokens
+    assert second.times.llm_s == first.times.llm_s  # of the one time it was generated
+
+
+def test_an_id_used_again_for_other_bytes_is_refused(client):
+    asked, data = message(OMNI)
+    client.ask(data, asked.id, 30)
+    other = message(OMNI, asked, wire="float16")[1]
+    with pytest.raises(RequestRefused, match="sent before, with other bytes") as refusal:
+        client.ask(other, asked.id, 30)
+    assert refusal.value.code is Status.ALREADY_EXISTS
+
+
+def test_an_answer_goes_on_behind_the_tokens_that_came(servers):
+    asked, data = message(OMNI)
+    with EdgeClient(servers[OMNI].address) as client:
+        tokens = client.ask(data, asked.id, 30).tokens
+    with grpc.insecure_channel(servers[OMNI].address) as channel:
+        start = start_of(data, asked.id, have=5)
+        events = list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=10))
+        assert tuple(event.token.token for event in events[:-1]) == tokens[5:]
+        start = start_of(data, asked.id, have=99)
+        with pytest.raises(grpc.RpcError) as refusal:
+            list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=10))
+    assert refusal.value.code() is Status.OUT_OF_RANGE
+
+
+def test_more_requests_than_the_limit_are_refused_at_once_and_the_others_answered():
+    asked = request("small-llava")
+    tokens = monolithic("small-llava", asked)[1]
+    with NodeProcess("--model", "small-llava", "--limit", "2", "--llm-slowdown", "20") as node:
+
+        def one(_):
+            mine = again(asked)
+            with EdgeClient(node.address) as client:
+                try:
+                    return client.ask(message("small-llava", mine)[1], mine.id, 30).tokens
+                except NodeBusy as error:
+                    return error.code
+
+        with ThreadPoolExecutor(6) as pool:
+            results = list(pool.map(one, range(6)))
+        assert results.count(tokens) == 2
+        assert results.count(Status.RESOURCE_EXHAUSTED) == 4
+        assert one(0) == tokens  # and then there is room again
+
+
+def test_clients_at_once_get_the_answers_of_a_lone_one(servers):
+    asked = [request(OMNI, text=f"question {number}".encode(), seed=number) for number in range(4)]
+    alone = [monolithic(OMNI, one)[1] for one in asked]
+    assert len(set(alone)) == 4
+
+    def one(number):
+        wanted, answers = number % 4, []
+        with EdgeClient(servers[OMNI].address) as client:
+            for _ in range(8):
+                mine = again(asked[wanted])
+                answers.append(client.ask(message(OMNI, mine)[1], mine.id, 60).tokens)
+        return all(answer == alone[wanted] for answer in answers)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(one, range(4)))
+
+
+def test_a_late_answer_is_a_missed_deadline_and_a_later_request_is_served():
+    asked = request("small-llava")
+    with NodeProcess("--model", "small-llava", "--llm-slowdown", "100") as node:
+        with EdgeClient(node.address) as client:
+            begun_s = time.monotonic()
+            with pytest.raises(DeadlineMissed, match=r"no complete answer in 0\.5 s"):
+                client.ask(message("small-llava", asked)[1], asked.id, 0.5)
+            assert time.monotonic() - begun_s < 2
+            short = type(asked)(asked.prompt, asked.items, 1)
+            assert len(client.ask(message("small-llava", short)[1], short.id, 30).tokens) == 1
+
+
+def test_a_node_that_is_not_there_is_named_with_the_tries():
+    asked, data = message("small-llava")
+    with EdgeClient("127.0.0.1:1") as client:
+        with pytest.raises(NodeUnreachable, match=r"127\.0\.0\.1:1: no answer in 0\.5 s") as error:
+            client.ask(data, asked.id, 0.5)
+    assert error.value.tries > 1
+
+
+def test_a_deadline_is_needed():
+    with EdgeClient("127.0.0.1:1") as client, pytest.raises(ValueError, match="deadline_s=0"):
+        client.ask(b"", "x", 0)
+
+
+def test_kill_9_of_the_server_in_mid_answer_is_survived_without_a_token_twice():
+    asked = request("small-llava")
+    tokens = monolithic("small-llava", asked)[1]
+    node = NodeProcess("--model", "small-llava", "--llm-slowdown", "40")
+    with node, EdgeClient(node.address) as client:
+        data, seen = message("small-llava", asked)[1], []
+        first_boot = client.describe().boot
+        restart = threading.Thread(target=lambda: (node.kill(), node.start()))
+        for event, tries in client.events(data, asked.id, 60):
+            if event.WhichOneof("content") == "token":
+                seen.append((event.token.index, event.token.token, tries))
+                if len(seen) == 3:
+                    restart.start()
+        restart.join()
+        assert client.describe().boot != first_boot
+    assert [index for index, *_ in seen] == list(range(NEW_TOKENS))
+    assert tuple(token for _, token, _ in seen) == tokens
+    assert seen[0][2] == 1 and seen[-1][2] > 1
+
+
+def test_kill_9_of_the_server_is_a_clear_error_within_the_deadline_if_it_stays_away():
+    asked, data = message("small-llava")
+    node = NodeProcess("--model", "small-llava", "--llm-slowdown", "100")
+    with node, EdgeClient(node.address) as client:
+        client.describe()
+        threading.Timer(0.3, node.kill).start()
+        begun_s = time.monotonic()
+        with pytest.raises(NodeUnreachable, match="no answer in 2 s"):
+            client.ask(data, asked.id, 2)
+        assert time.monotonic() - begun_s < 4
+
+
+def test_the_health_check_and_a_graceful_end():
+    node = NodeProcess("--model", "small-llava", "--llm-slowdown", "20").start()
+    asked = request("small-llava")
+    with grpc.insecure_channel(node.address) as channel, EdgeClient(node.address) as client:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "mllm_sched.pipeline.Node"):
+            status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+        with ThreadPoolExecutor(1) as pool:
+            data = message("small-llava", asked)[1]
+            answer = pool.submit(client.ask, data, asked.id, 30)
+            time.sleep(0.3)
+            psutil.Process(node.pid).terminate()  # in the middle of the answer
+            assert answer.result().tokens == monolithic("small-llava", asked)[1]
+    node.stop()
+
+
+def test_a_node_of_encoders_gives_the_features_that_would_be_made_here():
+    asked = request(OMNI)
+    with NodeProcess("--model", OMNI, "--encoders", "image", "audio", "--no-llm") as node:
+        with EdgeClient(node.address) as client:
+            assert list(client.describe().encoders) == ["image", "audio"]
+            only = type(asked)(asked.prompt, asked.items[:2], 1)
+            for cut in ("encoder", "projector"):
+                parts, times = client.encode(only, halves(OMNI)[0].identity, 30, cut)
+                for ours, theirs in zip(parts_of(OMNI, only, cut), parts, strict=True):
+                    assert torch.equal(ours.features, theirs.features)
+                    assert ours.layout == theirs.layout and ours.cut == theirs.cut
+                assert times.encode_s > 0
+            with pytest.raises(RequestRefused, match="video: this model takes image, audio"):
+                client.encode(asked, halves(OMNI)[0].identity, 30)
+            with pytest.raises(RequestRefused, match="holds no LLM") as refusal:
+                client.ask(message(OMNI)[1], "x", 10)
+            assert refusal.value.code is Status.UNIMPLEMENTED
+
+
+def test_a_node_with_both_halves_answers_raw_requests_alike():
+    asked = request(OMNI)
+    with NodeProcess("--model", OMNI, "--encoders") as node, EdgeClient(node.address) as client:
+        answer = client.ask(pack(asked, halves(OMNI)[0].identity), asked.id, 30)
+        assert answer.tokens == monolithic(OMNI, asked)[1]
+        assert answer.times.encode_s > 0 and answer.times.llm_s > 0
+
+
+def test_raw_requests_are_refused_where_there_are_no_encoders(client):
+    asked = request(OMNI)
+    with pytest.raises(RequestRefused, match="cut at input, this server takes") as refusal:
+        client.ask(pack(asked, halves(OMNI)[0].identity), asked.id, 10)
+    assert refusal.value.code is Status.FAILED_PRECONDITION
+
+
+def test_a_slower_device_is_imitated():
+    asked, data = message("small-llava")
+    with NodeProcess("--model", "small-llava", "--llm-slowdown", "10") as node:
+        with EdgeClient(node.address) as client:
+            slow = client.ask(data, asked.id, 60).times.llm_s
+    with NodeProcess("--model", "small-llava") as node, EdgeClient(node.address) as client:
+        fast = client.ask(data, asked.id, 60).times.llm_s
+    assert slow > 3 * fast
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--model", "gpt"], "model 'gpt'"),
+        (["--host", "0.0.0.0"], "others can reach it"),
+        (["--certificate", "x.pem"], "give certificate, key and authority"),
+        (["--no-llm"], "encoders, an LLM, or both"),
+    ],
+)
+def test_a_wrong_call_of_a_node_says_why(options, reason):
+    command = [sys.executable, "-m", "mllm_sched.pipeline.serve", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and reason in done.stderr
+
+
+def test_a_port_in_use_is_named(servers):
+    port = servers[OMNI].address.rpartition(":")[2]
+    command = [sys.executable, "-m", "mllm_sched.pipeline.serve", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and f"cannot listen on 127.0.0.1:{port}" in done.stderr

@@ -1,0 +1,90 @@
+import pytest
+import trustme
+from decoupled import halves, parts_of, request
+from grpc import StatusCode
+
+from mllm_sched.pipeline.edge_client import EdgeClient, NodeUnreachable, RequestRefused
+from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.security import Security, check_host, is_loopback
+from mllm_sched.pipeline.wire import pack
+
+NAME = "small-llava"
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+def written(folder, authority, identity):
+    """Certificate, key and authority as files, under the options of a node."""
+    made = authority.issue_cert(identity)
+    files = {name: folder / f"{identity}.{name}.pem" for name in ("certificate", "key")}
+    made.private_key_pem.write_to_path(files["key"])
+    files["certificate"].write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    files["authority"] = folder / f"{identity}.authority.pem"
+    authority.cert_pem.write_to_path(files["authority"])
+    return files
+
+
+def ask(client):
+    asked = request(NAME)
+    data = pack(asked, halves(NAME)[0].identity, parts_of(NAME, asked))
+    return client.ask(data, asked.id, 10)
+
+
+def test_a_token_is_asked_for_and_a_wrong_one_refused_in_every_call(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("correct horse\n")
+    with NodeProcess("--model", NAME, "--token-file", str(file)) as node:
+        with EdgeClient(node.address, Security("correct horse")) as client:
+            assert ask(client).tokens
+        for wrong in (Security(), Security("correct horsf"), Security("c"), Security("x" * 1000)):
+            with EdgeClient(node.address, wrong) as client:
+                for call in (ask, EdgeClient.describe):
+                    with pytest.raises(RequestRefused, match="no token, or a wrong one") as error:
+                        call(client)
+                    assert error.value.code is StatusCode.UNAUTHENTICATED
+                    assert "horse" not in str(error.value)
+        assert not any("horse" in line for line in node.log())
+
+
+def test_with_certificates_only_clients_of_the_same_authority_are_served(tmp_path, authority):
+    ours = written(tmp_path, authority, "localhost")
+    options = [text for name, file in ours.items() for text in (f"--{name}", str(file))]
+    stranger = written(tmp_path, trustme.CA(), "stranger.example")
+    with NodeProcess("--model", NAME, *options) as node:
+        address = node.address.replace("127.0.0.1", "localhost")
+        friend = Security(**written(tmp_path, authority, "edge.example"))
+        with EdgeClient(address, friend) as client:
+            assert ask(client).tokens
+        trusting = Security(**{**stranger, "authority": ours["authority"]})
+        for wrong in (Security(), trusting, Security(**stranger)):
+            with EdgeClient(address, wrong) as client, pytest.raises(NodeUnreachable):
+                client.describe(deadline_s=1)
+
+
+def test_tls_is_mutual_or_not_at_all(tmp_path):
+    with pytest.raises(ValueError, match="certificate, key and authority together"):
+        Security(certificate=tmp_path / "a.pem", key=tmp_path / "b.pem")
+
+
+@pytest.mark.parametrize("token", ["", "schlüssel"])
+def test_a_token_must_be_text_that_a_header_can_carry(token):
+    with pytest.raises(ValueError, match="ASCII"):
+        Security(token)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1", "[::1]"])
+def test_loopback_needs_no_secret(host):
+    assert is_loopback(host)
+    check_host(host, Security())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])
+def test_other_addresses_do(host):
+    assert not is_loopback(host)
+    with pytest.raises(ValueError, match="others can reach it"):
+        check_host(host, Security())
+    check_host(host, Security("token"))
+    check_host(host, Security(), is_open=True)
