@@ -86,7 +86,10 @@ def pack(
             tensors[f"part{index}"] = torch.from_numpy(item.data).contiguous()
         cut, wire = "input", "raw"
     else:
-        (cut,) = {part.cut for part in parts} or {"projector"}
+        cuts = {part.cut for part in parts} or {"projector"}
+        if len(cuts) > 1:
+            raise ValueError(f"parts are cut at {' and '.join(sorted(cuts))}: expected one cut")
+        (cut,) = cuts
         described = tuple(PartHeader(part.modality, **asdict(part.layout)) for part in parts)
         for index, part in enumerate(parts):
             tensors |= _named(index, quantised(part.features, wire))
