@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from mllm_sched import paths
+from mllm_sched import cli_pipeline, paths
 from mllm_sched.devices import device_names, open_device
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import TableError, read_table
+from mllm_sched.pipeline.node_errors import NodeError
 from mllm_sched.schedulers import scheduler_names
 from mllm_sched.study import claims
 from mllm_sched.study.comparison import compare
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunStopped as error:
         _save(error.table, options.out)
         return _complain(error, 1)
-    except (ValueError, TypeError, TableError, HarnessError, OSError) as error:
+    except (ValueError, TypeError, TableError, HarnessError, NodeError, OSError) as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
         return _complain("stopped; the same call goes on where it was", 130)
@@ -90,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     measured = commands.add_parser("profile", help="measure every arm of a live device")
     _profile_options(measured)
     measured.set_defaults(command=_profile)
+
+    cli_pipeline.add_commands(commands)
 
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
     judged.set_defaults(command=lambda options: claims.main(["--print"]))

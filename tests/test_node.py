@@ -14,9 +14,9 @@ from decoupled import MODALITIES, NEW_TOKENS, again, changed, halves, monolithic
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_wire import MALFORMED
 
-from mllm_sched.pipeline.edge_client import (
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
-    EdgeClient,
     NodeBusy,
     NodeUnreachable,
     RequestRefused,

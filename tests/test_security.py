@@ -3,7 +3,8 @@ import trustme
 from decoupled import halves, parts_of, request
 from grpc import StatusCode
 
-from mllm_sched.pipeline.edge_client import EdgeClient, NodeUnreachable, RequestRefused
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.node_errors import NodeUnreachable, RequestRefused
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.security import Security, check_host, is_loopback
 from mllm_sched.pipeline.wire import pack

@@ -13,6 +13,13 @@ import grpc
 import torch
 from safetensors.torch import load
 
+from mllm_sched.pipeline.node_errors import (
+    DeadlineMissed,
+    NodeBusy,
+    NodeError,
+    NodeUnreachable,
+    RequestRefused,
+)
 from mllm_sched.pipeline.pieces import pieces_of, start_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
@@ -29,31 +36,6 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # clients do not share a connection
     ("grpc.enable_retries", 0),  # done here, where the request's id is known
 ]
-
-
-class NodeError(RuntimeError):
-    """A request that was not answered; ``code`` is the status of its last try."""
-
-    def __init__(self, message: str, code: grpc.StatusCode, tries: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-        self.tries = tries
-
-
-class RequestRefused(NodeError):
-    """The node will not serve this request, however often it is sent."""
-
-
-class NodeBusy(NodeError):
-    """The node serves as many requests as it may; later it will take this one."""
-
-
-class NodeUnreachable(NodeError):
-    """Nobody answered before the deadline."""
-
-
-class DeadlineMissed(NodeError):
-    """The node was there, but the answer was not complete at the deadline."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from mllm_sched.pipeline.compute import Compute
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
+from mllm_sched.pipeline.options import MESSAGE_BYTES, REQUESTS
 from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
 from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -52,8 +53,8 @@ class Limits:
         For a request without a deadline, or with a later one.
     """
 
-    requests: int = 8
-    bytes: int = 64 << 20
+    requests: int = REQUESTS
+    bytes: int = MESSAGE_BYTES
     new_tokens: int = 1024
     idle_s: float = 30.0
     answer_s: float = 600.0

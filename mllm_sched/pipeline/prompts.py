@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
+from mllm_sched.pipeline.encoders import CHECKPOINT
 from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 
 
@@ -51,3 +54,46 @@ def prompt_ids(
         around = (f"{modality}.start", modality, f"{modality}.end")
         ids += [markers[name] for name in around if name in markers]
     return (*ids, *text)
+
+
+def encode_text(
+    source: str, markers: Mapping[str, int], modalities: Sequence[str], text: str
+) -> tuple[int, ...]:
+    """The prompt of a question in words.
+
+    Parameters
+    ----------
+    source
+        A model's name. A checkpoint (``hf:``) brings a tokenizer; if that has a chat template, it
+        says where items and text go. Otherwise, and for small models, whose tokens are bytes, the
+        items come first.
+    markers, modalities
+        As for ``prompt_ids``.
+    text
+        The question.
+    """
+    tokenizer = _tokenizer(source)
+    if tokenizer is None:
+        return prompt_ids(markers, modalities, text.encode())
+    if not tokenizer.chat_template:
+        return prompt_ids(markers, modalities, tokenizer(text, add_special_tokens=False).input_ids)
+    content = [*({"type": kind} for kind in modalities), {"type": "text", "text": text}]
+    chat = [{"role": "user", "content": content}]
+    made = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+    return tuple(made["input_ids"])
+
+
+def decode_text(source: str, tokens: Sequence[int]) -> str:
+    """An answer in words; of small models, their bytes, and every marker by number."""
+    if (tokenizer := _tokenizer(source)) is not None:
+        return str(tokenizer.decode(tokens))
+    return "".join(chr(token) if 32 <= token < 127 else f"<{token}>" for token in tokens)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(source: str) -> Any:
+    if not source.startswith(CHECKPOINT):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source.removeprefix(CHECKPOINT))

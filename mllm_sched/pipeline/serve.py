@@ -9,17 +9,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import grpc
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from mllm_sched.pipeline.checkpoints import DTYPES, load_encoders, load_language
+from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.node import Limits, Node, Slowdown
+from mllm_sched.pipeline.options import add_options, security_of
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.security import Security, check_host
+from mllm_sched.pipeline.security import check_host
 
 READY = "listening on"
 SERVICE = "mllm_sched.pipeline.Node"
@@ -70,40 +70,6 @@ async def serve(node: Node, host: str, port: int) -> None:
     await node.drain(GRACE_S)
     await server.stop(grace=1.0)
     node.compute.close()
-
-
-def add_options(parser: argparse.ArgumentParser, *, listens: bool = True) -> None:
-    """Options of every node; ``listens`` unless it does so only with ``--listen``."""
-    limits, add = Limits(), parser.add_argument
-    if listens:
-        add("--port", type=int, default=50051, help="0: a free one (default %(default)s)")
-        add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-        add("--open", action="store_true", help="let anyone ask who reaches the host")
-    add("--model", default="small-llava", help="a small one, or hf:PATH (default %(default)s)")
-    add("--seed", type=int, default=0, help="of a small model's weights")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights")
-    add("--limit", type=int, default=limits.requests, help="requests at a time (%(default)s)")
-    add("--max-bytes", type=int, default=limits.bytes, help="of a message (%(default)s)")
-    add("--threads", type=int, default=1, help="of PyTorch (default %(default)s)")
-    for name in ("encoders", "llm"):
-        add(f"--{name}-slowdown", type=float, default=1.0, metavar="N", help="imitate a slower one")
-    add_security(parser)
-
-
-def add_security(parser: argparse.ArgumentParser) -> None:
-    """Options that say who may ask, the same on both sides."""
-    add = parser.add_argument
-    add("--token-file", type=Path, metavar="FILE", help="holds the token both sides share")
-    add("--certificate", type=Path, metavar="FILE.pem", help="of this side, for mutual TLS")
-    add("--key", type=Path, metavar="FILE.pem", help="of this side's certificate")
-    add("--authority", type=Path, metavar="FILE.pem", help="signed the other side's certificate")
-
-
-def security_of(options: argparse.Namespace) -> Security:
-    """Secrets as the options name them."""
-    file = options.token_file
-    token = file.read_text().strip() if file else None
-    return Security(token, options.certificate, options.key, options.authority)
 
 
 def run_node(

@@ -47,8 +47,8 @@ class Accelerator:
         return max(compute_s, memory_s)
 
 
-# NVIDIA, Jetson AGX Orin 64GB: 2048 Ampere cores, 64 tensor cores at 1.3 GHz, 256-bit LPDDR5.
-ORIN = Accelerator("AGX Orin 64GB", tflops=85.2, gb_per_s=204.8)
+# NVIDIA, Jetson AGX Orin 64GB: 85 TFLOPS FP16 with sparsity, half of it without; 256-bit LPDDR5.
+ORIN = Accelerator("AGX Orin 64GB", tflops=42.5, gb_per_s=204.8)
 # NVIDIA, A100 80GB PCIe.
 A100 = Accelerator("A100 80GB", tflops=312.0, gb_per_s=1935.0)
 

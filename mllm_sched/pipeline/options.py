@@ -1,0 +1,45 @@
+"""Options of the programs that run a node or ask one; nothing heavy is imported for them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mllm_sched.pipeline.security import Security
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+REQUESTS = 8
+MESSAGE_BYTES = 64 << 20
+
+
+def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
+    """Options of every node."""
+    add = parser.add_argument
+    add("--port", type=int, default=port, help="0: a free one (default %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add("--open", action="store_true", help="let anyone ask who reaches the host")
+    add("--model", default="small-llava", help="a small one, or hf:PATH (default %(default)s)")
+    add("--seed", type=int, default=0, help="of a small model's weights")
+    add("--dtype", choices=DTYPE_NAMES, default="float32", help="of the weights")
+    add("--limit", type=int, default=REQUESTS, help="requests at a time (%(default)s)")
+    add("--max-bytes", type=int, default=MESSAGE_BYTES, help="of a message (%(default)s)")
+    add("--threads", type=int, default=1, help="of PyTorch (default %(default)s)")
+    for name in ("encoders", "llm"):
+        add(f"--{name}-slowdown", type=float, default=1.0, metavar="N", help="imitate a slower one")
+    add_security(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """Options that say who may ask, the same on both sides."""
+    add = parser.add_argument
+    add("--token-file", type=Path, metavar="FILE", help="holds the token both sides share")
+    add("--certificate", type=Path, metavar="FILE.pem", help="of this side, for mutual TLS")
+    add("--key", type=Path, metavar="FILE.pem", help="of this side's certificate")
+    add("--authority", type=Path, metavar="FILE.pem", help="signed the other side's certificate")
+
+
+def security_of(options: argparse.Namespace) -> Security:
+    """Secrets as the options name them."""
+    file = options.token_file
+    token = file.read_text().strip() if file else None
+    return Security(token, options.certificate, options.key, options.authority)
