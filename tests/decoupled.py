@@ -17,6 +17,7 @@ MODALITIES = {
     "small-qwen2.5-vl": ("image", "video"),
     "small-qwen2.5-omni": ("image", "audio", "video"),
 }
+OMNI = "small-qwen2.5-omni"
 NEW_TOKENS = 12
 
 

@@ -10,7 +10,17 @@ import grpc
 import psutil
 import pytest
 import torch
-from decoupled import MODALITIES, NEW_TOKENS, again, changed, halves, monolithic, parts_of, request
+from decoupled import (
+    MODALITIES,
+    NEW_TOKENS,
+    OMNI,
+    again,
+    changed,
+    halves,
+    monolithic,
+    parts_of,
+    request,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_wire import MALFORMED
 
@@ -28,7 +38,6 @@ from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.wire import pack
 from mllm_sched.pipeline.wire_types import WIRE_TYPES
 
-OMNI = "small-qwen2.5-omni"
 Status = grpc.StatusCode
 
 

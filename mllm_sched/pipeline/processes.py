@@ -17,12 +17,16 @@ START_TIMEOUT_S = 120.0
 
 
 class NodeProcess:
-    """A node in a process of its own, listening on a loopback port.
+    """A node in a process of its own, listening on a loopback port unless told otherwise.
 
     Parameters
     ----------
     options
         Of ``python -m mllm_sched.pipeline.serve``.
+    port
+        To listen on; 0 takes a free one.
+    inside
+        Begins the command, so that it may run in a network namespace.
 
     Raises
     ------
@@ -35,9 +39,9 @@ class NodeProcess:
     ...     client = EdgeClient(node.address)
     """
 
-    def __init__(self, *options: str) -> None:
-        self._options = options
-        self._port = 0
+    def __init__(self, *options: str, port: int = 0, inside: Sequence[str] = ()) -> None:
+        self._options, self._inside = options, inside
+        self._host, self._port = "", port
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
 
@@ -52,7 +56,7 @@ class NodeProcess:
     @property
     def address(self) -> str:
         """``HOST:PORT``; the same after a restart."""
-        return f"127.0.0.1:{self._port}"
+        return f"{self._host}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -70,7 +74,7 @@ class NodeProcess:
         """Start it; ``wait`` tells when it listens, so that several may load at once."""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mllm_sched.pipeline.serve", *self._command()],
+            [*self._inside, sys.executable, "-m", "mllm_sched.pipeline.serve", *self._command()],
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -88,7 +92,8 @@ class NodeProcess:
             words = self.log()
             self.kill()
             raise RuntimeError(f"the node did not start: {' '.join(words[-1:])}")
-        self._port = int(line.rpartition(":")[2])
+        self._host, _, port = line.removeprefix(READY).strip().rpartition(":")
+        self._port = int(port)
 
     def log(self) -> list[str]:
         """Lines it wrote to standard error so far."""

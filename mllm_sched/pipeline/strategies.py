@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from mllm_sched.pipeline.edge_client import Answer, EdgeClient
 from mllm_sched.pipeline.edge_client import Times as NodeTimes
 from mllm_sched.pipeline.link import Link
+from mllm_sched.pipeline.namespaces import NamespaceLink
 from mllm_sched.pipeline.requests import Item, Part, Request
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
@@ -58,7 +59,7 @@ class Outcome:
 def run(
     strategy: str,
     request: Request,
-    link: Link,
+    link: Link | NamespaceLink,
     edges: Sequence[str],
     *,
     cut: str = "projector",
