@@ -131,3 +131,15 @@ def test_licence_and_citation():
 
 def test_the_changelog_knows_this_version():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_generated_grpc_code_is_in_step_with_its_proto(tmp_path):
+    """`make proto` would change nothing."""
+    proto = "mllm_sched/pipeline/proto/node.proto"
+    where = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *where, proto]
+    subprocess.run(command, cwd=ROOT, check=True)
+    made = sorted((tmp_path / proto).parent.iterdir())
+    assert len(made) == 3
+    for file in made:
+        assert file.read_text() == (ROOT / proto).with_name(file.name).read_text(), file.name
