@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mllm_sched.pipeline.checkpoints import load_model
+from mllm_sched.pipeline.monolithic import monolithic as reference
 from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.requests import Item, Part, Request
 from mllm_sched.pipeline.split import split
@@ -63,26 +64,6 @@ def changed(parts, how):
     return [Part(part.modality, part.cut, how(part.features), part.layout) for part in parts]
 
 
-@torch.inference_mode()
 def monolithic(name, asked):
-    """Logits and greedy tokens by Hugging Face's own forward and generate, never split."""
-    model, (encoders, language) = whole(name), halves(name)
-    prepared = [(each, *encoders.prepare(each)) for each in asked.items]
-    layouts = [(each.modality, layout) for each, _, layout in prepared]
-    ids = language.ids(asked.prompt, layouts)
-    inputs = {"attention_mask": torch.ones_like(ids)}
-    for each, tensors, layout in prepared:
-        inputs |= {key: value for key, value in tensors.items() if key != "grid"}
-        if layout.grid:
-            inputs[f"{each.modality}_grid_thw"] = tensors["grid"]
-        if layout.seconds_per_grid:
-            key = "video_second_per_grid" if "omni" in name else "second_per_grid_ts"
-            inputs[key] = torch.tensor([layout.seconds_per_grid])
-    if name == "small-qwen2.5-vl":
-        marks = markers_of(language)
-        inputs["mm_token_type_ids"] = (ids == marks["image"]) * 1 + (ids == marks["video"]) * 2
-    logits = model(input_ids=ids, **inputs).logits
-    tokens = model.generate(
-        input_ids=ids, **inputs, max_new_tokens=asked.max_new_tokens, do_sample=False
-    )
-    return logits, tuple(tokens[0, ids.shape[1] :].tolist())
+    """Logits and greedy tokens of the model that was never split."""
+    return reference(whole(name), asked)

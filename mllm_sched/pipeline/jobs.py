@@ -91,8 +91,10 @@ class Jobs:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._jobs: dict[str, Job] = {}
         self._forgotten: OrderedDict[str, bytes] = OrderedDict()
+        self._given: OrderedDict[str, int] = OrderedDict()  # bytes of answers that are complete
+        self._held = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, name: str, digest: bytes) -> Job | None:
@@ -145,17 +147,17 @@ class Jobs:
             job.end(failure=RefusedError(grpc.StatusCode.UNAVAILABLE, "the node shuts down"))
         if job.failure is not None:  # sent again, it may succeed
             del self._jobs[name]
+            return
+        self._given[name] = job.bytes
+        self._held += job.bytes
         self._forget()
 
     def _forget(self) -> None:
         """Answers given go, the oldest first, once they take too much memory; ids stay longer."""
-        held = sum(job.bytes for job in self._jobs.values())
-        for name, job in list(self._jobs.items()):
-            if held <= REMEMBERED_BYTES:
-                break
-            if job.over:
-                held -= job.bytes
-                self._forgotten[name] = self._jobs.pop(name).digest
+        while self._held > REMEMBERED_BYTES:
+            name, size = self._given.popitem(last=False)
+            self._held -= size
+            self._forgotten[name] = self._jobs.pop(name).digest
         while len(self._forgotten) > REMEMBERED_IDS:
             self._forgotten.popitem(last=False)
 

@@ -164,16 +164,19 @@ def small_config(name: str) -> Any:
     return SMALL_MODELS[name]()
 
 
-def small_model(name: str, seed: int = 0) -> Any:
-    """The whole model in float32 and eval mode. The global random state stays untouched."""
+def build(config: Any) -> Any:
+    """A model of random weights for a configuration that names no class of its own."""
     import transformers
 
-    config = small_config(name)
-    (kind,) = config.architectures or (type(config).__name__.replace("Config", ""),)
-    model_class = getattr(transformers, f"{kind.removesuffix('Model')}ForConditionalGeneration")
+    kind = type(config).__name__.removesuffix("Config")
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def small_model(name: str, seed: int = 0) -> Any:
+    """The whole model in float32 and eval mode. The global random state stays untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config)
+        model = build(small_config(name))
     with torch.no_grad():
         for weights in model.parameters():
             if weights.ndim > 1:

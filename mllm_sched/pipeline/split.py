@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_sched.pipeline.architectures import Architecture, architecture_of
+from mllm_sched.pipeline.architecture import Architecture
+from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.requests import Item, Layout, Part
 
 

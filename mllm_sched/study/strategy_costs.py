@@ -13,6 +13,7 @@ import pandas as pd
 
 from mllm_sched import paths
 from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.pipeline import codecs, media
 from mllm_sched.pipeline.wire_types import wire_bytes
 from mllm_sched.pipeline.work import Work, read_work
 
@@ -78,10 +79,10 @@ class Language:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One item: its encoder, its raw bytes, and the shape of its features as they are sent."""
+    """One item: its encoder, its bytes as input, and the shape of its features as they are sent."""
 
     encoder: str
-    raw_bytes: int
+    input_bytes: int
     rows: int
     width: int
 
@@ -93,6 +94,17 @@ ITEMS = (
     Encoded("whisper-small", 30 * 16000 * 2, 1500, 768),
     Encoded("videomae-base", 16 * 224 * 224 * 3, 1568, 768),
 )
+
+
+def compressed_items() -> tuple[Encoded, ...]:
+    """The same items with inputs as JPEG, Opus, and one JPEG a frame; really compressed."""
+    frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
+    sizes = (
+        len(codecs.jpeg(media.photograph("china"))),
+        len(codecs.opus(media.speech_like(30.0))),
+        sum(len(codecs.jpeg(frame)) for frame in frames),
+    )
+    return tuple(replace(item, input_bytes=size) for item, size in zip(ITEMS, sizes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ def modelled(strategy: str, setting: Setting = Setting()) -> Cost:
     if strategy == "all-edge":
         return _cost(strategy, setting, _edge_s(setting, 1), llm(setting.board, prompt), 0, 0)
     if strategy == "all-remote":
-        up = sum(item.raw_bytes for item in setting.items)
+        up = sum(item.input_bytes for item in setting.items)
         encode_s = sum(_server_s(setting, item) for item in setting.items)
     elif strategy == "hybrid":
         up = sum(wire_bytes(item.rows, item.width, setting.wire) for item in setting.items)
@@ -172,6 +184,27 @@ def cost_table(setting: Setting = Setting(), edges: int = 3) -> pd.DataFrame:
     spread = modelled("hybrid", replace(setting, edges=edges))
     costs.append(replace(spread, strategy=f"hybrid, {edges} edges"))
     return in_ms(pd.DataFrame([asdict(cost) for cost in costs]))
+
+
+def region(setting: Setting, rates_mbit_s: Sequence[float], gains: Sequence[float]) -> pd.DataFrame:
+    """What hybrid saves over link rates, and over how many times smaller features are than inputs.
+
+    Returns
+    -------
+    Columns ``mbit_s``, ``gain``, and ``saving``: one less hybrid's share of the total time of the
+    quicker of the two other strategies; negative where hybrid is slower.
+    """
+    hybrid = modelled("hybrid", setting)
+    sent = sum(item.input_bytes for item in setting.items)
+    rows = []
+    for mbit_s in rates_mbit_s:
+        there = replace(setting, mbit_s=mbit_s)
+        others = [modelled(name, there).total_s for name in ("all-edge", "all-remote")]
+        for gain in gains:
+            sent_s = _sent_s(there, sent / gain + hybrid.down_bytes)
+            total_s = sent_s + hybrid.encode_s + hybrid.llm_s
+            rows.append((mbit_s, gain, 1 - total_s / min(others)))
+    return pd.DataFrame(rows, columns=["mbit_s", "gain", "saving"])
 
 
 def in_ms(table: pd.DataFrame) -> pd.DataFrame:
@@ -251,5 +284,9 @@ def _cost(
     strategy: str, setting: Setting, encode_s: float, llm_s: float, up: int, down: int
 ) -> Cost:
     """A strategy that sends nothing does not wait for the link either."""
-    sent_s = 8 * (up + down) / (setting.mbit_s * 1e6) + 2 * setting.delay_s if up else 0.0
+    sent_s = _sent_s(setting, up + down) if up else 0.0
     return Cost(strategy, sent_s, encode_s, llm_s, sent_s + encode_s + llm_s, up, down)
+
+
+def _sent_s(setting: Setting, sent_bytes: float) -> float:
+    return 8 * sent_bytes / (setting.mbit_s * 1e6) + 2 * setting.delay_s
