@@ -16,6 +16,8 @@ from mllm_sched.study.strategy_costs import (
     implied_mbit_s,
     modelled,
     paper_table,
+    region,
+    savings,
 )
 
 STRATEGIES = ("all-edge", "all-remote", "hybrid")
@@ -77,12 +79,33 @@ def test_the_papers_table_adds_up_and_splits_into_its_two_effects():
 
 def test_effects_of_the_model_end_where_its_table_does():
     table = cost_table(edges=3)
-    steps = effects(table, modelled("hybrid").encode_s * 1000, "hybrid, 3 edges")["total_ms"]
     totals = table.set_index("strategy")["total_ms"]
-    assert steps.tolist() == pytest.approx(
-        [totals["all-remote"], totals["hybrid"], totals["hybrid, 3 edges"]]
+    steps = effects(table, modelled("hybrid").encode_s * 1000, "hybrid, int8, 3 edges")
+    ends = ["all-remote", "hybrid, int8", "hybrid, int8, 3 edges"]
+    assert steps["total_ms"].tolist() == pytest.approx(totals[ends].tolist())
+    assert steps["total_ms"].is_monotonic_decreasing
+
+
+def test_savings_are_taken_against_the_quicker_of_the_others():
+    table = cost_table()
+    totals = table.set_index("strategy")["total_ms"]
+    found = savings(table).set_index("key")["value"]
+    assert found["int8 against raw"] == pytest.approx(
+        1 - totals["hybrid, int8"] / min(totals["all-edge"], totals["all-remote"])
     )
-    assert steps.is_monotonic_decreasing
+    assert totals["all-remote, compressed"] < totals["all-remote"]
+    assert found["int8 against compressed"] < found["float16 against raw"]
+
+
+def test_the_region_agrees_with_the_strategies_it_is_made_of():
+    setting = Setting(wire="int8")
+    sent = sum(item.input_bytes for item in setting.items)
+    gain = sent / modelled("hybrid", setting).up_bytes
+    saving = region(setting, [10.0], [gain])["saving"].item()
+    others = [modelled(name, setting).total_s for name in STRATEGIES[:2]]
+    assert saving == pytest.approx(1 - modelled("hybrid", setting).total_s / min(others))
+    grid = region(setting, [0.1, 1e4], [0.01, 100])
+    assert grid["saving"].max() < 1 and grid["saving"].min() < 0
 
 
 def test_the_papers_rate_follows_from_a_photograph():

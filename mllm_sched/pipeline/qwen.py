@@ -60,7 +60,12 @@ class QwenVision(Architecture):
     def project(
         self, projector: nn.Module, config: Any, features: Tensor, layout: Layout
     ) -> Tensor:
-        """Merge patches; the encoder works window by window, so put them back in reading order."""
+        """Merge patches, and put the tokens back in reading order."""
+        projected: Tensor = projector(features)
+        return projected[self.reading_order(config, layout)]
+
+    def reading_order(self, config: Any, layout: Layout) -> Tensor:
+        """Where the encoder, which goes window by window, has each token of a picture."""
         from transformers.vision_utils import get_vision_window_index
 
         vision = config.vision_config
@@ -70,8 +75,7 @@ class QwenVision(Architecture):
             vision.window_size,
             vision.patch_size,
         )
-        projected: Tensor = projector(features)
-        return projected[torch.argsort(order)]
+        return torch.argsort(order)
 
     def tokens(self, config: Any, modality: str, layout: Layout) -> int:
         merge = config.vision_config.spatial_merge_size

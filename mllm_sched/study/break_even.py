@@ -84,7 +84,14 @@ def full_size_configs() -> Mapping[str, Any]:
         "num_heads": 16,
         "out_hidden_size": 3584,
     }
-    text = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    }
     return {
         "LLaVA-1.5": LlavaConfig(),
         "Qwen2.5-VL": Qwen2_5_VLConfig(vision_config=vision, text_config=text),

@@ -108,7 +108,8 @@ def correctness(servers: Mapping[str, NodeProcess]) -> pd.DataFrame:
             for modalities in MODELS[name]:
                 prompt = prompt_ids(card.markers, modalities, b"What is this?")
                 request = Request(prompt, items_of(modalities), TOKENS)
-                compared = _Compared(client, card.model, request, *monolithic(whole, request))
+                logits, tokens = monolithic(whole, request)
+                compared = _Compared(client, card.model, request, logits[0], tokens)
                 asked = " + ".join(modalities)
                 rows += ((name, asked, *row) for row in _compared(compared, encoders))
     columns = ["model", "items", "cut", "features", "bitwise", "max_delta", "tokens_equal"]

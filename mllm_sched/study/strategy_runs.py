@@ -1,0 +1,196 @@
+"""The strategies really run: processes, sockets, a shaped link; only device speeds are imitated.
+
+All work is done on this machine. An edge device is a process that takes a given number of times as
+long, by sleeping. The paper's ratios are the default: its edge encodes four times as slowly as its
+server, and its LLM 5500/1500 times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+import pandas as pd
+import psutil
+
+from mllm_sched.pipeline import media
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.link import Link
+from mllm_sched.pipeline.node_errors import DeadlineMissed
+from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.prompts import prompt_ids
+from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.strategies import Outcome, run
+from mllm_sched.pipeline.wire import pack
+from mllm_sched.study.strategy_costs import in_ms
+
+MODEL = "medium-qwen2.5-omni"
+DEADLINE_S = 60.0
+# Name, strategy, edge devices used, cut, wire type.
+RUNS = (
+    ("all-edge", "all-edge", 1, "projector", "float32"),
+    ("all-remote", "all-remote", 1, "projector", "float32"),
+    ("hybrid", "hybrid", 1, "projector", "float16"),
+    ("hybrid, 3 edges", "hybrid", 3, "projector", "float16"),
+    ("hybrid, 3 edges, int8", "hybrid", 3, "projector", "int8"),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Running nodes: a server, and edge devices of which the first holds the LLM too."""
+
+    server: NodeProcess
+    edges: Sequence[NodeProcess]
+    model: str
+    markers: dict[str, int] = field(repr=False)
+
+    def request(self, items: Sequence[Item], new_tokens: int) -> Request:
+        """A question about some items."""
+        modalities = [item.modality for item in items]
+        return Request(
+            prompt_ids(self.markers, modalities, b"What is this?"), tuple(items), new_tokens
+        )
+
+    def memory(self) -> pd.DataFrame:
+        """What every process holds in memory now. Columns ``node`` and ``rss_mb``."""
+        names = ["server", *(f"edge {number}" for number in range(1, len(self.edges) + 1))]
+        nodes = [self.server, *self.edges]
+        sizes = [psutil.Process(node.pid).memory_info().rss / 1e6 for node in nodes]
+        return pd.DataFrame({"node": names, "rss_mb": sizes})
+
+
+@contextmanager
+def bench(encoders_slowdown: float, llm_slowdown: float, edges: int = 3) -> Iterator[Bench]:
+    """Start all nodes at once; they end with the block."""
+    slower = ("--encoders-slowdown", str(encoders_slowdown))
+    first = ("--encoders", *slower, "--llm-slowdown", str(llm_slowdown))
+    others = ("--encoders", *slower, "--no-llm")
+    options = [("--encoders",), first, *[others] * (edges - 1)]
+    nodes = [NodeProcess("--model", MODEL, *each) for each in options]
+    with ExitStack() as ended:
+        for node in nodes:
+            ended.callback(node.stop)
+            node.begin()
+        for node in nodes:
+            node.wait()
+        with EdgeClient(nodes[0].address) as client:
+            card = client.describe()
+        yield Bench(nodes[0], nodes[1:], card.model, dict(card.markers))
+
+
+def inputs(height: int = 420, width: int = 616, seconds: float = 5.0) -> tuple[Item, ...]:
+    """A photograph, a video of two small frames a second, and sound."""
+    video = media.panned_video("flower", seconds, 2.0, 224, 280)
+    return (
+        Item("image", media.photograph("china", height, width)),
+        Item("video", video, 2.0),
+        Item("audio", media.speech_like(seconds)),
+    )
+
+
+def strategy_runs(
+    on: Bench, mbit_s: float, delay_s: float, new_tokens: int, repeats: int = 1
+) -> pd.DataFrame:
+    """Every strategy over one link, after one request each that warms up.
+
+    Returns
+    -------
+    One row a run of ``RUNS``, medians over ``repeats``: ``strategy``, times in milliseconds,
+    ``up_bytes``, ``down_bytes``, and ``tokens_equal``, the share of tokens equal to All Edge's.
+    """
+    items = inputs()
+    outcomes: dict[str, list[Outcome]] = {name: [] for name, *_ in RUNS}
+    addresses = [edge.address for edge in on.edges]
+    with Link(on.server.address, up_mbit_s=mbit_s, down_mbit_s=mbit_s, delay_s=delay_s) as link:
+        with ThreadPoolExecutor() as pool:
+            warm_up = partial(_warm_up, on, items)
+            list(pool.map(warm_up, [on.server.address, *addresses]))
+        for _ in range(repeats):
+            for name, strategy, edges, cut, wire in RUNS:
+                request = on.request(items, new_tokens)
+                outcome = run(strategy, request, link, addresses[:edges], cut=cut, wire=wire)
+                outcomes[name].append(replace(outcome, strategy=name))
+    answer = outcomes["all-edge"][0].tokens
+    table = pd.DataFrame(_median(runs, answer) for runs in outcomes.values())
+    return in_ms(table)
+
+
+def _warm_up(on: Bench, items: Sequence[Item], address: str) -> None:
+    """The first request of a process pays for its buffers."""
+    with EdgeClient(address) as client:
+        client.encode(on.request(items, 1), on.model, DEADLINE_S)
+
+
+def _median(runs: Sequence[Outcome], answer: Sequence[int]) -> dict[str, object]:
+    table = pd.DataFrame([asdict(outcome) for outcome in runs])
+    same = sum(one == other for one, other in zip(runs[0].tokens, answer, strict=False))
+    middle = table.drop(columns=["strategy", "tokens", "wait_s"]).median()
+    return {
+        "strategy": runs[0].strategy,
+        **middle,
+        "tokens_equal": same / len(answer),
+    }
+
+
+def residual_queue(
+    on: Bench, rates_mbit_s: Sequence[float], missed_share: float = 0.25
+) -> pd.DataFrame:
+    """What a missed deadline leaves on the link: a short request right behind it has to wait.
+
+    An All Remote request is given a part of the time that its upload takes. When its deadline is
+    missed, bytes that the sender's kernel and the link hold already still drain.
+
+    Parameters
+    ----------
+    on
+        Running nodes; only the server is used.
+    rates_mbit_s
+        Of the link.
+    missed_share
+        Deadline as a share of the time that the upload needs.
+
+    Returns
+    -------
+    Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone), ``same_s`` and
+    ``new_s`` (right after the miss, over the same connection and over another one), and
+    ``residual_bytes`` (what the wait on the same connection amounts to at the link's rate).
+    """
+    rows = [_residual(on, mbit_s, missed_share) for mbit_s in rates_mbit_s]
+    columns = ["mbit_s", "deadline_s", "idle_s", "same_s", "new_s"]
+    table = pd.DataFrame(rows, columns=columns)
+    waited_s = (table["same_s"] - table["idle_s"]).clip(lower=0)
+    return table.assign(residual_bytes=waited_s * table["mbit_s"] * 1e6 / 8)
+
+
+def _residual(on: Bench, mbit_s: float, missed_share: float) -> tuple[float, ...]:
+    picture = inputs(720, 1280)[:1]
+    deadline_s = missed_share * 8 * picture[0].bytes / (mbit_s * 1e6)
+    waits: list[float] = []
+    idle_s = 0.0
+    for same in (True, False):
+        with (
+            Link(on.server.address, up_mbit_s=mbit_s, down_mbit_s=mbit_s) as link,
+            EdgeClient(link.address) as client,
+            EdgeClient(link.address) as other,
+        ):
+            for each in (client, other):
+                _short_s(on, each)  # connects
+            idle_s = _short_s(on, client)
+            long = on.request(picture, 1)
+            try:
+                client.ask(pack(long, on.model), long.id, deadline_s)
+            except DeadlineMissed:
+                waits.append(_short_s(on, client if same else other))
+            else:
+                raise RuntimeError(f"{mbit_s} Mbit/s: the deadline was met; lower missed_share")
+    return (mbit_s, deadline_s, idle_s, *waits)
+
+
+def _short_s(on: Bench, client: EdgeClient) -> float:
+    """Seconds of a request without items and with one token to answer."""
+    request = on.request((), 1)
+    return client.ask(pack(request, on.model), request.id, DEADLINE_S).times.total_s
