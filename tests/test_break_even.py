@@ -12,6 +12,7 @@ from mllm_sched.study.break_even import (
     feature_sizes,
     gains,
     input_sizes,
+    rates,
 )
 
 SIZES = st.floats(0, 1e9)
@@ -79,3 +80,14 @@ def test_gains_are_ratios_of_both_tables(sizes):
     assert row["raw RGB"] == pytest.approx(1080 * 1920 * 3 / (576 * 1028))
     assert np.isnan(row["PCM, 16 bit"])  # an image is no sound
     assert len(table) == len(features)
+
+
+def test_rates_say_in_words_where_features_win(sizes):
+    features = sizes[0].query("item == 'image'")
+    table = rates(features, sizes[1].query("item == 'image'"), edge_s=0.1, server_s=0.01)
+    row = table.loc[("LLaVA-1.5", "before projector", "int8")]
+    saved_bits = 8 * (1080 * 1920 * 3 - 576 * 1028)
+    assert row["raw RGB"] == f"below {saved_bits / 0.09 / 1e6:.0f} Mbit/s"
+    assert row["JPEG, quality 75"] == "never"
+    quicker = rates(features, sizes[1].query("item == 'image'"), edge_s=0.01, server_s=0.01)
+    assert quicker.loc[("BLIP-2", "pooled", "int8"), "raw RGB"] == "always"

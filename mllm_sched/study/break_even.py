@@ -186,3 +186,30 @@ def break_even(
     if saved_bits < 0 and lost_s < 0:
         return BreakEven("above", saved_bits / lost_s / 1e6)
     return BreakEven("always" if saved_bits > 0 or lost_s < 0 else "never")
+
+
+def rates(
+    features: pd.DataFrame, inputs: pd.DataFrame, edge_s: float, server_s: float
+) -> pd.DataFrame:
+    """Where features of one item win, in words: rows as in ``gains``, columns forms of the input.
+
+    Parameters
+    ----------
+    features, inputs
+        Of ``feature_sizes`` and ``input_sizes``.
+    edge_s, server_s
+        Encoding time on either side.
+    """
+    pairs = features.merge(inputs, on="item", suffixes=("", "_input"))
+    pairs["wins"] = [
+        _in_words(break_even(row.bytes, row.bytes_input, edge_s, server_s))
+        for row in pairs.itertuples(index=False)
+    ]
+    keys = ["model", "cut", "wire"]
+    return pairs.pivot_table("wins", keys, "form", sort=False, aggfunc="first")
+
+
+def _in_words(found: BreakEven) -> str:
+    if found.mbit_s is None:
+        return found.where
+    return f"{found.where} {found.mbit_s:.0f} Mbit/s"

@@ -239,6 +239,19 @@ def region(setting: Setting, rates_mbit_s: Sequence[float], gains: Sequence[floa
     return pd.DataFrame(rows, columns=["mbit_s", "gain", "saving"])
 
 
+def region_of(
+    items: Sequence[Encoded], rates_mbit_s: Sequence[float], gains: Sequence[float]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The ``region`` of some items, and where their own features lie in it, by wire type."""
+    setting = Setting(items=items)
+    sent = sum(item.input_bytes for item in items)
+    marks = {
+        wire: sent / modelled("hybrid", replace(setting, wire=wire)).up_bytes
+        for wire in ("float16", "int8")
+    }
+    return region(setting, rates_mbit_s, gains), marks
+
+
 def in_ms(table: pd.DataFrame) -> pd.DataFrame:
     """Columns that end in ``_s`` as ``_ms``."""
     seconds = [name for name in table if str(name).endswith("_s")]
