@@ -66,8 +66,15 @@ def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
     Returns
     -------
     Raw input; features before the projector, and behind it.
+
+    Raises
+    ------
+    ValueError
+        For a model of another kind.
     """
     encoders = load_encoders(model, ["image"])
+    if not isinstance(encoders.architecture, QwenVision):
+        raise ValueError(f"{model} mixes patches: give a model with one token a patch, a Qwen")
     original = media.photograph(TRIED_ON, HEIGHT, WIDTH)
     item = Item("image", original)
     raw = pack(Request([0], (item,)), encoders.identity)
@@ -114,16 +121,11 @@ def _in_reading_order(encoders: EncoderHalf, part: Part) -> NDArray:
     # Before the projector four patches that become one token follow each other, window by window.
     merge = encoders.config.vision_config.spatial_merge_size
     grouped = rows.reshape(-1, merge**2, rows.shape[1])
-    order = _architecture(encoders).reading_order(encoders.config, part.layout).numpy()
+    assert isinstance(encoders.architecture, QwenVision)
+    order = encoders.architecture.reading_order(encoders.config, part.layout).numpy()
     _, height, width = part.layout.grid or (1, 1, 1)
     placed = grouped[order].reshape(height // merge, width // merge, merge, merge, -1)
     return placed.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)
-
-
-def _architecture(encoders: EncoderHalf) -> QwenVision:
-    if not isinstance(encoders.architecture, QwenVision):
-        raise ValueError("give a model whose encoder keeps patches apart: a small Qwen")
-    return encoders.architecture
 
 
 def _patch(encoders: EncoderHalf, cut: str) -> int:
