@@ -13,8 +13,9 @@ import torch
 
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
+from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.small_models import small_config, small_model
-from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf, split
+from mllm_sched.pipeline.split import split
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

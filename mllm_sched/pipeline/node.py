@@ -18,6 +18,7 @@ import grpc
 from safetensors.torch import save
 
 from mllm_sched.pipeline.compute import Compute
+from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
 from mllm_sched.pipeline.options import MESSAGE_BYTES, REQUESTS
 from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
@@ -26,7 +27,6 @@ from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.wire import Message, pack, unpack
 from mllm_sched.pipeline.wire_header import MismatchError, WireError
 from mllm_sched.pipeline.wire_rules import Rules

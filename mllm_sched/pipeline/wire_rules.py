@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.requests import CUTS, Layout
-from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.wire_header import Header, MismatchError, PartHeader, WireError
 
 
