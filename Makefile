@@ -56,9 +56,11 @@ notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the resu
 claims: $(STAMP) ## Write results/claims.csv and the README's table from results/
 	$(RUN) -m mllm_sched.study.claims
 
-bench: $(STAMP) ## What a decision costs, beside GPyTorch and river; what sampling power costs
+bench: $(STAMP) ## What decisions, sampling power and transport cost; a server under overload
 	$(RUN) benchmarks/decision_cost.py
 	$(RUN) benchmarks/sampler_cost.py
+	$(RUN) benchmarks/transport_overhead.py
+	$(RUN) benchmarks/pipeline_load.py
 
 proto: $(STAMP) ## Generate the gRPC code from node.proto
 	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mllm_sched/pipeline/proto/node.proto
