@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from mllm_sched.pipeline import jobs as module
-from mllm_sched.pipeline.jobs import Jobs, RefusedError
+from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb
 
 
@@ -39,6 +39,20 @@ def test_an_answer_is_kept_and_may_be_followed_from_any_token():
         with pytest.raises(RefusedError, match="the answer has 3 tokens") as refused:
             await events(job, 4)
         assert refused.value.code is grpc.StatusCode.OUT_OF_RANGE
+
+    asyncio.run(main())
+
+
+def test_a_slow_follower_misses_no_token_of_an_answer_that_ends_meanwhile():
+    async def main():
+        job, got = Job(b"d"), []
+        job.add(pb.Token(index=0, token=7))
+        async for event in job.follow(0):
+            got.append(event.WhichOneof("content"))
+            if len(got) == 1:  # while the first is on its way, the rest is made
+                job.add(pb.Token(index=1, token=8))
+                job.end(pb.Finished(tokens=2))
+        assert got == ["token", "token", "finished"]
 
     asyncio.run(main())
 

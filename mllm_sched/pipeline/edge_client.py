@@ -171,15 +171,13 @@ class EdgeClient:
             nonlocal have
             start = start_of(data, name, have=have)
             for event in self._call(self._stub.Generate, left_s, pieces_of(data, start)):
-                if event.WhichOneof("content") == "token":
-                    if event.token.index != have:
-                        raise RequestRefused(
-                            f"token {event.token.index} came for {have}", grpc.StatusCode.DATA_LOSS
-                        )
-                    have += 1
-                yield event
                 if event.WhichOneof("content") == "finished":
+                    _check_count(event.finished.tokens, have)
+                    yield event
                     return
+                _check_count(event.token.index, have)
+                have += 1
+                yield event
             raise _Broken
 
         yield from self._tries(attempt, deadline_s)
@@ -250,6 +248,12 @@ class EdgeClient:
 
 class _Broken(Exception):
     """A stream that ended without its last event."""
+
+
+def _check_count(told: int, have: int) -> None:
+    """No token twice, and none left out."""
+    if told != have:
+        raise RequestRefused(f"{told} tokens told of, {have} came", grpc.StatusCode.DATA_LOSS)
 
 
 def _times(total_s: float, told: pb.Times, first_token_s: float = 0.0) -> Times:

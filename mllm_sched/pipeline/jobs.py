@@ -61,9 +61,9 @@ class Job:
         """
         while True:
             changed = self._changed
-            for token in self.tokens[have:]:
+            while have < len(self.tokens):  # more may come while one is sent
                 have += 1
-                yield pb.Event(token=token)
+                yield pb.Event(token=self.tokens[have - 1])
             if self.failure is not None:
                 raise self.failure
             if self.finished is not None:

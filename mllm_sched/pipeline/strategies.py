@@ -76,7 +76,8 @@ def run(
     request
         Raw items and a prompt.
     link
-        Open, and leading to the server. All Remote needs a server that holds encoders too.
+        Open, and leading to the server. All Remote needs a server that holds encoders too. All
+        bytes that cross it meanwhile are counted, also those of others.
     edges
         Addresses of the edge devices. All Edge uses the first, which must hold the LLM; hybrid
         spreads the items over all, and each encodes its share one after another.
