@@ -5,17 +5,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from mllm_sched.pipeline import media
-from mllm_sched.study import decoupling_plots, strategy_costs
-from mllm_sched.study.break_even import full_size_configs
+from mllm_sched.study import decoupling_plots, link_plots, link_rates
+from mllm_sched.study.break_even import feature_sizes, full_size_configs, gains
 from mllm_sched.study.correctness import (
     by_features,
     correctness,
+    facts,
     language_servers,
     weight_sizes,
 )
 from mllm_sched.study.eavesdropper import eavesdropped, scores
-from mllm_sched.study.strategy_runs import RUNS, bench, inputs, residual_queue, strategy_runs
+from mllm_sched.study.input_sizes import input_sizes
+from mllm_sched.study.strategy_costs import Setting
+from mllm_sched.study.strategy_runs import (
+    RUNS,
+    bench,
+    exact_facts,
+    inputs,
+    residual_queue,
+    strategy_runs,
+)
+from mllm_sched.study.strategy_sensitivity import HOLDS, region
+from mllm_sched.study.strategy_tables import cost_table, effects, effects_of, paper_table
 
 mpl.use("Agg")
 
@@ -66,6 +77,11 @@ def test_coarser_wire_types_change_logits_more(compared):
     assert order.is_monotonic_increasing and order.is_unique
 
 
+def test_the_facts_are_those_of_the_comparison(compared):
+    expected = [True, True, False, False, True]  # int8 changes most of an answer to an image here
+    assert facts(compared).tolist() == expected
+
+
 def test_each_half_weighs_less_than_the_whole_and_both_share_only_projectors():
     sizes = weight_sizes(full_size_configs()).set_index("model")
     shared = sizes["edge_gb"] + sizes["server_gb"] - sizes["whole_gb"]
@@ -74,17 +90,25 @@ def test_each_half_weighs_less_than_the_whole_and_both_share_only_projectors():
 
 
 def test_all_strategies_run_and_agree_where_nothing_is_rounded(running):
-    table = strategy_runs(running, mbit_s=50, delay_s=0.0, new_tokens=2).set_index("strategy")
+    measured = strategy_runs(running, mbit_s=50, delay_s=0.0, new_tokens=2, repeats=2)
+    table = measured.set_index("strategy")
     assert list(table.index) == [name for name, *_ in RUNS]
     assert table.loc[["all-edge", "all-remote"], "tokens_equal"].eq(1).all()
     stages = table[["transmission_ms", "encode_ms", "llm_ms"]]
     assert (stages > 0).all(axis=None) and (stages.max(axis=1) < table["total_ms"]).all()
-    sent = table["up_bytes"]
+    assert (table["spread_ms"] > 0).all()
+    sent, payload = table["up_bytes"], table["payload_bytes"]
     raw = sum(item.bytes for item in inputs())
-    assert sent["all-edge"] < 0.01 * raw <= 0.01 * sent["all-remote"]
-    assert sent["hybrid, 3 edges, int8"] < 0.6 * sent["hybrid"] < 0.6 * raw
-    axes = decoupling_plots.strategies({"Ours": (table.reset_index(), "measured")})
-    assert "(measured)" in axes[0].get_title()
+    assert payload["all-edge"] == 0 and payload["all-remote"] == raw
+    assert payload["hybrid, int8"] == payload["hybrid, int8, 2 edges"]
+    assert payload["hybrid, int8"] < 0.51 * payload["hybrid, float16"]
+    assert (sent.iloc[1:] > payload.iloc[1:]).all() and sent["all-edge"] < 0.01 * raw
+    told = exact_facts(measured)
+    assert told["sent at most 2 % more"].all()
+    assert told["tokens equal"].tolist() == [True, True, *["not asked"] * 3]
+    axes = decoupling_plots.strategies({"Ours": (measured, "speeds scaled")})
+    assert axes[0].get_title() == "Ours (speeds scaled)"
+    assert effects(measured)["total_ms"].iloc[-1] == table["total_ms"].iloc[-1]
 
 
 def test_a_missed_deadline_delays_the_next_request_on_the_same_connection(running):
@@ -107,20 +131,26 @@ def test_memory_of_every_node_is_read(running):
 
 
 def test_raw_input_is_seen_as_it_is_and_features_give_much_of_it_away(seen):
-    table = {what: (correlation, psnr) for what, correlation, psnr, _ in scores(seen)}
-    assert table["raw input"] == (pytest.approx(1), float("inf"))
-    before, behind = table["features before the projector"], table["features behind the projector"]
-    assert 1 > before[0] > behind[0] > 0.5
-    assert before[1] > behind[1]
+    table = scores(seen).set_index("what")
+    assert table.loc["raw input", ["correlation", "psnr_db"]].tolist() == [1, float("inf")]
+    before, behind = (table.loc[f"features {side} the projector"] for side in ("before", "behind"))
+    assert 1 > before["correlation"] > behind["correlation"] > 0.5
+    assert before["psnr_db"] > behind["psnr_db"]
     axes = decoupling_plots.eavesdropper(seen)
     assert [ax.get_title().split("\n")[0] for ax in axes] == [each.what for each in seen]
 
 
-def test_any_other_photograph_says_less_of_the_one_on_the_link(seen):
-    original = seen[0].image
-    other = media.photograph("flower", *original.shape[:2])
-    chance = np.corrcoef(original.ravel().astype(float), other.ravel().astype(float))[0, 1]
-    assert seen[2].correlation > 0.3 + chance
+def test_the_controls_are_a_coarse_picture_and_chance(seen):
+    table = scores(seen).set_index("what")
+    mosaic = table.loc["control: mosaic of 28 pixels"]
+    chance = table.loc["control: another photograph", "correlation"]
+    assert abs(chance) < 0.1
+    before, behind = (
+        table.loc[f"features {side} the projector", "correlation"] for side in ("before", "behind")
+    )
+    assert before > mosaic["correlation"] > behind > chance + 0.3
+    tiles = {each.what: each.image for each in seen}["control: mosaic of 28 pixels"]
+    assert len(np.unique(tiles[:28, :28].reshape(-1, 3), axis=0)) == 1
 
 
 def test_a_model_whose_encoder_mixes_patches_is_refused():
@@ -128,7 +158,54 @@ def test_a_model_whose_encoder_mixes_patches_is_refused():
         eavesdropped("small-llava")
 
 
+RATES, GAINS = np.logspace(-1, 3, 41), np.logspace(-2, 2, 41)
+
+
 def test_the_region_where_the_claim_holds_is_drawn_where_it_is():
-    table = strategy_costs.region(strategy_costs.Setting(), [1.0, 10.0, 100.0], [0.1, 1.0, 10.0])
-    axes = decoupling_plots.claim_regions({"All Remote raw": (table, {"JPEG": 0.3})}, "modelled")
-    assert axes[0].get_xscale() == "log" and "(modelled)" in axes[0].get_title()
+    """Every point of the black line has the ratio that bounds the claim, by the prices."""
+    table = region(Setting(), RATES, GAINS)
+    axes = link_plots.claim_regions({"Raw": (table, {"int8": 3.2})}, 10, "simulated")
+    assert axes[0].get_title() == "Raw (simulated)"
+    lines = {
+        float(drawn.levels[0]): np.concatenate([path.vertices for path in drawn.get_paths()])
+        for drawn in axes[0].collections
+        if drawn.get_array() is not None and len(drawn.levels) == 1
+    }
+    assert set(lines) == {HOLDS, 1.0}
+    for level, points in lines.items():
+        assert len(points) > 20
+        for mbit_s, gain in points[::5]:
+            (found,) = region(Setting(), [mbit_s], [gain])["ratio"]
+            assert found == pytest.approx(level, rel=0.05)
+
+
+def test_a_region_without_a_winning_area_has_no_black_line():
+    table = region(Setting(), RATES, [0.01, 0.1])
+    axes = link_plots.claim_regions({"Raw": (table, {})}, 10, "simulated")
+    levels = [list(drawn.levels) for drawn in axes[0].collections if hasattr(drawn, "levels")]
+    assert [HOLDS] not in levels
+
+
+def test_a_break_even_is_marked_where_its_curve_crosses_1():
+    axes = link_plots.rate_curves(link_rates.curves(np.logspace(-1, 3, 41)), "simulated")
+    table = link_rates.break_even_rates()
+    found = table[(table["server_encodes"] == "float16") & (table["cut"] == "encoder")]
+    for ax, item in zip(axes, ("image", "audio", "video"), strict=True):
+        marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+        rates = found.loc[found["item"] == item, "mbit_s"].dropna()
+        assert sorted(marks) == pytest.approx(sorted(rates), rel=0.01)
+
+
+def test_an_even_match_is_not_rounded_up():
+    table = gains(feature_sizes(), input_sizes())
+    axes = link_plots.gain_maps(table)
+    told = [text.get_text() for text in axes[1].texts]
+    assert "0.997" in told and "1" not in told
+    assert "inputs measured, features counted" in axes[0].figure.get_suptitle()
+
+
+def test_effects_are_drawn_as_shares_of_all_remote():
+    tables = {"paper": (paper_table(), "published"), "ours": (cost_table(), "simulated")}
+    axes = decoupling_plots.two_effects(effects_of(tables))
+    assert [bar.get_width() for bar in axes[0].patches] == pytest.approx([1, 4000 / 7500, 1 / 3])
+    assert len(axes[1].patches) == 4

@@ -1,23 +1,40 @@
-"""The strategies priced for hardware that is not here."""
+"""The strategies priced for hardware that is not here, and what their order hangs on."""
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mllm_sched.study.accelerators import A100, ORIN
+from mllm_sched.study.claims import load_claims
 from mllm_sched.study.strategy_costs import (
-    A100,
-    ORIN,
+    INPUTS,
+    ITEMS,
     Language,
     Setting,
+    items_as,
+    modelled,
+    ratio,
+    server_s,
+)
+from mllm_sched.study.strategy_sensitivity import (
+    HOLDS,
+    claim_numbers,
+    holding_rates,
+    holding_tokens,
+    region,
+    region_of,
+    sensitivity,
+    where_it_holds,
+)
+from mllm_sched.study.strategy_tables import (
+    beside,
     cost_table,
     effects,
     implied_mbit_s,
-    modelled,
     paper_table,
-    region,
-    savings,
 )
 
 STRATEGIES = ("all-edge", "all-remote", "hybrid")
@@ -38,6 +55,21 @@ def test_all_edge_sends_nothing_and_hybrid_sends_features():
     assert edge.encode_s == hybrid.encode_s > remote.encode_s
 
 
+def test_behind_the_projector_every_row_is_as_wide_as_a_token():
+    hybrid = modelled("hybrid", Setting(cut="projector", wire="int8"))
+    assert hybrid.up_bytes == (576 + 1500 + 1568) * (4096 + 4)
+    assert hybrid.llm_s == modelled("hybrid").llm_s
+
+
+def test_forms_of_the_input_change_its_bytes_alone():
+    raw, seen, compressed = (items_as(form) for form in INPUTS)
+    assert raw == ITEMS
+    assert [item.input_bytes for item in seen] == [336 * 336 * 3, *(i.input_bytes for i in raw[1:])]
+    for one, other in zip(raw, compressed, strict=True):
+        assert other.input_bytes < 0.2 * one.input_bytes
+        assert replace(other, input_bytes=one.input_bytes) == one
+
+
 @given(st.floats(0.1, 1e4), st.floats(1.1, 10))
 def test_a_faster_link_helps_whoever_sends(mbit_s, times):
     for strategy in STRATEGIES[1:]:
@@ -54,6 +86,17 @@ def test_more_edges_and_less_power_do_what_they_should():
     assert modelled("hybrid", Setting(power_w=15)).encode_s > one.encode_s
 
 
+def test_a_server_that_encodes_in_float32_takes_longer_to_encode_and_for_nothing_else():
+    narrow, full = (
+        modelled("all-remote", Setting(server_encodes=precision))
+        for precision in ("float16", "float32")
+    )
+    assert full.encode_s > 10 * narrow.encode_s
+    assert (full.transmission_s, full.llm_s) == (narrow.transmission_s, narrow.llm_s)
+    clip = server_s(Setting(server_encodes="float32"), ITEMS[0])
+    assert clip == pytest.approx(381918216192 / (19.5e12 * 0.4))
+
+
 def test_the_llm_is_bound_by_arithmetic_in_the_prompt_and_by_memory_in_the_answer():
     short, long = Language(answer_tokens=1), Language(answer_tokens=101)
     token_s = (long.seconds(A100, 500) - short.seconds(A100, 500)) / 100
@@ -62,50 +105,120 @@ def test_the_llm_is_bound_by_arithmetic_in_the_prompt_and_by_memory_in_the_answe
     assert short.seconds(ORIN, 500) > short.seconds(A100, 500)
 
 
-@pytest.mark.parametrize("setting", [{"mbit_s": 0}, {"edges": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"mbit_s": 0}, {"edges": 0}, {"cut": "input"}, {"server_encodes": "int8"}]
+)
 def test_an_impossible_setting_is_named(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         Setting(**setting)
     with pytest.raises(ValueError, match="expected all-edge, all-remote or hybrid"):
         modelled("all-cloud")
+    with pytest.raises(ValueError, match="expected one of raw, as the encoder sees it, compressed"):
+        items_as("as it is")
 
 
 def test_the_papers_table_adds_up_and_splits_into_its_two_effects():
     table = paper_table()
     parts = table[["transmission_ms", "encode_ms", "llm_ms"]].sum(axis=1)
     assert (parts == table["total_ms"]).all()
-    assert effects(table, 2000)["total_ms"].tolist() == [7500, 4000, 2500]
+    assert effects(table)["total_ms"].tolist() == [7500, 4000, 2500]
 
 
-def test_effects_of_the_model_end_where_its_table_does():
+def test_effects_of_the_model_are_rows_of_its_table():
     table = cost_table(edges=3)
     totals = table.set_index("strategy")["total_ms"]
-    steps = effects(table, modelled("hybrid").encode_s * 1000, "hybrid, int8, 3 edges")
-    ends = ["all-remote", "hybrid, int8", "hybrid, int8, 3 edges"]
-    assert steps["total_ms"].tolist() == pytest.approx(totals[ends].tolist())
-    assert steps["total_ms"].is_monotonic_decreasing
+    steps = effects(table)["total_ms"]
+    rows = ["all-remote", "hybrid, float16", "hybrid, int8", "hybrid, int8, 3 edges"]
+    assert steps.tolist() == totals[rows].tolist()
+    assert steps.is_monotonic_decreasing
 
 
-def test_savings_are_taken_against_the_quicker_of_the_others():
-    table = cost_table()
-    totals = table.set_index("strategy")["total_ms"]
-    found = savings(table).set_index("key")["value"]
-    assert found["int8 against raw"] == pytest.approx(
-        1 - totals["hybrid, int8"] / min(totals["all-edge"], totals["all-remote"])
-    )
-    assert totals["all-remote, compressed"] < totals["all-remote"]
-    assert found["int8 against compressed"] < found["float16 against raw"]
+def test_tables_stand_beside_each_other_with_ratios_to_their_own_all_remote():
+    tables = {"paper": (paper_table(), "published"), "ours": (cost_table(), "simulated")}
+    table = beside(tables)
+    assert table.loc[("paper (published)", "hybrid"), "ratio"] == pytest.approx(1 / 3)
+    assert table.loc[("ours (simulated)", "all-remote"), "ratio"] == 1
+    assert len(table) == 3 + 7
+
+
+def test_the_ratio_is_taken_to_the_quicker_of_the_others():
+    for mbit_s, quicker in ((1.0, "all-edge"), (100.0, "all-remote")):
+        setting = Setting(mbit_s=mbit_s)
+        others = {name: modelled(name, setting).total_s for name in STRATEGIES[:2]}
+        assert min(others, key=others.get) == quicker
+        assert ratio(setting) == modelled("hybrid", setting).total_s / others[quicker]
+
+
+def test_one_choice_at_a_time_is_changed():
+    table = sensitivity().set_index("choice")
+    assert table.index.is_unique
+    case = table.loc["as in the claim"]
+    assert case["int8_ratio"] == ratio(Setting(wire="int8"))
+    same = {
+        "link of 1 Mbit/s": ["all_edge_ms"],
+        "cut behind the projector": ["all_edge_ms", "all_remote_ms"],
+        "input compressed": ["all_edge_ms", "float16_ms", "int8_ms"],
+        "input as the encoder sees it": ["all_edge_ms", "float16_ms", "int8_ms"],
+        "server encodes in float32": ["all_edge_ms", "float16_ms", "int8_ms"],
+        "three edges": ["all_edge_ms", "all_remote_ms"],
+    }
+    totals = ["all_edge_ms", "all_remote_ms", "float16_ms", "int8_ms"]
+    for choice, kept in same.items():
+        row = table.loc[choice]
+        assert [name for name in totals if row[name] == case[name]] == kept, choice
+    longer = table.loc[["answers of 16 tokens", "as in the claim", "answers of 256 tokens"]]
+    assert longer[totals].apply(lambda column: column.is_monotonic_increasing).all()
+
+
+def test_what_the_claim_is_judged_by_is_in_the_table_of_choices():
+    numbers = claim_numbers().set_index("key")["value"]
+    table = sensitivity().set_index("choice")
+    assert numbers["float16 against raw"] == table.loc["as in the claim", "float16_ratio"]
+    assert numbers["int8 against resized"] == table.loc[f"input {INPUTS[1]}", "int8_ratio"]
+    assert numbers["int8, 256 tokens"] == table.loc["answers of 256 tokens", "int8_ratio"]
+    (claim,) = (claim for claim in load_claims() if claim.id == "strategies")
+    assert {test.key for test in claim.tests} <= set(numbers.index)
+    assert {test.at_most for test in claim.tests} == {HOLDS}
+
+
+def test_between_the_rates_the_claim_holds_and_beyond_it_does_not():
+    setting = Setting(wire="int8")
+    low, high = holding_rates(setting)
+    assert low < 10 < high
+    for end, inward in ((low, 1.001), (high, 1 / 1.001)):
+        assert ratio(replace(setting, mbit_s=end)) == pytest.approx(HOLDS, abs=1e-6)
+        assert ratio(replace(setting, mbit_s=end * inward)) < HOLDS
+        assert ratio(replace(setting, mbit_s=end / inward)) > HOLDS
+    for mbit_s in pd.Series(range(1, 200)):
+        assert (ratio(replace(setting, mbit_s=mbit_s)) <= HOLDS) == (low <= mbit_s <= high)
+
+
+def test_where_the_claim_holds_nowhere_or_everywhere_the_rates_say_so():
+    assert all(pd.isna(rate) for rate in holding_rates(Setting(wire="float16")))
+    low, high = holding_rates(Setting(wire="int8"), at_most=1e9)
+    assert low == pytest.approx(1e-3) and high == pytest.approx(1e6)
+
+
+def test_lengths_of_answers_for_which_the_claim_holds_are_an_interval():
+    setting = Setting(wire="int8")
+    first, last = holding_tokens(setting)
+    assert 16 < first < 64 < last < 256
+    for tokens in (first - 1, first, last, last + 1):
+        held = ratio(replace(setting, language=Language(answer_tokens=tokens))) <= HOLDS
+        assert held == (first <= tokens <= last)
+    found = where_it_holds().set_index("wire")
+    assert found.loc["float16"].isna().all()
+    assert found.loc["int8"].tolist() == [*holding_rates(setting), first, last]
 
 
 def test_the_region_agrees_with_the_strategies_it_is_made_of():
-    setting = Setting(wire="int8")
-    sent = sum(item.input_bytes for item in setting.items)
-    gain = sent / modelled("hybrid", setting).up_bytes
-    saving = region(setting, [10.0], [gain])["saving"].item()
-    others = [modelled(name, setting).total_s for name in STRATEGIES[:2]]
-    assert saving == pytest.approx(1 - modelled("hybrid", setting).total_s / min(others))
-    grid = region(setting, [0.1, 1e4], [0.01, 100])
-    assert grid["saving"].max() < 1 and grid["saving"].min() < 0
+    for form in INPUTS:
+        table, marks = region_of(Setting(), form, [10.0], [1.0])
+        assert len(table) == 1 and marks["int8"] > 1.9 * marks["float16"]
+        for wire, gain in marks.items():
+            setting = Setting(items=items_as(form), wire=wire)
+            found = region(setting, [10.0], [gain])["ratio"].item()
+            assert found == pytest.approx(ratio(setting))
 
 
 def test_the_papers_rate_follows_from_a_photograph():

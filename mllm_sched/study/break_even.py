@@ -1,67 +1,36 @@
 """When do features beat the input they were made from? Sizes, and the link rates that decide.
 
-Sizes of inputs are those of real files that were really compressed. Sizes of features follow from
-real architectures, by the code that checks them on the wire; no weights are needed. Features win
-if they reach the LLM sooner:
+Sizes of features follow from real architectures, by the code that checks them on the wire; no
+weights are needed. Features win if they reach the LLM sooner:
 
     8 B_features / R + T_edge  <  8 B_input / R + T_server                                   (1)
 
-with T the encoding time on either side and R the rate of the link.
+with T the encoding time on either side and R the rate of the link. ``link_rates`` applies (1) to
+the encoders that are priced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mllm_sched.pipeline import codecs, media
 from mllm_sched.pipeline.architectures import architecture_of
+from mllm_sched.pipeline.qwen import QwenVision
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.wire_types import WIRE_TYPES, wire_bytes
-
-AUDIO_S, VIDEO_S, VIDEO_FPS, SEEN_FPS = 10.0, 2.0, 25.0, 2.0
+from mllm_sched.study.input_sizes import RESIZED, SEEN_FPS, samples, seen_frames
 
 # Models that pool their features to a few tokens; they are no part of the pipeline here.
 # BLIP-2: arXiv 2301.12597, section 3.1. ImageBind: arXiv 2305.05665, section 3.
 POOLED = (("BLIP-2", 32, 768), ("ImageBind", 1, 1024))
-
-
-@lru_cache(maxsize=1)
-def _samples() -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8]]:
-    """A 1080p photograph, 10 s of audio, 2 s of 720p video."""
-    video = media.panned_video("china", VIDEO_S, VIDEO_FPS)
-    return media.photograph("china"), media.speech_like(AUDIO_S), video
-
-
-def _seen(video: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The frames that a model looks at."""
-    return video[:: round(VIDEO_FPS / SEEN_FPS)]
-
-
-def input_sizes() -> pd.DataFrame:
-    """Bytes of every form of the inputs. Columns: item, form, compressed, bytes."""
-    image, audio, video = _samples()
-    flower, seen = media.photograph("flower"), _seen(video)
-    rows = [
-        ("image", "raw RGB", False, image.nbytes),
-        ("image", "JPEG, quality 95", True, len(codecs.jpeg(image, 95))),
-        ("image", "JPEG, quality 75", True, len(codecs.jpeg(image, 75))),
-        ("image", "JPEG, quality 75, flower", True, len(codecs.jpeg(flower, 75))),
-        ("audio", "PCM, 16 bit", False, audio.nbytes),
-        ("audio", "FLAC", True, len(codecs.flac(audio))),
-        ("audio", "Opus, 24 kbit/s", True, len(codecs.opus(audio))),
-        ("video", "raw RGB, all frames", False, video.nbytes),
-        ("video", "raw RGB, frames seen", False, seen.nbytes),
-        ("video", "JPEG, frames seen", True, sum(len(codecs.jpeg(frame)) for frame in seen)),
-        ("video", "H.264, 4 Mbit/s", True, len(codecs.h264(video, VIDEO_FPS))),
-    ]
-    return pd.DataFrame(rows, columns=["item", "form", "compressed", "bytes"])
+RESIZED_FOR = "LLaVA-1.5"  # whose encoder sees 336 x 336 pixels
+# Bounds on the pixels of an image or a frame. Source: preprocessor_config.json of
+# Qwen/Qwen2.5-VL-7B-Instruct, min_pixels and max_pixels; the class's own default is 1003520.
+QWEN_PIXELS = {"shortest_edge": 3136, "longest_edge": 12845056}
+CUTS = {"encoder": "before projector", "projector": "after projector"}
 
 
 def full_size_configs() -> Mapping[str, Any]:
@@ -100,28 +69,50 @@ def full_size_configs() -> Mapping[str, Any]:
     }
 
 
+def shapes_of(
+    config: Any, item: Item, pixels: Mapping[str, int] | None = None
+) -> list[tuple[str, int, int]]:
+    """Rows and width of an item's features, at the cut behind the encoder and the projector.
+
+    Parameters
+    ----------
+    config
+        Of a model; no weights are needed.
+    item
+        Raw.
+    pixels
+        Bounds on what a Qwen sees of a picture; its class's own by default.
+
+    Returns
+    -------
+    Cut, rows and width, twice.
+    """
+    architecture = architecture_of(config)
+    processor = architecture.processor(config, item.modality)
+    if pixels and isinstance(architecture, QwenVision) and item.modality != "audio":
+        processor.size = pixels
+    _, layout = architecture.prepare(config, processor, item)
+    encoded = architecture.encoded_shape(config, item.modality, layout)
+    tokens = architecture.tokens(config, item.modality, layout)
+    return [("encoder", *encoded), ("projector", tokens, config.get_text_config().hidden_size)]
+
+
 def feature_sizes() -> pd.DataFrame:
     """Bytes of the features of the inputs, without headers.
 
     Columns: item, model, cut, wire, rows, width, bytes.
     """
     rows = [("image", model, "pooled", *shape) for model, *shape in POOLED]
-    image, audio, video = _samples()
+    image, audio, video = samples()
     items = {
         "image": Item("image", image),
         "audio": Item("audio", audio),
-        "video": Item("video", _seen(video), SEEN_FPS),
+        "video": Item("video", seen_frames(video), SEEN_FPS),
     }
     for model, config in full_size_configs().items():
-        architecture = architecture_of(config)
-        for modality in architecture.encoders:
-            processor = architecture.processor(config, modality)
-            _, layout = architecture.prepare(config, processor, items[modality])
-            encoded = architecture.encoded_shape(config, modality, layout)
-            tokens = architecture.tokens(config, modality, layout)
-            width = config.get_text_config().hidden_size
-            rows.append((modality, model, "before projector", *encoded))
-            rows.append((modality, model, "after projector", tokens, width))
+        for modality in architecture_of(config).encoders:
+            for cut, *shape in shapes_of(config, items[modality], QWEN_PIXELS):
+                rows.append((modality, model, CUTS[cut], *shape))
     sizes = pd.DataFrame(rows, columns=["item", "model", "cut", "rows", "width"])
     sizes = sizes.merge(pd.DataFrame({"wire": WIRE_TYPES}), how="cross")
     sizes["bytes"] = [
@@ -133,9 +124,11 @@ def feature_sizes() -> pd.DataFrame:
 def gains(features: pd.DataFrame, inputs: pd.DataFrame) -> pd.DataFrame:
     """How many times smaller features are than each form of their input; below 1 they lose.
 
-    Rows are item, model, cut and wire type; columns are the forms of the input.
+    Rows are item, model, cut and wire type; columns are the forms of the input. An image of
+    336 x 336 pixels stands beside the one encoder that sees it so.
     """
     pairs = features.merge(inputs, on="item", suffixes=("", "_input"))
+    pairs = pairs[(pairs["form"] != RESIZED) | (pairs["model"] == RESIZED_FOR)]
     pairs["gain"] = pairs["bytes_input"] / pairs["bytes"]
     keys = ["item", "model", "cut", "wire"]
     return pairs.pivot_table("gain", keys, "form", sort=False)
@@ -153,6 +146,9 @@ class BreakEven:
         if self.mbit_s is None:
             return self.where == "always"
         return (mbit_s < self.mbit_s) == (self.where == "below") and mbit_s != self.mbit_s
+
+    def __str__(self) -> str:
+        return self.where if self.mbit_s is None else f"{self.where} {self.mbit_s:.0f} Mbit/s"
 
 
 def break_even(
@@ -186,30 +182,3 @@ def break_even(
     if saved_bits < 0 and lost_s < 0:
         return BreakEven("above", saved_bits / lost_s / 1e6)
     return BreakEven("always" if saved_bits > 0 or lost_s < 0 else "never")
-
-
-def rates(
-    features: pd.DataFrame, inputs: pd.DataFrame, edge_s: float, server_s: float
-) -> pd.DataFrame:
-    """Where features of one item win, in words: rows as in ``gains``, columns forms of the input.
-
-    Parameters
-    ----------
-    features, inputs
-        Of ``feature_sizes`` and ``input_sizes``.
-    edge_s, server_s
-        Encoding time on either side.
-    """
-    pairs = features.merge(inputs, on="item", suffixes=("", "_input"))
-    pairs["wins"] = [
-        _in_words(break_even(row.bytes, row.bytes_input, edge_s, server_s))
-        for row in pairs.itertuples(index=False)
-    ]
-    keys = ["model", "cut", "wire"]
-    return pairs.pivot_table("wins", keys, "form", sort=False, aggfunc="first")
-
-
-def _in_words(found: BreakEven) -> str:
-    if found.mbit_s is None:
-        return found.where
-    return f"{found.where} {found.mbit_s:.0f} Mbit/s"

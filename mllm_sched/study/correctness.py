@@ -140,6 +140,22 @@ def by_features(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby("features", sort=False).agg(**rules)
 
 
+def facts(table: pd.DataFrame) -> pd.Series:
+    """What holds whatever the machine, of the table of ``correctness``."""
+    found = by_features(table)
+    return pd.Series(
+        {
+            "float32: all logits equal to the last bit": found.loc["float32", "all bitwise equal"],
+            "float32: all tokens equal": found.loc["float32", "tokens equal, least"] == 1,
+            "zeroed features: any logits equal": found.loc["zeroed", "any bitwise equal"],
+            "rows reversed: any logits equal": found.loc["rows reversed", "any bitwise equal"],
+            "int8, worst comparison: fewer than half of the tokens equal": (
+                found.loc["int8", "tokens equal, least"] < 0.5
+            ),
+        }
+    )
+
+
 def weight_sizes(configs: Mapping[str, object]) -> pd.DataFrame:
     """Weights of both halves of models at full size, in FP16; counted, nothing is loaded.
 

@@ -2,7 +2,8 @@
 
 The attack is the plainest there is: ridge regression from the features of patches to their pixels,
 learned on one photograph and tried on another. Whoever holds the edge's half, which is no secret
-for a published model, can make as many pairs to learn from as they like.
+for a published model, can make as many pairs to learn from as they like. Two controls stand beside
+it: a mosaic, which keeps nothing but the mean colour of large tiles, and another photograph.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from safetensors.torch import load
 from sklearn.linear_model import Ridge
@@ -21,8 +23,10 @@ from mllm_sched.pipeline.halves import EncoderHalf
 from mllm_sched.pipeline.qwen import QwenVision
 from mllm_sched.pipeline.requests import Item, Part, Request
 from mllm_sched.pipeline.wire import pack, read_parts
+from mllm_sched.study.input_sizes import psnr_db
 
 HEIGHT, WIDTH = 336, 504  # 24 x 36 patches
+MOSAIC = 28  # pixels along a tile's side: as much as one token behind the projector stands for
 LEARNED_FROM, TRIED_ON = "flower", "china"
 CROPS = 12  # of the photograph that is learned from
 RIDGE = 1.0
@@ -35,7 +39,7 @@ class Seen:
     Attributes
     ----------
     what
-        Crossed the link.
+        Crossed the link, or is a control.
     image
         uint8 of shape (height, width, 3).
     correlation
@@ -43,7 +47,7 @@ class Seen:
     psnr_db
         Peak signal-to-noise ratio to the original; infinite if they are equal.
     sent_bytes
-        Of the whole message.
+        Of the whole message; 0 for a control.
     """
 
     what: str
@@ -65,7 +69,7 @@ def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
 
     Returns
     -------
-    Raw input; features before the projector, and behind it.
+    Raw input; features before the projector, and behind it; then the controls.
 
     Raises
     ------
@@ -86,7 +90,15 @@ def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
         image = _image(patches, _patch(encoders, cut))
         where = "before" if cut == "encoder" else "behind"
         seen.append(_seen(f"features {where} the projector", image, original, sent_bytes))
-    return seen
+    mosaic = np.repeat(np.repeat(_tile_means(original), MOSAIC, 0), MOSAIC, 1)
+    seen.append(_seen(f"control: mosaic of {MOSAIC} pixels", mosaic, original, 0))
+    other = media.photograph(LEARNED_FROM, HEIGHT, WIDTH)
+    return [*seen, _seen("control: another photograph", other, original, 0)]
+
+
+def _tile_means(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    tiles = image.reshape(HEIGHT // MOSAIC, MOSAIC, WIDTH // MOSAIC, MOSAIC, 3)
+    return tiles.mean((1, 3)).round().astype(np.uint8)
 
 
 def _crops() -> Iterator[NDArray[np.uint8]]:
@@ -148,13 +160,12 @@ def _image(patches: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
 
 
 def _seen(what: str, image: NDArray, original: NDArray, sent_bytes: int) -> Seen:
-    one, other = image.astype(float), original.astype(float)
-    error = float(np.mean((one - other) ** 2))
-    psnr_db = float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-    correlation = float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
-    return Seen(what, image, correlation, psnr_db, sent_bytes)
+    correlation = float(np.corrcoef(image.ravel(), original.ravel())[0, 1])
+    return Seen(what, image, correlation, psnr_db(image, original), sent_bytes)
 
 
-def scores(seen: Sequence[Seen]) -> list[tuple[str, float, float, int]]:
-    """Numbers of what was seen, for a table."""
-    return [(each.what, each.correlation, each.psnr_db, each.sent_bytes) for each in seen]
+def scores(seen: Sequence[Seen]) -> pd.DataFrame:
+    """Numbers of what was seen: ``what``, ``correlation``, ``psnr_db``, ``sent_bytes``."""
+    rows = [(each.what, each.correlation, each.psnr_db, each.sent_bytes) for each in seen]
+    table = pd.DataFrame(rows, columns=["what", "correlation", "psnr_db", "sent_bytes"])
+    return table.round({"correlation": 2, "psnr_db": 1})
