@@ -20,7 +20,7 @@ import psutil
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.node_errors import DeadlineMissed
+from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.requests import Item, Request
@@ -234,7 +234,7 @@ def _residual(on: Bench, mbit_s: float, missed_share: float) -> tuple[float, ...
             long = on.request(picture, 1)
             try:
                 client.ask(pack(long, on.model), long.id, deadline_s)
-            except DeadlineMissed:
+            except (DeadlineMissed, NodeUnreachable):  # the node may notice before the caller
                 waits.append(_short_s(on, client if same else other))
             else:
                 raise RuntimeError(f"{mbit_s} Mbit/s: the deadline was met; lower missed_share")
