@@ -83,9 +83,14 @@ def test_loopback_needs_no_secret(host):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])
-def test_other_addresses_do(host):
+def test_other_addresses_need_certificates_for_a_token_would_travel_in_the_clear(host, tmp_path):
     assert not is_loopback(host)
-    with pytest.raises(ValueError, match="others can reach it"):
-        check_host(host, Security())
-    check_host(host, Security("token"))
+    for clear in (Security(), Security("token")):
+        with pytest.raises(ValueError, match="others can reach it, and nothing is encrypted"):
+            check_host(host, clear)
+    check_host(host, Security(None, *(tmp_path / name for name in "abc")))
     check_host(host, Security(), is_open=True)
+
+
+def test_a_token_is_not_shown():
+    assert "secret" not in repr(Security("secret"))

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from decoupled import (
@@ -18,8 +19,11 @@ from transformers import BertConfig, BertModel
 
 from mllm_sched.pipeline.architectures import UnsupportedError
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
+from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import small_model
 from mllm_sched.pipeline.split import split
+from mllm_sched.pipeline.wire import pack, unpack
+from mllm_sched.pipeline.wire_rules import Rules
 
 NAMES = list(MODALITIES)
 
@@ -32,9 +36,37 @@ def test_two_halves_give_the_logits_of_the_whole_model_to_the_last_bit(name, cut
     parts = parts_of(name, asked, cut)
     language = halves(name)[1]
     assert torch.equal(language.logits(asked.prompt, parts), logits)
-    answer = list(language.generate(asked.prompt, parts, NEW_TOKENS))
-    assert tuple(token for token, _ in answer) == tokens and len(tokens) == NEW_TOKENS
+    for of_prompt, rows in ((False, 1), (True, logits.shape[1])):
+        answer = list(language.generate(asked.prompt, parts, NEW_TOKENS, of_prompt=of_prompt))
+        assert tuple(token for token, _ in answer) == tokens and len(tokens) == NEW_TOKENS
+        assert len(answer[0][1]) == rows
     assert torch.equal(answer[0][1], logits[0])
+
+
+@pytest.mark.parametrize("cut", ["encoder", "projector"])
+@pytest.mark.parametrize("name", NAMES)
+def test_halves_in_half_precision_take_what_the_wire_brings(name, cut):
+    encoders, language = (
+        load_encoders(name, dtype="bfloat16"),
+        load_language(name, dtype="bfloat16"),
+    )
+    asked = request(name)
+    parts = [encoders.encode(each, cut) for each in asked.items]
+    sent = unpack(pack(asked, encoders.identity, parts, "bfloat16"), Rules(language))
+    answer = [token for token, _ in language.generate(asked.prompt, sent.parts, 4)]
+    assert answer == [token for token, _ in language.generate(asked.prompt, parts, 4)]
+
+
+def test_a_picture_three_pixels_high_is_not_taken_for_three_colours():
+    pixels = np.zeros((3, 40, 3), np.uint8)
+    pixels[..., 0] = 255  # red: read the wrong way round, its rows would be its colours
+    inputs, layout = halves("small-qwen2.5-omni")[0].prepare(Item("image", pixels))
+    assert layout.grid[2] > layout.grid[1]
+    colours = inputs["pixel_values"].unflatten(1, (3, -1))
+    assert (colours.amax((0, 2)) - colours.amin((0, 2)) < 1e-5).all()
+    inputs, _ = halves("small-llava")[0].prepare(Item("image", pixels))
+    (red, green, blue) = inputs["pixel_values"][0].mean((1, 2)).tolist()
+    assert red > 1 > green and red > 1 > blue
 
 
 @pytest.mark.parametrize("how", [torch.zeros_like, lambda rows: rows.flip(0)])

@@ -82,6 +82,26 @@ def test_features_of_an_encoding_node_can_be_read_back():
         assert torch.equal(sent.features, came.features)
 
 
+def test_features_must_be_finite_in_the_type_of_the_model_too():
+    asked, parts = request("small-llava"), parts_of("small-llava", request("small-llava"))
+    large = [Part(p.modality, p.cut, torch.full_like(p.features, 1e6), p.layout) for p in parts]
+    data = pack(asked, halves("small-llava")[1].identity, large)
+    narrow = rules("small-llava")
+    assert unpack(data, narrow).parts
+    narrow.dtype = torch.float16
+    with pytest.raises(WireError, match="too large for the model's type"):
+        unpack(data, narrow)
+
+
+def test_a_reply_that_is_none_is_refused():
+    _, _, data = packed()
+    with pytest.raises(WireError, match="raw items instead"):
+        read_parts(pack(request(NAME), halves(NAME)[0].identity))
+    for broken in (data + b"more", data[:-5]):
+        with pytest.raises(WireError, match="not a safetensors message"):
+            read_parts(broken)
+
+
 def test_limits_of_a_server():
     _, _, data = packed()
     with pytest.raises(WireError, match="max_new_tokens=12: at most 4"):
@@ -90,6 +110,9 @@ def test_limits_of_a_server():
         unpack(data, rules(max_items=2))
     with pytest.raises(WireError, match="tokens with the answer: at most 60"):
         unpack(data, rules(max_tokens=60))
+    _, _, wanting = packed(logits=True)
+    with pytest.raises(WireError, match="logits of the prompt are"):
+        unpack(wanting, rules(max_logits_bytes=1000))
     with pytest.raises(MismatchError, match="cut at projector, this server takes input"):
         unpack(data, rules(cuts=("input",)))
 
@@ -152,6 +175,10 @@ def malformed():
         "missing field": (edited(good, drop=["logits"]), "logits missing or unknown"),
         "empty id": (edited(good, request={"id": ""}), "id=''"),
         "long id": (edited(good, request={"id": "x" * 65}), "id="),
+        "half a surrogate for an id": (edited(good, request={"id": "\ud800"}), "id="),
+        "line break in an id": (edited(good, request={"id": "a\nb"}), "id="),
+        "half a surrogate for a model": (edited(good, request={"model": "\ud800"}), "made for"),
+        "half a surrogate for a field": (edited(good, request={"\ud800": 1}), "unknown"),
         "id a number": (edited(good, request={"id": 5}), "id='5'"),
         "wrong model": (edited(good, request={"model": "0" * 64}), "made for model 0000"),
         "unknown cut": (edited(good, request={"cut": "middle"}), "cut='middle'"),
@@ -219,6 +246,18 @@ def malformed():
         "raw flat": (edited(raw, tensors={"part0": torch.zeros(9, dtype=torch.uint8)}), "uint8"),
         "raw audio at 8 kHz": (edited(raw, part={1: {"rate_hz": 8000.0}}), "resample"),
         "raw without rate": (edited(raw, part={1: {"rate_hz": None}}), "rate_hz"),
+        "raw thin as a thread": (
+            edited(raw, tensors={"part0": torch.zeros(2, 20000, 3, dtype=torch.uint8)}),
+            "at most 8192 along a side",
+        ),
+        "raw of endless frames": (
+            edited(raw, tensors={"part2": torch.zeros(4000, 4, 4, 3, dtype=torch.uint8)}),
+            "video of 4000 frames: at most 256",
+        ),
+        "raw of endless sound": (
+            edited(raw, tensors={"part1": torch.zeros(16000 * 1201, dtype=torch.int16)}),
+            "at most 1200 s",
+        ),
         "raw with a grid": (edited(raw, part={0: {"grid": [1, 4, 6]}}), "rate_hz"),
     }
 

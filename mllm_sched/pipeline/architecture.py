@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mllm_sched.pipeline.requests import Item, Layout
 
 Inputs = dict[str, Tensor]
+CHANNELS = "channels_last"  # a processor left to guess takes a picture 3 pixels high for colours
 
 
 class Architecture:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllm_sched.pipeline.architecture import Architecture, Inputs, samples_of
+from mllm_sched.pipeline.architecture import CHANNELS, Architecture, Inputs, samples_of
 from mllm_sched.pipeline.qwen import QwenOmni, QwenVision
 from mllm_sched.pipeline.requests import AUDIO_HZ, Item, Layout
 
@@ -36,8 +36,8 @@ class Llava(Architecture):
         )
 
     def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
-        pixels = processor(images=[item.data], return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels}, Layout()
+        made = processor(images=[item.data], return_tensors="pt", input_data_format=CHANNELS)
+        return {"pixel_values": made["pixel_values"]}, Layout()
 
     def encode(self, model: Any, modality: str, inputs: Inputs) -> Tensor:
         layers = model.config.vision_feature_layer

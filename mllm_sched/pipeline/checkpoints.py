@@ -32,7 +32,10 @@ def load_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
 def load_encoders(
     name: str, modalities: Sequence[str] = (), seed: int = 0, dtype: str = "float32"
 ) -> EncoderHalf:
-    """The edge's half alone; the LLM of a checkpoint is never read into memory.
+    """The edge's half alone; the LLM of a checkpoint is never held in memory.
+
+    A small model is built whole, and halved. Where ``dtype`` is not the checkpoint's own, weights
+    of the other half pass through memory a few at a time.
 
     Parameters
     ----------
@@ -49,7 +52,7 @@ def load_encoders(
 
 
 def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:
-    """The server's half alone; a checkpoint's encoders are never read into memory."""
+    """The server's half alone; as ``load_encoders``, with the encoders left out."""
     return _load_halves(name, seed, dtype, "encoders")[1]
 
 

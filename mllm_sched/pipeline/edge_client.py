@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from mllm_sched.pipeline.node_errors import (
     NodeUnreachable,
     RequestRefused,
 )
+from mllm_sched.pipeline.options import MESSAGE_BYTES
 from mllm_sched.pipeline.pieces import pieces_of, start_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack, read_parts
+from mllm_sched.pipeline.wire_header import WireError
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 _OPTIONS = [
@@ -35,6 +38,7 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished in silence is noticed
     ("grpc.use_local_subchannel_pool", 1),  # clients do not share a connection
     ("grpc.enable_retries", 0),  # done here, where the request's id is known
+    ("grpc.max_receive_message_length", MESSAGE_BYTES + (1 << 20)),  # logits of a prompt
 ]
 
 
@@ -186,20 +190,19 @@ class EdgeClient:
         self, request: Request, model: str, deadline_s: float, cut: str = "projector"
     ) -> tuple[tuple[Part, ...], Times]:
         """Features of a request's items, made by a node that holds encoders. Raises as ``ask``."""
-        data = pack(request, model)
-        received, begun_s, times = bytearray(), time.perf_counter(), pb.Times()
+        data, begun_s = pack(request, model), time.perf_counter()
 
-        def attempt(left_s: float) -> Iterator[pb.Piece]:
-            received.clear()
+        def attempt(left_s: float) -> Iterator[tuple[bytes, pb.Times]]:
             start = start_of(data, request.id, cut=cut, wire="float32")
-            yield from self._call(self._stub.Encode, left_s, pieces_of(data, start))
+            yield _reply(self._call(self._stub.Encode, left_s, pieces_of(data, start)))
 
-        for piece, _ in self._tries(attempt, deadline_s):
-            if piece.WhichOneof("content") == "data":
-                received += piece.data
-            elif piece.WhichOneof("content") == "times":
-                times = piece.times
-        return read_parts(bytes(received)), _times(time.perf_counter() - begun_s, times)
+        ((received, times), _) = list(self._tries(attempt, deadline_s))[-1]
+        try:
+            parts = read_parts(received)
+        except WireError as error:
+            message = f"{self.address}: features that are none: {error}"
+            raise RequestRefused(message, grpc.StatusCode.DATA_LOSS) from error
+        return parts, _times(time.perf_counter() - begun_s, times)
 
     def _call(self, method: Any, left_s: float, message: Any = None) -> Any:
         return method(
@@ -248,6 +251,20 @@ class EdgeClient:
 
 class _Broken(Exception):
     """A stream that ended without its last event."""
+
+
+def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
+    """The message in an encoding node's reply, if it came whole, and what it took."""
+    start, received = pb.Start(), bytearray()
+    for piece in pieces:
+        kind = piece.WhichOneof("content")
+        if kind == "start":
+            start = piece.start
+        elif kind == "data":
+            received += piece.data
+        elif kind == "times" and hashlib.sha256(received).digest() == start.sha256:
+            return bytes(received), piece.times
+    raise _Broken
 
 
 def _check_count(told: int, have: int) -> None:

@@ -36,13 +36,19 @@ class _Half:
         weights = {id(weight): weight for module in modules for weight in module.parameters()}
         return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of everything that is computed with them."""
+        return next(self.model.parameters()).dtype
+
     @torch.inference_mode()
     def project(self, part: Part) -> Tensor:
         """Features of a part as the LLM takes them, whatever its cut."""
+        features = part.features.to(self.dtype)
         if part.cut == "projector":
-            return part.features
+            return features
         projector = self.projectors[part.modality]
-        return self.architecture.project(projector, self.config, part.features, part.layout)
+        return self.architecture.project(projector, self.config, features, part.layout)
 
 
 class EncoderHalf(_Half):
@@ -95,14 +101,20 @@ class EncoderHalf(_Half):
         ValueError
             For an item of another modality, or one that the encoder cannot take.
         """
+        return self.encode_prepared(item.modality, *self.prepare(item), cut)
+
+    @torch.inference_mode()
+    def encode_prepared(
+        self, modality: str, inputs: dict[str, Tensor], layout: Layout, cut: str = "projector"
+    ) -> Part:
+        """As ``encode``, from what ``prepare`` gave."""
         if cut not in ("encoder", "projector"):
             raise ValueError(f"cut={cut!r}: an encoder's features are cut at encoder or projector")
-        inputs, layout = self.prepare(item)
-        features = self.architecture.encode(self.model, item.modality, inputs)
-        part = Part(item.modality, "encoder", features, layout)
+        features = self.architecture.encode(self.model, modality, inputs)
+        part = Part(modality, "encoder", features, layout)
         if cut == "encoder":
             return part
-        return Part(item.modality, cut, self.project(part), layout)
+        return Part(modality, cut, self.project(part), layout)
 
     def prepare(self, item: Item) -> tuple[dict[str, Tensor], Layout]:
         """What the encoder takes, and the layout of what it gives."""
@@ -152,15 +164,20 @@ class LanguageHalf(_Half):
     @torch.inference_mode()
     def logits(self, prompt: Sequence[int], parts: Sequence[Part]) -> Tensor:
         """Logits after every token of the prompt: (1, tokens, vocabulary)."""
-        return self._forward(*self._embedded(prompt, parts), cache=None)
+        return self._forward(*self._embedded(prompt, parts), cache=None, last=False)
 
     def generate(
-        self, prompt: Sequence[int], parts: Sequence[Part], max_new_tokens: int
+        self,
+        prompt: Sequence[int],
+        parts: Sequence[Part],
+        max_new_tokens: int,
+        *,
+        of_prompt: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
-        """The answer, greedily: each token with the logits it was chosen from.
+        """The answer, greedily: each token with the logits it was chosen from, (1, vocabulary).
 
-        The logits are those of the whole prompt, (tokens, vocabulary), with the first token, and
-        (1, vocabulary) from then on. Ends after an end-of-sequence token.
+        With ``of_prompt`` the first token comes with those of the whole prompt, (tokens,
+        vocabulary), which may take gigabytes. Ends after an end-of-sequence token.
         """
         from transformers import DynamicCache
 
@@ -170,7 +187,7 @@ class LanguageHalf(_Half):
         cache = DynamicCache(config=self.config.get_text_config())
         for _ in range(max_new_tokens):
             with torch.inference_mode():  # not held while the caller has the token
-                logits = self._forward(embedded, positions, cache)[0]
+                logits = self._forward(embedded, positions, cache, last=not of_prompt)[0]
                 token = int(logits[-1].argmax())
                 embedded = self._embed(torch.tensor([[token]]))
                 positions = positions.amax().expand(*positions.shape[:-1], 1) + 1
@@ -186,22 +203,21 @@ class LanguageHalf(_Half):
             features = [self.project(part) for part in parts if part.modality == modality]
             if features:
                 places = (ids == self.placeholder(modality))[..., None]
-                joined = torch.cat(features).to(embedded.dtype)
-                embedded = embedded.masked_scatter(places, joined)
+                embedded = embedded.masked_scatter(places, torch.cat(features))
         return embedded, self.architecture.positions(self.model, ids, layouts)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.model.language_model.get_input_embeddings()(ids)
         return embedded
 
-    def _forward(self, embedded: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    def _forward(self, embedded: Tensor, positions: Tensor, cache: Any, *, last: bool) -> Tensor:
         hidden = self.model.model.language_model(
             inputs_embeds=embedded,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        logits: Tensor = self.model.lm_head(hidden)
+        logits: Tensor = self.model.lm_head(hidden[:, -1:] if last else hidden)
         return logits
 
     def _check_brackets(self, prompt: Sequence[int], place: int, modality: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ import grpc
 from mllm_sched.pipeline.proto import node_pb2 as pb
 
 REMEMBERED_BYTES = 64 << 20
+JOB_BYTES = 3000  # of a job without tokens, as measured
 REMEMBERED_IDS = 100_000
 
 
@@ -25,14 +27,20 @@ class RefusedError(Exception):
 
 
 class Job:
-    """The answer to one request; any number of callers may follow it, from any token on."""
+    """The answer to one request; any number of callers may follow it, from any token on.
 
-    def __init__(self, digest: bytes) -> None:
+    It is worth making until ``ends_s``, on the loop's clock: the latest that anyone waits.
+    """
+
+    def __init__(self, digest: bytes, ends_s: float) -> None:
         self.digest = digest
-        self.tokens: list[pb.Token] = []
+        self.ends_s = ends_s
+        self.tokens = array("I")
+        self.logits: dict[int, bytes] = {}  # by place, where they are wanted
         self.finished: pb.Finished | None = None
         self.failure: RefusedError | None = None
         self._changed = asyncio.Event()
+        self._deadline: asyncio.Timeout | None = None
 
     @property
     def over(self) -> bool:
@@ -40,14 +48,32 @@ class Job:
         return self.finished is not None or self.failure is not None
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Roughly what it holds in memory."""
-        return 1000 + sum(100 + len(token.logits) for token in self.tokens)
+        held = sum(100 + len(logits) for logits in self.logits.values())
+        return JOB_BYTES + self.tokens.itemsize * len(self.tokens) + held
 
-    def add(self, token: pb.Token) -> None:
-        """One more token."""
+    def add(self, token: int, logits: bytes = b"") -> None:
+        """One more token, with its logits if they are wanted."""
+        if logits:
+            self.logits[len(self.tokens)] = logits
         self.tokens.append(token)
         self._wake()
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """A block that ends with TimeoutError once nobody waits any more."""
+        async with asyncio.timeout_at(self.ends_s) as self._deadline:
+            try:
+                yield
+            finally:
+                self._deadline = None
+
+    def extend(self, ends_s: float) -> None:
+        """One more caller waits, until then."""
+        self.ends_s = max(self.ends_s, ends_s)
+        if self._deadline and not self._deadline.expired():
+            self._deadline.reschedule(self.ends_s)
 
     def end(self, finished: pb.Finished | None = None, failure: RefusedError | None = None) -> None:
         """No more tokens: the answer is complete, or it failed."""
@@ -62,8 +88,9 @@ class Job:
         while True:
             changed = self._changed
             while have < len(self.tokens):  # more may come while one is sent
-                have += 1
-                yield pb.Event(token=self.tokens[have - 1])
+                place, have = have, have + 1
+                logits = self.logits.get(place, b"")
+                yield pb.Event(token=pb.Token(index=place, token=self.tokens[place], logits=logits))
             if self.failure is not None:
                 raise self.failure
             if self.finished is not None:
@@ -95,6 +122,7 @@ class Jobs:
         self._forgotten: OrderedDict[str, bytes] = OrderedDict()
         self._given: OrderedDict[str, int] = OrderedDict()  # bytes of answers that are complete
         self._held = 0
+        self._uploads: dict[tuple[str, bytes], Slot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, name: str, digest: bytes) -> Job | None:
@@ -117,23 +145,30 @@ class Jobs:
             )
         return job
 
-    def take(self) -> Slot:
-        """A place for one more request; RefusedError, RESOURCE_EXHAUSTED, if there is none."""
+    def take(self, name: str, digest: bytes) -> Slot:
+        """A place for one more request; RefusedError, RESOURCE_EXHAUSTED, if there is none.
+
+        A request that is sent again while its first upload hangs takes the place of that upload.
+        """
+        if (older := self._uploads.get((name, digest))) is not None:
+            older.give_way()
         if self.taken >= self.limit:
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {self.limit} requests are served now"
             )
-        return Slot(self)
+        slot = self._uploads[name, digest] = Slot(self, (name, digest))
+        return slot
 
     def launch(
         self,
         name: str,
         digest: bytes,
+        ends_s: float,
         slot: Slot,
         work: Callable[[Job], Coroutine[Any, Any, None]],
     ) -> Job:
         """Begin an answer. It goes on to its end, whether someone follows it or not."""
-        job = self._jobs[name] = Job(digest)
+        job = self._jobs[name] = Job(digest, ends_s)
         slot.keep()
         task = asyncio.create_task(work(job))
         self._tasks.add(task)
@@ -148,13 +183,13 @@ class Jobs:
         if job.failure is not None:  # sent again, it may succeed
             del self._jobs[name]
             return
-        self._given[name] = job.bytes
-        self._held += job.bytes
+        self._given[name] = job.held_bytes
+        self._held += job.held_bytes
         self._forget()
 
     def _forget(self) -> None:
         """Answers given go, the oldest first, once they take too much memory; ids stay longer."""
-        while self._held > REMEMBERED_BYTES:
+        while self._held > REMEMBERED_BYTES and len(self._given) > 1:  # the newest stays
             name, size = self._given.popitem(last=False)
             self._held -= size
             self._forgotten[name] = self._jobs.pop(name).digest
@@ -162,12 +197,11 @@ class Jobs:
             self._forgotten.popitem(last=False)
 
     async def drain(self, grace_s: float) -> None:
-        """Wait for the answers in the making; stop those that take longer than that."""
-        tasks = list(self._tasks)
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace_s)
-        for task in late:
+        """Wait until no request is served any more; stop answers that take longer than that."""
+        ends_s = asyncio.get_running_loop().time() + grace_s
+        while self.taken and asyncio.get_running_loop().time() < ends_s:
+            await asyncio.sleep(0.02)
+        for task in list(self._tasks):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -176,17 +210,40 @@ class Jobs:
 class Slot:
     """A place among the requests that are served; given back on leaving, unless kept."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, request: tuple[str, bytes]) -> None:
         self._jobs: Jobs | None = jobs
+        self._all, self._request = jobs, request
         self._kept = False
+        self._upload: asyncio.Timeout | None = None
         jobs.taken += 1
 
     def __enter__(self) -> Slot:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._uploaded()
         if not self._kept:
             self.release()
+
+    @asynccontextmanager
+    async def upload(self, ends_s: float) -> AsyncIterator[None]:
+        """A block that ends with TimeoutError then, or when the same request comes again."""
+        async with asyncio.timeout_at(ends_s) as self._upload:
+            try:
+                yield
+            finally:
+                self._upload = None
+
+    def give_way(self) -> None:
+        """The same request came by another connection: stop this upload, free its place."""
+        self._uploaded()
+        self.release()
+        if self._upload and not self._upload.expired():
+            self._upload.reschedule(asyncio.get_running_loop().time())
+
+    def _uploaded(self) -> None:
+        if self._all._uploads.get(self._request) is self:
+            del self._all._uploads[self._request]
 
     def keep(self) -> None:
         """Hold it beyond the end of the block."""

@@ -117,6 +117,7 @@ class Link:
         self._buffer_bytes = buffer_bytes
         self._cut_until_s = 0.0
         self._thread: threading.Thread | None = None
+        self._failure: OSError | None = None
         self._address = ""
 
     def __enter__(self) -> Link:
@@ -124,6 +125,9 @@ class Link:
         self._thread = threading.Thread(target=self._run, args=(ready,), name="link", daemon=True)
         self._thread.start()
         ready.wait()
+        if self._failure:
+            self._thread = None
+            raise self._failure
         return self
 
     def __exit__(
@@ -165,7 +169,12 @@ class Link:
             self._loop.call_soon_threadsafe(self._reset_all)
 
     def _run(self, ready: threading.Event) -> None:
-        asyncio.run(self._serve(ready))
+        try:
+            asyncio.run(self._serve(ready))
+        except OSError as error:  # no socket to be had
+            self._failure = error
+        finally:
+            ready.set()
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -202,7 +211,7 @@ class Link:
             self._writers.discard(writer)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        outward = socket.socket()
+        outward = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
         outward.setblocking(False)
         _shorten(outward)
         try:

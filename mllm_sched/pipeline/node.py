@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ class Limits:
     new_tokens
         Of one answer.
     idle_s
-        Between two pieces of a message.
+        That an upload may pause in all.
     answer_s
         For a request without a deadline, or with a later one.
     """
@@ -109,7 +109,9 @@ class Node(rpc.NodeServicer):
         self.encoders, self.language = encoders, language
         self.limits, self.slowdown, self.security = limits, slowdown, security
         cuts = (["encoder", "projector"] if language else []) + (["input"] if encoders else [])
-        self.rules = Rules(half, cuts, max_new_tokens=limits.new_tokens)
+        self.rules = Rules(
+            half, cuts, max_new_tokens=limits.new_tokens, max_logits_bytes=limits.bytes
+        )
         self.jobs = Jobs(limits.requests)
         self.compute = Compute()
         self.boot = uuid.uuid4().hex
@@ -138,10 +140,12 @@ class Node(rpc.NodeServicer):
         try:
             if self.language is None:
                 raise RefusedError(Status.UNIMPLEMENTED, "this node holds no LLM")
+            ends_s = self._ends_s(context)
             start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
-            job = self.jobs.find(start.id, start.sha256) or await self._begin(
-                start, pieces, context
-            )
+            if job := self.jobs.find(start.id, start.sha256):
+                job.extend(ends_s)
+            else:
+                job = await self._begin(start, pieces, ends_s)
             async for event in job.follow(start.have):
                 yield event
         except Exception as error:
@@ -155,10 +159,13 @@ class Node(rpc.NodeServicer):
         try:
             if self.encoders is None:
                 raise RefusedError(Status.UNIMPLEMENTED, "this node holds no encoders")
+            ends_s = self._ends_s(context)
             start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
-            with self._take():
+            with self._take(start) as slot:
                 times = _Times()
-                message = await self._receive(start, pieces, times)
+                message = await self._receive(start, pieces, slot, ends_s, times)
+                if message.header.cut != "input":
+                    raise WireError(f"cut at {message.header.cut}: expected raw items to encode")
                 parts = await self._parts(message, start.cut or "projector", times)
                 request = Request(message.prompt, id=start.id)
                 wire = start.wire or "float32"
@@ -174,37 +181,50 @@ class Node(rpc.NodeServicer):
         self.draining = True
         await self.jobs.drain(grace_s)
 
-    async def _begin(self, start: pb.Start, pieces: AsyncIterator[pb.Piece], context: Any) -> Job:
-        left_s = min(context.time_remaining() or self.limits.answer_s, self.limits.answer_s)
-        ends_s = asyncio.get_running_loop().time() + left_s
-        with self._take() as slot:
+    def _ends_s(self, context: Any) -> float:
+        """When the caller stops waiting, on the loop's clock."""
+        left_s = context.time_remaining()
+        left_s = self.limits.answer_s if left_s is None else min(left_s, self.limits.answer_s)
+        return asyncio.get_running_loop().time() + left_s
+
+    async def _begin(self, start: pb.Start, pieces: AsyncIterator[pb.Piece], ends_s: float) -> Job:
+        with self._take(start) as slot:
             times = _Times()
-            message = await self._receive(start, pieces, times)
+            message = await self._receive(start, pieces, slot, ends_s, times)
             assert self.language
             if not message.items:  # raw items have no layout yet
                 layouts = [(part.modality, part.layout) for part in message.parts]
                 self.language.ids(message.prompt, layouts)
 
             async def work(job: Job) -> None:
-                await self._answer(job, message, times, ends_s)
+                await self._answer(job, message, times)
 
-            # The same request may have come by another connection meanwhile.
-            return self.jobs.find(start.id, start.sha256) or self.jobs.launch(
-                start.id, start.sha256, slot, work
-            )
+            return self.jobs.launch(start.id, start.sha256, ends_s, slot, work)
 
     async def _receive(
-        self, start: pb.Start, pieces: AsyncIterator[pb.Piece], times: _Times
+        self,
+        start: pb.Start,
+        pieces: AsyncIterator[pb.Piece],
+        slot: Slot,
+        ends_s: float,
+        times: _Times,
     ) -> Message:
-        data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
-        message = await asyncio.to_thread(unpack, data, self.rules)
+        try:
+            async with slot.upload(ends_s):
+                data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
+                message = await asyncio.to_thread(unpack, data, self.rules)
+        except TimeoutError:
+            if asyncio.get_running_loop().time() < ends_s:
+                raise  # too slow, or sent again
+            late = "the deadline passed before the whole message came"
+            raise RefusedError(Status.DEADLINE_EXCEEDED, late) from None
         if message.header.id != start.id:
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
         return message
 
-    async def _answer(self, job: Job, message: Message, times: _Times, ends_s: float) -> None:
+    async def _answer(self, job: Job, message: Message, times: _Times) -> None:
         try:
-            async with asyncio.timeout_at(ends_s):
+            async with job.in_time():
                 await self._generate(job, message, times)
         except TimeoutError:
             late = f"the deadline passed after {len(job.tokens)} tokens"
@@ -220,9 +240,9 @@ class Node(rpc.NodeServicer):
         parts, header = message.parts, message.header
         if header.cut == "input":
             parts = await self._parts(message, "projector", times)
-            layouts = [(part.modality, part.layout) for part in parts]
-            self.rules.check_length(message.prompt, layouts, header.max_new_tokens)
-        steps = self.language.generate(message.prompt, parts, header.max_new_tokens)
+        steps = self.language.generate(
+            message.prompt, parts, header.max_new_tokens, of_prompt=header.logits
+        )
         while True:
             done = await self.compute.run(lambda: next(steps, None), self.slowdown.llm)
             times.llm_s += done.busy_s
@@ -230,25 +250,36 @@ class Node(rpc.NodeServicer):
             if done.result is None:
                 break
             token, logits = done.result
-            sent = save({"logits": logits.contiguous()}) if header.logits else b""
-            job.add(pb.Token(index=len(job.tokens), token=token, logits=sent))
+            job.add(token, save({"logits": logits.contiguous()}) if header.logits else b"")
         job.end(pb.Finished(tokens=len(job.tokens), times=times.message()))
 
     async def _parts(self, message: Message, cut: str, times: _Times) -> tuple[Part, ...]:
+        """Features of raw items, whose number is checked before any is encoded."""
         assert self.encoders
+        prepared = [
+            await self._encoder_work(partial(self.encoders.prepare, item), times)
+            for item in message.items
+        ]
+        kinds = [item.modality for item in message.items]
+        layouts = [(kind, layout) for kind, (_, layout) in zip(kinds, prepared, strict=True)]
+        wanted = message.header.max_new_tokens, message.header.logits
+        self.rules.check_length(message.prompt, layouts, wanted[0], logits=wanted[1])
         parts = []
-        for item in message.items:
-            encode = partial(self.encoders.encode, item, cut)
-            done = await self.compute.run(encode, self.slowdown.encoders)
-            times.encode_s += done.busy_s
-            times.wait_s += done.wait_s
-            parts.append(done.result)
+        for kind, (inputs, layout) in zip(kinds, prepared, strict=True):
+            encode = partial(self.encoders.encode_prepared, kind, inputs, layout, cut)
+            parts.append(await self._encoder_work(encode, times))
         return tuple(parts)
 
-    def _take(self) -> Slot:
+    async def _encoder_work(self, work: Callable[[], Any], times: _Times) -> Any:
+        done = await self.compute.run(work, self.slowdown.encoders)
+        times.encode_s += done.busy_s
+        times.wait_s += done.wait_s
+        return done.result
+
+    def _take(self, start: pb.Start) -> Slot:
         if self.draining:
             raise RefusedError(Status.UNAVAILABLE, "the node shuts down")
-        return self.jobs.take()
+        return self.jobs.take(start.id, start.sha256)
 
     async def _admit(self, context: Any) -> None:
         if not self.security.allows(context.invocation_metadata()):
@@ -259,8 +290,9 @@ class Node(rpc.NodeServicer):
         if code is Status.INTERNAL:
             log.error("a request failed", exc_info=error)
             await context.abort(code, "the node failed; see its log")
-        text = str(error) or f"no piece of the message came for {self.limits.idle_s:g} s"
-        await context.abort(code, text)
+        text = str(error) or "the message came too slowly, or again by another connection"
+        # Text that a caller sent may be in it, and gRPC sends no status at all for some of that.
+        await context.abort(code, text.encode("unicode_escape").decode())
 
 
 def _code(error: Exception) -> grpc.StatusCode:
@@ -270,6 +302,6 @@ def _code(error: Exception) -> grpc.StatusCode:
         return Status.FAILED_PRECONDITION
     if isinstance(error, ValueError):
         return Status.INVALID_ARGUMENT
-    if isinstance(error, TimeoutError):
-        return Status.DEADLINE_EXCEEDED
+    if isinstance(error, TimeoutError):  # of an upload: sent again, it may succeed
+        return Status.UNAVAILABLE
     return Status.INTERNAL

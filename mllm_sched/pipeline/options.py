@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
     add = parser.add_argument
     add("--port", type=int, default=port, help="0: a free one (default %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    add("--open", action="store_true", help="let anyone ask who reaches the host")
+    add("--open", action="store_true", help="listen beyond this machine in the clear")
     add("--model", default="small-llava", help="a small one, or hf:PATH (default %(default)s)")
     add("--seed", type=int, default=0, help="of a small model's weights")
     add("--dtype", choices=DTYPE_NAMES, default="float32", help="of the weights")
@@ -27,6 +27,18 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
     for name in ("encoders", "llm"):
         add(f"--{name}-slowdown", type=float, default=1.0, metavar="N", help="imitate a slower one")
     add_security(parser)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that a node cannot work with; ValueError names the option."""
+    least = {
+        **{"limit": 1, "max_bytes": 1024, "threads": 1},
+        **{"encoders_slowdown": 1, "llm_slowdown": 1},
+    }
+    for name, bound in least.items():
+        if not bound <= (value := getattr(options, name)) < float("inf"):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {value:g}: expected {bound} or more")
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:

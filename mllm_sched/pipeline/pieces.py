@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from mllm_sched.pipeline.proto import node_pb2 as pb
-from mllm_sched.pipeline.wire_header import MAX_ID, WireError
+from mllm_sched.pipeline.wire_header import MAX_ID, WireError, is_id
 
 PIECE_BYTES = 64 << 10
+SLOWEST_BYTES_S = 8 << 10  # an upload that is slower on average holds a place for too long
 
 
 def start_of(data: bytes, name: str, **fields: Any) -> pb.Start:
@@ -40,8 +41,9 @@ async def read_start(pieces: AsyncIterator[pb.Piece], max_bytes: int, timeout_s:
     if piece is None or piece.WhichOneof("content") != "start":
         raise WireError("the first piece must be a start")
     start: pb.Start = piece.start
-    if not 1 <= len(start.id) <= MAX_ID:
-        raise WireError(f"id of {len(start.id)} characters: expected 1 to {MAX_ID}")
+    if not is_id(start.id):
+        length = len(start.id)
+        raise WireError(f"id of {length} characters: expected 1 to {MAX_ID}, printable ASCII")
     if len(start.sha256) != 32:
         raise WireError("sha256: expected 32 bytes")
     if not 8 <= start.bytes <= max_bytes:
@@ -54,16 +56,19 @@ async def read_rest(
 ) -> tuple[bytes, float]:
     """The whole message, and the seconds it took to arrive.
 
+    A sender may pause for ``timeout_s`` in all, beside what its bytes take at the slowest rate.
+
     Raises
     ------
     WireError
         If it is longer or shorter than announced, or not what the digest says.
     TimeoutError
-        If no piece comes for that long.
+        If it comes too slowly.
     """
     begun_s, data = time.perf_counter(), bytearray()
     while len(data) < start.bytes:
-        piece = await _next(pieces, timeout_s)
+        allowed_s = timeout_s + len(data) / SLOWEST_BYTES_S
+        piece = await _next(pieces, allowed_s - (time.perf_counter() - begun_s))
         if piece is None:
             raise WireError(f"truncated: {len(data)} of {start.bytes} bytes came")
         if piece.WhichOneof("content") != "data" or not piece.data:

@@ -83,10 +83,36 @@ def encode_text(
     return tuple(made["input_ids"])
 
 
+class Spoken:
+    """An answer in words while its tokens come: what can be said of it so far, once.
+
+    A word may be cut between tokens, and a character between bytes; so all tokens are decoded
+    anew, and what may still change is held back.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._tokens: list[int] = []
+        self._said = 0
+
+    def add(self, token: int) -> str:
+        """What is new with one more token; may be empty."""
+        self._tokens.append(token)
+        return self._new(decode_text(self._source, self._tokens).rstrip("\ufffd"))
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        return self._new(decode_text(self._source, self._tokens))
+
+    def _new(self, text: str) -> str:
+        new, self._said = text[self._said :], max(self._said, len(text))
+        return new
+
+
 def decode_text(source: str, tokens: Sequence[int]) -> str:
     """An answer in words; of small models, their bytes, and every marker by number."""
     if (tokenizer := _tokenizer(source)) is not None:
-        return str(tokenizer.decode(tokens))
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
     return "".join(chr(token) if 32 <= token < 127 else f"<{token}>" for token in tokens)
 
 

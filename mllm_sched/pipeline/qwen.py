@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm_sched.pipeline.architecture import Architecture, Inputs, samples_of
+from mllm_sched.pipeline.architecture import CHANNELS, Architecture, Inputs, samples_of
 from mllm_sched.pipeline.requests import AUDIO_HZ, Item, Layout
 
 
@@ -31,7 +31,7 @@ class QwenVision(Architecture):
 
     def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         if item.modality == "image":
-            made = processor(images=[item.data], return_tensors="pt")
+            made = processor(images=[item.data], return_tensors="pt", input_data_format=CHANNELS)
             (grid,) = made["image_grid_thw"].tolist()
             return {"pixel_values": made["pixel_values"]}, Layout(grid=tuple(grid))
         return self._prepare_video(config.vision_config, processor, item)
@@ -39,7 +39,8 @@ class QwenVision(Architecture):
     def _prepare_video(self, vision: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         """Frames as the image processor lays them, joined in time; an odd last one is doubled."""
         steps = vision.temporal_patch_size
-        made = processor(images=list(item.data), return_tensors="pt")
+        pictures = list(item.data)
+        made = processor(images=pictures, return_tensors="pt", input_data_format=CHANNELS)
         _, height, width = made["image_grid_thw"][0].tolist()
         patch = vision.patch_size
         frames = made["pixel_values"].view(len(item.data), height * width, -1, steps, patch, patch)

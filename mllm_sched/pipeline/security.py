@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -31,7 +31,7 @@ class Security:
         If only some of the three files are given, or a token is empty or no ASCII.
     """
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
     authority: Path | None = None
@@ -77,19 +77,19 @@ class Security:
 
 
 def check_host(host: str, security: Security, *, is_open: bool = False) -> None:
-    """Refuse to listen beyond this machine without token or certificates.
+    """Refuse to listen beyond this machine without certificates.
 
     Raises
     ------
     ValueError
-        Unless the host is a loopback address, something is secret, or ``is_open`` says that
-        anyone may ask.
+        Unless the host is a loopback address, there are certificates, or ``is_open`` says that
+        whoever reaches it may read everything, a token too.
     """
-    if is_loopback(host) or is_open or security.token or security.certificate:
+    if is_loopback(host) or is_open or security.certificate:
         return
     raise ValueError(
-        f"host {host}: others can reach it, and nothing is asked of them; give a token file or "
-        "certificates, or --open if anyone may ask"
+        f"host {host}: others can reach it, and nothing is encrypted, a token neither; give "
+        "certificates, or --open if that is meant"
     )
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import torch
@@ -17,7 +18,7 @@ from grpc_health.v1.health import aio as health
 
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.node import Limits, Node, Slowdown
-from mllm_sched.pipeline.options import add_options, security_of
+from mllm_sched.pipeline.options import add_options, check_options, security_of
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.security import check_host
 
@@ -26,6 +27,14 @@ SERVICE = "mllm_sched.pipeline.Node"
 SPARE_CALLS = 16  # beyond the limit of requests: to be refused politely, described, checked
 GRACE_S = 10.0
 LARGEST_PIECE = 1 << 20
+
+
+class Checks(health.HealthServicer):
+    """The health check, without the streams of ``Watch``: they would hold places for ever."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """Not served; a client that knows the protocol does not ask again."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
 
 
 async def serve(node: Node, host: str, port: int) -> None:
@@ -45,7 +54,7 @@ async def serve(node: Node, host: str, port: int) -> None:
         ],
         maximum_concurrent_rpcs=node.limits.requests + SPARE_CALLS,
     )
-    checks = health.HealthServicer()
+    checks = Checks()
     rpc.add_NodeServicer_to_server(node, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     address = f"{host}:{port}"
@@ -85,6 +94,7 @@ def run_node(
         Whether to hold the LLM.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    check_options(options)
     security = security_of(options)
     check_host(options.host, security, is_open=options.open)
     torch.set_num_threads(options.threads)

@@ -115,17 +115,24 @@ def unpack(data: bytes, rules: Rules) -> Message:
     header = read_header(text)
     rules.check(header)
     _check_tensors(table, header, rules)
-    try:
-        tensors = load(data)
-    except Exception as error:  # whatever the library objects to, the bytes are to blame
-        raise WireError(f"not a safetensors message: {error}") from error
+    tensors = _tensors(data)
     prompt = _prompt(tensors["prompt"], rules)
     if header.cut == "input":
-        return Message(header, prompt, items=_items(header, tensors))
-    parts = _parts(header, tensors)
+        items = _items(header, tensors)
+        for item in items:
+            rules.check_item(item)
+        return Message(header, prompt, items=items)
+    parts = _parts(header, tensors, rules.dtype)
     layouts = [(part.modality, part.layout) for part in parts]
-    rules.check_length(prompt, layouts, header.max_new_tokens)
+    rules.check_length(prompt, layouts, header.max_new_tokens, logits=header.logits)
     return Message(header, prompt, parts=parts)
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except Exception as error:  # whatever the library objects to, the bytes are to blame
+        raise WireError(f"not a safetensors message: {error}") from error
 
 
 def _named(index: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -173,17 +180,18 @@ def _items(header: Header, tensors: dict[str, Tensor]) -> tuple[Item, ...]:
         raise WireError(str(error)) from error
 
 
-def _parts(header: Header, tensors: dict[str, Tensor]) -> tuple[Part, ...]:
+def _parts(header: Header, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Part, ...]:
     return tuple(
-        Part(part.modality, header.cut, _features(f"part{index}", tensors), part.layout)
+        Part(part.modality, header.cut, _features(f"part{index}", tensors, dtype), part.layout)
         for index, part in enumerate(header.parts)
     )
 
 
-def _features(name: str, tensors: dict[str, Tensor]) -> Tensor:
+def _features(name: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Features that are finite, also in the type that the model computes in."""
     features = dequantised(tensors[name], tensors.get(f"{name}.scale"))
-    if not bool(features.isfinite().all()):
-        raise WireError(f"{name}: NaN or infinite features")
+    if not bool(features.to(dtype).isfinite().all()):
+        raise WireError(f"{name}: NaN or infinite features, or too large for the model's type")
     return features
 
 
@@ -197,5 +205,7 @@ def read_parts(data: bytes) -> tuple[Part, ...]:
     """
     table, text = read_table(data)
     header = read_header(text)
+    if header.cut == "input":
+        raise WireError("raw items instead of features")
     _check_tensors(table, header, None)
-    return _parts(header, load(data))
+    return _parts(header, _tensors(data), torch.float32)

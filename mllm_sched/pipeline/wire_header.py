@@ -20,6 +20,11 @@ class WireError(ValueError):
     """Bytes that are no valid request; the message says what is wrong with them."""
 
 
+def is_id(name: str) -> bool:
+    """Whether it may name a request: it is echoed in messages and logs, so nothing odd."""
+    return 1 <= len(name) <= MAX_ID and name.isascii() and name.isprintable()
+
+
 class MismatchError(WireError):
     """A valid request that is meant for another model or another kind of server."""
 
@@ -98,7 +103,7 @@ def read_header(text: str) -> Header:
     if fields.get("version") != VERSION:
         raise WireError(f"version {fields.get('version')!r}: this server speaks {VERSION}")
     _check_names(fields, Header, "request")
-    check(fields["id"], str, "id", 1 <= len(str(fields["id"])) <= MAX_ID)
+    check(fields["id"], str, "id", is_id(str(fields["id"])))
     check(fields["model"], str, "model")
     check(fields["cut"], str, "cut", fields["cut"] in CUTS)
     wires = ("raw",) if fields["cut"] == "input" else WIRE_TYPES

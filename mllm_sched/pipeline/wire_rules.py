@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
-from mllm_sched.pipeline.requests import CUTS, Layout
+from mllm_sched.pipeline.requests import AUDIO_HZ, CUTS, Item, Layout
 from mllm_sched.pipeline.wire_header import Header, MismatchError, PartHeader, WireError
+
+# Of raw items: an encoder enlarges what is small or narrow, so few bytes could fill the memory.
+MAX_SIDE, MAX_ASPECT, MAX_FRAMES, MAX_AUDIO_S = 8192, 20, 256, 1200
 
 
 class Rules:
@@ -26,6 +29,8 @@ class Rules:
         Of an answer.
     max_items
         Of one request.
+    max_logits_bytes
+        Of the logits of a prompt, if they are wanted.
     """
 
     def __init__(
@@ -36,14 +41,17 @@ class Rules:
         max_tokens: int = 32768,
         max_new_tokens: int = 1024,
         max_items: int = 64,
+        max_logits_bytes: int = 64 << 20,
     ) -> None:
         self.half = half
+        self.dtype = half.dtype
         self.cuts = tuple(cuts)
         text = half.config.get_text_config()
         self.vocabulary = int(text.vocab_size)
         self.max_tokens = min(max_tokens, int(text.max_position_embeddings))
         self.max_new_tokens = max_new_tokens
         self.max_items = max_items
+        self.max_logits_bytes = max_logits_bytes
 
     def check(self, header: Header) -> None:
         """Refuse what is not for this server, or asks for too much."""
@@ -78,8 +86,28 @@ class Rules:
             raise WireError(f"{part.modality}: {rows} rows: more than {self.max_tokens} tokens")
         return rows, width
 
+    def check_item(self, item: Item) -> None:
+        """Refuse raw input that would take far more memory than its bytes."""
+        if item.modality == "audio":
+            if len(item.data) > MAX_AUDIO_S * AUDIO_HZ:
+                raise WireError(f"audio of {len(item.data)} samples: at most {MAX_AUDIO_S} s")
+            return
+        height, width = item.data.shape[-3:-1]
+        if max(height, width) > min(MAX_SIDE, MAX_ASPECT * min(height, width)):
+            raise WireError(
+                f"{item.modality} of {height} x {width}: at most {MAX_SIDE} along a side, and "
+                f"{MAX_ASPECT} times the other side"
+            )
+        if item.modality == "video" and len(item.data) > MAX_FRAMES:
+            raise WireError(f"video of {len(item.data)} frames: at most {MAX_FRAMES}")
+
     def check_length(
-        self, prompt: Sequence[int], layouts: Sequence[tuple[str, Layout]], max_new_tokens: int
+        self,
+        prompt: Sequence[int],
+        layouts: Sequence[tuple[str, Layout]],
+        max_new_tokens: int,
+        *,
+        logits: bool = False,
     ) -> None:
         """Refuse a request that is longer with its features and answer than the model reads."""
         tokens = sum(
@@ -88,3 +116,7 @@ class Rules:
         )
         if (total := len(prompt) + tokens + max_new_tokens) > self.max_tokens:
             raise WireError(f"{total} tokens with the answer: at most {self.max_tokens} here")
+        wanted = 4 * self.vocabulary * (len(prompt) + tokens) if logits else 0
+        if wanted > self.max_logits_bytes:
+            most = self.max_logits_bytes
+            raise WireError(f"logits of the prompt are {wanted} bytes: at most {most} here")
