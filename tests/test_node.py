@@ -1,12 +1,15 @@
 """Nodes as real processes behind real sockets."""
 
+import asyncio
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -25,16 +28,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_wire import MALFORMED
 
 from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.link import Link
+from mllm_sched.pipeline.node import Limits, Node
 from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
     NodeBusy,
     NodeUnreachable,
     RequestRefused,
 )
-from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.pieces import pieces_of, read_start, start_of
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.wire import pack
 from mllm_sched.pipeline.wire_types import WIRE_TYPES
 
@@ -187,6 +193,91 @@ def test_a_broken_stream_is_refused_with_its_reason(servers, name):
     assert reason in refusal.value.details()
 
 
+def drip(data, asked, pause_s):
+    """A message whose bytes come one at a time, with pauses."""
+    yield pb.Piece(start=start_of(data, asked.id))
+    for place in range(len(data)):
+        time.sleep(pause_s)
+        yield pb.Piece(data=data[place : place + 1])
+
+
+def test_an_upload_that_drips_does_not_hold_its_place_for_ever():
+    asked, data = message("small-llava")
+    node = Node("small-llava", language=halves("small-llava")[1], limits=Limits(1, idle_s=0.3))
+
+    async def main():
+        async def pieces():
+            for piece in drip(data, asked, 0):
+                await asyncio.sleep(0.05)  # never long, and far below the slowest rate
+                yield piece
+
+        start = await read_start(upload := pieces(), 1 << 20, 1)
+        with pytest.raises(TimeoutError):
+            await node._begin(start, upload, asyncio.get_running_loop().time() + 60)
+        assert node.jobs.taken == 0
+
+    asyncio.run(main())
+
+
+def test_a_request_sent_again_during_its_own_upload_is_answered():
+    """Its first connection may have died in silence, and the only place must not be lost to it."""
+    asked, data = message("small-llava")
+    with NodeProcess("--model", "small-llava", "--limit", "1") as node:
+        with grpc.insecure_channel(node.address) as channel, EdgeClient(node.address) as client:
+            hanging = rpc.NodeStub(channel).Generate(drip(data, asked, 0.5), timeout=60)
+            time.sleep(1)
+            answer = client.ask(data, asked.id, 30)
+            assert answer.tries == 1 and answer.tokens == monolithic("small-llava", asked)[1]
+            with pytest.raises(grpc.RpcError) as ended:
+                list(hanging)
+            assert ended.value.code() is Status.UNAVAILABLE
+
+
+def test_a_second_caller_with_more_time_gets_an_answer_that_the_first_gave_up():
+    asked, data = message("small-llava")
+    with NodeProcess("--model", "small-llava", "--llm-slowdown", "60") as node:
+        with EdgeClient(node.address) as hasty, EdgeClient(node.address) as patient:
+            with ThreadPoolExecutor(2) as pool:
+                first = pool.submit(hasty.ask, data, asked.id, 0.5)
+                time.sleep(0.2)
+                second = pool.submit(patient.ask, data, asked.id, 60)
+                with pytest.raises(DeadlineMissed):
+                    first.result()
+                assert second.result().tokens == monolithic("small-llava", asked)[1]
+
+
+def test_an_outage_in_mid_upload_longer_than_a_node_waits_is_survived():
+    pixels = np.random.default_rng(0).integers(0, 256, (420, 630, 3), dtype=np.uint8)
+    asked = replace(request(OMNI, ("image",)), items=(Item("image", pixels),))
+    data = message(OMNI, asked)[1]
+    with NodeProcess("--model", OMNI, "--idle", "1.5") as node:
+        with Link(node.address, up_mbit_s=1.0) as link, EdgeClient(link.address) as client:
+            client.describe()
+            assert len(data) > 150_000  # takes more than a second
+            threading.Timer(0.4, lambda: link.cut(3.0)).start()
+            answer = client.ask(data, asked.id, 60)
+    assert answer.tokens == monolithic(OMNI, asked)[1] and answer.tries > 1
+
+
+def test_logits_of_a_long_prompt_reach_the_caller():
+    asked = request("small-llava", text=b"word " * 720)
+    with NodeProcess("--model", "small-llava") as node, EdgeClient(node.address) as client:
+        data = message("small-llava", asked, logits=True)[1]
+        logits = client.ask(data, asked.id, 60).logits[0]
+    assert logits.numel() * 4 > 4 << 20  # gRPC's own limit for one message
+    assert torch.equal(logits, monolithic("small-llava", asked)[0][0])
+
+
+def test_a_message_that_was_cut_already_is_not_encoded_again():
+    asked, data = message("small-llava")
+    with NodeProcess("--model", "small-llava", "--encoders") as node:
+        with grpc.insecure_channel(node.address) as channel:
+            pieces = pieces_of(data, start_of(data, asked.id))
+            with pytest.raises(grpc.RpcError, match="expected raw items") as refusal:
+                list(rpc.NodeStub(channel).Encode(pieces, timeout=10))
+    assert refusal.value.code() is Status.INVALID_ARGUMENT
+
+
 def test_an_oversized_piece_is_refused(servers):
     asked, data = message(OMNI)
     pieces = [pb.Piece(start=start_of(data, asked.id)), pb.Piece(data=bytes(2 << 20))]
@@ -329,13 +420,32 @@ def test_the_health_check_and_a_graceful_end():
         for service in ("", "mllm_sched.pipeline.Node"):
             status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
-        with ThreadPoolExecutor(1) as pool:
-            data = message("small-llava", asked)[1]
-            answer = pool.submit(client.ask, data, asked.id, 30)
-            time.sleep(0.3)
-            psutil.Process(node.pid).terminate()  # in the middle of the answer
-            assert answer.result().tokens == monolithic("small-llava", asked)[1]
+        with pytest.raises(grpc.RpcError) as refusal:  # an endless stream would hold a place
+            list(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+        assert refusal.value.code() is Status.UNIMPLEMENTED
+        tokens, tries = [], 0
+        for event, number in client.events(message("small-llava", asked)[1], asked.id, 30):
+            tries = number
+            if event.WhichOneof("content") == "token":
+                tokens.append(event.token.token)
+            if len(tokens) == 1:
+                psutil.Process(node.pid).terminate()  # in the middle of the answer
+        assert tuple(tokens) == monolithic("small-llava", asked)[1] and tries == 1
     node.stop()
+
+
+def test_a_graceful_end_waits_for_encoders_too():
+    asked = request("small-llava")
+    slow = ("--encoders", "--no-llm", "--encoders-slowdown", "300")
+    node = NodeProcess("--model", "small-llava", *slow).start()
+    with EdgeClient(node.address) as client, ThreadPoolExecutor(1) as pool:
+        model = client.describe().model
+        encoding = pool.submit(client.encode, asked, model, 30)
+        time.sleep(0.5)
+        psutil.Process(node.pid).terminate()
+        parts, times = encoding.result()
+    node.stop()
+    assert len(parts) == 1 and times.encode_s > 1.5  # longer than gRPC's own grace
 
 
 def test_a_node_of_encoders_gives_the_features_that_would_be_made_here():
@@ -389,6 +499,9 @@ def test_a_slower_device_is_imitated():
         (["--host", "0.0.0.0"], "others can reach it"),
         (["--certificate", "x.pem"], "give certificate, key and authority"),
         (["--no-llm"], "encoders, an LLM, or both"),
+        (["--llm-slowdown", "0.5"], "--llm-slowdown 0.5: expected 1 or more"),
+        (["--limit", "0"], "--limit 0: expected 1 or more"),
+        (["--host", "0.0.0.0", "--token-file", __file__], "a token neither"),
     ],
 )
 def test_a_wrong_call_of_a_node_says_why(options, reason):

@@ -97,11 +97,12 @@ def test_cut_and_wire_type_change_what_is_sent_by_as_much_as_they_should(link, e
 
 def test_encoders_of_one_request_run_in_parallel_over_several_edge_devices(link, edges):
     asked = request(OMNI)
-    for used in (edges[:1], edges):
-        run("hybrid", again(asked), link, used)
-    one, both = (run("hybrid", again(asked), link, used) for used in (edges[:1], edges))
-    assert one.tokens == both.tokens
-    assert both.encode_s < one.encode_s
+    one, both = (
+        [run("hybrid", again(asked), link, used) for _ in range(4)] for used in (edges[:1], edges)
+    )
+    assert one[0].tokens == both[0].tokens
+    # The quickest of several: other work on the machine only ever adds.
+    assert min(each.encode_s for each in both) < min(each.encode_s for each in one)
 
 
 def test_a_question_without_items_needs_no_encoder(link, edges):
@@ -155,7 +156,7 @@ def test_a_severed_connection_in_mid_upload_is_taken_up_again(nodes, edges):
         timer.start()
         outcome = run("all-remote", asked, slow, [])
         timer.join()
-        assert slow.passed().up_bytes > asked.bytes
+        assert slow.passed().up_bytes > 1.3 * asked.bytes  # a part of it twice
     assert outcome.tokens == monolithic(OMNI, asked)[1]
 
 

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
     add("--dtype", choices=DTYPE_NAMES, default="float32", help="of the weights")
     add("--limit", type=int, default=REQUESTS, help="requests at a time (%(default)s)")
     add("--max-bytes", type=int, default=MESSAGE_BYTES, help="of a message (%(default)s)")
+    add("--idle", type=float, default=30.0, metavar="S", help="an upload may pause (%(default)s)")
     add("--threads", type=int, default=1, help="of PyTorch (default %(default)s)")
     for name in ("encoders", "llm"):
         add(f"--{name}-slowdown", type=float, default=1.0, metavar="N", help="imitate a slower one")

@@ -110,7 +110,7 @@ def run_node(
             options.model,
             edge,
             llm,
-            limits=Limits(requests=options.limit, bytes=options.max_bytes),
+            limits=Limits(options.limit, options.max_bytes, idle_s=options.idle),
             slowdown=Slowdown(options.encoders_slowdown, options.llm_slowdown),
             security=security,
         )
