@@ -183,7 +183,7 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        _shorten(listener)  # accepted connections inherit it
+        _prepare(listener)  # accepted connections inherit it
         server = await asyncio.start_server(self._accept, sock=listener, limit=PIECE_BYTES)
         self._address = "{}:{}".format(*listener.getsockname()[:2])
         ready.set()
@@ -211,9 +211,9 @@ class Link:
             self._writers.discard(writer)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        outward = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
+        outward = socket.socket()
         outward.setblocking(False)
-        _shorten(outward)
+        _prepare(outward)
         try:
             await self._loop.sock_connect(outward, (self._host, self._port))
         except OSError:
@@ -292,7 +292,9 @@ class Link:
             _reset(writer)
 
 
-def _shorten(of: socket.socket) -> None:
+def _prepare(of: socket.socket) -> None:
+    """Short buffers; small packets at once, which asyncio does for its own sockets only."""
+    of.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         of.setsockopt(socket.SOL_SOCKET, buffer, SOCKET_BUFFER_BYTES)
 
