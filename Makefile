@@ -56,8 +56,9 @@ notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the resu
 claims: $(STAMP) ## Write results/claims.csv and the README's table from results/
 	$(RUN) -m mllm_sched.study.claims
 
-bench: $(STAMP) ## What decisions, sampling power and transport cost; a server under overload
+bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a server under overload
 	$(RUN) benchmarks/decision_cost.py
+	$(RUN) benchmarks/scheduler_quality.py
 	$(RUN) benchmarks/sampler_cost.py
 	$(RUN) benchmarks/transport_overhead.py
 	$(RUN) benchmarks/pipeline_load.py

@@ -126,7 +126,7 @@ def test_empty_or_senseless_limits_are_refused(name, limits, message):
 
 
 def test_an_unknown_scheduler_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'sage-gp-ucb': expected one of safe-gp-ucb, ucb"):
+    with pytest.raises(ValueError, match="'sage-gp-ucb': expected one of safe-gp-ucb, adaptive"):
         make_scheduler("sage-gp-ucb", SPACE, limits=LIMITS)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.schedulers.adaptive_safe_gp import AdaptiveSafeGP
 from mllm_sched.schedulers.bandits import UCB, EpsilonGreedy, Thompson
 from mllm_sched.schedulers.base import Scheduler
 from mllm_sched.schedulers.references import Fixed, Oracle, Random
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
-    rule.name: rule for rule in (SafeGPUCB, UCB, Thompson, EpsilonGreedy, Oracle, Random, Fixed)
+    rule.name: rule
+    for rule in (SafeGPUCB, AdaptiveSafeGP, UCB, Thompson, EpsilonGreedy, Oracle, Random, Fixed)
 }
 
 

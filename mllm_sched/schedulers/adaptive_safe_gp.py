@@ -1,0 +1,251 @@
+"""A safe rule that spends a budget of risk where it pays, learns its kernel, and notices change.
+
+What makes it cheaper than safe GP-UCB, in the order of what it brings:
+
+- The kernel is learned from the first few measurements (``variance_components.py``), for the logs
+  of latency and of power; energy is their sum, since E = P T.
+- An arm that is not certified may be tried, if it promises to save more than it costs, and as long
+  as a budget of expected violations lasts. Without that a safe rule stays where it began: what
+  holds it back is expansion, not noise.
+- Measurements that contradict what a well-known arm did before are evidence of change; then what
+  was measured on arms of the same kind is dropped.
+
+The value of trying an arm is expected improvement times the probability that the arm is feasible
+(Gardner et al., ICML 2014; Gelbart et al., arXiv 1403.5607), for as many tasks as a discovery is
+taken to be worth, less what the trials cost. As with the knowledge gradient of Frazier and Powell
+(Decision Analysis 2010), several trials of the same arm are weighed as one, since the first alone
+may decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.base import Choice, Indices, Scheduler
+from mllm_sched.schedulers.change import ChangeDetector, clipped
+from mllm_sched.schedulers.variance_components import VarianceComponents
+
+Array = NDArray[np.float64]
+
+TRIALS = (1, 2, 4, 8, 16)  # of one arm, weighed together
+MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
+PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
+WORTH = 0.3  # of the horizon, for which a discovery counts
+HOPE = 0.001  # an arm that is less likely than that within the limits is not expected to be
+UP_FRONT = 0.8  # of the budget of the first horizon, which may be spent at once
+KNOWN = 3  # measurements of an arm from which on another may contradict them
+
+
+class AdaptiveSafeGP(Scheduler):
+    """The rule.
+
+    Parameters
+    ----------
+    violation_rate
+        Share of tasks that may run on an arm beyond a limit, over the first ``horizon`` tasks; from
+        then on a fifth of it.
+    horizon
+        Tasks over which finding a better arm should pay off.
+    certainty
+        Probability of being within every limit from which an arm is certified.
+    **common
+        See ``Scheduler``. At least one seed arm is needed.
+
+    Notes
+    -----
+    The budget counts probabilities as the model sees them; they are right on average where its
+    prior fits. Nothing is drawn at random.
+
+    An arm is never tried on a promise of energy alone if its failure would cost more than the
+    budget has left. When no arm is certified or trusted, the one most likely to be within the
+    limits runs; and when none can be, the one that is least beyond them. ``reason`` says which.
+    """
+
+    name: ClassVar[str] = "adaptive-safe-gp"
+
+    def __init__(
+        self,
+        space: ArmSpace,
+        *,
+        violation_rate: float = 0.005,
+        horizon: int = 500,
+        certainty: float = 0.995,
+        **common: Any,
+    ) -> None:
+        super().__init__(space, **common)
+        if not len(self.seeds):
+            raise ValueError("seeds=[]: adaptive-safe-gp needs at least one arm trusted to be safe")
+        if not 0 <= violation_rate < 1:
+            raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
+        if not horizon >= 1:
+            raise ValueError(f"horizon={horizon}: expected 1 or more")
+        if not 0.5 < certainty < 1:
+            raise ValueError(f"certainty={certainty}: expected within (0.5, 1)")
+        self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
+        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
+        self._by_power = self.objective == "energy_j" and "latency_s" in self.limits
+        joint = ArmSpace((*self.contexts.factors, *space.factors)) if self.contexts else space
+        self.beliefs = {
+            name: VarianceComponents(joint, self._log_limits.get(name, 0.0))
+            for name in self.quantities
+        }
+        self.risked = 0.0  # expected violations so far
+        self._asked = 0
+        self._trusted = np.zeros(self.cells, dtype=bool)
+        self._trusted.reshape(-1, len(space))[:, self.seeds] = True
+        self._kinds = _kinds(joint)
+        self._detector = ChangeDetector(self.quantities, self.cells)
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        for belief in self.beliefs.values():
+            belief.learn()
+        feasible, suspect = self._feasible(cells)
+        trusted = self._trusted[cells] & ~suspect
+        untried = trusted & (self._counts()[cells] == 0)
+        if untried.any():
+            return self._take(cells, int(untried.argmax()), feasible, "trusted seed, not tried yet")
+        safe = feasible >= self.certainty
+        if not safe.any():
+            safe = trusted
+        if not safe.any():
+            return self._fallback(cells, feasible)
+        mean, sd = self._objective(cells)
+        kept = int(np.where(safe, mean, np.inf).argmin())
+        worth = self._worth(cells, kept, mean, sd, feasible)
+        best = int(worth.argmax())
+        if worth[best] > 0:
+            return self._take(cells, best, feasible, "worth a trial")
+        return self._take(cells, kept, feasible, "least energy among the safe arms")
+
+    def _fallback(self, cells: Indices, feasible: Array) -> Choice:
+        best = int(feasible.argmax())
+        if feasible[best] >= HOPE:
+            reason = "no arm is certified: most likely within the limits"
+            return self._take(cells, best, feasible, reason)
+        excess = [self._moments(name, cells)[0] - limit for name, limit in self._log_limits.items()]
+        nearest = int(np.max(excess, axis=0).argmin())
+        reason = "no arm can meet the limits: least beyond them"
+        return self._take(cells, nearest, feasible, reason)
+
+    def _take(self, cells: Indices, position: int, feasible: Array, reason: str) -> Choice:
+        cell, probability = int(cells[position]), float(feasible[position])
+        self._asked += 1
+        if not reason.startswith("trusted"):
+            self.risked += 1.0 - probability
+        return Choice(cell, reason, probability >= self.certainty, probability)
+
+    def budget(self) -> float:
+        """Expected violations that may still be risked."""
+        share = UP_FRONT * self.horizon + (1.0 - UP_FRONT) * self._asked
+        return self.violation_rate * share - self.risked
+
+    def _worth(self, cells: Indices, kept: int, mean: Array, sd: Array, feasible: Array) -> Array:
+        """What trying each arm is worth beyond running the kept one, per trial; at most 0 if not.
+
+        In units of the kept arm's energy. Arms that are not worth a trial have -1; so have those
+        that the budget does not allow, and those of a component on which no arm is trusted, since
+        nothing is known of it.
+        """
+        gain, spread = mean[kept] - mean, np.maximum(sd, 1e-9)
+        score = gain / spread
+        improvement = gain * ndtr(score) + spread * np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
+        value = WORTH * self.horizon * feasible * improvement
+        risk = 1.0 - feasible
+        # The mean of a log-normal: who knows little of an arm must reckon with its being dear.
+        cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
+        worth = np.full(len(cells), -1.0)
+        allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
+        allowed &= np.isin(self._kinds[cells], self._kinds[self._trusted | (self._counts() > 0)])
+        worthy = np.flatnonzero(allowed & (value > cost))  # mostly none, once all is known
+        worthy = worthy[worthy != kept]
+        if not len(worthy):
+            return worth
+        value, cost, risk = value[worthy], cost[worthy], risk[worthy]
+        net = np.full(len(worthy), -1.0)
+        for trials in TRIALS:
+            net = np.maximum(net, value * self._learned(cells[worthy], trials) / trials - cost)
+        # Where risk buys most.
+        worth[worthy] = np.where(net > 0, net / np.sqrt(risk + 0.02), net)
+        return worth
+
+    def _learned(self, cells: Indices, trials: int) -> Array:
+        """Least share of variance that so many trials of a cell would take away."""
+        least = np.ones(len(cells))
+        for belief in self.beliefs.values():
+            variance = belief.sd()[cells] ** 2
+            least = np.minimum(least, variance / (variance + belief.noise_variance / trials))
+        return least
+
+    def _feasible(self, cells: Indices) -> tuple[Array, NDArray[np.bool_]]:
+        """Probability of being within every limit, and which arms are likely beyond one."""
+        probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)
+        for name, limit in self._log_limits.items():
+            mean, variance = self._moments(name, cells)
+            z = (limit - mean) / np.maximum(np.sqrt(variance), 1e-9)
+            probability *= ndtr(z)
+            suspect |= z < -2.0
+        return probability, suspect
+
+    def _objective(self, cells: Indices) -> tuple[Array, Array]:
+        mean, variance = self._moments(self.objective, cells)
+        return mean, np.sqrt(variance)
+
+    def _moments(self, name: str, cells: Indices) -> tuple[Array, Array]:
+        """Mean and variance of the log of a quantity; of energy as that of latency and power."""
+        belief = self.beliefs[name]
+        mean, variance = belief.mean[cells], belief.sd()[cells] ** 2
+        if name == self.objective and self._by_power:
+            latency = self.beliefs["latency_s"]
+            return mean + latency.mean[cells], variance + latency.sd()[cells] ** 2
+        return mean, variance
+
+    def _counts(self) -> Array:
+        """Times that each cell was tried, failed runs among them."""
+        return self.beliefs[next(iter(self.limits))].counts
+
+    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+        logs = dict(zip(self.quantities, map(math.log, values), strict=True))
+        if self._by_power:
+            logs[self.objective] -= logs["latency_s"]
+        if self._counts()[cell] >= KNOWN:
+            surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
+            changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
+            if any(changed.values()):
+                self._forget_alike(cell)
+            else:  # a single outlier moves nothing far
+                for name, surprise in surprises.items():
+                    logs[name] -= (surprise - clipped(surprise)) * self._scale(name, cell)
+        for name, value in logs.items():
+            self.beliefs[name].tell(cell, value)
+
+    def _scale(self, name: str, cell: int) -> float:
+        posterior = self.beliefs[name].posterior
+        return math.sqrt(posterior.covariance[cell, cell] + posterior.noise_variance)
+
+    def _forget_alike(self, cell: int) -> None:
+        """Drop what was measured of arms of the same kind."""
+        alike = self._kinds == self._kinds[cell]
+        self._detector.reset(alike)
+        for belief in self.beliefs.values():
+            belief.forget(alike)
+
+    def _fail(self, cell: int, now: float) -> None:
+        """A failed run says nothing of the objective; it counts as twice every limit."""
+        told = {name: limit + math.log(2.0) for name, limit in self._log_limits.items()}
+        if self._by_power and self.objective in told:
+            told[self.objective] -= told["latency_s"]
+        for name, value in told.items():
+            self.beliefs[name].tell(cell, value)
+
+
+def _kinds(space: ArmSpace) -> Indices:
+    """A number for each combination of categorical levels, shape (cells,)."""
+    names = [index for index, factor in enumerate(space.factors) if factor.categorical]
+    _, kinds = np.unique(space.features()[:, names], axis=0, return_inverse=True)
+    return kinds.reshape(-1).astype(np.int64)

@@ -1,0 +1,215 @@
+"""A belief over all cells whose kernel is learned while it is used: a sum with learned weights.
+
+Latency and power of an arm are close to products of what its factors contribute, so their logs are
+close to sums: a constant, a trend along each ordered factor, a smooth deviation from it, and a
+rest. Each term comes twice, once shared by all arms and once for each component by itself. What is
+not known beforehand is how much each term matters, so the prior covariance is
+
+    K = sum over terms b of weight_b K_b                                                     (1)
+
+and the weights are averaged over fixed draws from a broad prior, each by its marginal likelihood
+given the arms measured so far (Bayesian quadrature by importance sampling; the weighted sum of
+kernels is the exact covariance of the mixture). Count, mean and scatter per cell are all that is
+kept of the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import qmc
+
+from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.posterior import FinitePosterior
+
+Array = NDArray[np.float64]
+
+# Medians of the prior on the weights, in squared logs, and their spread in logs. Factors change
+# latency several-fold; what is left beside their product is some percent to some tens of percent.
+CONSTANT, TREND, SMOOTH, REST = (1.0, 0.5), (0.7, 1.0), (0.05, 1.5), (0.01, 1.5)
+OWN = {"constant": (0.5, 1.0), "trend": (0.2, 1.5), "smooth": (0.05, 1.5), "rest": (0.02, 1.5)}
+DRAWS = 256
+LENGTH_SCALE = 0.5  # of smooth deviations, in units of a factor's range
+NOISE_SD, NOISE_WEIGHT = 0.05, 2.0  # of one log measurement, as if seen that many times
+REFIT_GROWTH = 1.1  # weights are learned anew whenever there are a tenth more measurements
+
+
+class VarianceComponents:
+    """Belief over the log of one quantity.
+
+    Parameters
+    ----------
+    space
+        All cells.
+    mean
+        Prior mean until the first measurement, which then takes its place.
+
+    Attributes
+    ----------
+    posterior
+        Mean and covariance of every cell.
+    counts
+        Measurements of every cell, shape (cells,).
+    """
+
+    def __init__(self, space: ArmSpace, mean: float) -> None:
+        self.space = space
+        self._features = space.features()
+        self._draws = _draws(space)
+        self.counts = np.zeros(len(space))
+        self._means = np.zeros(len(space))
+        self._squares = np.zeros(len(space))  # sums of squared deviations from the mean
+        self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
+        self._prior_mean = mean
+        self._told = 0
+        self._due = 2
+        self._rebuild(self._draws.mean(axis=0))
+
+    @property
+    def mean(self) -> Array:
+        """Posterior mean of every cell, shape (cells,)."""
+        return self.posterior.mean
+
+    def sd(self) -> Array:
+        """Posterior standard deviation of every cell, shape (cells,)."""
+        return self.posterior.sd()
+
+    @property
+    def noise_variance(self) -> float:
+        """Of one measurement, from the scatter within cells."""
+        variance, weight = self._noise_prior
+        freedom = np.maximum(self.counts - 1, 0).sum()
+        return float((weight * variance + self._squares.sum()) / (weight + freedom))
+
+    def surprise(self, cell: int, value: float) -> float:
+        """How many standard deviations a measurement is off what is expected of it."""
+        variance = self.posterior.covariance[cell, cell] + self.posterior.noise_variance
+        return float((value - self.mean[cell]) / np.sqrt(variance))
+
+    def tell(self, cell: int, value: float) -> None:
+        """Take in one log measurement."""
+        if not self._told:
+            self._prior_mean = value
+            self._rebuild(self._weights)
+        self._told += 1
+        self.counts[cell] += 1
+        off = value - self._means[cell]
+        self._means[cell] += off / self.counts[cell]
+        self._squares[cell] += off * (value - self._means[cell])
+        self.posterior.tell(cell, value)
+
+    def learn(self) -> None:
+        """Learn the weights of (1) anew, if enough was told since the last time."""
+        if self._told >= self._due:
+            self._due = max(self._told + 1, int(self._told * REFIT_GROWTH) + 1)
+            self._rebuild(self._learned())
+
+    def forget(self, cells: NDArray[np.bool_]) -> None:
+        """Drop what was measured of some cells; the weights and the noise are kept."""
+        self._noise_prior = (self.noise_variance, 10.0)
+        for statistic in (self.counts, self._means, self._squares):
+            statistic[cells] = 0.0
+        self._rebuild(self._weights)
+
+    def _learned(self) -> Array:
+        """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
+        seen = np.flatnonzero(self.counts)
+        terms = np.stack([term.ravel() for term in self._terms(seen, seen)])
+        noise = np.diag(self.noise_variance / self.counts[seen])
+        likelihood = np.empty(len(self._draws))
+        for start in range(0, len(self._draws), 32):  # in parts, for many cells fill the memory
+            part = slice(start, start + 32)
+            covariance = (self._draws[part] @ terms).reshape(-1, len(seen), len(seen)) + noise
+            likelihood[part] = _log_likelihood(covariance, self._means[seen] - self._prior_mean)
+        share = np.exp(likelihood - likelihood.max())
+        weights: Array = share @ self._draws / share.sum()
+        return weights
+
+    def _rebuild(self, weights: Array) -> None:
+        """The posterior from the counts and means, with these weights."""
+        self._weights = weights
+        everywhere, seen = np.arange(len(self.space)), np.flatnonzero(self.counts)
+        prior = self._weighted(everywhere, everywhere)
+        self.posterior = FinitePosterior(self._prior_mean, prior, self.noise_variance)
+        if len(seen):
+            cross = prior[:, seen]
+            within = prior[np.ix_(seen, seen)] + np.diag(self.noise_variance / self.counts[seen])
+            gain = np.linalg.solve(within, cross.T).T
+            self.posterior.mean += gain @ (self._means[seen] - self._prior_mean)
+            covariance = prior - gain @ cross.T
+            self.posterior.covariance = np.ascontiguousarray((covariance + covariance.T) / 2)
+
+    def _weighted(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        total = np.zeros((len(rows), len(columns)))
+        for weight, term in zip(self._weights, self._terms(rows, columns), strict=True):
+            total += weight * term
+        return total
+
+    def _terms(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Iterator[Array]:
+        """The kernels of (1) between some cells, in the order of ``_priors``."""
+        one, other = self._features[rows][:, None], self._features[columns][None]
+        constant = np.ones((len(rows), len(columns)))
+        same, smooth = self._same(one, other), constant
+        yield from _twice(constant, same, self.space)
+        for index, factor in enumerate(self.space.factors):
+            if factor.categorical or len(factor.levels) < 2:
+                continue
+            along, across = one[..., index], other[..., index]
+            yield from _twice((along - 1) * (across - 1), same, self.space)  # 0 at the top level
+            deviation = matern(np.abs(along - across) / LENGTH_SCALE)
+            yield from _twice(deviation, same, self.space)
+            smooth = smooth * deviation
+        yield from _twice(smooth, same, self.space)
+
+    def _same(self, one: Array, other: Array) -> Array:
+        """1 where all categorical levels are equal, else 0."""
+        names = [index for index, factor in enumerate(self.space.factors) if factor.categorical]
+        equal: Array = (one[..., names] == other[..., names]).all(axis=-1).astype(np.float64)
+        return equal
+
+
+def _twice(term: Array, same: Array, space: ArmSpace) -> Iterator[Array]:
+    """A term shared by all, and one for each set of categorical levels, if there are any."""
+    yield term
+    if any(factor.categorical for factor in space.factors):
+        yield same * term
+
+
+def _priors(space: ArmSpace) -> list[tuple[float, float]]:
+    """Median and spread of every weight, in the order of ``VarianceComponents._terms``."""
+    ordered = sum(not f.categorical and len(f.levels) > 1 for f in space.factors)
+    own = any(factor.categorical for factor in space.factors)
+    pairs = [(CONSTANT, OWN["constant"])]
+    pairs += ordered * [(TREND, OWN["trend"]), (SMOOTH, OWN["smooth"])]
+    pairs += [(REST, OWN["rest"])]
+    return [prior for pair in pairs for prior in (pair if own else pair[:1])]
+
+
+@lru_cache(maxsize=16)
+def _draws(space: ArmSpace) -> Array:
+    """Weights spread evenly over their prior, shape (draws, terms); the same at every call."""
+    medians, spreads = np.array(_priors(space)).T
+    evenly = qmc.Sobol(len(medians), seed=0).random(DRAWS)
+    draws: Array = medians * np.exp(spreads * ndtri(np.clip(evenly, 1e-4, 1 - 1e-4)))
+    draws.flags.writeable = False
+    return draws
+
+
+def matern(distance: Array) -> Array:
+    """Matern 5/2 correlation at a distance in units of the length-scale."""
+    scaled = np.sqrt(5.0) * distance
+    correlation: Array = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    return correlation
+
+
+def _log_likelihood(covariances: Array, values: Array) -> Array:
+    """Of the same values under every covariance, without the constant; shape (covariances,)."""
+    factors = np.linalg.cholesky(covariances)
+    whitened = np.linalg.solve(factors, np.broadcast_to(values[:, None], (*factors.shape[:2], 1)))
+    determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+    result: Array = -0.5 * (whitened[..., 0] ** 2).sum(axis=1) - determinants
+    return result

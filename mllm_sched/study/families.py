@@ -1,0 +1,208 @@
+"""Tables to try schedulers on: random boards of several kinds of physics, drawn by seed.
+
+*Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on. *Queueing* and *published*
+were kept apart. So was *board*, until its first results led to two changes of the rule: an unknown
+arm is priced by the mean of a log-normal, and no arm of a component is tried on which none is
+trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mllm_sched import paths
+from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.pipeline.work import read_work
+from mllm_sched.schedulers.variance_components import matern
+
+Array = NDArray[np.float64]
+SIZES = {48: (3, 4, 4), 60: (3, 4, 5), 240: (4, 6, 10)}  # components, power levels, loads
+
+
+@dataclass(frozen=True)
+class Table:
+    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it.
+
+    Attributes
+    ----------
+    latency_s, energy_j
+        Shape (arms,).
+    trusted
+        Full power and load of every component, where that is truly within the limit.
+    """
+
+    space: ArmSpace
+    latency_s: Array
+    energy_j: Array
+    limit_s: float
+    trusted: Sequence[Arm]
+
+    def best_j(self) -> float:
+        """Least energy within the limit."""
+        return float(self.energy_j[self.latency_s <= self.limit_s].min())
+
+    def with_slower(self, component: str, factor: float) -> Table:
+        """The same, with one component slower; the limit stays."""
+        slower = np.array([factor if arm.component == component else 1.0 for arm in self.space])
+        return replace(self, latency_s=self.latency_s * slower, energy_j=self.energy_j * slower)
+
+
+def roofline(seed: int, arms: int = 60) -> Table:
+    """Arithmetic and memory bound by the larger of both; power rises with clock and load."""
+    rng, space = np.random.default_rng([1, seed, arms]), _space(arms, 15, 0.2)
+    power_w, load = _ordered(space)
+    latency, power = [], []
+    for _ in space.factors[0].levels:
+        clock = (power_w / 60) ** rng.uniform(0.3, 0.6)
+        compute = np.exp(rng.normal(0, 0.7)) / clock
+        memory = np.exp(rng.normal(-0.5, 0.7)) / np.minimum(1, (power_w / 30) ** 0.5)
+        alone = (compute**3 + memory**3) ** (1 / 3) + rng.uniform(0.01, 0.2)
+        serial = rng.uniform(0, 0.3)
+        latency.append(alone * (serial + (1 - serial) / load) * np.exp(_bumps(rng, space, 0.08)))
+        busy = rng.uniform(5, 30) * clock ** rng.uniform(1.5, 3) * load ** rng.uniform(0.6, 1)
+        idle = rng.uniform(3, 12) * (power_w / 60) ** 0.3
+        power.append((idle + busy) * np.exp(_bumps(rng, space, 0.08)))
+    return _table(space, np.concatenate(latency), np.concatenate(power), rng)
+
+
+def rough(seed: int, arms: int = 60) -> Table:
+    """Trends with large smooth deviations, drawn from a Gaussian process; no physics."""
+    rng, space = np.random.default_rng([2, seed, arms]), _space(arms, 15, 0.2)
+    power, load = _positions(space)
+    latency, watts = [], []
+    for _ in space.factors[0].levels:
+        fall = 0.8 * rng.uniform(0.3, 1.2) * power + rng.uniform(0.5, 1.5) * load
+        latency.append(np.exp(rng.normal(0, 0.4) - fall + _bumps(rng, space, 0.25)))
+        rise = rng.uniform(0.3, 1.4) * power + rng.uniform(0, 0.8) * load
+        watts.append(np.exp(rng.normal(0, 0.4) + rise + _bumps(rng, space, 0.2)))
+    return _table(space, np.concatenate(latency), np.concatenate(watts), rng)
+
+
+def queueing(seed: int, arms: int = 60) -> Table:
+    """Waiting in a queue, throttling when hot, voltage in steps."""
+    rng, space = np.random.default_rng([3, seed, arms]), _space(arms, 10, 0.1)
+    power_w, load = _ordered(space)
+    latency, power = [], []
+    for _ in space.factors[0].levels:
+        full = np.exp(rng.normal(0, 0.5))
+        hot = 1 / (1 + np.exp(-(power_w - rng.uniform(45, 70)) / 4))
+        clock = (1 - np.exp(-power_w / rng.uniform(10, 40))) * (1 - 0.25 * hot)
+        served = full * clock * load ** rng.uniform(0.7, 1)
+        arriving = rng.uniform(0.05, 0.5) * served.min()
+        latency.append(1 / (served - arriving) + rng.uniform(0.02, 0.3) / full)
+        voltage = 0.6 + 0.4 * np.floor(4 * clock / clock.max()) / 4
+        busy = rng.uniform(5, 40) * voltage**2 * clock * load
+        power.append(rng.uniform(2, 8) + busy + 3 * hot * rng.uniform(0, 2))
+    return _table(space, np.concatenate(latency), np.concatenate(power), rng)
+
+
+def board(seed: int, arms: int = 60) -> Table:
+    """The simulated Orin with another encoder and other constants; the CPU is not trusted."""
+    if arms != 60:
+        raise ValueError(f"arms={arms}: the board has 60")
+    rng, model = np.random.default_rng([4, seed]), calibrated_model()
+    names = [
+        *("gpu_s_per_flop", "gpu_s_per_byte", "gpu_s_per_kernel"),
+        *("gpu_j_per_flop", "gpu_j_per_byte", "dla_s_per_flop", "dla_s_per_byte"),
+    ]
+    drawn = {name: getattr(model, name) * np.exp(rng.normal(0, 0.3)) for name in names}
+    idle = tuple((level, watts * np.exp(rng.normal(0, 0.3))) for level, watts in model.idle_w)
+    model = replace(model, **drawn, idle_w=idle)
+    works = list(read_work().values())
+    work, space = works[rng.integers(len(works))], ArmSpace.agx_orin()
+    places = [(work, str(a.component), float(a.power_w), float(a.load)) for a in space]
+    latency = np.array([model.latency_s(*place) for place in places])
+    energy = np.array([model.energy_j(*place) for place in places])
+    return _table(space, latency, energy / latency, rng, components=("gpu", "dla"))
+
+
+def published(seed: int, arms: int = 120) -> Table:
+    """The published sweep, its six networks as components; loads are put in between (*assumed*).
+
+    A share of the component stretches the time; power falls towards an idle share that is drawn.
+    """
+    if arms != 120:
+        raise ValueError(f"arms={arms}: the sweep makes 120")
+    rng = np.random.default_rng([5, seed])
+    sweep = pd.read_csv(paths.DATA / "published" / "orin_sweep_trace.csv")
+    sweep = sweep.sort_values(["encoder", "power_w"])
+    space = ArmSpace(
+        [
+            Factor("component", tuple(sorted(set(sweep["encoder"])))),
+            Factor("power_w", [15, 30, 50, 60], log=True),
+            Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
+        ]
+    )
+    load = np.tile([float(level) for level in space.factors[2].levels], len(sweep))
+    alone_s, alone_j = (np.repeat(sweep[name].to_numpy(), 5) for name in ("latency_s", "energy_j"))
+    idle = rng.uniform(0.2, 0.5)
+    return _table(space, alone_s / load, alone_j / alone_s * (idle + (1 - idle) * load), rng)
+
+
+FAMILIES: dict[str, Callable[[int, int], Table]] = {
+    family.__name__: family for family in (roofline, rough, queueing, board, published)
+}
+
+
+def _space(arms: int, least_w: float, least_load: float) -> ArmSpace:
+    if arms not in SIZES:
+        raise ValueError(f"arms={arms}: expected one of {', '.join(map(str, SIZES))}")
+    components, levels, loads = SIZES[arms]
+    return ArmSpace(
+        [
+            Factor("component", [f"unit {number}" for number in range(components)]),
+            Factor("power_w", np.geomspace(least_w, 60, levels).tolist(), log=True),
+            Factor("load", np.linspace(least_load, 1, loads).tolist(), log=True),
+        ]
+    )
+
+
+def _ordered(space: ArmSpace) -> tuple[Array, Array]:
+    """Power in watts and load of the arms of one component."""
+    one = [arm for arm in space if arm.component == space.factors[0].levels[0]]
+    return np.array([float(arm.power_w) for arm in one]), np.array([float(a.load) for a in one])
+
+
+def _positions(space: ArmSpace) -> tuple[Array, Array]:
+    """The same as places within [0, 1]."""
+    one = space.features()[space.features()[:, 0] == 0]
+    return one[:, 1], one[:, 2]
+
+
+def _bumps(rng: np.random.Generator, space: ArmSpace, sd: float) -> Array:
+    """Smooth deviations over the arms of one component."""
+    covariance = 1e-9 * np.eye(len(space) // len(space.factors[0].levels))
+    smooth = np.ones_like(covariance)
+    for place in _positions(space):
+        smooth *= matern(np.abs(place[:, None] - place[None]) / 0.6)
+    drawn: Array = sd * np.linalg.cholesky(smooth + covariance) @ rng.standard_normal(len(smooth))
+    return drawn
+
+
+def _table(
+    space: ArmSpace,
+    latency_s: Array,
+    power_w: Array,
+    rng: np.random.Generator,
+    components: Sequence[str] = (),
+) -> Table:
+    """With a limit that between a fifth and three fifths of the arms meet."""
+    top = [factor.levels[-1] for factor in space.factors[1:]]
+    names = space.factors[0].levels
+    tops = [
+        space.arm(component=name, power_w=top[0], load=top[1])
+        for name in names
+        if not components or name in components
+    ]
+    ordered = np.sort(latency_s)
+    place = int(rng.uniform(0.2, 0.6) * len(ordered))
+    quickest = min(float(latency_s[arm.index]) for arm in tops)
+    limit_s = max(float(np.sqrt(ordered[place] * ordered[place + 1])), 1.1 * quickest)
+    trusted = [arm for arm in tops if latency_s[arm.index] <= 0.98 * limit_s]
+    return Table(space, latency_s, latency_s * power_w, limit_s, trusted)

@@ -1,0 +1,248 @@
+"""The adaptive safe rule: near the oracle, within its budget of risk, awake to change."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.schedulers import make_scheduler
+from mllm_sched.schedulers.variance_components import VarianceComponents
+from mllm_sched.study.families import FAMILIES
+
+SMALL = ArmSpace(
+    [
+        Factor("component", ["gpu", "dla"]),
+        Factor("power_w", [15, 30, 60], log=True),
+        Factor("load", [0.5, 1.0]),
+    ]
+)
+
+
+def scheduler_for(table, **changes):
+    arguments = {"limits": {"latency_s": table.limit_s}, "seeds": table.trusted, **changes}
+    return make_scheduler("adaptive-safe-gp", table.space, **arguments)
+
+
+def play(scheduler, table, tasks, noise=0.02, seed=0, change=lambda task, table: table):
+    """Arms played, their energy over the oracle's, and whether they were beyond the limit."""
+    rng, arms, over, beyond = np.random.default_rng(seed), [], [], []
+    for task in range(tasks):
+        table = change(task, table)
+        decision = scheduler.ask()
+        arm = decision.arm.index
+        first, second = np.exp(noise * rng.standard_normal(2))
+        latency_s = table.latency_s[arm] * first
+        energy_j = table.energy_j[arm] * first * second
+        scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
+        arms.append(arm)
+        over.append(table.energy_j[arm] / table.best_j())
+        beyond.append(table.latency_s[arm] > table.limit_s)
+    return np.array(arms), np.array(over), np.array(beyond)
+
+
+@pytest.mark.parametrize(("family", "arms"), [("queueing", 60), ("board", 60), ("rough", 240)])
+def test_over_500_tasks_it_comes_near_the_oracle_and_hardly_ever_beyond_the_limit(family, arms):
+    runs = []
+    for seed in range(8):
+        table = FAMILIES[family](seed, arms)
+        _, over, beyond = play(scheduler_for(table), table, 500, seed=seed)
+        runs.append((over.mean(), beyond.mean()))
+    energy, violations = np.array(runs).T
+    assert np.median(energy) < 1.06
+    assert violations.mean() <= 0.005
+
+
+def test_after_a_component_became_slower_it_is_safe_again_within_some_tasks():
+    found = []
+    for seed in range(8):
+        table = FAMILIES["queueing"](seed, 60)
+        before = scheduler_for(table)
+        arms, _, _ = play(before, table, 200, seed=seed)
+        slower = table.with_slower(str(table.space[arms[-1]].component), 1.35)
+        _, over, beyond = play(before, slower, 200, seed=seed + 100)
+        found.append((beyond.sum(), over[-50:].mean()))
+    violations, late = np.array(found).T
+    assert violations.mean() <= 4 and np.median(late) < 1.1
+
+
+def test_a_single_outlier_of_a_hundred_times_changes_nothing_for_long():
+    table = FAMILIES["queueing"](1, 60)
+    scheduler = scheduler_for(table)
+    usual = play(scheduler, table, 150)[0][-1]
+    decision = scheduler.ask()
+    outlier_s = 100 * table.latency_s[decision.arm.index]
+    scheduler.tell(decision.id, latency_s=outlier_s, energy_j=table.energy_j[usual])
+    arms, _, beyond = play(scheduler, table, 50, seed=1)
+    assert (arms[-30:] == usual).all() and not beyond[-30:].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_heavy_tails_and_measurements_told_twice_do_no_harm(seed):
+    table = FAMILIES["roofline"](seed, 60)
+    scheduler, rng, beyond = scheduler_for(table), np.random.default_rng(seed), []
+    for _ in range(300):
+        arm = (decision := scheduler.ask()).arm.index
+        latency_s, energy_j = (
+            values[arm] * math.exp(0.03 * float(np.clip(rng.standard_t(2), -30, 30)))
+            for values in (table.latency_s, table.energy_j)
+        )
+        scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
+        again = scheduler.ask(available=[decision.arm])
+        scheduler.tell(again.id, latency_s=latency_s, energy_j=energy_j)
+        beyond.append(table.latency_s[arm] > table.limit_s)
+    assert np.mean(beyond) < 0.05
+    for belief in scheduler.beliefs.values():
+        assert np.isfinite(belief.mean).all() and np.isfinite(belief.sd()).all()
+
+
+def test_a_limit_that_no_arm_can_meet_is_said_and_the_nearest_arm_runs():
+    table = FAMILIES["queueing"](0, 60)
+    scheduler = scheduler_for(table, limits={"latency_s": 0.5 * float(table.latency_s.min())})
+    arms, _, _ = play(scheduler, table, 200)
+    decision = scheduler.ask()
+    assert decision.reason == "no arm can meet the limits: least beyond them"
+    assert not decision.certified and decision.p_feasible < 0.001
+    assert table.latency_s[arms[-20:]].mean() < 1.3 * table.latency_s.min()
+
+
+def test_no_arm_of_a_component_is_tried_on_which_none_is_trusted():
+    table = FAMILIES["board"](0, 60)
+    assert {str(arm.component) for arm in table.trusted} == {"gpu", "dla"}
+    arms, _, _ = play(scheduler_for(table), table, 200)
+    assert "cpu" not in {table.space[arm].component for arm in arms}
+
+
+def test_the_budget_of_risk_is_kept_and_none_of_it_is_spent_without_one():
+    table = FAMILIES["rough"](2, 60)
+    scheduler = scheduler_for(table)
+    play(scheduler, table, 300)
+    assert scheduler.risked <= 0.005 * 500 + 300 * 0.005  # certified arms may be wrong as well
+    careful = scheduler_for(table, violation_rate=0.0)
+    decisions = []
+    for _ in range(100):
+        decisions.append(decision := careful.ask())
+        arm = decision.arm.index
+        careful.tell(decision.id, latency_s=table.latency_s[arm], energy_j=table.energy_j[arm])
+    assert all(each.certified or each.reason.startswith("trusted") for each in decisions)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e4])
+def test_units_change_nothing(factor):
+    table = FAMILIES["roofline"](3, 60)
+    usual = play(scheduler_for(table), table, 150)[0]
+    seconds = scheduler_for(table, limits={"latency_s": factor * table.limit_s})
+    rng, arms = np.random.default_rng(0), []
+    for _ in range(150):
+        arm = (decision := seconds.ask()).arm.index
+        first, second = np.exp(0.02 * rng.standard_normal(2))
+        latency_s = factor * (table.latency_s[arm] * first)
+        seconds.tell(
+            decision.id, latency_s=latency_s, energy_j=table.energy_j[arm] * first * second / factor
+        )
+        arms.append(arm)
+    assert (usual == arms).all()
+
+
+def test_contexts_have_beliefs_of_their_own_and_learn_from_each_other():
+    table = FAMILIES["queueing"](4, 60)
+    contexts = [Factor("background_load", [0.0, 0.3])]
+    scheduler = scheduler_for(table, contexts=contexts)
+    beyond = []
+    for task in range(400):
+        load = (0.0, 0.3)[task % 2]
+        arm = (decision := scheduler.ask(context={"background_load": load})).arm.index
+        latency_s = table.latency_s[arm] / (1 - load)
+        scheduler.tell(decision.id, latency_s=latency_s, energy_j=table.energy_j[arm])
+        beyond.append(latency_s > table.limit_s)
+    assert np.mean(beyond[100:]) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": []}, "at least one arm trusted"),
+        ({"violation_rate": -0.1}, r"violation_rate=-0\.1"),
+        ({"horizon": 0}, "horizon=0"),
+        ({"certainty": 0.4}, r"certainty=0\.4"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        scheduler_for(FAMILIES["queueing"](0, 60), **settings)
+
+
+# the belief
+
+TELLS = st.lists(st.tuples(st.integers(0, 11), st.floats(-2, 2)), min_size=1, max_size=12)
+
+
+def told(tells, learn=True):
+    belief = VarianceComponents(SMALL, 0.0)
+    belief.tell(0, 0.1)
+    for cell, value in tells:
+        belief.tell(cell, value)
+    if learn:
+        belief.learn()
+    return belief
+
+
+@given(TELLS, st.randoms(use_true_random=False))
+@settings(max_examples=25)
+def test_the_order_of_tells_does_not_matter(tells, random):
+    shuffled = list(tells)
+    random.shuffle(shuffled)
+    one, other = told(tells), told(shuffled)
+    np.testing.assert_allclose(one.mean, other.mean, atol=1e-8)
+    np.testing.assert_allclose(one.sd(), other.sd(), atol=1e-8)
+
+
+@given(TELLS, st.integers(0, 11), st.floats(-2, 2))
+@settings(max_examples=25)
+def test_no_tell_ever_makes_a_cell_less_certain(tells, cell, value):
+    belief = told(tells)
+    before = belief.sd().copy()
+    belief.tell(cell, value)
+    assert (belief.sd() <= before + 1e-9).all()
+
+
+def test_the_recursion_is_the_batch_posterior_after_many_tells():
+    belief, rng = told([(cell, 0.1 * cell) for cell in range(12)]), np.random.default_rng(0)
+    for _ in range(5000):
+        belief.tell(int(rng.integers(12)), float(rng.normal()))
+    prior, noise = belief.posterior.prior_covariance, belief.posterior.noise_variance
+    within = prior + np.diag(noise / belief.counts)
+    gain = np.linalg.solve(within, prior).T
+    mean = belief._prior_mean + gain @ (belief._means - belief._prior_mean)
+    np.testing.assert_allclose(belief.mean, mean, atol=1e-8)
+    np.testing.assert_allclose(belief.posterior.covariance, prior - gain @ prior, atol=1e-8)
+    assert np.linalg.eigvalsh(belief.posterior.covariance).min() > -1e-10
+
+
+def test_the_scatter_within_cells_tells_the_noise():
+    rng, belief = np.random.default_rng(0), VarianceComponents(SMALL, 0.0)
+    for _ in range(400):
+        belief.tell(int(rng.integers(12)), 0.2 * float(rng.normal()))
+    assert belief.noise_variance == pytest.approx(0.04, rel=0.2)
+
+
+def test_a_product_of_factors_is_guessed_from_few_arms():
+    """Latency of all 12 arms from 5, two of them on the component that has the fewest."""
+    features = SMALL.features()
+    logs = 0.4 * features[:, 0] - 0.9 * features[:, 1] - 0.7 * features[:, 2]
+    belief = told([(cell, logs[cell]) for cell in (0, 5, 4, 1, 11, 10)], learn=False)
+    belief.learn()
+    left = [cell for cell in range(12) if belief.counts[cell] == 0]
+    assert np.abs(belief.mean[left] - logs[left]).max() < 0.35
+    assert (np.abs(belief.mean - logs) < 3 * belief.sd()).all()
+
+
+def test_what_is_forgotten_is_as_if_it_had_not_been_told():
+    belief = told([(cell, 1.0) for cell in range(12)])
+    known = belief.sd().copy()
+    gone = np.arange(12) >= 6
+    belief.forget(gone)
+    assert (belief.counts[gone] == 0).all() and (belief.counts[~gone] > 0).all()
+    assert (belief.sd()[gone] > 2 * known[gone]).all()
