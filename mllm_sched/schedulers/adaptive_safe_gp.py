@@ -48,8 +48,9 @@ class AdaptiveSafeGP(Scheduler):
     Parameters
     ----------
     violation_rate
-        Share of tasks that may run on an arm beyond a limit, over the first ``horizon`` tasks; from
-        then on a fifth of it.
+        Share of tasks that trials may put on an arm beyond a limit, over the first ``horizon``
+        tasks; from then on a fifth of it. What the certified arm risks that runs otherwise, at most
+        1 - ``certainty`` a task, is charged too, but never stops it; seed arms are trusted.
     horizon
         Tasks over which finding a better arm should pay off.
     certainty
@@ -62,9 +63,12 @@ class AdaptiveSafeGP(Scheduler):
     The budget counts probabilities as the model sees them; they are right on average where its
     prior fits. Nothing is drawn at random.
 
-    An arm is never tried on a promise of energy alone if its failure would cost more than the
-    budget has left. When no arm is certified or trusted, the one most likely to be within the
-    limits runs; and when none can be, the one that is least beyond them. ``reason`` says which.
+    No arm is tried if the violations expected of the trial exceed what the budget has left, and
+    none of a kind, that is a combination of categorical levels, of which no arm is trusted or was
+    tried: give a seed arm for every kind that may be used.
+
+    When no arm is certified or trusted, the one most likely to be within the limits runs; and when
+    none can be, the one that is least beyond them. ``reason`` says which.
     """
 
     name: ClassVar[str] = "adaptive-safe-gp"
@@ -109,7 +113,8 @@ class AdaptiveSafeGP(Scheduler):
         trusted = self._trusted[cells] & ~suspect
         untried = trusted & (self._counts()[cells] == 0)
         if untried.any():
-            return self._take(cells, int(untried.argmax()), feasible, "trusted seed, not tried yet")
+            reason = "trusted seed, not tried yet"
+            return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
         safe = feasible >= self.certainty
         if not safe.any():
             safe = trusted
@@ -124,19 +129,30 @@ class AdaptiveSafeGP(Scheduler):
         return self._take(cells, kept, feasible, "least energy among the safe arms")
 
     def _fallback(self, cells: Indices, feasible: Array) -> Choice:
-        best = int(feasible.argmax())
+        """Nobody chose this risk, so the budget is not charged for it."""
+        known = self._known(cells)
+        known = known if known.any() else ~known
+        best = int(np.where(known, feasible, -1.0).argmax())
         if feasible[best] >= HOPE:
             reason = "no arm is certified: most likely within the limits"
-            return self._take(cells, best, feasible, reason)
+            return self._take(cells, best, feasible, reason, charged=False)
         excess = [self._moments(name, cells)[0] - limit for name, limit in self._log_limits.items()]
-        nearest = int(np.max(excess, axis=0).argmin())
+        nearest = int(np.where(known, np.max(excess, axis=0), np.inf).argmin())
         reason = "no arm can meet the limits: least beyond them"
-        return self._take(cells, nearest, feasible, reason)
+        return self._take(cells, nearest, feasible, reason, charged=False)
 
-    def _take(self, cells: Indices, position: int, feasible: Array, reason: str) -> Choice:
+    def _known(self, cells: Indices) -> NDArray[np.bool_]:
+        """Whether any arm of the same kind is trusted or was tried."""
+        kinds = self._kinds[self._trusted | (self._counts() > 0)]
+        known: NDArray[np.bool_] = np.isin(self._kinds[cells], kinds)
+        return known
+
+    def _take(
+        self, cells: Indices, position: int, feasible: Array, reason: str, *, charged: bool = True
+    ) -> Choice:
         cell, probability = int(cells[position]), float(feasible[position])
         self._asked += 1
-        if not reason.startswith("trusted"):
+        if charged:
             self.risked += 1.0 - probability
         return Choice(cell, reason, probability >= self.certainty, probability)
 
@@ -161,7 +177,7 @@ class AdaptiveSafeGP(Scheduler):
         cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
         worth = np.full(len(cells), -1.0)
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
-        allowed &= np.isin(self._kinds[cells], self._kinds[self._trusted | (self._counts() > 0)])
+        allowed &= self._known(cells)
         worthy = np.flatnonzero(allowed & (value > cost))  # mostly none, once all is known
         worthy = worthy[worthy != kept]
         if not len(worthy):
@@ -213,6 +229,10 @@ class AdaptiveSafeGP(Scheduler):
         logs = dict(zip(self.quantities, map(math.log, values), strict=True))
         if self._by_power:
             logs[self.objective] -= logs["latency_s"]
+        self._take_in(cell, logs)
+
+    def _take_in(self, cell: int, logs: dict[str, float], *, measured: bool = True) -> None:
+        """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
         if self._counts()[cell] >= KNOWN:
             surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
             changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
@@ -220,13 +240,9 @@ class AdaptiveSafeGP(Scheduler):
                 self._forget_alike(cell)
             else:  # a single outlier moves nothing far
                 for name, surprise in surprises.items():
-                    logs[name] -= (surprise - clipped(surprise)) * self._scale(name, cell)
+                    logs[name] -= (surprise - clipped(surprise)) * self.beliefs[name].scatter(cell)
         for name, value in logs.items():
-            self.beliefs[name].tell(cell, value)
-
-    def _scale(self, name: str, cell: int) -> float:
-        posterior = self.beliefs[name].posterior
-        return math.sqrt(posterior.covariance[cell, cell] + posterior.noise_variance)
+            self.beliefs[name].tell(cell, value, measured=measured)
 
     def _forget_alike(self, cell: int) -> None:
         """Drop what was measured of arms of the same kind."""
@@ -240,8 +256,7 @@ class AdaptiveSafeGP(Scheduler):
         told = {name: limit + math.log(2.0) for name, limit in self._log_limits.items()}
         if self._by_power and self.objective in told:
             told[self.objective] -= told["latency_s"]
-        for name, value in told.items():
-            self.beliefs[name].tell(cell, value)
+        self._take_in(cell, told, measured=False)
 
 
 def _kinds(space: ArmSpace) -> Indices:

@@ -64,7 +64,7 @@ class VarianceComponents:
         self._means = np.zeros(len(space))
         self._squares = np.zeros(len(space))  # sums of squared deviations from the mean
         self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
-        self._prior_mean = mean
+        self._prior_mean, self._centred = mean, False
         self._told = 0
         self._due = 2
         self._rebuild(self._draws.mean(axis=0))
@@ -87,13 +87,16 @@ class VarianceComponents:
 
     def surprise(self, cell: int, value: float) -> float:
         """How many standard deviations a measurement is off what is expected of it."""
-        variance = self.posterior.covariance[cell, cell] + self.posterior.noise_variance
-        return float((value - self.mean[cell]) / np.sqrt(variance))
+        return float((value - self.mean[cell]) / self.scatter(cell))
 
-    def tell(self, cell: int, value: float) -> None:
-        """Take in one log measurement."""
-        if not self._told:
-            self._prior_mean = value
+    def scatter(self, cell: int) -> float:
+        """Standard deviation of the next measurement of a cell."""
+        return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
+
+    def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
+        """Take in one log measurement, or what stands in for one."""
+        if measured and not self._centred:
+            self._prior_mean, self._centred = value, True
             self._rebuild(self._weights)
         self._told += 1
         self.counts[cell] += 1
@@ -109,8 +112,11 @@ class VarianceComponents:
             self._rebuild(self._learned())
 
     def forget(self, cells: NDArray[np.bool_]) -> None:
-        """Drop what was measured of some cells; the weights and the noise are kept."""
-        self._noise_prior = (self.noise_variance, 10.0)
+        """Drop what was measured of some cells, save what it told of weights and noise."""
+        variance, weight = self._noise_prior
+        freedom = weight + np.maximum(self.counts[cells] - 1, 0).sum()
+        told = (weight * variance + self._squares[cells].sum()) / freedom
+        self._noise_prior = (told, min(freedom, 10.0))
         for statistic in (self.counts, self._means, self._squares):
             statistic[cells] = 0.0
         self._rebuild(self._weights)

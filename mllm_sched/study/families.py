@@ -1,9 +1,9 @@
 """Tables to try schedulers on: random boards of several kinds of physics, drawn by seed.
 
-*Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on. *Queueing* and *published*
-were kept apart. So was *board*, until its first results led to two changes of the rule: an unknown
-arm is priced by the mean of a log-normal, and no arm of a component is tried on which none is
-trusted.
+*Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on, and their deviations are of
+the kind that its kernel assumes. *Queueing* and *published* were kept apart. So was *board*, until
+its first results led to two changes of the rule: an unknown arm is priced by the mean of a
+log-normal, and no arm of a component is tried on which none is trusted.
 """
 
 from __future__ import annotations
