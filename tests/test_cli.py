@@ -37,7 +37,7 @@ def test_claims_prints_and_writes_nothing(capsys):
     ("call", "message"),
     [
         (["run", "--limit", "0.2", "--device", "orin"], "expected one of agx-orin-sim, host"),
-        (["run", "--limit", "0.2", "--scheduler", "best"], "expected one of safe-gp-ucb, ucb"),
+        (["run", "--limit", "0.2", "--scheduler", "best"], "expected one of safe-gp-ucb, adaptive"),
         (["run", "--limit", "0.2", "--encoder", "bert"], "agx-orin-sim holds clip-vit-l14-336"),
         (["run", "--limit", "0.2", "--device", "trace:none.csv"], "no file none.csv"),
         (["run", "--limit", "0.001"], "no arm can meet it"),
