@@ -28,8 +28,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_wire import MALFORMED
 
 from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.node import Limits, Node
+from mllm_sched.pipeline.node import Node
 from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
     NodeBusy,

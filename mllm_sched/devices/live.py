@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from mllm_sched.tasks import Task
 CALL_TIMEOUT_S = 60.0
 
 
-class LiveDevice:
+class LiveDevice(ABC):
     """Runs one encoder in a process of its own, and measures it.
 
     A subclass says what its arms are (``space``), what an arm asks of the encoder's process
@@ -167,8 +168,9 @@ class LiveDevice:
         self.worker.close()
         self.meter.close()
 
+    @abstractmethod
     def _request(self, arm: Arm) -> dict[str, Any]:
-        raise NotImplementedError
+        """What is asked of the encoder's process for this arm."""
 
     def _set(self, arm: Arm) -> dict[str, Any]:
         return {}

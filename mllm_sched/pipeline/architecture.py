@@ -6,6 +6,7 @@ into what the encoder takes, runs encoder and projector apart, and places every 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ Inputs = dict[str, Tensor]
 CHANNELS = "channels_last"  # a processor left to guess takes a picture 3 pixels high for colours
 
 
-class Architecture:
+class Architecture(ABC):
     """One kind of model.
 
     Attributes
@@ -34,17 +35,17 @@ class Architecture:
     projectors: Mapping[str, str]
     language: Sequence[str] = ("model.language_model", "lm_head")
 
+    @abstractmethod
     def processor(self, config: Any, modality: str) -> Any:
         """Turns raw input into tensors, where a checkpoint does not bring its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         """What the encoder takes, and the layout of what it will give."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, model: nn.Module, modality: str, inputs: Inputs) -> Tensor:
         """Features (rows, width) before the projector; ``model`` has identities for projectors."""
-        raise NotImplementedError
 
     def project(
         self, projector: nn.Module, config: Any, features: Tensor, layout: Layout
@@ -53,13 +54,13 @@ class Architecture:
         projected: Tensor = projector(features)
         return projected
 
+    @abstractmethod
     def tokens(self, config: Any, modality: str, layout: Layout) -> int:
         """Placeholders that an item takes; ValueError if its layout is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
         """Rows and width of the features before the projector."""
-        raise NotImplementedError
 
     def placeholder(self, config: Any, modality: str) -> int:
         """The token in whose place features go."""

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
-PIECE_BYTES = 8192
-BURST_BYTES = 16384
-# Else the kernel would hold megabytes, and the queue that is measured would not be the link's.
-SOCKET_BUFFER_BYTES = 65536
+from mllm_sched.pipeline.shaping import PIECE_BYTES, Direction, prepare, reset
 
 
 @dataclass(frozen=True)
@@ -30,35 +24,6 @@ class Passed:
 
     up_bytes: int
     down_bytes: int
-
-
-class _Bucket:
-    """Lets bytes pass at a rate, in the order in which they asked."""
-
-    def __init__(self, mbit_s: float | None) -> None:
-        self._bytes_s = None if mbit_s is None else mbit_s * 1e6 / 8
-        self._tokens, self._seen_s = float(BURST_BYTES), time.monotonic()
-        self._turn = asyncio.Lock()
-
-    async def take(self, size: int) -> None:
-        if self._bytes_s is None:
-            return
-        async with self._turn:
-            now_s = time.monotonic()
-            grown = self._tokens + (now_s - self._seen_s) * self._bytes_s
-            self._tokens, self._seen_s = min(BURST_BYTES, grown) - size, now_s
-            if self._tokens < 0:
-                await asyncio.sleep(-self._tokens / self._bytes_s)
-
-
-class _Direction:
-    """One way through the link."""
-
-    def __init__(self, mbit_s: float | None, delay: Callable[[], float], held: int) -> None:
-        self.bucket = _Bucket(mbit_s)
-        self.delay = delay
-        self.pieces = max(2, held // PIECE_BYTES)
-        self.passed = self.queued = 0
 
 
 class Link:
@@ -178,12 +143,12 @@ class Link:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._up = _Direction(self._rates[0], self._draw_delay, self._buffer_bytes)
-        self._down = _Direction(self._rates[1], self._draw_delay, self._buffer_bytes)
+        self._up = Direction(self._rates[0], self._draw_delay, self._buffer_bytes)
+        self._down = Direction(self._rates[1], self._draw_delay, self._buffer_bytes)
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        _prepare(listener)  # accepted connections inherit it
+        prepare(listener)  # accepted connections inherit it
         server = await asyncio.start_server(self._accept, sock=listener, limit=PIECE_BYTES)
         self._address = "{}:{}".format(*listener.getsockname()[:2])
         ready.set()
@@ -205,7 +170,7 @@ class Link:
             await self._outage()
             await self._join(reader, writer)
         except OSError:  # refused, or reset by either side: the other side sees the same
-            _reset(writer)
+            reset(writer)
         finally:
             writer.close()
             self._writers.discard(writer)
@@ -213,7 +178,7 @@ class Link:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         outward = socket.socket()
         outward.setblocking(False)
-        _prepare(outward)
+        prepare(outward)
         try:
             await self._loop.sock_connect(outward, (self._host, self._port))
         except OSError:
@@ -228,11 +193,11 @@ class Link:
         except* OSError as errors:
             raise errors.exceptions[0] from None
         finally:
-            _reset(far_writer)
+            reset(far_writer)
             self._writers.discard(far_writer)
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: _Direction
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
     ) -> None:
         """Everything that is read, written after its turn and its delay, to the end."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(way.pieces)
@@ -250,7 +215,7 @@ class Link:
         self,
         reader: asyncio.StreamReader,
         queue: asyncio.Queue[tuple[float, bytes]],
-        way: _Direction,
+        way: Direction,
     ) -> None:
         due_s = 0.0
         while data := await reader.read(PIECE_BYTES):
@@ -264,7 +229,7 @@ class Link:
         self,
         queue: asyncio.Queue[tuple[float, bytes]],
         writer: asyncio.StreamWriter,
-        way: _Direction,
+        way: Direction,
     ) -> None:
         while True:
             due_s, data = await queue.get()
@@ -289,19 +254,4 @@ class Link:
 
     def _reset_all(self) -> None:
         for writer in list(self._writers):
-            _reset(writer)
-
-
-def _prepare(of: socket.socket) -> None:
-    """Short buffers; small packets at once, which asyncio does for its own sockets only."""
-    of.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        of.setsockopt(socket.SOL_SOCKET, buffer, SOCKET_BUFFER_BYTES)
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """Drop a connection without the usual farewell, so that the peer knows at once."""
-    of = writer.get_extra_info("socket")
-    with suppress(OSError):  # already gone
-        of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+            reset(writer)

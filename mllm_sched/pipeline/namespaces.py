@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 
 from mllm_sched.pipeline.link import Passed
+from mllm_sched.pipeline.shaping import BURST_BYTES
 
 QUEUE_MS = 200  # what tbf lets wait before it drops: a short uplink buffer
-BURST_BYTES = 16384
 PORT = 50051
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from mllm_sched.pipeline.compute import Compute
 from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.options import MESSAGE_BYTES, REQUESTS
+from mllm_sched.pipeline.limits import Limits, Slowdown
 from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
 from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -33,39 +33,6 @@ from mllm_sched.pipeline.wire_rules import Rules
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a node takes upon itself.
-
-    Attributes
-    ----------
-    requests
-        At a time; one more is refused with RESOURCE_EXHAUSTED.
-    bytes
-        Of one message.
-    new_tokens
-        Of one answer.
-    idle_s
-        That an upload may pause in all.
-    answer_s
-        For a request without a deadline, or with a later one.
-    """
-
-    requests: int = REQUESTS
-    bytes: int = MESSAGE_BYTES
-    new_tokens: int = 1024
-    idle_s: float = 30.0
-    answer_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class Slowdown:
-    """How much slower than this machine the imitated device is; 1 for this machine itself."""
-
-    encoders: float = 1.0
-    llm: float = 1.0
 
 
 @dataclass

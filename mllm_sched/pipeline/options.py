@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
 def check_options(options: argparse.Namespace) -> None:
     """Refuse numbers that a node cannot work with; ValueError names the option."""
     least = {
-        **{"limit": 1, "max_bytes": 1024, "threads": 1},
+        **{"limit": 1, "max_bytes": 1024, "threads": 1, "idle": 0.1},
         **{"encoders_slowdown": 1, "llm_slowdown": 1},
     }
     for name, bound in least.items():

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
-from mllm_sched.pipeline.node import Limits, Node, Slowdown
+from mllm_sched.pipeline.limits import Limits, Slowdown
+from mllm_sched.pipeline.node import Node
 from mllm_sched.pipeline.options import add_options, check_options, security_of
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.security import check_host

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from mllm_sched.study.eavesdropper import Seen
@@ -30,24 +31,31 @@ def strategies(tables: Tables) -> np.ndarray:
     tables
         Title to a table with ``strategy`` and the stages in milliseconds, and its evidence.
     """
+    figure, axes = _panels(tables, per_panel=0.75, per_row=0.42)
+    for ax, (table, _) in zip(axes, tables.values(), strict=True):
+        _stages(table, ax)
+    axes[-1].set_xlabel("time over All Remote's; seconds stand beside the bars")
+    axes[0].set_xlim(0, 1.1 * max(_shares(table).max() for table, _ in tables.values()))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return axes
+
+
+def _panels(tables: Tables, per_panel: float, per_row: float) -> tuple[Figure, np.ndarray]:
+    """One panel a table, under each other and as high as it has rows, titled at the left."""
     heights = [len(table) for table, _ in tables.values()]
     figure, axes = plt.subplots(
         len(tables),
         1,
-        figsize=(8.5, 0.75 * len(tables) + 0.42 * sum(heights)),
+        figsize=(8.5, per_panel * len(tables) + per_row * sum(heights)),
         sharex=True,
         gridspec_kw={"height_ratios": heights},
         squeeze=False,
     )
-    for ax, (title, (table, evidence)) in zip(axes[:, 0], tables.items(), strict=True):
-        _stages(table, ax)
+    for ax, (title, (_, evidence)) in zip(axes[:, 0], tables.items(), strict=True):
         titled(ax, title, evidence).title.set_horizontalalignment("left")
         ax.title.set_x(0.0)
-    axes[-1, 0].set_xlabel("time over All Remote's; seconds stand beside the bars")
-    axes[0, 0].set_xlim(0, 1.1 * max(_shares(table).max() for table, _ in tables.values()))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return axes[:, 0]
+    return figure, axes[:, 0]
 
 
 def _shares(table: pd.DataFrame) -> pd.Series:
@@ -78,16 +86,8 @@ def two_effects(steps: Tables) -> np.ndarray:
     steps
         Name to a table with ``step`` and ``total_ms``, and its evidence.
     """
-    heights = [len(table) for table, _ in steps.values()]
-    _, axes = plt.subplots(
-        len(steps),
-        1,
-        figsize=(8.5, 0.7 * len(steps) + 0.4 * sum(heights)),
-        sharex=True,
-        gridspec_kw={"height_ratios": heights},
-        squeeze=False,
-    )
-    for ax, (name, (table, evidence)) in zip(axes[:, 0], steps.items(), strict=True):
+    _, axes = _panels(steps, per_panel=0.7, per_row=0.4)
+    for ax, (table, _) in zip(axes, steps.values(), strict=True):
         shares = table["total_ms"] / table["total_ms"].iloc[0]
         shades = plt.get_cmap("Blues")(np.linspace(0.3, 0.85, len(table) - 1))
         ax.barh(range(len(table)), shares, color=["0.6", *shades], height=0.7)
@@ -97,10 +97,8 @@ def two_effects(steps: Tables) -> np.ndarray:
         ax.set_yticks(range(len(table)), table["step"])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
-        titled(ax, name, evidence).title.set_horizontalalignment("left")
-        ax.title.set_x(0.0)
-    axes[-1, 0].set(xlabel="time over All Remote's", xlim=(0, 1.2))
-    return axes[:, 0]
+    axes[-1].set(xlabel="time over All Remote's", xlim=(0, 1.2))
+    return axes
 
 
 def residual(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
