@@ -24,11 +24,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Choice, Indices, Scheduler
+from mllm_sched.schedulers.base import Indices, Scheduler, Values
 from mllm_sched.schedulers.change import ChangeDetector, clipped
+from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.gp_scheduler import to_value
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 Array = NDArray[np.float64]
@@ -39,6 +41,7 @@ PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept ot
 WORTH = 0.3  # of the horizon, for which a discovery counts
 HOPE = 0.001  # an arm that is less likely than that within the limits is not expected to be
 UP_FRONT = 0.8  # of the budget of the first horizon, which may be spent at once
+NONE = np.zeros(0, dtype=np.int64)
 KNOWN = 3  # measurements of an arm from which on another may contradict them
 
 
@@ -72,6 +75,7 @@ class AdaptiveSafeGP(Scheduler):
     """
 
     name: ClassVar[str] = "adaptive-safe-gp"
+    STATE: ClassVar[tuple[str, ...]] = ("beliefs", "risked", "_asked", "_detector")
 
     def __init__(
         self,
@@ -92,18 +96,18 @@ class AdaptiveSafeGP(Scheduler):
         if not 0.5 < certainty < 1:
             raise ValueError(f"certainty={certainty}: expected within (0.5, 1)")
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
-        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
+        self._log_limits: Values = {}
+        self._limits_changed()
         self._by_power = self.objective == "energy_j" and "latency_s" in self.limits
-        joint = ArmSpace((*self.contexts.factors, *space.factors)) if self.contexts else space
         self.beliefs = {
-            name: VarianceComponents(joint, self._log_limits.get(name, 0.0))
+            name: VarianceComponents(self.joint, self._log_limits.get(name, 0.0))
             for name in self.quantities
         }
         self.risked = 0.0  # expected violations so far
         self._asked = 0
         self._trusted = np.zeros(self.cells, dtype=bool)
         self._trusted.reshape(-1, len(space))[:, self.seeds] = True
-        self._kinds = _kinds(joint)
+        self._kinds = _kinds(self.joint)
         self._detector = ChangeDetector(self.quantities, self.cells)
 
     def _choose(self, cells: Indices, now: float) -> Choice:
@@ -111,7 +115,8 @@ class AdaptiveSafeGP(Scheduler):
             belief.learn()
         feasible, suspect = self._feasible(cells)
         trusted = self._trusted[cells] & ~suspect
-        untried = trusted & (self._counts()[cells] == 0)
+        running = np.bincount(self._running(), minlength=self.cells)
+        untried = trusted & ((self._counts() + running)[cells] < 1)
         if untried.any():
             reason = "trusted seed, not tried yet"
             return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
@@ -139,7 +144,7 @@ class AdaptiveSafeGP(Scheduler):
         excess = [self._moments(name, cells)[0] - limit for name, limit in self._log_limits.items()]
         nearest = int(np.where(known, np.max(excess, axis=0), np.inf).argmin())
         reason = "no arm can meet the limits: least beyond them"
-        return self._take(cells, nearest, feasible, reason, charged=False)
+        return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
 
     def _known(self, cells: Indices) -> NDArray[np.bool_]:
         """Whether any arm of the same kind is trusted or was tried."""
@@ -148,13 +153,37 @@ class AdaptiveSafeGP(Scheduler):
         return known
 
     def _take(
-        self, cells: Indices, position: int, feasible: Array, reason: str, *, charged: bool = True
+        self,
+        cells: Indices,
+        position: int,
+        feasible: Array,
+        reason: str,
+        *,
+        charged: bool = True,
+        infeasible: bool = False,
     ) -> Choice:
-        cell, probability = int(cells[position]), float(feasible[position])
+        probability = float(feasible[position])
         self._asked += 1
         if charged:
             self.risked += 1.0 - probability
-        return Choice(cell, reason, probability >= self.certainty, probability)
+        return Choice(
+            int(cells[position]),
+            reason,
+            certified=probability >= self.certainty,
+            p_feasible=probability,
+            bounds=self._bounds_of(cells[[position]]),
+            safe_arms=int((feasible >= self.certainty).sum()),
+            infeasible=infeasible,
+        )
+
+    def _bounds_of(self, cell: Indices) -> dict[str, tuple[float, float]]:
+        """Where each quantity of a cell is with the probability from which arms are certified."""
+        width, bounds = float(ndtri(self.certainty)), {}
+        for name in self.quantities:
+            mean, variance = (float(moment[0]) for moment in self._moments(name, cell))
+            spread = width * math.sqrt(variance)
+            bounds[name] = (to_value(mean - spread), to_value(mean + spread))
+        return bounds
 
     def budget(self) -> float:
         """Expected violations that may still be risked."""
@@ -194,7 +223,7 @@ class AdaptiveSafeGP(Scheduler):
         """Least share of variance that so many trials of a cell would take away."""
         least = np.ones(len(cells))
         for belief in self.beliefs.values():
-            variance = belief.sd()[cells] ** 2
+            variance = belief.sd_after(self._running())[cells] ** 2
             least = np.minimum(least, variance / (variance + belief.noise_variance / trials))
         return least
 
@@ -209,27 +238,56 @@ class AdaptiveSafeGP(Scheduler):
         return probability, suspect
 
     def _objective(self, cells: Indices) -> tuple[Array, Array]:
-        mean, variance = self._moments(self.objective, cells)
+        """Mean and deviation of the log of the objective, once what runs now will be told."""
+        mean, variance = self._moments(self.objective, cells, self._running())
         return mean, np.sqrt(variance)
 
-    def _moments(self, name: str, cells: Indices) -> tuple[Array, Array]:
+    def _moments(self, name: str, cells: Indices, running: Indices = NONE) -> tuple[Array, Array]:
         """Mean and variance of the log of a quantity; of energy as that of latency and power."""
         belief = self.beliefs[name]
-        mean, variance = belief.mean[cells], belief.sd()[cells] ** 2
+        mean, variance = belief.mean[cells], belief.sd_after(running)[cells] ** 2
         if name == self.objective and self._by_power:
             latency = self.beliefs["latency_s"]
-            return mean + latency.mean[cells], variance + latency.sd()[cells] ** 2
+            return mean + latency.mean[cells], variance + latency.sd_after(running)[cells] ** 2
         return mean, variance
 
     def _counts(self) -> Array:
         """Times that each cell was tried, failed runs among them."""
         return self.beliefs[next(iter(self.limits))].counts
 
-    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
-        logs = dict(zip(self.quantities, map(math.log, values), strict=True))
-        if self._by_power:
-            logs[self.objective] -= logs["latency_s"]
-        self._take_in(cell, logs)
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        logs = {name: math.log(value) for name, value in values.items()}
+        self._take_in(cell, self._as_power(logs))
+
+    def _as_power(self, logs: Values) -> Values:
+        """Energy as power, if it is modelled so; without a latency nothing is said of it."""
+        if not self._by_power or self.objective not in logs:
+            return logs
+        rest = {name: value for name, value in logs.items() if name != self.objective}
+        if "latency_s" in logs:
+            rest[self.objective] = logs[self.objective] - logs["latency_s"]
+        return rest
+
+    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
+        """A run that was stopped: what is known, and what can be expected beyond the bounds."""
+        logs = {name: math.log(value) for name, value in values.items()}
+        told = self._as_power(logs)
+        for name, bound in above.items():
+            if name in self._log_limits:
+                told[name] = self.beliefs[name].expected_above(cell, math.log(bound))
+        self._take_in(cell, told, measured=False)
+
+    def _recall(self, cell: int, values: Values, scatter: float) -> None:
+        """What another table says is no change, whatever it says."""
+        if not values:
+            return super()._recall(cell, values, scatter)
+        logs = self._as_power({name: math.log(value) for name, value in values.items()})
+        for name, value in logs.items():
+            self.beliefs[name].tell(cell, value, scatter=scatter)
+        return None
+
+    def _limits_changed(self) -> None:
+        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
 
     def _take_in(self, cell: int, logs: dict[str, float], *, measured: bool = True) -> None:
         """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
@@ -254,9 +312,7 @@ class AdaptiveSafeGP(Scheduler):
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective; it counts as twice every limit."""
         told = {name: limit + math.log(2.0) for name, limit in self._log_limits.items()}
-        if self._by_power and self.objective in told:
-            told[self.objective] -= told["latency_s"]
-        self._take_in(cell, told, measured=False)
+        self._take_in(cell, self._as_power(told), measured=False)
 
 
 def _kinds(space: ArmSpace) -> Indices:

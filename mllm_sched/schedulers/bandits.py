@@ -18,18 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Choice, Indices, Scheduler
+from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice
+
+Array = NDArray[np.float64]
 
 
-class CostBandit(Scheduler):
-    """Running means of cost per cell; a rule says how to pick from them.
+class CostStatistics(Scheduler):
+    """What was told of every cell, as a cost.
 
     Parameters
     ----------
     penalty
         Cost of a task beyond a limit, in log energy: 1 makes it count as e times its energy.
         0: energy alone.
+
+    Notes
+    -----
+    After a change of limits, shares of tasks beyond them begin anew. The verdict that no arm can
+    meet the limits is given when every arm was tried and none ever met them; the choice is then as
+    always.
     """
+
+    STATE: ClassVar[tuple[str, ...]] = ("counts", "totals", "checked", "beyond")
 
     def __init__(self, space: ArmSpace, *, penalty: float = 0.0, **common: Any) -> None:
         super().__init__(space, **common)
@@ -37,25 +48,56 @@ class CostBandit(Scheduler):
             raise ValueError(f"penalty={penalty}: expected 0 or more")
         self.penalty = penalty
         self.counts = np.zeros(self.cells)
-        self.totals = np.zeros(self.cells)  # of the cost
+        self.totals = np.zeros(self.cells)  # of log energy
+        self.checked = np.zeros(self.cells)  # against the limits as they are now
+        self.beyond = np.zeros(self.cells)
+
+    def costs(self) -> Array:
+        """Mean cost of every cell, shape (cells,); of one without a result, the mean of all."""
+        told, checked = (np.maximum(count, 1e-12) for count in (self.counts, self.checked))
+        means = self.totals / told + self.penalty * self.beyond / checked
+        unknown = self.counts == 0
+        means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
+        return means
+
+    def hopeless(self, cells: Indices) -> bool:
+        """Whether each of these cells was tried and was always beyond a limit."""
+        return bool(((self.beyond == self.checked) & (self.checked > 0))[cells].all())
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        self._count(cell, math.log(values[self.objective]), self._is_beyond(values))
+
+    def _is_beyond(self, values: Values) -> bool:
+        return any(values[name] > limit for name, limit in self.limits.items())
+
+    def _count(self, cell: int, log_value: float, beyond: bool) -> None:
+        self.counts[cell] += 1
+        self.totals[cell] += log_value
+        self.checked[cell] += 1
+        self.beyond[cell] += beyond
+
+    def _limits_changed(self) -> None:
+        self.checked[:] = 0.0
+        self.beyond[:] = 0.0
+
+
+class CostBandit(CostStatistics):
+    """Every arm is tried once; then a rule picks by mean costs.
+
+    An arm that is still running counts as tried.
+    """
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        counts = self.counts[cells]
+        counts = self.counts[cells] + np.bincount(self._running(), minlength=self.cells)[cells]
         fewest = int(counts.argmin())
         if counts[fewest] == 0:
             return Choice(int(cells[fewest]), "not tried yet")
-        position, reason = self._pick(counts, self.totals[cells] / counts)
-        return Choice(int(cells[position]), reason)
+        position, reason = self._pick(counts, self.costs()[cells])
+        return Choice(int(cells[position]), reason, infeasible=self.hopeless(cells))
 
     @abstractmethod
-    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
+    def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         """Position to play, and why, from trials and mean costs, each of shape (cells,)."""
-
-    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
-        given = dict(zip(self.quantities, values, strict=True))
-        beyond = any(given[name] > limit for name, limit in self.limits.items())
-        self.counts[cell] += 1
-        self.totals[cell] += math.log(values[0]) + self.penalty * beyond
 
 
 class UCB(CostBandit):
@@ -75,8 +117,8 @@ class UCB(CostBandit):
         super().__init__(space, **common)
         self.exploration = _checked_exploration(exploration)
 
-    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
-        bonus = np.sqrt(2.0 * math.log(counts.sum()) / counts)
+    def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
+        bonus = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
         return int((costs - self.exploration * bonus).argmin()), "least cost bound"
 
 
@@ -96,7 +138,7 @@ class Thompson(CostBandit):
         super().__init__(space, **common)
         self.exploration = _checked_exploration(exploration)
 
-    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
+    def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
         return int((costs + self.exploration * draws).argmin()), "least sampled cost"
 
@@ -118,7 +160,7 @@ class EpsilonGreedy(CostBandit):
             raise ValueError(f"epsilon={epsilon}: expected within [0, 1]")
         self.epsilon = epsilon
 
-    def _pick(self, counts: NDArray[np.float64], costs: NDArray[np.float64]) -> tuple[int, str]:
+    def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         if self.rng.random() < self.epsilon:
             return int(self.rng.integers(len(costs))), "drawn evenly"
         return int(costs.argmin()), "least mean cost"

@@ -7,16 +7,19 @@ proves nothing, however large.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mllm_sched.schedulers.state import Stateful
 
 CLIP = 4.0  # standard deviations
 SLACK = 0.75  # of every deviation: changes smaller than twice that are found late or never
 ALARM = 6.5  # two of the largest deviations in a row
 
 
-class ChangeDetector:
+class ChangeDetector(Stateful):
     """Evidence that quantities became larger, or smaller, on each cell.
 
     Examples
@@ -25,6 +28,8 @@ class ChangeDetector:
     >>> [detector.changed("latency_s", 0, deviation) for deviation in (9.0, 9.0)]
     [False, True]
     """
+
+    STATE: ClassVar[tuple[str, ...]] = ("_sums",)
 
     def __init__(self, quantities: Iterable[str], cells: int) -> None:
         self._sums = {name: np.zeros((2, cells)) for name in quantities}

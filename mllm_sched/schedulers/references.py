@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.schedulers.base import Choice, Indices, Scheduler
+from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice
 
 Truth = Mapping[str, ArrayLike]
 
@@ -35,10 +36,10 @@ class Oracle(Scheduler):
                 "oracle: give truth={'energy_j': ..., 'latency_s': ...}, the true means; "
                 "only a simulated or replayed device knows them"
             )
-        self._truth = truth
+        self.truth = truth
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        truth = self._truth() if callable(self._truth) else self._truth
+        truth = self.truth() if callable(self.truth) else self.truth
         values = {name: np.asarray(truth[name])[cells] for name in self.quantities}
         return Choice(int(cells[self._best(values)]), "truly best", certified=True)
 
@@ -51,7 +52,7 @@ class Oracle(Scheduler):
             )
         return int(np.where(feasible, values[self.objective], np.inf).argmin())
 
-    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+    def _learn(self, cell: int, values: Values, now: float) -> None:
         """The oracle knows already."""
 
 
@@ -63,7 +64,7 @@ class Random(Scheduler):
     def _choose(self, cells: Indices, now: float) -> Choice:
         return Choice(int(cells[self.rng.integers(len(cells))]), "drawn evenly")
 
-    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+    def _learn(self, cell: int, values: Values, now: float) -> None:
         """Nothing is learned."""
 
 
@@ -90,5 +91,5 @@ class Fixed(Scheduler):
             return Choice(int(mine[0]), "fixed")
         return Choice(int(cells[0]), "the fixed arm is not available")
 
-    def _learn(self, cell: int, values: tuple[float, ...], now: float) -> None:
+    def _learn(self, cell: int, values: Values, now: float) -> None:
         """Nothing is learned."""

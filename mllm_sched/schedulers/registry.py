@@ -11,12 +11,32 @@ from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.schedulers.adaptive_safe_gp import AdaptiveSafeGP
 from mllm_sched.schedulers.bandits import UCB, EpsilonGreedy, Thompson
 from mllm_sched.schedulers.base import Scheduler
+from mllm_sched.schedulers.constrained_bandits import ConstrainedUCB, ProfileThenCommit
+from mllm_sched.schedulers.forgetful_bandits import EXP3, DiscountedUCB, SlidingWindowUCB
 from mllm_sched.schedulers.references import Fixed, Oracle, Random
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
+from mllm_sched.schedulers.safe_rules import (
+    Conformal,
+    EdgeBOL,
+    GoOSE,
+    RiskBudget,
+    SafeLinUCB,
+    SafeOpt,
+    SafeThompson,
+    StageOpt,
+)
+from mllm_sched.schedulers.soft_rules import CONFIG, PrimalDual
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     rule.name: rule
-    for rule in (SafeGPUCB, AdaptiveSafeGP, UCB, Thompson, EpsilonGreedy, Oracle, Random, Fixed)
+    for rule in (
+        *(SafeGPUCB, AdaptiveSafeGP),
+        *(UCB, Thompson, EpsilonGreedy),
+        *(Oracle, Random, Fixed),
+        *(SafeOpt, StageOpt, GoOSE, SafeThompson, EdgeBOL, SafeLinUCB, Conformal, RiskBudget),
+        *(CONFIG, PrimalDual),
+        *(ConstrainedUCB, ProfileThenCommit, SlidingWindowUCB, DiscountedUCB, EXP3),
+    )
 }
 
 

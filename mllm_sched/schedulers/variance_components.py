@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.posterior import FinitePosterior
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 
@@ -38,7 +40,7 @@ NOISE_SD, NOISE_WEIGHT = 0.05, 2.0  # of one log measurement, as if seen that ma
 REFIT_GROWTH = 1.1  # weights are learned anew whenever there are a tenth more measurements
 
 
-class VarianceComponents:
+class VarianceComponents(Stateful):
     """Belief over the log of one quantity.
 
     Parameters
@@ -55,6 +57,11 @@ class VarianceComponents:
     counts
         Measurements of every cell, shape (cells,).
     """
+
+    STATE: ClassVar[tuple[str, ...]] = (
+        *("counts", "_means", "_squares", "_noise_prior", "_prior_mean", "_centred"),
+        *("_told", "_due", "_weights", "posterior"),
+    )
 
     def __init__(self, space: ArmSpace, mean: float) -> None:
         self.space = space
@@ -78,6 +85,10 @@ class VarianceComponents:
         """Posterior standard deviation of every cell, shape (cells,)."""
         return self.posterior.sd()
 
+    def sd_after(self, cells: NDArray[np.int64]) -> Array:
+        """The same once these cells will have been told; see ``FinitePosterior``."""
+        return self.posterior.sd_after(cells)
+
     @property
     def noise_variance(self) -> float:
         """Of one measurement, from the scatter within cells."""
@@ -93,17 +104,26 @@ class VarianceComponents:
         """Standard deviation of the next measurement of a cell."""
         return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
 
-    def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
-        """Take in one log measurement, or what stands in for one."""
+    def tell(self, cell: int, value: float, *, measured: bool = True, scatter: float = 0.0) -> None:
+        """Take in one log measurement, or what stands in for one.
+
+        A measurement of another board, whose arms lie ``scatter`` from ours, counts for less.
+        """
         if measured and not self._centred:
             self._prior_mean, self._centred = value, True
             self._rebuild(self._weights)
+        noise = self.posterior.noise_variance + scatter**2
+        weight = self.posterior.noise_variance / noise
         self._told += 1
-        self.counts[cell] += 1
+        self.counts[cell] += weight
         off = value - self._means[cell]
-        self._means[cell] += off / self.counts[cell]
-        self._squares[cell] += off * (value - self._means[cell])
-        self.posterior.tell(cell, value)
+        self._means[cell] += weight * off / self.counts[cell]
+        self._squares[cell] += weight * off * (value - self._means[cell])
+        self.posterior.tell(cell, value, noise)
+
+    def expected_above(self, cell: int, bound: float) -> float:
+        """What stands in for a measurement of which only a bound is known."""
+        return self.posterior.expected_above(cell, bound)
 
     def learn(self) -> None:
         """Learn the weights of (1) anew, if enough was told since the last time."""

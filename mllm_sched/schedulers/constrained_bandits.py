@@ -1,0 +1,105 @@
+"""Bandits that know the limits, each arm for itself: what one tells of another is not used."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice
+
+Array = NDArray[np.float64]
+
+
+class MeanBandit(Scheduler):
+    """Mean log of every quantity of every cell; a failed run counts as twice every limit."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("counts", "totals")
+
+    def __init__(self, space: ArmSpace, **common: Any) -> None:
+        super().__init__(space, **common)
+        self.counts = np.zeros(self.cells)
+        self.totals = {quantity: np.zeros(self.cells) for quantity in self.quantities}
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        self.counts[cell] += 1
+        for quantity, value in values.items():
+            self.totals[quantity][cell] += math.log(value)
+
+    def _trials(self, cells: Indices) -> Array:
+        """Runs of each cell, those that are not told yet among them."""
+        running = np.bincount(self._running(), minlength=self.cells)
+        return self.counts[cells] + running[cells]
+
+    def _best(self, cells: Indices, slack: Array, reason: str) -> Choice:
+        """Least mean objective within the limits, every mean lowered by its slack."""
+        told = np.flatnonzero(self.counts[cells])
+        if not len(told):  # all of them are still running
+            return Choice(int(cells[0]), "nothing told yet")
+        cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
+        low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
+        excess = np.max([low[q] - math.log(limit) for q, limit in self.limits.items()], axis=0)
+        if excess.min() > 0:
+            reason = "no arm can meet the limits: least beyond them"
+            return Choice(int(cells[excess.argmin()]), reason, infeasible=True)
+        best = np.where(excess <= 0, low[self.objective], np.inf).argmin()
+        return Choice(int(cells[best]), reason)
+
+
+class ConstrainedUCB(MeanBandit):
+    """UCB on energy and on every limit: least energy bound of the arms that may be feasible.
+
+    Parameters
+    ----------
+    exploration
+        Factor on the confidence term sqrt(2 ln t / n) of logs; see ``UCB``.
+    """
+
+    name: ClassVar[str] = "constrained-ucb"
+
+    def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not 0 <= exploration < math.inf:
+            raise ValueError(f"exploration={exploration}: expected 0 or more")
+        self.exploration = exploration
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        trials = self._trials(cells)
+        if trials.min() == 0:
+            return Choice(int(cells[trials.argmin()]), "not tried yet")
+        bonus = self.exploration * np.sqrt(2.0 * math.log(trials.sum()) / trials)
+        return self._best(cells, bonus, "least energy bound that may be feasible")
+
+
+class ProfileThenCommit(MeanBandit):
+    """Every arm some times, in order; then for good the least mean energy within the limits.
+
+    What an engineer would do by hand.
+
+    Parameters
+    ----------
+    rounds
+        Runs of every arm, 1 or more.
+    """
+
+    name: ClassVar[str] = "profile-then-commit"
+
+    def __init__(self, space: ArmSpace, *, rounds: int = 2, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not rounds >= 1:
+            raise ValueError(f"rounds={rounds}: expected 1 or more")
+        self.rounds = rounds
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        trials = self._trials(cells)
+        if trials.min() < self.rounds:
+            return Choice(int(cells[trials.argmin()]), "profiled first")
+        return self._best(cells, np.zeros(len(cells)), "least mean energy within the limits")
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        if self.counts[cell] < self.rounds:  # committed: nothing is learned after
+            super()._learn(cell, values, now)

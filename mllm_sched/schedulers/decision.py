@@ -1,0 +1,76 @@
+"""What a rule picks, and what the caller is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mllm_sched.arms import Arm
+
+Bounds = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a rule picked: a cell and what it knows of it; see ``Decision``."""
+
+    cell: int
+    reason: str
+    certified: bool = False
+    p_feasible: float | None = None
+    bounds: Bounds = field(default_factory=dict)
+    safe_arms: int | None = None
+    infeasible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An arm to run now, and why.
+
+    Attributes
+    ----------
+    id
+        Hand it back to ``tell``.
+    arm
+        What to run.
+    reason
+        One short phrase: why this arm.
+    certified
+        Whether the rule holds the arm to be within every limit.
+    p_feasible
+        The rule's probability that it is, if the rule has one.
+    bounds
+        Where the rule believes the true mean of each quantity of this arm to be, in the unit of
+        its name; empty for a rule without bounds.
+    safe_arms
+        How many of the arms that could be chosen are certified, if the rule certifies any.
+    infeasible
+        The verdict that none of them can meet the limits. The arm is then the one that the rule
+        believes to be least beyond them.
+
+    Examples
+    --------
+    >>> from mllm_sched import ArmSpace, make_scheduler
+    >>> space = ArmSpace.agx_orin()
+    >>> scheduler = make_scheduler("fixed", space, limits={"latency_s": 0.2}, seeds=[space[59]])
+    >>> print(scheduler.ask())
+    component=dla, power_w=60, load=1.0: fixed
+    """
+
+    id: int
+    arm: Arm
+    reason: str
+    certified: bool
+    p_feasible: float | None
+    bounds: Bounds
+    safe_arms: int | None
+    infeasible: bool
+
+    def __str__(self) -> str:
+        parts = [f"{self.arm}: {self.reason}"]
+        if self.p_feasible is not None:
+            parts.append(f"within the limits with probability {self.p_feasible:.3f}")
+        parts += [f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in self.bounds.items()]
+        if self.safe_arms is not None:
+            parts.append(f"{self.safe_arms} arms certified")
+        return "; ".join(parts)

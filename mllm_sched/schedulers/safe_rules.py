@@ -1,0 +1,236 @@
+"""Safe rules of the field: the safe set of ``safe-gp-ucb``, another choice within it or around it.
+
+They differ in how they *expand*: what they do to certify arms that are not certified yet.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.gp_scheduler import Array
+from mllm_sched.schedulers.kernels import Hyperparameters
+from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
+
+
+class EdgeBOL(SafeGPUCB):
+    """EdgeBOL's form of the rule (Ayala-Romero et al., CoNEXT 2021): seed arms stay trusted.
+
+    Their bounds lie 2.5 standard deviations from the mean, which is the default here.
+    """
+
+    name: ClassVar[str] = "edgebol"
+
+    def __init__(self, space: ArmSpace, *, beta: float = 6.25, **common: Any) -> None:
+        super().__init__(space, beta=beta, **common)
+
+    def safe_set(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """See ``SafeGPUCB``."""
+        return self.certified(), self._trusted
+
+
+class SafeThompson(SafeGPUCB):
+    """Thompson sampling within the safe set: one draw of the energies, its least safe arm."""
+
+    name: ClassVar[str] = "safe-thompson"
+
+    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+        belief = self.beliefs[self.objective]
+        covariance = belief.covariance[np.ix_(candidates, candidates)]
+        drawn = self.rng.multivariate_normal(belief.mean[candidates], covariance, method="eigh")
+        return int(candidates[drawn.argmin()]), "least sampled energy in the safe set"
+
+
+class SafeOpt(SafeGPUCB):
+    """SafeOpt (Sui et al., ICML 2015; Berkenkamp et al., arXiv 1602.04450), without Lipschitz.
+
+    The least known of the minimisers, arms that may still be best, and the expanders, arms that
+    may still certify another one.
+    """
+
+    name: ClassVar[str] = "safeopt"
+
+    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+        least_upper = self.upper(self.objective)[candidates].min()
+        minimisers = candidates[self.lower(self.objective)[candidates] <= least_upper]
+        expanders = self._expanders(candidates, cells)
+        widths = self._widths()
+        cell = _widest(np.union1d(minimisers, expanders), widths)
+        return cell, f"least known: {'expander' if cell in expanders else 'minimiser'}"
+
+    def _widths(self) -> Array:
+        """Widest interval of a cell in units of its prior's, shape (cells,)."""
+        running = self._running()
+        return np.max(
+            [
+                belief.sd_after(running) / np.sqrt(belief.prior_covariance.diagonal())
+                for belief in self.beliefs.values()
+            ],
+            axis=0,
+        )
+
+    def _expanders(self, candidates: Indices, cells: Indices) -> Indices:
+        """Safe cells that would certify another, were they as good as they may be."""
+        outside = np.setdiff1d(cells, cells[self.certified()[cells]])
+        certifies = np.ones((len(candidates), len(outside)), dtype=bool)
+        for name, limit in self._log_limits.items():
+            belief = self.beliefs[name]
+            between = belief.covariance[np.ix_(candidates, outside)]
+            variance = belief.sd()[candidates, None] ** 2 + belief.noise_variance
+            hoped = -self.width * belief.sd()[candidates, None]  # the lower bound, off the mean
+            mean = belief.mean[outside] + between * hoped / variance
+            left = np.maximum(belief.sd()[outside] ** 2 - between**2 / variance, 0.0)
+            certifies &= mean + self.width * np.sqrt(left) <= limit
+        return candidates[certifies.any(axis=1)]
+
+
+class StageOpt(SafeOpt):
+    """StageOpt (Sui et al., arXiv 1806.07555): first expand the safe set, then minimise in it.
+
+    Parameters
+    ----------
+    expansion
+        Tasks of the first stage; it ends earlier if nothing is left to expand.
+    """
+
+    name: ClassVar[str] = "stageopt"
+
+    def __init__(self, space: ArmSpace, *, expansion: int = 60, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not expansion >= 0:
+            raise ValueError(f"expansion={expansion}: expected tasks, 0 or more")
+        self.expansion = expansion
+
+    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+        if self.steps < self.expansion:
+            expanders = self._expanders(candidates, cells)
+            if len(expanders):
+                return _widest(expanders, self._widths()), "first stage: least known expander"
+        return SafeGPUCB._pick(self, candidates, cells)
+
+
+class GoOSE(SafeGPUCB):
+    """GoOSE (Turchetta, Berkenkamp and Krause, NeurIPS 2019, arXiv 1910.13726).
+
+    Takes what an optimist would, if it is safe; if not, the safe arm that tells most of it.
+    """
+
+    name: ClassVar[str] = "goose"
+
+    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+        hopeful = cells[(self.possible() | self._trusted)[cells]]
+        goal = int(hopeful[self.lower(self.objective)[hopeful].argmin()])
+        if goal in candidates:
+            return goal, "what an optimist would take, and safe"
+        told = np.zeros(len(candidates))
+        for name in self.limits:
+            belief = self.beliefs[name]
+            sd = belief.sd_after(self._running())[candidates]
+            told += belief.covariance[candidates, goal] ** 2 / (sd**2 + belief.noise_variance)
+        informative = told > 0.01 * sum(self.beliefs[q].noise_variance for q in self.limits)
+        if not informative.any():
+            return super()._pick(candidates, cells)
+        return int(candidates[told.argmax()]), "tells most of what an optimist would take"
+
+
+class Conformal(SafeGPUCB):
+    """Bounds steered until as many tasks violate as allowed (Zhang et al., arXiv 2306.17815).
+
+    Whatever the kernel, observed violations tend to ``violation_rate``, as long as wider bounds
+    can avoid them.
+
+    Parameters
+    ----------
+    violation_rate
+        Share of tasks that may be beyond a limit, within (0, 1).
+    step
+        How far one violation moves the coverage of the bounds.
+    """
+
+    name: ClassVar[str] = "conformal"
+    STATE: ClassVar[tuple[str, ...]] = ("width", "coverage")
+
+    def __init__(
+        self, space: ArmSpace, *, violation_rate: float = 0.05, step: float = 0.2, **common: Any
+    ) -> None:
+        super().__init__(space, **common)
+        if not 0 < violation_rate < 1:
+            raise ValueError(f"violation_rate={violation_rate}: expected within (0, 1)")
+        if not 0 < step < math.inf:
+            raise ValueError(f"step={step}: expected above 0")
+        self.violation_rate, self.step = violation_rate, step
+        self.coverage = math.erf(self.width / math.sqrt(2.0))
+
+    def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
+        super()._observe(cell, values, above, now)
+        worst = values | above
+        beyond = any(worst.get(name, 0.0) > limit for name, limit in self.limits.items())
+        missed = beyond or not worst
+        self.coverage += self.step * (missed - self.violation_rate)
+        self.coverage = min(max(self.coverage, 0.0), 1.0 - 1e-9)
+        self.width = float(ndtri((1.0 + self.coverage) / 2.0))
+
+
+class RiskBudget(SafeGPUCB):
+    """An optimist among all arms, as long as a budget of expected violations lasts.
+
+    Parameters
+    ----------
+    violation_rate
+        Expected violations that every task adds to the budget.
+    start
+        Expected violations that it begins with.
+    """
+
+    name: ClassVar[str] = "risk-budget"
+    STATE: ClassVar[tuple[str, ...]] = ("budget",)
+
+    def __init__(
+        self, space: ArmSpace, *, violation_rate: float = 0.005, start: float = 1.0, **common: Any
+    ) -> None:
+        super().__init__(space, **common)
+        if not 0 <= violation_rate < 1:
+            raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
+        if not 0 <= start < math.inf:
+            raise ValueError(f"start={start}: expected 0 or more")
+        self.violation_rate, self.start = violation_rate, start
+        self.budget = start
+
+    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+        risks = np.array([1.0 - self.p_feasible(int(cell)) for cell in cells])
+        payable = cells[(risks <= self.budget) | np.isin(cells, candidates)]
+        cell = int(payable[self.lower(self.objective)[payable].argmin()])
+        self.budget += self.violation_rate
+        if cell in candidates:
+            return cell, "least energy bound, and safe"
+        self.budget -= 1.0 - self.p_feasible(cell)
+        return cell, "least energy bound, paid from the budget of risk"
+
+
+class SafeLinUCB(SafeGPUCB):
+    """Safe GP-UCB where logs are linear in the factors, as in Safe-LUCB (Amani et al., 2019).
+
+    A component has an intercept; the slope of an ordered factor is shared by all components.
+    """
+
+    name: ClassVar[str] = "safe-linucb"
+
+    def _prior(self, values: Hyperparameters) -> Array:
+        columns = [np.ones(self.cells)]
+        for factor, column in zip(self.joint.factors, self.joint.features().T, strict=True):
+            if factor.categorical:
+                columns += [(column == code).astype(float) for code in range(len(factor.levels))]
+            else:
+                columns.append(column - column.mean())
+        features = np.column_stack(columns)
+        return values.variance * features @ features.T
+
+
+def _widest(cells: Indices, widths: Array) -> int:
+    return int(cells[widths[cells].argmax()])
