@@ -152,6 +152,15 @@ class AdaptiveSafeGP(Scheduler):
         known: NDArray[np.bool_] = np.isin(self._kinds[cells], kinds)
         return known
 
+    def _on_trial(self, cells: Indices) -> NDArray[np.bool_]:
+        """Whether an uncertain arm of the same kind is still running: its result comes first."""
+        running = self._running()
+        if not len(running):
+            return np.zeros(len(cells), dtype=bool)
+        uncertain = (self._feasible(running)[0] < self.certainty) & ~self._trusted[running]
+        tried: NDArray[np.bool_] = np.isin(self._kinds[cells], self._kinds[running[uncertain]])
+        return tried
+
     def _take(
         self,
         cells: Indices,
@@ -164,7 +173,7 @@ class AdaptiveSafeGP(Scheduler):
     ) -> Choice:
         probability = float(feasible[position])
         self._asked += 1
-        if charged:
+        if charged and not self._trusted[cells[position]]:
             self.risked += 1.0 - probability
         return Choice(
             int(cells[position]),
@@ -206,7 +215,7 @@ class AdaptiveSafeGP(Scheduler):
         cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
         worth = np.full(len(cells), -1.0)
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
-        allowed &= self._known(cells)
+        allowed &= self._known(cells) & ~self._on_trial(cells)
         worthy = np.flatnonzero(allowed & (value > cost))  # mostly none, once all is known
         worthy = worthy[worthy != kept]
         if not len(worthy):
