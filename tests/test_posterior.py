@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.kernels import (
@@ -125,3 +126,70 @@ def test_fitting_finds_what_made_the_data():
 def test_fitting_refuses_what_it_cannot_fit():
     with pytest.raises(ValueError, match="at least 2, all finite"):
         fit_hyperparameters(SPACE, SPACE.features()[:2], [1.0, np.nan])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 6))
+@settings(max_examples=30)
+def test_a_censored_observation_has_the_moments_of_the_truncated_gaussian(seed, bound):
+    """Mean and variance of a cell, given that its observation is above a bound, by quadrature."""
+    rng = np.random.default_rng(seed)
+    belief = FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance)
+    for cell in rng.integers(0, 60, 5):
+        belief.tell(int(cell), rng.normal())
+    cell = int(rng.integers(60))
+    mean, sd = belief.mean[cell], belief.sd()[cell]
+    values = np.linspace(mean - 9 * sd, mean + 9 * sd + 4, 40_001)
+    above = norm.sf((bound - values) / np.sqrt(belief.noise_variance))
+    weight = norm.pdf((values - mean) / sd) * above
+    expected = (values * weight).sum() / weight.sum()
+    variance = ((values - expected) ** 2 * weight).sum() / weight.sum()
+    before = belief.sd().copy()
+    belief.tell_above(cell, bound)
+    assert belief.mean[cell] == pytest.approx(expected, abs=1e-3 * max(1.0, abs(expected)))
+    assert belief.sd()[cell] ** 2 == pytest.approx(variance, rel=0.02, abs=1e-6)
+    assert (belief.sd() <= before + 1e-12).all()
+
+
+@pytest.mark.parametrize("bound", [-1e6, 1e3, 1e6])
+def test_a_bound_far_from_what_is_believed_leaves_finite_numbers(bound):
+    belief = FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance)
+    belief.tell_above(3, bound)
+    assert np.isfinite(belief.mean).all() and (belief.sd() >= 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+@settings(max_examples=30)
+def test_no_observation_widens_a_belief(seed, count):
+    rng = np.random.default_rng(seed)
+    belief = FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance)
+    for cell in rng.integers(0, 60, count):
+        before = belief.sd().copy()
+        belief.tell(int(cell), rng.normal(), rng.uniform(0.001, 10.0))
+        assert (belief.sd() <= before + 1e-12).all()
+
+
+@given(st.lists(st.integers(0, 59), max_size=8))
+@settings(max_examples=30)
+def test_variances_after_what_is_running_are_those_after_it_was_told(cells):
+    belief, told = (
+        FinitePosterior(0.0, covariance(SPACE, VALUES), VALUES.noise_variance) for _ in range(2)
+    )
+    for cell in cells:
+        told.tell(cell, 1.0)
+    after = belief.sd_after(np.array(cells, dtype=np.int64))
+    np.testing.assert_allclose(after, told.sd(), atol=1e-7)
+
+
+def test_after_100_000_observations_it_equals_the_batch_to_1e_9():
+    rng, noise = np.random.default_rng(0), VALUES.noise_variance
+    belief = FinitePosterior(0.0, covariance(SPACE, VALUES), noise)
+    cells, values = rng.integers(0, 60, 100_000), rng.normal(size=100_000)
+    for cell, value in zip(cells.tolist(), values.tolist(), strict=True):
+        belief.tell(cell, value)
+    counts = np.bincount(cells, minlength=60)
+    means = np.bincount(cells, values, minlength=60) / counts
+    prior = covariance(SPACE, VALUES)
+    gain = np.linalg.solve(prior + np.diag(noise / counts), prior).T
+    np.testing.assert_allclose(belief.mean, gain @ means, atol=1e-9)
+    np.testing.assert_allclose(belief.covariance, prior - gain @ prior, atol=1e-9)
+    assert np.linalg.eigvalsh(belief.covariance).min() > 0

@@ -56,7 +56,9 @@ class SafeGPUCB(GPScheduler):
             cell = int(cells[np.argmax([self.p_feasible(int(cell)) for cell in cells])])
             return self._choice(cell, "no arm is certified: most likely within the limits", cells)
         cell, reason = self._pick(candidates, cells)
-        return self._choice(cell, reason if certified[cell] else "trusted seed", cells)
+        if trusted[cell] and not certified[cell]:
+            reason = "trusted seed"
+        return self._choice(cell, reason, cells)
 
     def safe_set(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which cells are certified, and which are trusted; each of shape (cells,)."""

@@ -142,19 +142,19 @@ class GoOSE(SafeGPUCB):
 class Conformal(SafeGPUCB):
     """Bounds steered until as many tasks violate as allowed (Zhang et al., arXiv 2306.17815).
 
-    Whatever the kernel, observed violations tend to ``violation_rate``, as long as wider bounds
-    can avoid them.
+    Whatever the kernel, observed violations tend to ``violation_rate`` or less, if the seed arms
+    have fewer: once the coverage asked for is beyond 1, nothing but them is run.
 
     Parameters
     ----------
     violation_rate
         Share of tasks that may be beyond a limit, within (0, 1).
     step
-        How far one violation moves the coverage of the bounds.
+        How far one violation moves the coverage of the bounds on the limits.
     """
 
     name: ClassVar[str] = "conformal"
-    STATE: ClassVar[tuple[str, ...]] = ("width", "coverage")
+    STATE: ClassVar[tuple[str, ...]] = ("coverage",)
 
     def __init__(
         self, space: ArmSpace, *, violation_rate: float = 0.05, step: float = 0.2, **common: Any
@@ -167,14 +167,20 @@ class Conformal(SafeGPUCB):
         self.violation_rate, self.step = violation_rate, step
         self.coverage = math.erf(self.width / math.sqrt(2.0))
 
+    def certified(self) -> NDArray[np.bool_]:
+        """Whether a cell is within every limit at the coverage of now, shape (cells,)."""
+        if self.coverage >= 1.0:
+            return np.zeros(self.cells, dtype=bool)
+        width = float(ndtri((1.0 + max(self.coverage, 0.0)) / 2.0))
+        beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
+        return np.logical_and.reduce([b.mean + width * b.sd() <= limit for b, limit in beliefs])
+
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         super()._observe(cell, values, above, now)
         worst = values | above
         beyond = any(worst.get(name, 0.0) > limit for name, limit in self.limits.items())
-        missed = beyond or not worst
-        self.coverage += self.step * (missed - self.violation_rate)
-        self.coverage = min(max(self.coverage, 0.0), 1.0 - 1e-9)
-        self.width = float(ndtri((1.0 + self.coverage) / 2.0))
+        failed = not worst
+        self.coverage += self.step * ((beyond or failed) - self.violation_rate)
 
 
 class RiskBudget(SafeGPUCB):
