@@ -37,6 +37,7 @@ Array = NDArray[np.float64]
 
 TRIALS = (1, 2, 4, 8, 16)  # of one arm, weighed together
 MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
+LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
 PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
 WORTH = 0.3  # of the horizon, for which a discovery counts
 HOPE = 0.001  # an arm that is less likely than that within the limits is not expected to be
@@ -148,8 +149,8 @@ class AdaptiveSafeGP(Scheduler):
 
     def _known(self, cells: Indices) -> NDArray[np.bool_]:
         """Whether any arm of the same kind is trusted or was tried."""
-        kinds = self._kinds[self._trusted | (self._counts() > 0)]
-        known: NDArray[np.bool_] = np.isin(self._kinds[cells], kinds)
+        found = np.bincount(self._kinds, self._trusted | (self._counts() > 0))
+        known: NDArray[np.bool_] = (found > 0)[self._kinds[cells]]
         return known
 
     def _on_trial(self, cells: Indices) -> NDArray[np.bool_]:
@@ -224,8 +225,8 @@ class AdaptiveSafeGP(Scheduler):
         net = np.full(len(worthy), -1.0)
         for trials in TRIALS:
             net = np.maximum(net, value * self._learned(cells[worthy], trials) / trials - cost)
-        # Where risk buys most.
-        worth[worthy] = np.where(net > 0, net / np.sqrt(risk + 0.02), net)
+        # Where a little of the budget buys most: it is better kept until more is known.
+        worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
         return worth
 
     def _learned(self, cells: Indices, trials: int) -> Array:
