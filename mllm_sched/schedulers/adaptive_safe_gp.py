@@ -59,6 +59,9 @@ class AdaptiveSafeGP(Scheduler):
         Tasks over which finding a better arm should pay off.
     certainty
         Probability of being within every limit from which an arm is certified.
+    learn_kernel, model_power, notice_change
+        Parts that can be switched off, to see what each brings: weights of the kernel from the
+        measurements, power modelled instead of energy, forgetting what changed.
     **common
         See ``Scheduler``. At least one seed arm is needed.
 
@@ -85,6 +88,9 @@ class AdaptiveSafeGP(Scheduler):
         violation_rate: float = 0.005,
         horizon: int = 500,
         certainty: float = 0.995,
+        learn_kernel: bool = True,
+        model_power: bool = True,
+        notice_change: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(space, **common)
@@ -99,7 +105,9 @@ class AdaptiveSafeGP(Scheduler):
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
         self._log_limits: Values = {}
         self._limits_changed()
-        self._by_power = self.objective == "energy_j" and "latency_s" in self.limits
+        self.learn_kernel, self.notice_change = learn_kernel, notice_change
+        self.model_power = model_power
+        self._by_power = model_power and self.objective == "energy_j" and "latency_s" in self.limits
         self.beliefs = {
             name: VarianceComponents(self.joint, self._log_limits.get(name, 0.0))
             for name in self.quantities
@@ -112,8 +120,9 @@ class AdaptiveSafeGP(Scheduler):
         self._detector = ChangeDetector(self.quantities, self.cells)
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        for belief in self.beliefs.values():
-            belief.learn()
+        if self.learn_kernel:
+            for belief in self.beliefs.values():
+                belief.learn()
         feasible, suspect = self._feasible(cells)
         trusted = self._trusted[cells] & ~suspect
         running = np.bincount(self._running(), minlength=self.cells)
@@ -301,7 +310,7 @@ class AdaptiveSafeGP(Scheduler):
 
     def _take_in(self, cell: int, logs: dict[str, float], *, measured: bool = True) -> None:
         """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
-        if self._counts()[cell] >= KNOWN:
+        if self.notice_change and self._counts()[cell] >= KNOWN:
             surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
             changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
             if any(changed.values()):

@@ -21,6 +21,7 @@ OURS = "Safe GP-UCB"  # the paper's rule; drawn above the others
 # One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
 SCHEDULER_COLOURS = {
     OURS: "#0173b2",
+    "Adaptive safe GP": "#d62728",
     "UCB": "#de8f05",
     "Thompson": "#029e73",
     "Epsilon-greedy": "#cc78bc",
