@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mllm_sched.study.plots import scheduler_colour, titled
 
@@ -18,38 +18,36 @@ LEAST = 5e-5  # violations below this share are drawn at the edge
 def frontier_of_rules(summary: pd.DataFrame, *, evidence: str) -> Figure:
     """Energy against violations of every rule; without and with drift, side by side.
 
+    The line joins the rules that no other one beats on both. Numbers are ranks by energy.
+
     Parameters
     ----------
     summary
         Of ``table_runs.summary`` by ``drift`` and ``scheduler``.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.6), sharey=True)
+    still = summary[~summary["drift"]].sort_values("energy")
+    numbers = {str(name): place for place, name in enumerate(still["scheduler"], start=1)}
+    figure, axes = plt.subplots(1, 2, figsize=(14, 6.2), sharey=True)
     for ax, (drift, group) in zip(axes, summary.groupby("drift"), strict=True):
-        ax.set(xscale="log", yscale="log", xlabel="tasks on an arm beyond the limit")
-        best = _undominated(group)
-        for row, ahead in zip(group.itertuples(), best, strict=True):
-            at = max(row.violations, LEAST)
-            colour = scheduler_colour(row.scheduler)
-            ax.plot(at, row.energy, "o", ms=8 if ahead else 5, color=colour)
-            ax.annotate(
-                row.scheduler,
-                (at, row.energy),
-                xytext=(5, 3),
-                textcoords="offset points",
-                size=8,
-                color=colour,
-                weight="bold" if ahead else "normal",
-            )
-        line = group[best].sort_values("violations")
-        ax.step(line["violations"].clip(lower=LEAST), line["energy"], where="post", color="0.7")
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
-        ax.set_xlim(LEAST / 1.5, 3.0)
-        titled(ax, "All rules, " + CASES[bool(drift)][0], evidence)
-    ticks = (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3)
-    axes[0].set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axes[0].set_ylabel("energy over the oracle's, mean")
-    for ax in axes:
+        ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, 1.0), ylim=(0.025, 15.0))
+        for row in group.sort_values("energy", ascending=False).itertuples():
+            at = (max(row.violations, LEAST), row.energy - 1.0)
+            ax.plot(*at, "o", ms=15, color=scheduler_colour(row.scheduler), mec="white")
+            number = str(numbers[row.scheduler])
+            ax.text(*at, number, size=8, color="white", ha="center", va="center", weight="bold")
+        line = group[_undominated(group)].sort_values("violations")
+        shares = line["violations"].clip(lower=LEAST)
+        ax.step(shares, line["energy"] - 1.0, where="post", color="0.7", lw=3, zorder=0)
+        ax.xaxis.set_major_formatter(_percent)
+        ax.yaxis.set_major_formatter(_percent)
         ax.minorticks_off()
+        ax.set_xlabel("tasks on an arm beyond the limit (left edge: none)")
+        titled(ax, "All rules, " + CASES[bool(drift)][0], evidence)
+    axes[0].set_ylabel("energy beyond the oracle's, mean")
+    for name, number in numbers.items():
+        where = (1.04, 1.0 - (number - 0.5) / len(numbers))
+        label, colour = f"{number}  {name}", scheduler_colour(name)
+        axes[1].text(*where, label, size=9, color=colour, va="center", transform=axes[1].transAxes)
     return figure
 
 
@@ -69,11 +67,14 @@ def ablation(summary: pd.DataFrame, *, title: str, evidence: str) -> Figure:
         places = np.arange(len(labels)) + (0.13 if drift else -0.13)
         for ax, quantity in zip(axes, ("energy", "violations"), strict=True):
             _intervals(ax, rows, quantity, places, colour, name)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter(_percent)
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
-    axes[0].set_xlabel("energy over the oracle's, mean")
+    axes[0].set_xlabel("energy beyond the oracle's, mean")
     axes[1].set_xlabel("tasks on an arm beyond the limit")
-    axes[1].xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[1].xaxis.set_major_formatter(_percent)
     axes[1].legend(loc="best", fontsize="small")
     figure.suptitle(f"{title} ({evidence})", size="medium")
     return figure
@@ -84,12 +85,21 @@ def _intervals(
 ) -> None:
     value = rows[quantity]
     below, above = value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value
+    value = value - 1.0 if quantity == "energy" else value
     ax.errorbar(value, places, xerr=[below, above], fmt="o", ms=5, color=colour, label=name)
 
 
+@FuncFormatter
+def _percent(share: float, _: int) -> str:
+    return f"{100 * share:g} %"
+
+
 def _undominated(group: pd.DataFrame) -> np.ndarray:
-    """Whether no other rule has both less energy and fewer violations."""
+    """Whether no other rule is better on one of energy and violations, and no worse on the other."""
     energy, violations = group["energy"].to_numpy(), group["violations"].to_numpy()
-    better = (energy[None] < energy[:, None]) & (violations[None] < violations[:, None])
+    no_worse = (energy[None] <= energy[:, None]) & (violations[None] <= violations[:, None])
+    better = no_worse & (
+        (energy[None] < energy[:, None]) | (violations[None] < violations[:, None])
+    )
     undominated: np.ndarray = ~better.any(axis=1)
     return undominated
