@@ -44,10 +44,10 @@ def frontier_of_rules(summary: pd.DataFrame, *, evidence: str) -> Figure:
         ax.set_xlabel("tasks on an arm beyond the limit (left edge: none)")
         titled(ax, "All rules, " + CASES[bool(drift)][0], evidence)
     axes[0].set_ylabel("energy beyond the oracle's, mean")
-    for name, number in numbers.items():
-        where = (1.04, 1.0 - (number - 0.5) / len(numbers))
-        label, colour = f"{number}  {name}", scheduler_colour(name)
-        axes[1].text(*where, label, size=9, color=colour, va="center", transform=axes[1].transAxes)
+    for name, place in numbers.items():
+        where = (1.04, 1.0 - (place - 0.5) / len(numbers))
+        entry, colour = f"{place}  {name}", scheduler_colour(name)
+        axes[1].text(*where, entry, size=9, color=colour, va="center", transform=axes[1].transAxes)
     return figure
 
 
@@ -95,7 +95,7 @@ def _percent(share: float, _: int) -> str:
 
 
 def _undominated(group: pd.DataFrame) -> np.ndarray:
-    """Whether no other rule is better on one of energy and violations, and no worse on the other."""
+    """Whether no other rule is better on one axis and no worse on the other."""
     energy, violations = group["energy"].to_numpy(), group["violations"].to_numpy()
     no_worse = (energy[None] <= energy[:, None]) & (violations[None] <= violations[:, None])
     better = no_worse & (
