@@ -1,7 +1,7 @@
 """Where a task runs on an arm."""
 
 from mllm_sched.devices.base import Device, Expected, KnownDevice
-from mllm_sched.devices.disturbances import Background, Drift, Noise, Throttling
+from mllm_sched.devices.disturbances import Background, Drift, Noise, Outage, Throttling
 from mllm_sched.devices.registry import device_names, open_device
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Expected",
     "KnownDevice",
     "Noise",
+    "Outage",
     "Throttling",
     "device_names",
     "open_device",

@@ -120,3 +120,28 @@ class Background:
     def at(self, step: int) -> float:
         """Share taken at a task."""
         return self.share if self.start <= step < self.stop else 0.0
+
+
+@dataclass(frozen=True)
+class Outage:
+    """One component does not answer between two tasks: every run on it fails.
+
+    Parameters
+    ----------
+    component
+        Which.
+    start, stop
+        First task without it, and first with it again.
+    """
+
+    component: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"start={self.start}, stop={self.stop}: expected 0 <= start <= stop")
+
+    def at(self, step: int) -> bool:
+        """Whether the component is out at a task."""
+        return self.start <= step < self.stop

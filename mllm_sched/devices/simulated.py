@@ -9,7 +9,7 @@ import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices.base import Expected
-from mllm_sched.devices.disturbances import Background, Drift, Noise, Throttling
+from mllm_sched.devices.disturbances import Background, Drift, Noise, Outage, Throttling
 from mllm_sched.devices.orin_model import COMPONENTS, calibrated_model
 from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.work import Work, encoder_modalities, read_work
@@ -33,8 +33,9 @@ class SimulatedOrin:
     noise
         Scatter of one task. By default that of the published latencies, and the same again for
         power (assumed). ``Noise(0, 0)`` switches it off.
-    throttling, drift, background
-        Disturbances; none by default.
+    throttling, drift, background, outages
+        Disturbances; none by default. While a component is out its runs fail; its true latency
+        is then infinite, and its energy NaN.
 
     Examples
     --------
@@ -59,6 +60,7 @@ class SimulatedOrin:
         throttling: Throttling | None = None,
         drift: Iterable[Drift] = (),
         background: Iterable[Background] = (),
+        outages: Iterable[Outage] = (),
     ) -> None:
         if accounting not in ACCOUNTINGS:
             raise ValueError(f"accounting={accounting!r}: expected one of {', '.join(ACCOUNTINGS)}")
@@ -72,8 +74,10 @@ class SimulatedOrin:
         self.throttling = throttling
         self.drift = tuple(drift)
         self.background = tuple(background)
+        self.outages = tuple(outages)
         _check_components("drift", [change.component for change in self.drift])
-        self.stationary = not (throttling or self.drift or self.background)
+        _check_components("outages", [outage.component for outage in self.outages])
+        self.stationary = not (throttling or self.drift or self.background or self.outages)
         self.temperature_c = throttling.ambient_c if throttling else 25.0
         self.step = 0
         self._components = np.array([str(arm.component) for arm in self.space])
@@ -89,9 +93,10 @@ class SimulatedOrin:
             float(expected.latency_s[index] * latency_factor),
             float(expected.energy_j[index] * energy_factor),
             self.evidence,
+            failed=self._failure(arm),
         )
         self.step += 1
-        if self.throttling:
+        if self.throttling and not measurement.failed:
             power = measurement.energy_j / measurement.latency_s
             self.temperature_c = self.throttling.warmed(
                 self.temperature_c, power, measurement.latency_s
@@ -102,7 +107,12 @@ class SimulatedOrin:
         """The true mean of the arm for the next task."""
         means, index = self.expected_all(task), self.space.index(arm)
         return Measurement(
-            arm, task, float(means.latency_s[index]), float(means.energy_j[index]), self.evidence
+            arm,
+            task,
+            float(means.latency_s[index]),
+            float(means.energy_j[index]),
+            self.evidence,
+            failed=self._failure(arm),
         )
 
     def expected_all(self, task: Task) -> Expected:
@@ -124,7 +134,17 @@ class SimulatedOrin:
             slower[self._components == change.component] *= change.at(self.step)
         if self.throttling:
             slower *= self.throttling.slowdown(self.temperature_c)
-        return Expected(means.latency_s * slower, means.energy_j * slower)
+        latency_s, energy_j = means.latency_s * slower, means.energy_j * slower
+        for outage in self.outages:
+            if outage.at(self.step):
+                gone = self._components == outage.component
+                latency_s[gone], energy_j[gone] = np.inf, np.nan
+        return Expected(latency_s, energy_j)
+
+    def _failure(self, arm: Arm) -> str:
+        """Why the next run of an arm fails; empty if it does not."""
+        out = any(o.component == arm.component and o.at(self.step) for o in self.outages)
+        return f"{arm.component} does not answer" if out else ""
 
     def close(self) -> None:
         """A simulated board holds nothing."""

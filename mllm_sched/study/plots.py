@@ -23,6 +23,9 @@ SCHEDULER_COLOURS = {
     OURS: "#0173b2",
     "Adaptive safe GP": "#d62728",
     "UCB": "#de8f05",
+    "Sliding-window UCB": "#a6761d",
+    "Discounted UCB": "#e7298a",
+    "EXP3": "#66a61e",
     "Thompson": "#029e73",
     "Epsilon-greedy": "#cc78bc",
     "Fixed at full power": "#949494",
@@ -70,8 +73,11 @@ def scheduler_colour(label: str) -> str:
     return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
 
 
-def _dashes(label: str) -> str:
-    return "--" if PENALTY in label else ":" if label == "Oracle" else "-"
+def dashes(label: str) -> str:
+    """Dashed with a penalty, dotted for the oracle, dash-dotted for a rule that forgets."""
+    if label == "Oracle":
+        return ":"
+    return "--" if PENALTY in label else "-." if "forgets" in label else "-"
 
 
 def over_tasks(
@@ -97,7 +103,7 @@ def over_tasks(
     ends: list[float] = []
     for name, line in curves.groupby("scheduler", observed=True, sort=False):
         label = str(name)
-        colour, style = scheduler_colour(label), _dashes(label)
+        colour, style = scheduler_colour(label), dashes(label)
         (drawn,) = ax.plot(line["step"], line["value"], style, color=colour, lw=1.6, label=label)
         if label == OURS:
             drawn.set(lw=2.6, zorder=3)
