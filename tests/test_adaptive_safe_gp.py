@@ -307,3 +307,27 @@ def test_a_failed_first_run_does_not_become_what_is_expected_of_every_arm():
     belief.tell(0, 5.0, measured=False)
     belief.tell(1, 0.1)
     assert belief._prior_mean == 0.1
+
+
+def test_a_component_that_failed_is_tried_again_ever_more_seldom_and_taken_back():
+    latency_s = 0.29 * np.exp(-0.8 * SMALL.features()[:, 1] - 0.6 * SMALL.features()[:, 2])
+    energy_j = np.where(SMALL.features()[:, 0] == 1, 1.0, 3.0)  # the DLA is far cheaper
+    seeds = [SMALL.arm(component=name, power_w=60, load=1.0) for name in ("gpu", "dla")]
+    scheduler = make_scheduler("adaptive-safe-gp", SMALL, limits={"latency_s": 0.2}, seeds=seeds)
+    rng, failed, chosen = np.random.default_rng(0), [], []
+    for task in range(1200):
+        decision = scheduler.ask()
+        index, on_dla = decision.arm.index, decision.arm.component == "dla"
+        chosen.append(on_dla)
+        if on_dla and 100 <= task < 700:
+            scheduler.tell(decision.id, failed="no answer")
+            failed.append(task)
+            continue
+        noise = np.exp(0.02 * rng.standard_normal(2))
+        scheduler.tell(
+            decision.id, latency_s=latency_s[index] * noise[0], energy_j=energy_j[index] * noise[1]
+        )
+    assert len(failed) < 12  # of 600 tasks
+    waits = np.diff([task for task in failed if task > 120])
+    assert (waits > 100).all() and (np.diff(waits) > 0).all()
+    assert np.mean(chosen[:100]) > 0.9 and np.mean(chosen[-100:]) == 1.0

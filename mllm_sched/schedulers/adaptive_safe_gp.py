@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler, Values
-from mllm_sched.schedulers.change import ChangeDetector, clipped
+from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
+from mllm_sched.schedulers.base import TWICE, Indices, Scheduler, Values
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.gp_scheduler import to_value
 from mllm_sched.schedulers.variance_components import VarianceComponents
@@ -42,8 +42,7 @@ PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept ot
 WORTH = 0.3  # of the horizon, for which a discovery counts
 HOPE = 0.001  # an arm that is less likely than that within the limits is not expected to be
 UP_FRONT = 0.8  # of the budget of the first horizon, which may be spent at once
-NONE = np.zeros(0, dtype=np.int64)
-KNOWN = 3  # measurements of an arm from which on another may contradict them
+REST = 100  # tasks after which a component that was given up is tried again, at first
 
 
 class AdaptiveSafeGP(Scheduler):
@@ -74,12 +73,15 @@ class AdaptiveSafeGP(Scheduler):
     none of a kind, that is a combination of categorical levels, of which no arm is trusted or was
     tried: give a seed arm for every kind that may be used.
 
+    A kind whose trusted arms were all found beyond a limit, or failed, is forgotten after a rest of
+    100 tasks, so that its trusted arms are tried again; each further rest is twice as long.
+
     When no arm is certified or trusted, the one most likely to be within the limits runs; and when
     none can be, the one that is least beyond them. ``reason`` says which.
     """
 
     name: ClassVar[str] = "adaptive-safe-gp"
-    STATE: ClassVar[tuple[str, ...]] = ("beliefs", "risked", "_asked", "_detector")
+    STATE: ClassVar[tuple[str, ...]] = ("memory", "risked", "_asked", "_rested_since", "_rest")
 
     def __init__(
         self,
@@ -103,30 +105,37 @@ class AdaptiveSafeGP(Scheduler):
         if not 0.5 < certainty < 1:
             raise ValueError(f"certainty={certainty}: expected within (0.5, 1)")
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
-        self._log_limits: Values = {}
+        self.learn_kernel, self.model_power = learn_kernel, model_power
+        self.notice_change = notice_change
         self._limits_changed()
-        self.learn_kernel, self.notice_change = learn_kernel, notice_change
-        self.model_power = model_power
-        self._by_power = model_power and self.objective == "energy_j" and "latency_s" in self.limits
-        self.beliefs = {
-            name: VarianceComponents(self.joint, self._log_limits.get(name, 0.0))
-            for name in self.quantities
-        }
+        self.memory = AdaptiveMemory(
+            self.joint,
+            {name: self._log_limits.get(name, 0.0) for name in self.quantities},
+            self.objective,
+            by_power=model_power and self.objective == "energy_j" and "latency_s" in self.limits,
+            learn_kernel=learn_kernel,
+            notice_change=notice_change,
+        )
         self.risked = 0.0  # expected violations so far
         self._asked = 0
         self._trusted = np.zeros(self.cells, dtype=bool)
         self._trusted.reshape(-1, len(space))[:, self.seeds] = True
-        self._kinds = _kinds(self.joint)
-        self._detector = ChangeDetector(self.quantities, self.cells)
+        kinds = self.memory.kinds.max() + 1
+        self._rested_since = np.zeros(kinds)  # tasks asked when each kind was last run or judged
+        self._rest = np.full(kinds, float(REST))  # how long it waits if it is given up
+
+    @property
+    def beliefs(self) -> dict[str, VarianceComponents]:
+        """Of the logs of the quantities; of power instead of energy, if that is modelled."""
+        return self.memory.beliefs
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        if self.learn_kernel:
-            for belief in self.beliefs.values():
-                belief.learn()
-        feasible, suspect = self._feasible(cells)
+        self._try_again()
+        self.memory.learn()
+        feasible, suspect = self.memory.feasible(cells, self._log_limits)
         trusted = self._trusted[cells] & ~suspect
         running = np.bincount(self._running(), minlength=self.cells)
-        untried = trusted & ((self._counts() + running)[cells] < 1)
+        untried = trusted & ((self.memory.counts() + running)[cells] < 1)
         if untried.any():
             reason = "trusted seed, not tried yet"
             return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
@@ -143,6 +152,16 @@ class AdaptiveSafeGP(Scheduler):
             return self._take(cells, best, feasible, "worth a trial")
         return self._take(cells, kept, feasible, "least energy among the safe arms")
 
+    def _try_again(self) -> None:
+        """Forget a kind whose trusted arms were given up, once it rested; then rest it longer."""
+        due = np.flatnonzero(self._asked - self._rested_since >= self._rest)
+        for kind in due:
+            seeds = np.flatnonzero(self._trusted & (self.memory.kinds == kind))
+            self._rested_since[kind] = self._asked
+            if len(seeds) and self.memory.feasible(seeds, self._log_limits)[1].all():
+                self.memory.forget(int(kind))
+                self._rest[kind] *= 2.0
+
     def _fallback(self, cells: Indices, feasible: Array) -> Choice:
         """Nobody chose this risk, so the budget is not charged for it."""
         known = self._known(cells)
@@ -151,15 +170,17 @@ class AdaptiveSafeGP(Scheduler):
         if feasible[best] >= HOPE:
             reason = "no arm is certified: most likely within the limits"
             return self._take(cells, best, feasible, reason, charged=False)
-        excess = [self._moments(name, cells)[0] - limit for name, limit in self._log_limits.items()]
+        excess = [
+            self.memory.moments(name, cells)[0] - limit for name, limit in self._log_limits.items()
+        ]
         nearest = int(np.where(known, np.max(excess, axis=0), np.inf).argmin())
         reason = "no arm can meet the limits: least beyond them"
         return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
 
     def _known(self, cells: Indices) -> NDArray[np.bool_]:
         """Whether any arm of the same kind is trusted or was tried."""
-        found = np.bincount(self._kinds, self._trusted | (self._counts() > 0))
-        known: NDArray[np.bool_] = (found > 0)[self._kinds[cells]]
+        found = np.bincount(self.memory.kinds, self._trusted | (self.memory.counts() > 0))
+        known: NDArray[np.bool_] = (found > 0)[self.memory.kinds[cells]]
         return known
 
     def _on_trial(self, cells: Indices) -> NDArray[np.bool_]:
@@ -167,8 +188,12 @@ class AdaptiveSafeGP(Scheduler):
         running = self._running()
         if not len(running):
             return np.zeros(len(cells), dtype=bool)
-        uncertain = (self._feasible(running)[0] < self.certainty) & ~self._trusted[running]
-        tried: NDArray[np.bool_] = np.isin(self._kinds[cells], self._kinds[running[uncertain]])
+        uncertain = (
+            self.memory.feasible(running, self._log_limits)[0] < self.certainty
+        ) & ~self._trusted[running]
+        tried: NDArray[np.bool_] = np.isin(
+            self.memory.kinds[cells], self.memory.kinds[running[uncertain]]
+        )
         return tried
 
     def _take(
@@ -183,6 +208,7 @@ class AdaptiveSafeGP(Scheduler):
     ) -> Choice:
         probability = float(feasible[position])
         self._asked += 1
+        self._rested_since[self.memory.kinds[cells[position]]] = self._asked
         if charged and not self._trusted[cells[position]]:
             self.risked += 1.0 - probability
         return Choice(
@@ -199,7 +225,7 @@ class AdaptiveSafeGP(Scheduler):
         """Where each quantity of a cell is with the probability from which arms are certified."""
         width, bounds = float(ndtri(self.certainty)), {}
         for name in self.quantities:
-            mean, variance = (float(moment[0]) for moment in self._moments(name, cell))
+            mean, variance = (float(moment[0]) for moment in self.memory.moments(name, cell))
             spread = width * math.sqrt(variance)
             bounds[name] = (to_value(mean - spread), to_value(mean + spread))
         return bounds
@@ -233,109 +259,34 @@ class AdaptiveSafeGP(Scheduler):
         value, cost, risk = value[worthy], cost[worthy], risk[worthy]
         net = np.full(len(worthy), -1.0)
         for trials in TRIALS:
-            net = np.maximum(net, value * self._learned(cells[worthy], trials) / trials - cost)
+            net = np.maximum(
+                net,
+                value * self.memory.learned(cells[worthy], trials, self._running()) / trials - cost,
+            )
         # Where a little of the budget buys most: it is better kept until more is known.
         worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
         return worth
 
-    def _learned(self, cells: Indices, trials: int) -> Array:
-        """Least share of variance that so many trials of a cell would take away."""
-        least = np.ones(len(cells))
-        for belief in self.beliefs.values():
-            variance = belief.sd_after(self._running())[cells] ** 2
-            least = np.minimum(least, variance / (variance + belief.noise_variance / trials))
-        return least
-
-    def _feasible(self, cells: Indices) -> tuple[Array, NDArray[np.bool_]]:
-        """Probability of being within every limit, and which arms are likely beyond one."""
-        probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)
-        for name, limit in self._log_limits.items():
-            mean, variance = self._moments(name, cells)
-            z = (limit - mean) / np.maximum(np.sqrt(variance), 1e-9)
-            probability *= ndtr(z)
-            suspect |= z < -2.0
-        return probability, suspect
-
     def _objective(self, cells: Indices) -> tuple[Array, Array]:
         """Mean and deviation of the log of the objective, once what runs now will be told."""
-        mean, variance = self._moments(self.objective, cells, self._running())
+        mean, variance = self.memory.moments(self.objective, cells, self._running())
         return mean, np.sqrt(variance)
 
-    def _moments(self, name: str, cells: Indices, running: Indices = NONE) -> tuple[Array, Array]:
-        """Mean and variance of the log of a quantity; of energy as that of latency and power."""
-        belief = self.beliefs[name]
-        mean, variance = belief.mean[cells], belief.sd_after(running)[cells] ** 2
-        if name == self.objective and self._by_power:
-            latency = self.beliefs["latency_s"]
-            return mean + latency.mean[cells], variance + latency.sd_after(running)[cells] ** 2
-        return mean, variance
-
-    def _counts(self) -> Array:
-        """Times that each cell was tried, failed runs among them."""
-        return self.beliefs[next(iter(self.limits))].counts
-
     def _learn(self, cell: int, values: Values, now: float) -> None:
-        logs = {name: math.log(value) for name, value in values.items()}
-        self._take_in(cell, self._as_power(logs))
-
-    def _as_power(self, logs: Values) -> Values:
-        """Energy as power, if it is modelled so; without a latency nothing is said of it."""
-        if not self._by_power or self.objective not in logs:
-            return logs
-        rest = {name: value for name, value in logs.items() if name != self.objective}
-        if "latency_s" in logs:
-            rest[self.objective] = logs[self.objective] - logs["latency_s"]
-        return rest
+        self.memory.tell(cell, values)
 
     def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
-        """A run that was stopped: what is known, and what can be expected beyond the bounds."""
-        logs = {name: math.log(value) for name, value in values.items()}
-        told = self._as_power(logs)
-        for name, bound in above.items():
-            if name in self._log_limits:
-                told[name] = self.beliefs[name].expected_above(cell, math.log(bound))
-        self._take_in(cell, told, measured=False)
-
-    def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        """What another table says is no change, whatever it says."""
-        if not values:
-            return super()._recall(cell, values, scatter)
-        logs = self._as_power({name: math.log(value) for name, value in values.items()})
-        for name, value in logs.items():
-            self.beliefs[name].tell(cell, value, scatter=scatter)
-        return None
-
-    def _limits_changed(self) -> None:
-        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
-
-    def _take_in(self, cell: int, logs: dict[str, float], *, measured: bool = True) -> None:
-        """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
-        if self.notice_change and self._counts()[cell] >= KNOWN:
-            surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
-            changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
-            if any(changed.values()):
-                self._forget_alike(cell)
-            else:  # a single outlier moves nothing far
-                for name, surprise in surprises.items():
-                    logs[name] -= (surprise - clipped(surprise)) * self.beliefs[name].scatter(cell)
-        for name, value in logs.items():
-            self.beliefs[name].tell(cell, value, measured=measured)
-
-    def _forget_alike(self, cell: int) -> None:
-        """Drop what was measured of arms of the same kind."""
-        alike = self._kinds == self._kinds[cell]
-        self._detector.reset(alike)
-        for belief in self.beliefs.values():
-            belief.forget(alike)
+        self.memory.tell_above(cell, values, above)
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective; it counts as twice every limit."""
-        told = {name: limit + math.log(2.0) for name, limit in self._log_limits.items()}
-        self._take_in(cell, self._as_power(told), measured=False)
+        self.memory.tell_failed(cell, {name: TWICE * limit for name, limit in self.limits.items()})
 
+    def _recall(self, cell: int, values: Values, scatter: float) -> None:
+        if values:
+            self.memory.recall(cell, values, scatter)
+        else:
+            super()._recall(cell, values, scatter)
 
-def _kinds(space: ArmSpace) -> Indices:
-    """A number for each combination of categorical levels, shape (cells,)."""
-    names = [index for index, factor in enumerate(space.factors) if factor.categorical]
-    _, kinds = np.unique(space.features()[:, names], axis=0, return_inverse=True)
-    return kinds.reshape(-1).astype(np.int64)
+    def _limits_changed(self) -> None:
+        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
