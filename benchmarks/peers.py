@@ -5,8 +5,8 @@ an arm, ``tell`` takes what it took. All run every trusted arm once before they 
 without limits get the reward that our own ``ucb`` has: minus log energy, less 1 beyond the limit,
 and its exploration of 0.1, since the textbook's 1 would play all arms almost evenly.
 
-``make peers`` installs them into ``build/peers``, so that nothing in ``.venv`` changes. SafeOpt 0.16,
-its last release, asks for NumPy below 2 and imports names that Python 3.10 and NumPy 1.24 dropped
+``make peers`` installs them into ``build/peers``, so that nothing in ``.venv`` changes. The last
+SafeOpt, 0.16, asks for NumPy below 2 and imports names that Python 3.10 and NumPy 1.24 dropped
 (``collections.Sequence``, ``np.float``). Its code runs unchanged once both are given back to it,
 which is done while it runs and only then. Adapters with Gaussian processes are in ``peers_gp.py``.
 """
@@ -83,7 +83,7 @@ class Peer(ABC):
         for told in zip(arms, energy_j, latency_s, strict=True):
             self.tell(*told)
 
-    def keep(self) -> None:
+    def keep(self) -> None:  # noqa: B027  # most have nothing to keep
         """Learn no hyperparameters from here on, where that is how the rule is meant."""
 
     def reward(self) -> float:
@@ -94,7 +94,7 @@ class Peer(ABC):
     def _choose(self) -> int:
         """Index of an arm, once every trusted arm was tried."""
 
-    def _learn(self, arm: int) -> None:
+    def _learn(self, arm: int) -> None:  # noqa: B027
         """Take in the last measurement; models that start from all data need nothing."""
 
 

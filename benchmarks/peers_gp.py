@@ -191,7 +191,7 @@ class BoTorch(Model):
                 fit_gpytorch_mll(ExactMarginalLogLikelihood(made[-1].likelihood, made[-1]))
         self.models = made
 
-    def _best(self, model) -> float | None:  # noqa: ANN001  # a type of a library that may be missing
+    def _best(self, model) -> float | None:  # a type of a library that may be missing
         import torch
 
         with torch.no_grad():
@@ -225,7 +225,7 @@ class BayesOpt(Model):
         self.columns = [f"x{column:03d}" for column in range(self.x.shape[1])]
         self.optimizer = BayesianOptimization(
             None,
-            {column: (0.0, 1.0) for column in self.columns},
+            dict.fromkeys(self.columns, (0.0, 1.0)),
             constraint=NonlinearConstraint(lambda **_: math.nan, -np.inf, self.log_limit),
             random_state=seed,
             verbose=0,
@@ -279,7 +279,7 @@ class SafeOpt(Model):
                 return self.seeds[len(self.arms) % len(self.seeds)]
         return self.nearest(wanted)
 
-    def _made(self):  # noqa: ANN202
+    def _made(self):
         import GPy
         from safeopt import SafeOpt as Optimizer
 
