@@ -39,6 +39,7 @@ def cost(table: pd.DataFrame) -> Figure:
             ax.plot(rows["measurements"], rows["ms"], style, color=colour, marker=marker, ms=6)
         told = sorted(table["measurements"].unique())
         ax.set(xscale="log", yscale="log", xlabel="measurements so far", title=f"{arms} arms")
+        ax.set_xlim(told[0] / 1.6, told[-1] * 1.6)
         ax.set_xticks(told, [f"{value:,}" for value in told])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -76,7 +77,8 @@ def quality(table: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
         top = 1.1 * rows["energy_median"].max()
         ax.set(xlim=(-0.0008, 1.0), ylim=(0.98, top), title=family)
-        ticks = [tick for tick in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50) if tick <= top]
+        close = (1, 1.1, 1.2, 1.5, 2, 3) if top < 4 else (1, 1.5, 2, 3, 5, 10, 20, 50)
+        ticks = [tick for tick in close if tick <= top]
         ax.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
         ax.minorticks_off()
         ax.set_xlabel("tasks beyond the latency limit")
@@ -108,6 +110,7 @@ def _legend(figure: Figure, rules: list[str], *, lines: bool) -> None:
             ls=("--" if rule.endswith("refit") else "-") if lines else "",
             label=rule,
         )
-        for rule in rules
+        for rule in STYLES
+        if rule in rules
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize="small")
