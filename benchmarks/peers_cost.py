@@ -15,7 +15,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pandas as pd
+import torch
 from peers import peers
+from threadpoolctl import threadpool_limits
 
 from mllm_sched import ArmSpace, Factor
 
@@ -50,6 +52,8 @@ def measured(space: ArmSpace, arms: Sequence[int], seed: int) -> tuple[np.ndarra
 
 def decide(name: str, arms: int, told: int, out: Connection) -> None:
     """In a process of its own: send "ready", the seconds of each decision, and at last None."""
+    threadpool_limits(1)
+    torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     space = space_of(arms)
     tops = [arm.index for arm in space if arm.power_w == arm.load * 60]
