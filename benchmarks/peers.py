@@ -8,7 +8,7 @@ and its exploration of 0.1, since the textbook's 1 would play all arms almost ev
 ``make peers`` installs them into ``build/peers``, so that nothing in ``.venv`` changes. The last
 SafeOpt, 0.16, asks for NumPy below 2 and imports names that Python 3.10 and NumPy 1.24 dropped
 (``collections.Sequence``, ``np.float``). Its code runs unchanged once both are given back to it,
-which is done while it runs and only then. Adapters with Gaussian processes are in ``peers_gp.py``.
+which is done while it runs and only then. ``peers_gp.py`` and ``peers_bo.py`` hold other adapters.
 """
 
 from __future__ import annotations
@@ -192,7 +192,10 @@ class MABWiser(Peer):
 
 def peers() -> dict[str, type[Peer]]:
     """Every rule by name, ours first; whether it can run here is what ``missing`` says."""
-    import peers_gp
+    from peers_bo import BayesOpt, BoTorch, BoTorchRefit, SafeOpt, SafeOptUCB
+    from peers_gp import GPyTorch, ScikitLearn
 
     ours = (AdaptiveSafeGP, SafeGPUCB, PenalisedUCB)
-    return {peer.name: peer for peer in (*ours, River, MABWiser, *peers_gp.PEERS)}
+    bandits, safe_rules = (River, MABWiser), (ScikitLearn, GPyTorch)
+    optimisers = (BoTorch, BoTorchRefit, BayesOpt, SafeOpt, SafeOptUCB)
+    return {peer.name: peer for peer in (*ours, *bandits, *safe_rules, *optimisers)}
