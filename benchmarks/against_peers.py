@@ -152,6 +152,14 @@ def show(quality: pd.DataFrame) -> None:
         print(text.to_string(index=False))
 
 
+def quicker(cost: pd.DataFrame) -> pd.Series:
+    """Where a rule takes less time than ours that the others are compared with."""
+    keys = ["arms", "measurements"]
+    reference = cost[cost["rule"] == OURS[0]].set_index(keys)["ms"]
+    ours = reference.reindex(pd.MultiIndex.from_frame(cost[keys])).to_numpy()
+    return pd.Series(np.where(cost["ms"] < ours, "time", ""), cost.index)
+
+
 def versions() -> dict[str, str]:
     """Of every library, or that it is not there."""
     found = {}
@@ -182,15 +190,19 @@ def main() -> None:
             print(f"{rule}: not run: {why}")
     rules = [rule for rule in options.rules if not known[rule].missing()]
     listed = games(rules, options.tables, options.tasks)
-    results = Parallel(n_jobs=-1)(delayed(play)(game) for game in listed)
+    results = Parallel(n_jobs=-1, verbose=1)(delayed(play)(game) for game in listed)
     quality = summary(dict(zip(listed, results, strict=True)), options.tables, options.tasks)
     show(quality)
     print("\nCost of a decision, one thread:")
     cost = costs(rules)
+    cost["ahead"] = quicker(cost)
     wide = cost.pivot(index="rule", columns=["arms", "measurements"], values="ms").loc[rules]
     print(
         "\nms, median ask + tell\n" + wide.to_string(float_format="{:.3g}".format, na_rep="not run")
     )
+    counts = cost[cost["ahead"] != ""].groupby("rule", sort=False).size()
+    for rule, cells in counts.items():
+        print(f"quicker than {OURS[0]}: {rule}, in {cells} of {len(cost) // len(rules)} cells")
     figures = {"quality": peers_plots.quality(quality), "cost": peers_plots.cost(cost)}
     parameters = {"tables": options.tables, "tasks": options.tasks, "noises": NOISES}
     parameters |= {"rules": rules, "libraries": versions()}

@@ -116,6 +116,13 @@ def test_ahead_says_where_another_rule_is_better():
     assert set(table["ahead"][table["rule"] == "river UCB + penalty"]) == {"energy regret"}
 
 
+def test_a_quicker_rule_is_said_to_be_ahead():
+    cells = {"arms": [60, 60, 60], "measurements": [50] * 3}
+    rules = ["adaptive-safe-gp", "safe-gp-ucb", "SafeOpt"]
+    table = pd.DataFrame({"rule": rules, **cells, "ms": [2.0, 1.0, np.nan]})
+    assert list(against_peers.quicker(table)) == ["", "time", ""]
+
+
 def test_costs_are_measured_and_what_is_given_up_says_why(monkeypatch):
     table = peers_cost.costs(["safe-gp-ucb", "river UCB + penalty"], [60], [50], repeats=1)
     assert (table["ms"] > 0).all() and (table["not_run"] == "").all()
