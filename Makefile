@@ -18,7 +18,7 @@ PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(ST
   $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lint lab notebooks claims bench proto checksums clean
+.PHONY: help env reproduce test lint lab notebooks claims bench peers proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,15 @@ bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a s
 	$(RUN) benchmarks/sampler_cost.py
 	$(RUN) benchmarks/transport_overhead.py
 	$(RUN) benchmarks/pipeline_load.py
+
+peers: $(STAMP) build/peers/.installed ## Our schedulers against BoTorch, SafeOpt and others, half an hour
+	$(RUN) benchmarks/against_peers.py
+
+# Into a folder of their own and without what they depend on, so that .venv stays what the lock says.
+build/peers/.installed: benchmarks/requirements.txt $(STAMP)
+	rm -rf build/peers
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target build/peers -r $<
+	@touch $@
 
 proto: $(STAMP) ## Generate the gRPC code from node.proto
 	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mllm_sched/pipeline/proto/node.proto

@@ -1,0 +1,132 @@
+"""Adapters of other libraries keep to one interface; the runner compares like with like."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mllm_sched import paths
+from mllm_sched.study.families import FAMILIES
+
+sys.path.insert(0, str(paths.ROOT / "benchmarks"))
+against_peers = pytest.importorskip("against_peers")
+import peers  # noqa: E402
+import peers_cost  # noqa: E402
+import peers_plots  # noqa: E402
+
+TABLE = FAMILIES["queueing"](0, 48)
+TRUSTED = [arm.index for arm in TABLE.trusted]
+RULES = ["adaptive-safe-gp", "ucb + penalty", "river UCB + penalty"]
+
+
+def made(name, trusted=TRUSTED):
+    known = peers.peers()[name]
+    if why := known.missing():
+        pytest.skip(why)
+    return known(TABLE.space, TABLE.limit_s, trusted, 0)
+
+
+def run(peer, tasks):
+    noise = np.exp(0.01 * np.random.default_rng(0).standard_normal((tasks, 2)))
+    chosen = []
+    for energy, latency in noise:
+        chosen.append(peer.ask())
+        arm = chosen[-1]
+        peer.tell(arm, TABLE.energy_j[arm] * energy, TABLE.latency_s[arm] * latency)
+    return chosen
+
+
+@pytest.mark.parametrize("name", peers.peers())
+def test_every_peer_chooses_arms_that_there_are(name):
+    chosen = run(made(name), len(TRUSTED) + 3)
+    assert all(type(arm) is int and 0 <= arm < len(TABLE.space) for arm in chosen)
+
+
+@pytest.mark.parametrize("name", peers.peers())
+def test_peers_run_every_trusted_arm_first(name):
+    peer = made(name)
+    if peer.seeded:
+        assert run(peer, len(TRUSTED)) == TRUSTED
+
+
+@pytest.mark.parametrize("name", peers.peers())
+def test_the_same_seed_gives_the_same_choices(name):
+    assert run(made(name), len(TRUSTED) + 2) == run(made(name), len(TRUSTED) + 2)
+
+
+@pytest.mark.parametrize("name", peers.peers())
+def test_a_trusted_arm_beyond_the_limit_stops_nobody(name):
+    slowest = int(TABLE.latency_s.argmax())
+    assert len(run(made(name, [slowest]), 4)) == 4
+
+
+def test_safe_rules_keep_the_limit():
+    for name in ("scikit-learn GP, safe rule", "GPyTorch GP, safe rule, fixed"):
+        chosen = run(made(name), 30)
+        assert np.mean(TABLE.latency_s[chosen] > TABLE.limit_s) <= 0.1, name
+
+
+def test_gpytorch_plays_the_rule_of_safe_gp_ucb():
+    """With one trusted arm nothing differs: not the model, not the rule, so not the choices."""
+    theirs = run(made("GPyTorch GP, safe rule, fixed", TRUSTED[:1]), 25)
+    assert theirs == run(made("safe-gp-ucb", TRUSTED[:1]), 25)
+
+
+def test_a_penalty_is_the_reward_where_there_is_no_limit():
+    peer = made("river UCB + penalty")
+    peer.tell(0, 1.0, TABLE.limit_s / 2)
+    assert peer.reward() == 0.0
+    peer.tell(0, 1.0, TABLE.limit_s * 2)
+    assert peer.reward() == -1.0
+
+
+def test_the_runner_compares_like_with_like():
+    listed = against_peers.games(RULES, tables=2, tasks=12)
+    played = {game: against_peers.play(game) for game in listed}
+    table = against_peers.summary(played, 2, 12)
+    assert set(table["rule"]) == set(RULES)
+    assert len(table) == len(RULES) * len(against_peers.CASES) * len(against_peers.NOISES)
+    assert (table["tables"] == 2).all() and (table["tasks"] == 12).all()
+    assert (table["ahead"][table["rule"] == against_peers.OURS[0]] == "").all()
+    assert peers_plots.quality(table).axes
+
+
+def test_slow_peers_are_compared_with_ours_on_the_same_tables_and_tasks():
+    slow = "BoTorch constrained EI, refit"
+    games = against_peers.games([slow, against_peers.OURS[0]], tables=5, tasks=120)
+    energies = {}
+    for game in games:
+        energies[game] = np.ones((2, game.tasks))
+        energies[game][0, 100:] = 9.0  # what came after the slow one stopped does not count
+        energies[game][1] = 0.0
+    table = against_peers.summary(energies, 5, 120)
+    few = table[(table["tasks"] == 100) & (table["tables"] == against_peers.SLOW[slow])]
+    assert set(few["rule"]) == {slow, against_peers.OURS[0]}
+    assert (few["energy_mean"] == 1.0).all() and (few["ahead"] == "").all()
+
+
+def test_ahead_says_where_another_rule_is_better():
+    games = against_peers.games(["adaptive-safe-gp", "river UCB + penalty"], tables=1, tasks=4)
+    worse = {game: np.array([[2.0] * 4, [0.0] * 4]) for game in games}
+    for game in games:
+        if game.rule.startswith("river"):
+            worse[game] = np.array([[1.5] * 4, [1.0] * 4])
+    table = against_peers.summary(worse, 1, 4)
+    assert set(table["ahead"][table["rule"] == "river UCB + penalty"]) == {"energy regret"}
+
+
+def test_a_quicker_rule_is_said_to_be_ahead():
+    cells = {"arms": [60, 60, 60], "measurements": [50] * 3}
+    rules = ["adaptive-safe-gp", "safe-gp-ucb", "SafeOpt"]
+    table = pd.DataFrame({"rule": rules, **cells, "ms": [2.0, 1.0, np.nan]})
+    assert list(against_peers.quicker(table)) == ["", "time", ""]
+
+
+def test_costs_are_measured_and_what_is_given_up_says_why(monkeypatch):
+    table = peers_cost.costs(["safe-gp-ucb", "river UCB + penalty"], [60], [50], repeats=1)
+    assert (table["ms"] > 0).all() and (table["not_run"] == "").all()
+    monkeypatch.setattr(peers_cost, "LONGEST_S", 0.0)
+    given_up = peers_cost.costs(["safe-gp-ucb"], [60, 240], [50], repeats=1)
+    assert given_up["ms"].isna().all() and given_up["not_run"].str.contains("took over").all()
+    assert peers_plots.cost(pd.concat([table, given_up])).axes
