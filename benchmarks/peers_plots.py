@@ -12,7 +12,7 @@ from mllm_sched.study.plots import scheduler_colour, use_style
 
 # Colour and marker; those of a library share a colour.
 STYLES = {
-    "adaptive-safe-gp": ("#d55e00", "o"),
+    "adaptive-safe-gp": (scheduler_colour("Adaptive safe GP"), "o"),
     "safe-gp-ucb": (scheduler_colour("Safe GP-UCB"), "o"),
     "ucb + penalty": (scheduler_colour("UCB"), "o"),
     "river UCB + penalty": ("#b3b3b3", "v"),
