@@ -130,3 +130,12 @@ def test_costs_are_measured_and_what_is_given_up_says_why(monkeypatch):
     given_up = peers_cost.costs(["safe-gp-ucb"], [60, 240], [50], repeats=1)
     assert given_up["ms"].isna().all() and given_up["not_run"].str.contains("took over").all()
     assert peers_plots.cost(pd.concat([table, given_up])).axes
+
+
+def test_every_library_that_is_compared_is_pinned_or_in_the_lock():
+    pinned = "".join(
+        (paths.ROOT / name).read_text()
+        for name in ("requirements.lock", "benchmarks/requirements.txt")
+    )
+    for package in against_peers.PACKAGES.values():
+        assert f"\n{package.lower()}==" in pinned.lower(), package
