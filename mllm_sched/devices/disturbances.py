@@ -41,7 +41,8 @@ class Throttling:
     """Heat slows the board: a first-order thermal model with a soft limit. All values assumed.
 
     The junction approaches ``ambient_c + kelvin_per_w x power`` with time constant ``tau_s``;
-    above ``limit_c`` every kelvin adds ``slowdown_per_k`` to the latency.
+    above ``limit_c`` every kelvin adds ``slowdown_per_k`` to the latency. Before the task ``start``
+    it stays at ``ambient_c``: all heat is led away.
     """
 
     ambient_c: float = 25.0
@@ -49,6 +50,11 @@ class Throttling:
     tau_s: float = 60.0
     limit_c: float = 85.0
     slowdown_per_k: float = 0.05
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ValueError(f"start={self.start}: expected a task, 0 or more")
 
     def warmed(self, temperature_c: float, power_w: float, seconds: float) -> float:
         """Temperature after some seconds at a power."""
@@ -132,11 +138,14 @@ class Outage:
         Which.
     start, stop
         First task without it, and first with it again.
+    announced
+        Whether the board says so: see ``SimulatedOrin.available``.
     """
 
     component: str
     start: int
     stop: int
+    announced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:

@@ -96,11 +96,10 @@ class SimulatedOrin:
             failed=self._failure(arm),
         )
         self.step += 1
-        if self.throttling and not measurement.failed:
+        hot = self.throttling  # its ``start`` is a task; ``step`` is already the next one
+        if hot and self.step > hot.start and not measurement.failed:
             power = measurement.energy_j / measurement.latency_s
-            self.temperature_c = self.throttling.warmed(
-                self.temperature_c, power, measurement.latency_s
-            )
+            self.temperature_c = hot.warmed(self.temperature_c, power, measurement.latency_s)
         return measurement
 
     def expected(self, arm: Arm, task: Task) -> Measurement:
@@ -140,6 +139,11 @@ class SimulatedOrin:
                 gone = self._components == outage.component
                 latency_s[gone], energy_j[gone] = np.inf, np.nan
         return Expected(latency_s, energy_j)
+
+    def available(self) -> list[Arm] | None:
+        """The arms that can run the next task, where the board says so; None for all of them."""
+        out = {o.component for o in self.outages if o.announced and o.at(self.step)}
+        return [arm for arm in self.space if arm.component not in out] if out else None
 
     def _failure(self, arm: Arm) -> str:
         """Why the next run of an arm fails; empty if it does not."""

@@ -101,10 +101,11 @@ def run(
     numbers = np.full((steps, len(NUMBERS)), np.nan)
     arms, certified = np.full(steps, -1), np.zeros(steps, dtype=bool)
     failed: list[str] = []
+    available = getattr(device, "available", lambda: None)  # a board may say what cannot run
     try:
         for step, current in enumerate(islice(tasks, steps)):
             true = truth.at(current)
-            decision = scheduler.ask()
+            decision = scheduler.ask(available=available())
             measurement = device.run(decision.arm, current)
             _tell(scheduler, decision.id, measurement)
             arms[step], certified[step] = decision.arm.index, decision.certified
