@@ -6,17 +6,15 @@ import pytest
 from mllm_sched.devices import Outage, Throttling, open_device
 from mllm_sched.schedulers import make_scheduler
 from mllm_sched.study import time_varying_plots
+from mllm_sched.study.aftermath import Aftermath, aftermath, tasks_until_safe
 from mllm_sched.study.lineup import full_power_arms
 from mllm_sched.study.plots import dashes, scheduler_colour
 from mllm_sched.study.runner import Rule, run
 from mllm_sched.study.time_varying import (
-    Aftermath,
-    aftermath,
     effects,
     lineup,
     play,
     scenarios,
-    tasks_until_safe,
 )
 from mllm_sched.tasks import Task
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,9 @@ from mllm_sched.devices import Background, Drift, Outage, Throttling
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.schedulers import Hyperparameters
 from mllm_sched.study.lineup import PENALTY
-from mllm_sched.study.metrics import interval
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
-
-STREAK = 20  # tasks within the limit in a row, after which a rule is said to be safe again
-ALLOWED = 0.01  # share of tasks beyond the limit, up to which a rule counts as careful
-RUN = ["scenario", "scheduler", "seed"]
 
 
 @dataclass(frozen=True)
@@ -152,119 +147,3 @@ def play(
         beyond=played["true_latency_s"] > limit_s,
         failed=played["failed"].astype(str),
     )
-
-
-@dataclass(frozen=True)
-class Aftermath:
-    """What every run took from the change on.
-
-    Attributes
-    ----------
-    runs
-        One row per scenario, scheduler and seed; see ``aftermath``.
-    summary
-        Means over seeds with 95 % intervals, long: ``quantity``, ``value``, ``low``, ``high``.
-    """
-
-    runs: pd.DataFrame
-    summary: pd.DataFrame = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "summary", _summarise(self.runs))
-
-    def wide(self, quantity: str) -> pd.DataFrame:
-        """Means of a quantity, a row a scheduler and a column a scenario; without the oracle."""
-        rows = self._rows(quantity)
-        table = rows.pivot(index="scheduler", columns="scenario", values="value")
-        return table.loc[rows["scheduler"].unique(), rows["scenario"].unique()]
-
-    def with_intervals(self, quantity: str, scale: float = 1.0, digits: int = 1) -> pd.DataFrame:
-        """The same as text with its intervals."""
-        rows = self._rows(quantity)
-        bounds = (scale * rows[["value", "low", "high"]]).round(digits)
-        text = f"{{:.{digits}f}} [{{:.{digits}f}}, {{:.{digits}f}}]"
-        rows["text"] = [text.format(*values) for values in bounds.to_numpy()]
-        table = rows.pivot(index="scheduler", columns="scenario", values="text")
-        return table.loc[rows["scheduler"].unique(), rows["scenario"].unique()]
-
-    def _rows(self, quantity: str) -> pd.DataFrame:
-        here = self.summary["quantity"] == quantity
-        return self.summary[here & (self.summary["scheduler"] != "Oracle")].copy()
-
-    def best(self) -> pd.DataFrame:
-        """Who did best in every scenario; equals stand side by side."""
-        violations = self.wide("violations").round(4)
-        energy = self.wide("energy_over_oracle").round(3)
-        careful = energy.where(violations <= ALLOWED)
-        return pd.DataFrame(
-            {
-                "fewest tasks beyond": violations.apply(_least),
-                f"least energy with at most {ALLOWED:.0%} beyond": careful.apply(_least),
-            }
-        )
-
-
-def _least(column: pd.Series) -> str:
-    if column.isna().all():
-        return "none"
-    return "; ".join(map(str, column.index[column == column.min()]))
-
-
-def aftermath(played: pd.DataFrame, chosen: Sequence[Scenario]) -> Aftermath:
-    """What each run took from the change to its end.
-
-    Per run: ``violations`` and ``failures`` (shares of tasks), ``energy_over_oracle`` (of tasks
-    that did not fail), ``energy_afterwards`` (the same, from where the board is as before; NaN if
-    it never is), ``tasks_until_safe`` (see there) and ``never_safe`` (whether it never was again).
-    """
-    starts = {scenario.label: scenario.start for scenario in chosen}
-    stops = {scenario.label: scenario.stop for scenario in chosen}
-    label = played["scenario"].astype(str)
-    late = played[played["step"] >= label.map(starts)]
-    back = played[played["step"] >= label.map(stops)]
-    groups = late.assign(failures=late["failed"] != "").groupby(RUN, observed=True)
-    safe = groups["beyond"].apply(tasks_until_safe)
-    runs = pd.DataFrame(
-        {
-            "violations": groups["beyond"].mean(),
-            "failures": groups["failures"].mean(),
-            "energy_over_oracle": _energy(late),
-            "energy_afterwards": _energy(back),
-            "tasks_until_safe": safe.map(lambda found: float(found[0])),
-            "never_safe": safe.map(lambda found: float(found[1])),
-        }
-    )
-    return Aftermath(runs.reset_index())
-
-
-def _energy(table: pd.DataFrame) -> pd.Series:
-    """True energy over the oracle's, of the tasks that did not fail."""
-    done = table[table["failed"] == ""].groupby(RUN, observed=True)
-    return done["true_energy_j"].sum() / done["oracle_energy_j"].sum()
-
-
-def tasks_until_safe(beyond: pd.Series) -> tuple[int, bool]:
-    """Tasks from the first one beyond the limit to the first of 20 in a row within it.
-
-    Also whether there never are so many in a row; all tasks from the first one beyond count then.
-    A run that is never beyond takes 0.
-    """
-    values = beyond.to_numpy(dtype=bool)
-    if not values.any():
-        return 0, False
-    values = values[int(values.argmax()) :]
-    if len(values) < STREAK:
-        return len(values), True
-    found = np.flatnonzero(np.convolve(~values, np.ones(STREAK), mode="valid") > STREAK - 0.5)
-    return (int(found[0]), False) if len(found) else (len(values), True)
-
-
-def _summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for key, group in runs.groupby(RUN[:2], observed=True):
-        for quantity in runs.columns.drop(RUN):
-            values = group[quantity].dropna().to_numpy()
-            if len(values):  # a board that stays as it is has nothing afterwards
-                rows.append((*key, quantity, *interval(values), len(values)))
-    columns = ["scenario", "scheduler", "quantity", "value", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=columns)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 
 from mllm_sched.study import metrics
+from mllm_sched.study.aftermath import Aftermath
 from mllm_sched.study.plots import dashes, scheduler_colour, titled
-from mllm_sched.study.time_varying import Aftermath, Scenario
+from mllm_sched.study.time_varying import Scenario
 
 COLUMNS = 4  # panels in a row; the legend takes the place after the last
 CUT = 1.6  # times the oracle's energy, where its axis ends
