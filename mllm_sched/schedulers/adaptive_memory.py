@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.base import Indices
 from mllm_sched.schedulers.change import ChangeDetector, clipped
+from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.state import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
@@ -48,11 +49,13 @@ class AdaptiveMemory(Stateful):
     ----------
     beliefs
         By quantity.
+    trials
+        Runs of each cell that were told, failed ones among them, shape (cells,).
     kinds
         A number for each combination of categorical levels, shape (cells,).
     """
 
-    STATE: ClassVar[tuple[str, ...]] = ("beliefs", "_detector")
+    STATE: ClassVar[tuple[str, ...]] = ("beliefs", "trials", "_detector")
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class AdaptiveMemory(Stateful):
         self.objective, self.by_power = objective, by_power
         self.learn_kernel, self.notice_change = learn_kernel, notice_change
         self.kinds = _kinds(cells)
-        self._counted = next(name for name in means if name != objective or len(means) == 1)
+        self.trials = np.zeros(len(cells))
         self._detector = ChangeDetector(means, len(cells))
 
     def learn(self) -> None:
@@ -76,10 +79,6 @@ class AdaptiveMemory(Stateful):
         if self.learn_kernel:
             for belief in self.beliefs.values():
                 belief.learn()
-
-    def counts(self) -> Array:
-        """Times that each cell was tried, failed runs among them."""
-        return self.beliefs[self._counted].counts
 
     def moments(self, name: str, cells: Indices, running: Indices = NONE) -> tuple[Array, Array]:
         """Mean and variance of the log of a quantity, once what is running will be told."""
@@ -115,24 +114,31 @@ class AdaptiveMemory(Stateful):
     def tell_above(self, cell: int, values: Values, above: Values) -> None:
         """Take in a run that was stopped: what is known, and what to expect beyond the bounds."""
         logs = self._logs(values)
-        for name, bound in above.items():
-            if name != self.objective or not self.by_power:
-                logs[name] = self.beliefs[name].expected_above(cell, math.log(bound))
+        for name in sorted(above, key=lambda name: name == self.objective):  # latency first
+            bound = math.log(above[name])
+            if name == self.objective and self.by_power:
+                bound -= logs.get("latency_s", float(self.beliefs["latency_s"].mean[cell]))
+            logs[name] = self.beliefs[name].expected_above(cell, bound)
         self._take_in(cell, logs, measured=False)
 
     def tell_failed(self, cell: int, values: Values) -> None:
         """Take in what a failed run counts as."""
         self._take_in(cell, self._logs(values), measured=False)
 
-    def recall(self, cell: int, values: Values, scatter: float) -> None:
+    def recall(self, cell: int, values: Values, scatter: float, *, measured: bool = True) -> None:
         """Take in what another table says, which is no change, whatever it says."""
+        self.trials[cell] += scatter == 0.0
         for name, value in self._logs(values).items():
-            self.beliefs[name].tell(cell, value, scatter=scatter)
+            if scatter:
+                self.beliefs[name].tell_elsewhere(cell, value, scatter, measured=measured)
+            else:
+                self.beliefs[name].tell(cell, value, measured=measured)
 
     def forget(self, kind: int) -> None:
         """Drop what was measured of arms of a kind."""
         alike = self.kinds == kind
         self._detector.reset(alike)
+        self.trials[alike] = 0.0
         for belief in self.beliefs.values():
             belief.forget(alike)
 
@@ -147,7 +153,7 @@ class AdaptiveMemory(Stateful):
 
     def _take_in(self, cell: int, logs: Values, *, measured: bool = True) -> None:
         """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
-        if self.notice_change and self.counts()[cell] >= KNOWN:
+        if self.notice_change and self.trials[cell] >= KNOWN:
             surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
             changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
             if any(changed.values()):
@@ -155,6 +161,7 @@ class AdaptiveMemory(Stateful):
             else:  # a single outlier moves nothing far
                 for name, surprise in surprises.items():
                     logs[name] -= (surprise - clipped(surprise)) * self.beliefs[name].scatter(cell)
+        self.trials[cell] += 1.0
         for name, value in logs.items():
             self.beliefs[name].tell(cell, value, measured=measured)
 

@@ -28,9 +28,10 @@ from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
-from mllm_sched.schedulers.base import TWICE, Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.gp_scheduler import to_value
+from mllm_sched.schedulers.incomplete import TWICE, Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 Array = NDArray[np.float64]
@@ -108,11 +109,15 @@ class AdaptiveSafeGP(Scheduler):
         self.learn_kernel, self.model_power = learn_kernel, model_power
         self.notice_change = notice_change
         self._limits_changed()
+        by_power = model_power and self.objective == "energy_j" and "latency_s" in self.limits
+        means = {name: self._log_limits.get(name, 0.0) for name in self.quantities}
+        if by_power and self.objective in self.limits:
+            means[self.objective] -= means["latency_s"]
         self.memory = AdaptiveMemory(
             self.joint,
-            {name: self._log_limits.get(name, 0.0) for name in self.quantities},
+            means,
             self.objective,
-            by_power=model_power and self.objective == "energy_j" and "latency_s" in self.limits,
+            by_power=by_power,
             learn_kernel=learn_kernel,
             notice_change=notice_change,
         )
@@ -130,12 +135,12 @@ class AdaptiveSafeGP(Scheduler):
         return self.memory.beliefs
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        self._try_again()
+        self._try_again(cells)
         self.memory.learn()
         feasible, suspect = self.memory.feasible(cells, self._log_limits)
         trusted = self._trusted[cells] & ~suspect
         running = np.bincount(self._running(), minlength=self.cells)
-        untried = trusted & ((self.memory.counts() + running)[cells] < 1)
+        untried = trusted & ((self.memory.trials + running)[cells] < 1)
         if untried.any():
             reason = "trusted seed, not tried yet"
             return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
@@ -152,13 +157,19 @@ class AdaptiveSafeGP(Scheduler):
             return self._take(cells, best, feasible, "worth a trial")
         return self._take(cells, kept, feasible, "least energy among the safe arms")
 
-    def _try_again(self) -> None:
-        """Forget a kind whose trusted arms were given up, once it rested; then rest it longer."""
+    def _try_again(self, cells: Indices) -> None:
+        """Forget a kind whose trusted arms were given up, once it rested; then rest it longer.
+
+        Judged by the arms of the context that is asked for.
+        """
         due = np.flatnonzero(self._asked - self._rested_since >= self._rest)
         for kind in due:
-            seeds = np.flatnonzero(self._trusted & (self.memory.kinds == kind))
+            here = np.arange(self.cells) // len(self.space) == cells[0] // len(self.space)
+            seeds = np.flatnonzero(self._trusted & here & (self.memory.kinds == kind))
+            if not len(seeds):
+                continue
             self._rested_since[kind] = self._asked
-            if len(seeds) and self.memory.feasible(seeds, self._log_limits)[1].all():
+            if self.memory.feasible(seeds, self._log_limits)[1].all():
                 self.memory.forget(int(kind))
                 self._rest[kind] *= 2.0
 
@@ -179,7 +190,7 @@ class AdaptiveSafeGP(Scheduler):
 
     def _known(self, cells: Indices) -> NDArray[np.bool_]:
         """Whether any arm of the same kind is trusted or was tried."""
-        found = np.bincount(self.memory.kinds, self._trusted | (self.memory.counts() > 0))
+        found = np.bincount(self.memory.kinds, self._trusted | (self.memory.trials > 0))
         known: NDArray[np.bool_] = (found > 0)[self.memory.kinds[cells]]
         return known
 
@@ -211,6 +222,7 @@ class AdaptiveSafeGP(Scheduler):
         self._rested_since[self.memory.kinds[cells[position]]] = self._asked
         if charged and not self._trusted[cells[position]]:
             self.risked += 1.0 - probability
+            self._charge(1.0 - probability)
         return Choice(
             int(cells[position]),
             reason,
@@ -283,10 +295,11 @@ class AdaptiveSafeGP(Scheduler):
         self.memory.tell_failed(cell, {name: TWICE * limit for name, limit in self.limits.items()})
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        if values:
-            self.memory.recall(cell, values, scatter)
-        else:
-            super()._recall(cell, values, scatter)
+        failed = {name: TWICE * limit for name, limit in self.limits.items()}
+        self.memory.recall(cell, values or failed, scatter, measured=bool(values))
+
+    def _refund(self, amount: float) -> None:
+        self.risked -= amount
 
     def _limits_changed(self) -> None:
         self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.incomplete import Values
 
 Array = NDArray[np.float64]
 

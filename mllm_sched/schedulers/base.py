@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.measurement import check_quantity
 from mllm_sched.schedulers.decision import Choice, Decision
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.incomplete import IncompleteRuns, Values
 from mllm_sched.schedulers.warm_start import rows
 
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
-Values = dict[str, float]
-
-TWICE = 2.0  # times every limit: what a failed run counts as
 
 
-class Scheduler(Stateful, ABC):
+class Scheduler(IncompleteRuns):
     """Chooses arms, one decision at a time.
 
     A rule sees *cells*: cell = context x number of arms + arm. Without contexts a cell is an arm.
@@ -46,7 +43,9 @@ class Scheduler(Stateful, ABC):
     """
 
     name: ClassVar[str]
-    STATE: ClassVar[tuple[str, ...]] = ("rng", "steps", "_open", "_next_id", "_worst_objective")
+    STATE: ClassVar[tuple[str, ...]] = (
+        *("rng", "steps", "_open", "_next_id", "_charged", "_latest"),
+    )
 
     def __init__(
         self,
@@ -58,9 +57,8 @@ class Scheduler(Stateful, ABC):
         rng: int | np.random.Generator = 0,
         contexts: Sequence[Factor] = (),
     ) -> None:
+        super().__init__(objective, _checked(limits))
         self.space = space
-        self.objective = objective
-        self.limits = _checked(limits)
         self.quantities = tuple(dict.fromkeys([objective, *limits]))
         self.seeds: Indices = np.array([space.index(arm) for arm in seeds], dtype=np.int64)
         self.rng = np.random.default_rng(rng)
@@ -71,7 +69,8 @@ class Scheduler(Stateful, ABC):
         self._all_arms: Indices = np.arange(len(space))
         self._open: dict[int, int] = {}  # decision id -> cell
         self._next_id = 0
-        self._worst_objective = 0.0
+        self._charged: dict[int, float] = {}  # decision id -> what ``_charge`` noted for it
+        self._latest = 0.0  # latest time that was said
 
     def ask(
         self,
@@ -88,7 +87,8 @@ class Scheduler(Stateful, ABC):
         available
             The arms that can run now; all by default.
         now
-            Time in the unit of the forgetting rate; by default the number of tasks told.
+            Time in the unit of the forgetting rate; by default the number of tasks told, or the
+            latest time that was said.
         """
         offset = self._offset(context)
         arms = self._all_arms
@@ -150,6 +150,7 @@ class Scheduler(Stateful, ABC):
         bounds = self._bounds(above or {}, quantities)
         values = {} if failed else self._values(quantities, partial=bool(bounds))
         del self._open[decision_id]
+        self._charged.pop(decision_id, None)
         self._observe(cell, values, {} if failed else bounds, self._time(now))
         self.steps += 1
 
@@ -160,6 +161,7 @@ class Scheduler(Stateful, ABC):
         """
         self._cell_of(decision_id)
         del self._open[decision_id]
+        self._refund(self._charged.pop(decision_id, 0.0))
 
     def change_limits(self, limits: Mapping[str, float]) -> None:
         """Other limits on the same quantities, from the next decision on; what is known stays."""
@@ -180,7 +182,8 @@ class Scheduler(Stateful, ABC):
         scatter
             For a table of another board: how far its arms are from ours, as a standard deviation
             in logs; 0.2 means some 20 %. All that it says of an arm then counts as one vague
-            measurement. 0: it is the same board, and every row counts.
+            measurement. 0: it is the same board, and every row counts, as far as the rule learns
+            from so many.
         """
         if not 0 <= scatter < np.inf:
             raise ValueError(f"scatter={scatter}: expected 0 or more")
@@ -218,47 +221,30 @@ class Scheduler(Stateful, ABC):
         """See ``Stateful``; ids of decisions are numbers, which no key of a file is."""
         super().set_state(state)
         self._open = {int(decision): int(cell) for decision, cell in state["_open"].items()}
+        self._charged = {int(decision): risk for decision, risk in state["_charged"].items()}
 
     @abstractmethod
     def _choose(self, cells: Indices, now: float) -> Choice:
         """Pick one of these cells; ties break to the lowest index."""
 
-    @abstractmethod
-    def _learn(self, cell: int, values: Values, now: float) -> None:
-        """Take in what was measured, by quantity: all ``quantities``, but for censored runs."""
-
-    def _fail(self, cell: int, now: float) -> None:
-        """Take in a failed run: by default as twice every limit, and the worst objective known."""
-        worst = {self.objective: self._worst_objective or 1.0}
-        beyond = {name: TWICE * limit for name, limit in self.limits.items()}
-        self._learn(cell, worst | beyond, now)
-
-    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
-        """Take in a stopped run: by default the bound as the value, the worst objective known."""
-        worst = dict.fromkeys(self.quantities, 0.0)
-        worst |= {self.objective: self._worst_objective or 1.0} | self.limits
-        self._learn(cell, worst | values | above, now)
-
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         """Take in a row of another table; ``values`` is empty where the run failed."""
         self._observe(cell, values, {}, self._time(None))
+
+    def _charge(self, amount: float) -> None:
+        """Note what the decision that is being made takes of a budget."""
+        self._charged[self._next_id] = amount
+
+    def _refund(self, amount: float) -> None:
+        """Called with what a cancelled decision took."""
 
     def _limits_changed(self) -> None:
         """Called when ``limits`` has new values."""
 
     def _running(self) -> Indices:
-        """Cells of the decisions that are still open, in the order they were asked."""
-        return np.fromiter(self._open.values(), dtype=np.int64, count=len(self._open))
-
-    def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
-        if self.objective in values:
-            self._worst_objective = max(self._worst_objective, values[self.objective])
-        if above:
-            self._censor(cell, values, above, now)
-        elif values:
-            self._learn(cell, values, now)
-        else:
-            self._fail(cell, now)
+        """Cells of the runs that were not learned yet, in the order they were asked."""
+        cells = [*self._open.values(), *(cell for cell, _ in self._held)]
+        return np.array(cells, dtype=np.int64)
 
     def _cell_of(self, decision_id: int) -> int:
         if decision_id not in self._open:
@@ -290,7 +276,10 @@ class Scheduler(Stateful, ABC):
         return self.contexts.arm(**context).index * len(self.space)
 
     def _time(self, now: float | None) -> float:
-        return float(self.steps) if now is None else now
+        if now is None:
+            return max(float(self.steps), self._latest)
+        self._latest = max(self._latest, float(now))
+        return float(now)
 
 
 def _checked(limits: Mapping[str, float]) -> Values:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.incomplete import Values
 
 Array = NDArray[np.float64]
 
@@ -40,12 +41,14 @@ class MeanBandit(Scheduler):
         told = np.flatnonzero(self.counts[cells])
         if not len(told):  # all of them are still running
             return Choice(int(cells[0]), "nothing told yet")
+        everyone = len(told) == len(cells)  # else some may yet turn out to be within
         cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
         excess = np.max([low[q] - math.log(limit) for q, limit in self.limits.items()], axis=0)
         if excess.min() > 0:
-            reason = "no arm can meet the limits: least beyond them"
-            return Choice(int(cells[excess.argmin()]), reason, infeasible=True)
+            reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
+            cell = int(cells[excess.argmin()])
+            return Choice(cell, f"{reason}: least beyond them", infeasible=everyone)
         best = np.where(excess <= 0, low[self.objective], np.inf).argmin()
         return Choice(int(cells[best]), reason)
 

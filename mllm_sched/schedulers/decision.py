@@ -46,7 +46,7 @@ class Decision:
         How many of the arms that could be chosen are certified, if the rule certifies any.
     infeasible
         The verdict that none of them can meet the limits. The arm is then the one that the rule
-        believes to be least beyond them.
+        believes to be least beyond them; bandits that know costs alone choose as always.
 
     Examples
     --------

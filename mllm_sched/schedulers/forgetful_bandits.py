@@ -9,8 +9,9 @@ import numpy as np
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.bandits import UCB, CostStatistics
-from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.base import Indices
 from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.incomplete import Values
 
 
 class SlidingWindowUCB(UCB):

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import TWICE, Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.incomplete import TWICE, Values
 from mllm_sched.schedulers.kernels import Hyperparameters, covariance
 from mllm_sched.schedulers.posterior import FinitePosterior
 
@@ -145,23 +146,27 @@ class GPScheduler(Scheduler):
         self._centre(values)
         for quantity, value in values.items():
             belief = self.beliefs[quantity]
-            belief.tell(cell, math.log(value), belief.noise_variance + self._faded(belief, now))
+            belief.tell(cell, math.log(value), self._noise(belief, cell, now))
 
     def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
+        self._centre(values | above)
         self._learn(cell, values, now)
         for quantity, bound in above.items():
-            self.beliefs[quantity].tell_above(cell, math.log(bound))
+            belief = self.beliefs[quantity]
+            belief.tell_above(cell, math.log(bound), self._noise(belief, cell, now))
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of energy; it counts as twice every limit."""
         self._forget(now)
         for name, limit in self._log_limits.items():
-            self.beliefs[name].tell(cell, limit + math.log(TWICE))
+            belief = self.beliefs[name]
+            belief.tell(cell, limit + math.log(TWICE), self._noise(belief, cell, now))
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        if not scatter or not values:
+        if not scatter:
             return super()._recall(cell, values, scatter)
         self._centre(values)
+        values = values or {name: TWICE * limit for name, limit in self.limits.items()}
         for quantity, value in values.items():
             belief = self.beliefs[quantity]
             belief.tell(cell, math.log(value), belief.noise_variance + scatter**2)
@@ -182,12 +187,13 @@ class GPScheduler(Scheduler):
                 belief.forget(now - self._updated_at, self.forget_rate)
         self._updated_at = max(now, self._updated_at)
 
-    def _faded(self, belief: FinitePosterior, now: float) -> float:
-        """Variance that a measurement of an earlier time has gained since, if it comes late."""
+    def _noise(self, belief: FinitePosterior, cell: int, now: float) -> float:
+        """Variance of a measurement, with what it has gained since if it comes late."""
         late = self._updated_at - now
         if not self.forget_rate or late <= 0:
-            return 0.0
-        return (1.0 - (1.0 - self.forget_rate) ** late) * float(belief.prior_covariance[0, 0])
+            return belief.noise_variance
+        forgotten = 1.0 - (1.0 - self.forget_rate) ** late
+        return belief.noise_variance + forgotten * float(belief.prior_covariance[cell, cell])
 
     def _limits_changed(self) -> None:
         self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}

@@ -77,13 +77,14 @@ class FinitePosterior(Stateful):
         variance = float(self.covariance[cell, cell]) + noise
         self._update(cell, (value - self.mean[cell]) / variance, 1.0 / variance)
 
-    def tell_above(self, cell: int, bound: float) -> None:
+    def tell_above(self, cell: int, bound: float, noise_variance: float | None = None) -> None:
         """Take in that an observation of a cell would have been above a bound.
 
         The posterior is then no Gaussian; it is replaced by the one of the same mean and
         covariance, as in assumed-density filtering (Minka, UAI 2001).
         """
-        variance = float(self.covariance[cell, cell]) + self.noise_variance
+        noise = self.noise_variance if noise_variance is None else noise_variance
+        variance = float(self.covariance[cell, cell]) + noise
         sd = math.sqrt(variance)
         z = (bound - float(self.mean[cell])) / sd
         hazard = _hazard(z)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.incomplete import Values
 
 Truth = Mapping[str, ArrayLike]
 

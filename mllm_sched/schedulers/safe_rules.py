@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.base import Indices
 from mllm_sched.schedulers.gp_scheduler import Array
+from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
@@ -143,7 +144,7 @@ class Conformal(SafeGPUCB):
     """Bounds steered until as many tasks violate as allowed (Zhang et al., arXiv 2306.17815).
 
     Whatever the kernel, observed violations tend to ``violation_rate`` or less, if the seed arms
-    have fewer: once the coverage asked for is beyond 1, nothing but them is run.
+    have fewer: once the coverage asked for is beyond 1, none but them is held to be safe.
 
     Parameters
     ----------
@@ -177,10 +178,16 @@ class Conformal(SafeGPUCB):
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         super()._observe(cell, values, above, now)
-        worst = values | above
-        beyond = any(worst.get(name, 0.0) > limit for name, limit in self.limits.items())
-        failed = not worst
-        self.coverage += self.step * ((beyond or failed) - self.violation_rate)
+        beyond = any(values.get(name, 0.0) > limit for name, limit in self.limits.items())
+        stopped = any(above.get(name, 0.0) >= limit for name, limit in self.limits.items())
+        failed = not values and not above
+        self.coverage += self.step * ((beyond or stopped or failed) - self.violation_rate)
+
+    def _recall(self, cell: int, values: Values, scatter: float) -> None:
+        """Nobody chose what another table ran, so it does not move the coverage."""
+        kept = self.coverage
+        super()._recall(cell, values, scatter)
+        self.coverage = kept
 
 
 class RiskBudget(SafeGPUCB):
@@ -215,8 +222,12 @@ class RiskBudget(SafeGPUCB):
         self.budget += self.violation_rate
         if cell in candidates:
             return cell, "least energy bound, and safe"
+        self._charge(1.0 - self.p_feasible(cell))
         self.budget -= 1.0 - self.p_feasible(cell)
         return cell, "least energy bound, paid from the budget of risk"
+
+    def _refund(self, amount: float) -> None:
+        self.budget += amount
 
 
 class SafeLinUCB(SafeGPUCB):

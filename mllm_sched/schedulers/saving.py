@@ -61,9 +61,9 @@ def load(path: str | Path, kind: type[Rule]) -> Rule:
     from mllm_sched.schedulers.registry import SCHEDULERS
 
     body, arrays = _read(Path(path))
-    rule = SCHEDULERS.get(body["rule"])
+    rule = SCHEDULERS.get(body.get("rule", ""))
     if rule is None:
-        raise StateError(f"{path}: holds the unknown scheduler {body['rule']!r}")
+        raise StateError(f"{path}: holds the unknown scheduler {body.get('rule')!r}")
     if not issubclass(rule, kind):
         raise StateError(f"{path}: holds the scheduler {rule.name!r}, not {kind.name!r}")
     try:
@@ -99,8 +99,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
 def _metadata(data: bytes) -> dict[str, str]:
     """The words in the header, which begins with its own length in eight bytes."""
     length = int.from_bytes(data[:8], "little")
-    words = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    if not all(isinstance(word, str) for word in words.values()):
+    header = json.loads(data[8 : 8 + length])
+    words = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
         raise ValueError("header of another form")
     return words
 
@@ -122,7 +123,8 @@ def _digest(text: str, arrays: Arrays) -> str:
 def _split(value: Any, arrays: Arrays, name: str) -> Any:
     """The value as JSON, its arrays put aside under their dotted names."""
     if isinstance(value, np.ndarray):
-        arrays[name] = np.ascontiguousarray(value)
+        wide = {"f": np.float64, "i": np.int64}.get(value.dtype.kind, value.dtype)
+        arrays[name] = np.ascontiguousarray(value, dtype=wide)
         return {"array": name}
     if isinstance(value, dict):
         return {key: _split(item, arrays, f"{name}.{key}") for key, item in value.items()}

@@ -6,9 +6,10 @@ import math
 from typing import Any, ClassVar
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.base import Indices
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.gp_scheduler import GPScheduler
+from mllm_sched.schedulers.incomplete import Values
 
 
 class CONFIG(GPScheduler):
@@ -30,12 +31,14 @@ class CONFIG(GPScheduler):
 
 
 class PrimalDual(GPScheduler):
-    """A price on violations that rises with each (Zhou and Ji, NeurIPS 2022).
+    """A price on excess, raised while what is chosen is beyond (Zhou and Ji, NeurIPS 2022).
+
+    Beyond by its lower bound, so that the optimist pays only for what is surely too much.
 
     Parameters
     ----------
     step
-        By how much of its excess, in logs, a task beyond a limit raises that limit's price.
+        By how much of the excess, in logs, of the arm that is chosen the price moves.
     dearest
         Highest price: energy, in logs, that one log of excess is worth.
     """

@@ -60,7 +60,7 @@ class VarianceComponents(Stateful):
 
     STATE: ClassVar[tuple[str, ...]] = (
         *("counts", "_means", "_squares", "_noise_prior", "_prior_mean", "_centred"),
-        *("_told", "_due", "_weights", "posterior"),
+        *("_elsewhere", "_elsewhere_means", "_told", "_due", "_weights", "posterior"),
     )
 
     def __init__(self, space: ArmSpace, mean: float) -> None:
@@ -70,6 +70,8 @@ class VarianceComponents(Stateful):
         self.counts = np.zeros(len(space))
         self._means = np.zeros(len(space))
         self._squares = np.zeros(len(space))  # sums of squared deviations from the mean
+        self._elsewhere = np.zeros(len(space))  # precision of what another board said
+        self._elsewhere_means = np.zeros(len(space))
         self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
         self._prior_mean, self._centred = mean, False
         self._told = 0
@@ -104,22 +106,37 @@ class VarianceComponents(Stateful):
         """Standard deviation of the next measurement of a cell."""
         return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
 
-    def tell(self, cell: int, value: float, *, measured: bool = True, scatter: float = 0.0) -> None:
-        """Take in one log measurement, or what stands in for one.
+    def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
+        """Take in one log measurement, or what stands in for one."""
+        if measured:
+            self._centre(value)
+        self._told += 1
+        self.counts[cell] += 1
+        off = value - self._means[cell]
+        self._means[cell] += off / self.counts[cell]
+        self._squares[cell] += off * (value - self._means[cell])
+        self.posterior.tell(cell, value)
 
-        A measurement of another board, whose arms lie ``scatter`` from ours, counts for less.
+    def tell_elsewhere(
+        self, cell: int, value: float, scatter: float, *, measured: bool = True
+    ) -> None:
+        """Take in a measurement of another board, whose arms lie ``scatter`` from ours.
+
+        It says nothing of our own noise, and stays as vague as it is however much is learned.
         """
-        if measured and not self._centred:
+        if measured:
+            self._centre(value)
+        self._told += 1
+        variance = self.noise_variance + scatter**2
+        self._elsewhere[cell] += 1.0 / variance
+        off = value - self._elsewhere_means[cell]
+        self._elsewhere_means[cell] += off / variance / self._elsewhere[cell]
+        self.posterior.tell(cell, value, variance)
+
+    def _centre(self, value: float) -> None:
+        if not self._centred:
             self._prior_mean, self._centred = value, True
             self._rebuild(self._weights)
-        noise = self.posterior.noise_variance + scatter**2
-        weight = self.posterior.noise_variance / noise
-        self._told += 1
-        self.counts[cell] += weight
-        off = value - self._means[cell]
-        self._means[cell] += weight * off / self.counts[cell]
-        self._squares[cell] += weight * off * (value - self._means[cell])
-        self.posterior.tell(cell, value, noise)
 
     def expected_above(self, cell: int, bound: float) -> float:
         """What stands in for a measurement of which only a bound is known."""
@@ -137,35 +154,44 @@ class VarianceComponents(Stateful):
         freedom = weight + np.maximum(self.counts[cells] - 1, 0).sum()
         told = (weight * variance + self._squares[cells].sum()) / freedom
         self._noise_prior = (told, min(freedom, 10.0))
-        for statistic in (self.counts, self._means, self._squares):
+        for statistic in (self.counts, self._means, self._squares, self._elsewhere):
             statistic[cells] = 0.0
         self._rebuild(self._weights)
 
     def _learned(self) -> Array:
         """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
-        seen = np.flatnonzero(self.counts)
+        seen, means, variances = self._evidence()
         terms = np.stack([term.ravel() for term in self._terms(seen, seen)])
-        noise = np.diag(self.noise_variance / self.counts[seen])
+        noise = np.diag(variances)
         likelihood = np.empty(len(self._draws))
         for start in range(0, len(self._draws), 32):  # in parts, for many cells fill the memory
             part = slice(start, start + 32)
             covariance = (self._draws[part] @ terms).reshape(-1, len(seen), len(seen)) + noise
-            likelihood[part] = _log_likelihood(covariance, self._means[seen] - self._prior_mean)
+            likelihood[part] = _log_likelihood(covariance, means - self._prior_mean)
         share = np.exp(likelihood - likelihood.max())
         weights: Array = share @ self._draws / share.sum()
         return weights
 
+    def _evidence(self) -> tuple[NDArray[np.int64], Array, Array]:
+        """Cells of which anything was told, what their means are, and how uncertain these are."""
+        here = self.counts / self.noise_variance
+        precision = here + self._elsewhere
+        seen = np.flatnonzero(precision)
+        total = here * self._means + self._elsewhere * self._elsewhere_means
+        return seen, total[seen] / precision[seen], 1.0 / precision[seen]
+
     def _rebuild(self, weights: Array) -> None:
         """The posterior from the counts and means, with these weights."""
         self._weights = weights
-        everywhere, seen = np.arange(len(self.space)), np.flatnonzero(self.counts)
+        everywhere = np.arange(len(self.space))
+        seen, means, variances = self._evidence()
         prior = self._weighted(everywhere, everywhere)
         self.posterior = FinitePosterior(self._prior_mean, prior, self.noise_variance)
         if len(seen):
             cross = prior[:, seen]
-            within = prior[np.ix_(seen, seen)] + np.diag(self.noise_variance / self.counts[seen])
+            within = prior[np.ix_(seen, seen)] + np.diag(variances)
             gain = np.linalg.solve(within, cross.T).T
-            self.posterior.mean += gain @ (self._means[seen] - self._prior_mean)
+            self.posterior.mean += gain @ (means - self._prior_mean)
             covariance = prior - gain @ cross.T
             self.posterior.covariance = np.ascontiguousarray((covariance + covariance.T) / 2)
 

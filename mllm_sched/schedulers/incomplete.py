@@ -1,0 +1,77 @@
+"""What a run that failed or was stopped counts as, for rules that want a value of everything."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mllm_sched.schedulers.state import Stateful
+
+Values = dict[str, float]
+
+TWICE = 2.0  # times every limit: what a failed run counts as
+
+
+class IncompleteRuns(Stateful, ABC):
+    """Hands what was observed of a run to the rule, completed where it has to be.
+
+    Parameters
+    ----------
+    objective, limits
+        See ``Scheduler``.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("_worst_objective", "_held")
+
+    def __init__(self, objective: str, limits: Values) -> None:
+        self.objective, self.limits = objective, limits
+        self._worst_objective = 0.0
+        self._held: list[list[Any]] = []  # cells and values that wait for a worst objective
+
+    @abstractmethod
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        """Take in what was measured, by quantity: all ``quantities``, but for censored runs."""
+
+    def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
+        if self.objective in values:
+            self._worst_objective = max(self._worst_objective, values[self.objective])
+            held, self._held = self._held, []
+            for other, known in held:
+                self._learn_at_worst(other, known, now)
+        if above:
+            self._censor(cell, values, above, now)
+        elif values:
+            self._learn(cell, values, now)
+        else:
+            self._fail(cell, now)
+
+    def _fail(self, cell: int, now: float) -> None:
+        """Take in a failed run: by default as twice every limit, and the worst objective known."""
+        self._learn_at_worst(
+            cell, {name: TWICE * limit for name, limit in self.limits.items()}, now
+        )
+
+    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
+        """Take in a stopped run: by default its bounds as the values, the worst objective known.
+
+        A run that was stopped at a limit did not meet it, and counts as twice the limit, like a
+        failed one. A limited quantity of which nothing is said counts as the limit.
+        """
+        bounds = {
+            name: max(bound, TWICE * self.limits[name])
+            if bound >= self.limits.get(name, np.inf)
+            else bound
+            for name, bound in above.items()
+        }
+        self._learn_at_worst(cell, {**self.limits, **values, **bounds}, now)
+
+    def _learn_at_worst(self, cell: int, values: Values, now: float) -> None:
+        """With the worst objective known where there is none; wait for one as long as none is."""
+        if self.objective in values:
+            self._learn(cell, values, now)
+        elif self._worst_objective:
+            self._learn(cell, {self.objective: self._worst_objective, **values}, now)
+        else:
+            self._held.append([cell, values])
