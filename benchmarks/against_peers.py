@@ -58,8 +58,7 @@ def play(game: Game) -> np.ndarray:
 
     torch.set_num_threads(1)
     table = FAMILIES[game.family](game.seed, game.arms)
-    spread = game.noise * np.log(table.latency_s).std()
-    spread_w = game.noise * np.log(table.energy_j / table.latency_s).std()
+    spread, spread_w = table.noise_sds(game.noise)
     trusted = [arm.index for arm in table.trusted]
     peer = peers()[game.rule](table.space, table.limit_s, trusted, game.seed)
     played = np.empty((2, game.tasks))

@@ -13,15 +13,16 @@ import argparse
 import os
 from itertools import product
 
+from mllm_sched.study.ablations import PENALISED
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.table_runs import Trial, play_all, summary
 
 RULES = {
     "adaptive-safe-gp": {},
     "safe-gp-ucb": {},
-    "ucb": {"penalty": 1.0},
-    "thompson": {"penalty": 1.0},
-    "epsilon-greedy": {"penalty": 1.0},
+    "ucb": PENALISED,
+    "thompson": PENALISED,
+    "epsilon-greedy": PENALISED,
 }
 CASES = [
     *product(("roofline", "rough", "queueing"), (48, 240)),

@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_board import LATENCY_S
+from small_board import SPACE as SMALL
 
-from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.arms import Factor
 from mllm_sched.schedulers import make_scheduler
 from mllm_sched.schedulers.variance_components import VarianceComponents
 from mllm_sched.study.families import FAMILIES
-
-SMALL = ArmSpace(
-    [
-        Factor("component", ["gpu", "dla"]),
-        Factor("power_w", [15, 30, 60], log=True),
-        Factor("load", [0.5, 1.0]),
-    ]
-)
 
 
 def scheduler_for(table, **changes):
@@ -310,7 +304,7 @@ def test_a_failed_first_run_does_not_become_what_is_expected_of_every_arm():
 
 
 def test_a_component_that_failed_is_tried_again_ever_more_seldom_and_taken_back():
-    latency_s = 0.29 * np.exp(-0.8 * SMALL.features()[:, 1] - 0.6 * SMALL.features()[:, 2])
+    latency_s = LATENCY_S
     energy_j = np.where(SMALL.features()[:, 0] == 1, 1.0, 3.0)  # the DLA is far cheaper
     seeds = [SMALL.arm(component=name, power_w=60, load=1.0) for name in ("gpu", "dla")]
     scheduler = make_scheduler("adaptive-safe-gp", SMALL, limits={"latency_s": 0.2}, seeds=seeds)

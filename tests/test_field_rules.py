@@ -5,21 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE
 
-from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, make_scheduler
 
-SPACE = ArmSpace(
-    [
-        Factor("component", ["gpu", "dla"]),
-        Factor("power_w", [15, 30, 60], log=True),
-        Factor("load", [0.5, 1.0]),
-    ]
-)
-X = SPACE.features()
-LATENCY_S = 0.29 * np.exp(-0.8 * X[:, 1] - 0.6 * X[:, 2])
-ENERGY_J = np.exp(0.5 * X[:, 1] + 0.4 * X[:, 0] + (X[:, 2] - 0.3) ** 2)
-FAST = SPACE.arm(component="gpu", power_w=60, load=1.0)
 CELLS = np.arange(len(SPACE))
 SMOOTH = {"latency_s": Hyperparameters(0.3, 0.0004, (0.95, 2.0, 2.0))}  # one arm tells of others
 

@@ -203,7 +203,7 @@ def test_a_full_disk_loses_nothing(host, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return replace(file)
 
-    monkeypatch.setattr(profile_table.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     table = run(host, tmp_path / "t.csv")
     assert len(table) == len(host.space) and (table["failed"] == "").all()
     assert "No space left on device; the row is kept" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_a_disk_that_stays_full_leaves_all_rows_in_a_file_that_is_named(tmp_path
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(profile_table.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     table.append({"threads": 1, "failed": "too hot"})
     with pytest.raises(
         OSError, match=r"No space left on device; all rows are in (.*\.csv)"
@@ -260,7 +260,7 @@ def test_rows_that_wait_for_room_survive_an_interruption(host, tmp_path, monkeyp
 
     calls, prepare = [], host.prepare
     monkeypatch.setattr(host, "prepare", interrupted)
-    monkeypatch.setattr(profile_table.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="all rows are in") as told:
         run(host, tmp_path / "t.csv")
     rescued = str(told.value).split("all rows are in ")[1]

@@ -25,8 +25,8 @@ NAP_S = 0.05  # that stopping may take
 PAUSE_S = 0.25  # without a reading: longer than any scheduler makes a thread wait
 
 
-class Rails(Protocol):
-    """Power that can be read, at once and as often as wanted.
+class RailFacts(Protocol):
+    """What is known of some rails without reading them.
 
     Attributes
     ----------
@@ -41,6 +41,10 @@ class Rails(Protocol):
     names: tuple[str, ...]
     counted: tuple[str, ...]
     range_w: tuple[float, float]
+
+
+class Rails(RailFacts, Protocol):
+    """Power that can be read, at once and as often as wanted."""
 
     def read(self) -> Sequence[float]:
         """Watts now, one of every name; OSError or ValueError if a rail cannot be read."""
@@ -152,7 +156,7 @@ class Sampler:
 
 
 def integrate(
-    samples: Samples, start_s: float, end_s: float, rails: Rails, asked_hz: float
+    samples: Samples, start_s: float, end_s: float, rails: RailFacts, asked_hz: float
 ) -> Reading:
     """Energy between two times: trapezoids over the readings at their own times.
 
@@ -207,7 +211,7 @@ def integrate(
     )
 
 
-def _unmoved(rails: Rails, power: NDArray[np.float64]) -> dict[str, float]:
+def _unmoved(rails: RailFacts, power: NDArray[np.float64]) -> dict[str, float]:
     """Counted rails that showed one and the same value throughout."""
     columns = {name: power[:, rails.names.index(name)] for name in rails.counted}
     return {name: float(watts[0]) for name, watts in columns.items() if np.ptp(watts) == 0}

@@ -1,12 +1,12 @@
 """A safe rule that spends a budget of risk where it pays, learns its kernel, and notices change.
 
-What makes it cheaper than safe GP-UCB, in the order of what it brings:
+What it does beyond safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
 
-- The kernel is learned from the first few measurements (``variance_components.py``), for the logs
-  of latency and of power; energy is their sum, since E = P T.
 - An arm that is not certified may be tried, if it promises to save more than it costs, and as long
   as a budget of expected violations lasts. Without that a safe rule stays where it began: what
   holds it back is expansion, not noise.
+- The kernel is learned from the first few measurements (``variance_components.py``), for the logs
+  of latency and of power; energy is their sum, since E = P T.
 - Measurements that contradict what a well-known arm did before are evidence of change; then what
   was measured on arms of the same kind is dropped.
 
@@ -29,9 +29,8 @@ from scipy.special import ndtr, ndtri
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
 from mllm_sched.schedulers.base import Indices, Scheduler
-from mllm_sched.schedulers.decision import Choice
-from mllm_sched.schedulers.gp_scheduler import to_value
-from mllm_sched.schedulers.incomplete import TWICE, Values
+from mllm_sched.schedulers.decision import Choice, interval
+from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 Array = NDArray[np.float64]
@@ -97,8 +96,7 @@ class AdaptiveSafeGP(Scheduler):
         **common: Any,
     ) -> None:
         super().__init__(space, **common)
-        if not len(self.seeds):
-            raise ValueError("seeds=[]: adaptive-safe-gp needs at least one arm trusted to be safe")
+        self._trusted = self._trusted_cells()
         if not 0 <= violation_rate < 1:
             raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
         if not horizon >= 1:
@@ -108,7 +106,6 @@ class AdaptiveSafeGP(Scheduler):
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
         self.learn_kernel, self.model_power = learn_kernel, model_power
         self.notice_change = notice_change
-        self._limits_changed()
         by_power = model_power and self.objective == "energy_j" and "latency_s" in self.limits
         means = {name: self._log_limits.get(name, 0.0) for name in self.quantities}
         if by_power and self.objective in self.limits:
@@ -123,8 +120,6 @@ class AdaptiveSafeGP(Scheduler):
         )
         self.risked = 0.0  # expected violations so far
         self._asked = 0
-        self._trusted = np.zeros(self.cells, dtype=bool)
-        self._trusted.reshape(-1, len(space))[:, self.seeds] = True
         kinds = self.memory.kinds.max() + 1
         self._rested_since = np.zeros(kinds)  # tasks asked when each kind was last run or judged
         self._rest = np.full(kinds, float(REST))  # how long it waits if it is given up
@@ -149,9 +144,9 @@ class AdaptiveSafeGP(Scheduler):
             safe = trusted
         if not safe.any():
             return self._fallback(cells, feasible)
-        mean, sd = self._objective(cells)
+        mean, variance = self.memory.moments(self.objective, cells, self._running())
         kept = int(np.where(safe, mean, np.inf).argmin())
-        worth = self._worth(cells, kept, mean, sd, feasible)
+        worth = self._worth(cells, kept, mean, np.sqrt(variance), feasible)
         best = int(worth.argmax())
         if worth[best] > 0:
             return self._take(cells, best, feasible, "worth a trial")
@@ -199,13 +194,9 @@ class AdaptiveSafeGP(Scheduler):
         running = self._running()
         if not len(running):
             return np.zeros(len(cells), dtype=bool)
-        uncertain = (
-            self.memory.feasible(running, self._log_limits)[0] < self.certainty
-        ) & ~self._trusted[running]
-        tried: NDArray[np.bool_] = np.isin(
-            self.memory.kinds[cells], self.memory.kinds[running[uncertain]]
-        )
-        return tried
+        feasible, _ = self.memory.feasible(running, self._log_limits)
+        uncertain = running[(feasible < self.certainty) & ~self._trusted[running]]
+        return np.isin(self.memory.kinds[cells], self.memory.kinds[uncertain])
 
     def _take(
         self,
@@ -238,8 +229,7 @@ class AdaptiveSafeGP(Scheduler):
         width, bounds = float(ndtri(self.certainty)), {}
         for name in self.quantities:
             mean, variance = (float(moment[0]) for moment in self.memory.moments(name, cell))
-            spread = width * math.sqrt(variance)
-            bounds[name] = (to_value(mean - spread), to_value(mean + spread))
+            bounds[name] = interval(mean, width * math.sqrt(variance))
         return bounds
 
     def budget(self) -> float:
@@ -269,20 +259,13 @@ class AdaptiveSafeGP(Scheduler):
         if not len(worthy):
             return worth
         value, cost, risk = value[worthy], cost[worthy], risk[worthy]
-        net = np.full(len(worthy), -1.0)
+        net, running = np.full(len(worthy), -1.0), self._running()
         for trials in TRIALS:
-            net = np.maximum(
-                net,
-                value * self.memory.learned(cells[worthy], trials, self._running()) / trials - cost,
-            )
+            learned = self.memory.learned(cells[worthy], trials, running)
+            net = np.maximum(net, value * learned / trials - cost)
         # Where a little of the budget buys most: it is better kept until more is known.
         worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
         return worth
-
-    def _objective(self, cells: Indices) -> tuple[Array, Array]:
-        """Mean and deviation of the log of the objective, once what runs now will be told."""
-        mean, variance = self.memory.moments(self.objective, cells, self._running())
-        return mean, np.sqrt(variance)
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self.memory.tell(cell, values)
@@ -292,14 +275,10 @@ class AdaptiveSafeGP(Scheduler):
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective; it counts as twice every limit."""
-        self.memory.tell_failed(cell, {name: TWICE * limit for name, limit in self.limits.items()})
+        self.memory.tell_failed(cell, self._beyond_all())
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        failed = {name: TWICE * limit for name, limit in self.limits.items()}
-        self.memory.recall(cell, values or failed, scatter, measured=bool(values))
+        self.memory.recall(cell, values or self._beyond_all(), scatter, measured=bool(values))
 
     def _refund(self, amount: float) -> None:
         self.risked -= amount
-
-    def _limits_changed(self) -> None:
-        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,9 +44,7 @@ class Scheduler(IncompleteRuns):
     """
 
     name: ClassVar[str]
-    STATE: ClassVar[tuple[str, ...]] = (
-        *("rng", "steps", "_open", "_next_id", "_charged", "_latest"),
-    )
+    STATE: ClassVar[tuple[str, ...]] = ("rng", "steps", "_open", "_next_id", "_charged", "_latest")
 
     def __init__(
         self,
@@ -58,6 +57,7 @@ class Scheduler(IncompleteRuns):
         contexts: Sequence[Factor] = (),
     ) -> None:
         super().__init__(objective, _checked(limits))
+        self._log_limits = _logs(self.limits)
         self.space = space
         self.quantities = tuple(dict.fromkeys([objective, *limits]))
         self.seeds: Indices = np.array([space.index(arm) for arm in seeds], dtype=np.int64)
@@ -170,6 +170,7 @@ class Scheduler(IncompleteRuns):
                 f"limits on {', '.join(limits)}: expected one on each of {', '.join(self.limits)}"
             )
         self.limits = {name: _checked(limits)[name] for name in self.limits}
+        self._log_limits = _logs(self.limits)
         self._limits_changed()
 
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
@@ -241,6 +242,12 @@ class Scheduler(IncompleteRuns):
     def _limits_changed(self) -> None:
         """Called when ``limits`` has new values."""
 
+    def _trusted_cells(self) -> NDArray[np.bool_]:
+        """Whether the arm of each cell is a seed, shape (cells,); ValueError if there is none."""
+        if not len(self.seeds):
+            raise ValueError(f"seeds=[]: {self.name} needs at least one arm trusted to be safe")
+        return np.isin(np.arange(self.cells) % len(self.space), self.seeds)
+
     def _running(self) -> Indices:
         """Cells of the runs that were not learned yet, in the order they were asked."""
         cells = [*self._open.values(), *(cell for cell, _ in self._held)]
@@ -286,3 +293,7 @@ def _checked(limits: Mapping[str, float]) -> Values:
     if not limits:
         raise ValueError("limits={}: give at least one, for example {'latency_s': 0.2}")
     return {name: check_quantity(f"limit {name}", limit) for name, limit in limits.items()}
+
+
+def _logs(values: Values) -> Values:
+    return {name: math.log(value) for name, value in values.items()}

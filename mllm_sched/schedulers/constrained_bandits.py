@@ -44,7 +44,7 @@ class MeanBandit(Scheduler):
         everyone = len(told) == len(cells)  # else some may yet turn out to be within
         cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
-        excess = np.max([low[q] - math.log(limit) for q, limit in self.limits.items()], axis=0)
+        excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
         if excess.min() > 0:
             reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
             cell = int(cells[excess.argmin()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -74,3 +75,9 @@ class Decision:
         if self.safe_arms is not None:
             parts.append(f"{self.safe_arms} arms certified")
         return "; ".join(parts)
+
+
+def interval(log_mean: float, spread: float) -> tuple[float, float]:
+    """Bounds of a value whose log is known so far; what no number can hold is infinite."""
+    low, high = log_mean - spread, log_mean + spread
+    return math.exp(min(low, 700.0)), math.exp(high) if high < 700.0 else math.inf

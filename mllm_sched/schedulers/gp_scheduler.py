@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
-from mllm_sched.schedulers.decision import Choice
-from mllm_sched.schedulers.incomplete import TWICE, Values
+from mllm_sched.schedulers.decision import Choice, interval
+from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters, covariance
 from mllm_sched.schedulers.posterior import FinitePosterior
 
@@ -64,8 +64,6 @@ class GPScheduler(Scheduler):
         self.hyperparameters = dict(hyperparameters or {})
         self.width = math.sqrt(beta)
         self.beliefs = {quantity: self._belief(quantity) for quantity in self.quantities}
-        self._log_limits: Values = {}
-        self._limits_changed()
         self._told = False
         self._updated_at = 0.0
 
@@ -126,10 +124,10 @@ class GPScheduler(Scheduler):
         self, cell: int, reason: str, cells: Indices, *, infeasible: bool = False
     ) -> Choice:
         """A cell with what is believed of it."""
-        bounds = {}
-        for quantity, belief in self.beliefs.items():
-            mean, spread = float(belief.mean[cell]), self.width * float(belief.sd()[cell])
-            bounds[quantity] = (to_value(mean - spread), to_value(mean + spread))
+        bounds = {
+            quantity: interval(float(belief.mean[cell]), self.width * float(belief.sd()[cell]))
+            for quantity, belief in self.beliefs.items()
+        }
         certified = self.certified()
         return Choice(
             cell,
@@ -158,16 +156,15 @@ class GPScheduler(Scheduler):
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of energy; it counts as twice every limit."""
         self._forget(now)
-        for name, limit in self._log_limits.items():
+        for name, value in self._beyond_all().items():
             belief = self.beliefs[name]
-            belief.tell(cell, limit + math.log(TWICE), self._noise(belief, cell, now))
+            belief.tell(cell, math.log(value), self._noise(belief, cell, now))
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         if not scatter:
             return super()._recall(cell, values, scatter)
         self._centre(values)
-        values = values or {name: TWICE * limit for name, limit in self.limits.items()}
-        for quantity, value in values.items():
+        for quantity, value in (values or self._beyond_all()).items():
             belief = self.beliefs[quantity]
             belief.tell(cell, math.log(value), belief.noise_variance + scatter**2)
         return None
@@ -194,11 +191,3 @@ class GPScheduler(Scheduler):
             return belief.noise_variance
         forgotten = 1.0 - (1.0 - self.forget_rate) ** late
         return belief.noise_variance + forgotten * float(belief.prior_covariance[cell, cell])
-
-    def _limits_changed(self) -> None:
-        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
-
-
-def to_value(log_value: float) -> float:
-    """The value of a log; what no number can hold is infinite."""
-    return math.exp(log_value) if log_value < 700 else math.inf

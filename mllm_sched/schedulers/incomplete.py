@@ -49,9 +49,11 @@ class IncompleteRuns(Stateful, ABC):
 
     def _fail(self, cell: int, now: float) -> None:
         """Take in a failed run: by default as twice every limit, and the worst objective known."""
-        self._learn_at_worst(
-            cell, {name: TWICE * limit for name, limit in self.limits.items()}, now
-        )
+        self._learn_at_worst(cell, self._beyond_all(), now)
+
+    def _beyond_all(self) -> Values:
+        """What a failed run counts as."""
+        return {name: TWICE * limit for name, limit in self.limits.items()}
 
     def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
         """Take in a stopped run: by default its bounds as the values, the worst objective known.

@@ -41,10 +41,7 @@ class SafeGPUCB(GPScheduler):
 
     def __init__(self, space: ArmSpace, **common: Any) -> None:
         super().__init__(space, **common)
-        if not len(self.seeds):
-            raise ValueError(f"seeds=[]: {self.name} needs at least one arm trusted to be safe")
-        self._trusted = np.zeros(self.cells, dtype=bool)
-        self._trusted.reshape(-1, len(space))[:, self.seeds] = True
+        self._trusted = self._trusted_cells()
 
     def _choose(self, cells: Indices, now: float) -> Choice:
         self._forget(now)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.files import write_whole
 from mllm_sched.schedulers.base import Scheduler
 from mllm_sched.schedulers.kernels import Hyperparameters
 
@@ -44,15 +44,7 @@ def save(scheduler: Scheduler, path: str | Path) -> Path:
     header = {"format": FORMAT, "version": str(VERSION), "body": text}
     data = to_bytes(arrays, metadata={**header, "sha256": _digest(text, arrays)})
     path = Path(path)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole(path, data)
     return path
 
 

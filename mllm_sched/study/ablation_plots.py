@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mllm_sched.study.plots import scheduler_colour, titled
 
-CASES = {False: ("as it is", "#0173b2"), True: ("with drift", "#d55e00")}
+CASES = {False: ("as it is", "#444444"), True: ("with drift", "#9467bd")}  # no scheduler's colour
 LEAST = 5e-5  # violations below this share are drawn at the edge
 
 

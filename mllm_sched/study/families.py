@@ -47,6 +47,11 @@ class Table:
         """Least energy within the limit."""
         return float(self.energy_j[self.latency_s <= self.limit_s].min())
 
+    def noise_sds(self, share: float) -> tuple[float, float]:
+        """Deviations of log latency and log power, as a share of what the arms vary by."""
+        power_w = self.energy_j / self.latency_s
+        return share * float(np.log(self.latency_s).std()), share * float(np.log(power_w).std())
+
     def with_slower(self, component: str, factor: float) -> Table:
         """The same, with one component slower; the limit stays."""
         slower = np.array([factor if arm.component == component else 1.0 for arm in self.space])

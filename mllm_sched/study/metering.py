@@ -41,13 +41,6 @@ class OneRail:
     counted: tuple[str, ...] = ("module",)
     range_w: tuple[float, float] = (0.0, HIGHEST_W)
 
-    def read(self) -> list[float]:
-        """Nothing is read: the samples are computed."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def windows(
     loads: Mapping[str, Waveform],

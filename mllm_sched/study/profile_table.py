@@ -5,7 +5,6 @@ It is written anew after each arm and moved into place whole, so the file is val
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mllm_sched.arms import ArmSpace
+from mllm_sched.files import write_whole
 from mllm_sched.harness.knobs import locked
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, read_table
 from mllm_sched.study.provenance import as_csv
@@ -124,7 +124,7 @@ class ProfileTable:
         return "\n".join([",".join(self.columns), *self.lines]) + "\n"
 
     def _write(self) -> None:
-        write_whole(self.path, self._text())
+        write_whole(self.path, self._text().encode())
         self._saved = True
 
     def _rescue(self) -> str:
@@ -136,20 +136,6 @@ class ProfileTable:
         except OSError:
             print(self._text(), file=sys.stderr)
             return "all rows are printed above"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half written, not even after a power cut."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # gives the room back
-        raise
 
 
 @contextmanager

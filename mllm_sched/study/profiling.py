@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices.live import LiveDevice
+from mllm_sched.files import write_whole
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.window import ArmResult, Plan, measure
 from mllm_sched.measurement import HARNESS_NUMBERS, Measurement
-from mllm_sched.study.profile_table import ProfileTable, only_writer, write_whole
+from mllm_sched.study.profile_table import ProfileTable, only_writer
 from mllm_sched.study.provenance import provenance
 from mllm_sched.tasks import Task
 
@@ -85,7 +86,7 @@ def profile(
         todo = remaining(order(arms, seed), table)
         if todo:
             record["sittings"].append(_sitting(device))
-            write_whole(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+            write_whole(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
         cool_c = device.thermals.hottest_c() + plan.cool_margin_c
         with (
             table.kept(),

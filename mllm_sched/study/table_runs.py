@@ -62,9 +62,7 @@ class Trial:
         """Mean energy over the oracle's, and share of tasks on an arm truly beyond the limit."""
         table, rng = FAMILIES[self.family](seed, self.arms), np.random.default_rng([6, seed])
         draw = _student if self.heavy else _normal
-        spreads = self.noise * np.array(
-            [np.log(table.latency_s).std(), np.log(table.energy_j / table.latency_s).std()]
-        )
+        spreads, best_j = np.array(table.noise_sds(self.noise)), table.best_j()
         first_j = float(table.energy_j[table.trusted[0].index])
         told = (
             (lambda value, unit: math.exp(value / unit - 1))
@@ -83,8 +81,6 @@ class Trial:
         for task in range(self.tasks):
             if self.drift and task == self.tasks // 2:
                 table = _slower(table)
-                best_j = table.best_j()
-            elif task == 0:
                 best_j = table.best_j()
             decision = scheduler.ask()
             arm, noise = decision.arm.index, spreads * draw(rng)
