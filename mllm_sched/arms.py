@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Level = str | int | float
 
+# Watts of a Jetson AGX Orin's power levels, and their names. MAX has no cap; 60 W is its rating.
+ORIN_POWER_LEVELS = {15: "15W", 30: "30W", 50: "50W", 60: "MAX"}
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -163,17 +166,27 @@ class ArmSpace(Sequence[Arm]):
         )
 
     @classmethod
-    def agx_orin(cls, components: Sequence[str] = ("gpu", "cpu", "dla")) -> ArmSpace:
+    def agx_orin(
+        cls,
+        components: Sequence[str] = ("gpu", "cpu", "dla"),
+        power_levels: Sequence[float] = tuple(ORIN_POWER_LEVELS),
+    ) -> ArmSpace:
         """The paper's arms on a Jetson AGX Orin: 3 components x 4 power levels x 5 loads.
 
         The level MAX has no power cap; it is placed at 60 W, the rating of the module. Load is a
-        share of the component, so that levels compare by ratio.
+        share of the component, so that levels compare by ratio. Fewer components or power levels
+        may be given; an unknown power level raises ValueError.
         """
         labels = [component.upper() for component in components]
+        unknown = [level for level in power_levels if level not in ORIN_POWER_LEVELS]
+        if unknown:
+            known = ", ".join(f"{level:g}" for level in ORIN_POWER_LEVELS)
+            raise ValueError(f"power_levels: {unknown[0]!r}: expected some of {known}")
+        names = [ORIN_POWER_LEVELS[level] for level in power_levels]
         return cls(
             [
                 Factor("component", components, labels=labels),
-                Factor("power_w", [15, 30, 50, 60], log=True, labels=["15W", "30W", "50W", "MAX"]),
+                Factor("power_w", power_levels, log=True, labels=names),
                 Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
             ]
         )

@@ -23,7 +23,7 @@ LIMITS = {"latency_s": 0.2}
 TRUSTED = full_power_arms(ArmSpace.agx_orin())
 COLUMNS = [
     *("scheduler", "seed", "step", "arm", "energy_j", "latency_s"),
-    *("true_energy_j", "true_latency_s", "oracle_energy_j", "certified", "failed"),
+    *("true_energy_j", "true_latency_s", "oracle_energy_j", "certified", "infeasible", "failed"),
 ]
 
 
@@ -80,6 +80,13 @@ def test_a_limit_no_arm_can_meet_is_named_with_the_fastest_arm():
         ValueError, match=f"limit latency_s=0.01: no arm can meet it; the {fastest}"
     ):
         play(limits={"latency_s": 0.01})
+
+
+def test_a_limit_no_arm_can_meet_may_be_played_against_the_fastest_arm():
+    table = play("oracle", limits={"latency_s": 0.01}, allow_infeasible=True)
+    assert table["infeasible"].all() and not table["certified"].any()
+    assert (table["true_energy_j"] == table["oracle_energy_j"]).all()
+    assert table["arm"].nunique() == 1
 
 
 def test_a_device_that_breaks_leaves_the_tasks_done_before():

@@ -308,9 +308,10 @@ def test_the_oracle_takes_the_cheapest_feasible_arm():
     assert make("oracle").ask().arm.index == feasible.argmin()
 
 
-def test_the_oracle_says_when_no_arm_can_meet_the_limit():
-    with pytest.raises(ValueError, match="no arm can meet them; the least reached"):
-        make("oracle", limits={"latency_s": 0.001}).ask()
+def test_the_oracle_says_when_no_arm_can_meet_the_limit_and_takes_the_fastest():
+    decision = make("oracle", limits={"latency_s": 0.001}).ask()
+    assert decision.infeasible and not decision.certified
+    assert decision.arm.index == truth()["latency_s"].argmin()
 
 
 def test_the_oracle_follows_a_changing_truth():

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.arms import ORIN_POWER_LEVELS, Arm, ArmSpace
 from mllm_sched.devices.base import Expected
 from mllm_sched.devices.disturbances import Background, Drift, Noise, Outage, Throttling
 from mllm_sched.devices.orin_model import COMPONENTS, calibrated_model
@@ -25,7 +25,7 @@ class SimulatedOrin:
     ----------
     seed
         Of the noise.
-    components
+    components, power_levels
         Those that may be chosen.
     accounting
         What energy covers. ``total``: what the module's rails would show while the task runs, idle
@@ -55,6 +55,7 @@ class SimulatedOrin:
         seed: int | np.random.Generator | np.random.SeedSequence = 0,
         *,
         components: Sequence[str] = COMPONENTS,
+        power_levels: Sequence[float] = tuple(ORIN_POWER_LEVELS),
         accounting: str = "total",
         noise: Noise | None = None,
         throttling: Throttling | None = None,
@@ -65,7 +66,7 @@ class SimulatedOrin:
         if accounting not in ACCOUNTINGS:
             raise ValueError(f"accounting={accounting!r}: expected one of {', '.join(ACCOUNTINGS)}")
         _check_components("components", components)
-        self.space = ArmSpace.agx_orin(components)
+        self.space = ArmSpace.agx_orin(components, power_levels)
         self.modalities = dict(encoder_modalities())
         self.accounting = accounting
         self.rng = np.random.default_rng(seed)

@@ -16,8 +16,28 @@ from mllm_sched.schedulers.incomplete import Values
 Truth = Mapping[str, ArrayLike]
 
 
+def truly_best(
+    values: Mapping[str, ArrayLike], objective: str, limits: Mapping[str, float]
+) -> tuple[int, bool]:
+    """The arm of least objective within the limits, and whether there is one.
+
+    If no arm meets them, it is the one least beyond: the least, over arms, of the largest ratio of
+    a quantity to its limit. Ties break to the first arm; NaN counts as infinite.
+
+    Parameters
+    ----------
+    values
+        True mean of every quantity, each of shape (arms,).
+    """
+    known = {name: np.nan_to_num(np.asarray(values[name]), nan=np.inf) for name in values}
+    excess = np.max([known[name] / limit for name, limit in limits.items()], axis=0)
+    if not (excess <= 1.0).any():
+        return int(excess.argmin()), False
+    return int(np.where(excess <= 1.0, known[objective], np.inf).argmin()), True
+
+
 class Oracle(Scheduler):
-    """The arm of least true objective among those truly within the limits.
+    """The arm of least true objective among those truly within the limits; see ``truly_best``.
 
     Parameters
     ----------
@@ -42,16 +62,10 @@ class Oracle(Scheduler):
     def _choose(self, cells: Indices, now: float) -> Choice:
         truth = self.truth() if callable(self.truth) else self.truth
         values = {name: np.asarray(truth[name])[cells] for name in self.quantities}
-        return Choice(int(cells[self._best(values)]), "truly best", certified=True)
-
-    def _best(self, values: Mapping[str, Any]) -> int:
-        feasible = np.logical_and.reduce([values[q] <= limit for q, limit in self.limits.items()])
-        if not feasible.any():
-            nearest = {name: float(values[name].min()) for name in self.limits}
-            raise ValueError(
-                f"limits {self.limits}: no arm can meet them; the least reached are {nearest}"
-            )
-        return int(np.where(feasible, values[self.objective], np.inf).argmin())
+        best, met = truly_best(values, self.objective, self.limits)
+        if not met:
+            return Choice(int(cells[best]), "truly least beyond the limits", infeasible=True)
+        return Choice(int(cells[best]), "truly best", certified=True)
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         """The oracle knows already."""

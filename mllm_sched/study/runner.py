@@ -15,9 +15,11 @@ from mllm_sched.devices import Device, KnownDevice
 from mllm_sched.devices.base import Expected
 from mllm_sched.measurement import Measurement
 from mllm_sched.schedulers import Scheduler, make_scheduler
+from mllm_sched.schedulers.references import truly_best
 from mllm_sched.tasks import Task
 
 NUMBERS = ("energy_j", "latency_s", "true_energy_j", "true_latency_s", "oracle_energy_j")
+VERDICTS = ("certified", "infeasible")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def run(
     seed: int = 0,
     seeds: Iterable[Arm] = (),
     objective: str = "energy_j",
+    allow_infeasible: bool = False,
 ) -> pd.DataFrame:
     """Play one scheduler for some tasks.
 
@@ -75,6 +78,9 @@ def run(
         How many; fewer if the stream ends.
     limits, seeds, objective
         See ``Scheduler``.
+    allow_infeasible
+        Whether to play on where no arm can meet the limits; the oracle's arm is then the one least
+        beyond them.
     seed
         Of the scheduler's own randomness. The device was opened with a seed of its own.
 
@@ -82,13 +88,15 @@ def run(
     -------
     One row per task: ``scheduler``, ``seed``, ``step``, ``arm`` (index), ``energy_j`` and
     ``latency_s`` as observed, ``true_energy_j`` and ``true_latency_s`` (means of that arm then),
-    ``oracle_energy_j`` (least true energy within the limits then), ``certified``, ``failed``.
+    ``oracle_energy_j`` (least true energy within the limits then), ``certified``, ``infeasible``
+    (the scheduler's verdict that no arm can meet them), ``failed``.
     On a device whose truth nobody knows, the true and oracle columns are NaN.
 
     Raises
     ------
     ValueError
-        If ``steps`` is below 1, or no arm can meet the limits and the device knows it.
+        If ``steps`` is below 1, or no arm can meet the limits and the device knows it, unless
+        ``allow_infeasible``.
     RunStopped
         If the device raises, or a changing board leaves no arm within the limits; it carries the
         tasks done so far.
@@ -96,10 +104,10 @@ def run(
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
     tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
-    truth = _Truth(device, limits, objective)
+    truth = _Truth(device, limits, objective, allow_infeasible)
     scheduler = _scheduler(rule, device, truth, limits, seed, seeds, objective)
     numbers = np.full((steps, len(NUMBERS)), np.nan)
-    arms, certified = np.full(steps, -1), np.zeros(steps, dtype=bool)
+    arms, verdicts = np.full(steps, -1), np.zeros((steps, len(VERDICTS)), dtype=bool)
     failed: list[str] = []
     available = getattr(device, "available", lambda: None)  # a board may say what cannot run
     try:
@@ -108,23 +116,27 @@ def run(
             decision = scheduler.ask(available=available())
             measurement = device.run(decision.arm, current)
             _tell(scheduler, decision.id, measurement)
-            arms[step], certified[step] = decision.arm.index, decision.certified
+            arms[step] = decision.arm.index
+            verdicts[step] = decision.certified, decision.infeasible
             numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
             failed.append(measurement.failed)
     except (OSError, RuntimeError, ValueError) as error:
         if not failed and isinstance(error, ValueError):
             raise  # the call was wrong; nothing broke
-        table = _table(rule, seed, arms, numbers, certified, failed)
+        table = _table(rule, seed, arms, numbers, verdicts, failed)
         message = f"{device.name} stopped after {len(failed)} tasks: {error}"
         raise RunStopped(message, table) from error
-    return _table(rule, seed, arms, numbers, certified, failed)
+    return _table(rule, seed, arms, numbers, verdicts, failed)
 
 
 class _Truth:
     """The true means of a device, asked for again only where they can change."""
 
-    def __init__(self, device: Device, limits: Mapping[str, float], objective: str) -> None:
+    def __init__(
+        self, device: Device, limits: Mapping[str, float], objective: str, allow_infeasible: bool
+    ) -> None:
         self.device, self.limits, self.objective = device, limits, objective
+        self.allow_infeasible = allow_infeasible
         self.fixed = bool(getattr(device, "stationary", False))
         self.means: Expected | None = None
         self._task: Task | None = None
@@ -147,20 +159,21 @@ class _Truth:
         return {"energy_j": self.means.energy_j, "latency_s": self.means.latency_s}
 
     def _best(self, means: Expected) -> float:
-        feasible = np.ones(len(means.energy_j), dtype=bool)
+        values = {"energy_j": means.energy_j, "latency_s": means.latency_s}
+        best, met = truly_best(values, self.objective, self.limits)
+        if not (met or self.allow_infeasible):
+            raise ValueError(self._impossible(values))
+        return float(means.energy_j[best])
+
+    def _impossible(self, values: Mapping[str, np.ndarray]) -> str:
         for name, limit in self.limits.items():
-            meets = getattr(means, name) <= limit
-            if not meets.any():
-                least = int(getattr(means, name).argmin())
-                raise ValueError(
+            least = int(values[name].argmin())
+            if values[name][least] > limit:
+                return (
                     f"limit {name}={limit:g}: no arm can meet it; the least, "
-                    f"{self.device.space[least]}, takes {getattr(means, name)[least]:.4g}; "
-                    "raise the limit"
+                    f"{self.device.space[least]}, takes {values[name][least]:.4g}; raise the limit"
                 )
-            feasible &= meets
-        if not feasible.any():
-            raise ValueError(f"limits {dict(self.limits)}: no arm can meet all of them; raise one")
-        return float(means.energy_j[feasible].min())
+        return f"limits {dict(self.limits)}: no arm can meet all of them; raise one"
 
 
 def _scheduler(
@@ -199,7 +212,7 @@ def _table(
     seed: int,
     arms: np.ndarray,
     numbers: np.ndarray,
-    certified: np.ndarray,
+    verdicts: np.ndarray,
     failed: list[str],
 ) -> pd.DataFrame:
     done = len(failed)
@@ -211,7 +224,7 @@ def _table(
             "step": np.arange(done),
             "arm": arms[:done],
             **columns,
-            "certified": certified[:done],
+            **{name: verdicts[:done, column] for column, name in enumerate(VERDICTS)},
             "failed": pd.Categorical(failed),
         }
     )

@@ -32,6 +32,7 @@ def sweep(
     limits: Mapping[str, float],
     trusted: Iterable[Arm] = (),
     device_settings: Mapping[str, Any] | None = None,
+    allow_infeasible: bool = False,
     n_jobs: int | None = None,
     dask: str | None = None,
     label: str = "",
@@ -43,7 +44,7 @@ def sweep(
 
     Parameters
     ----------
-    rules, task, steps, limits
+    rules, task, steps, limits, allow_infeasible
         See ``run``.
     device
         As ``open_device`` knows it.
@@ -74,9 +75,10 @@ def sweep(
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds={seeds!r}: give at least one, and none twice")
     chunks = [numbers[i : i + SEEDS_PER_JOB] for i in range(0, len(numbers), SEEDS_PER_JOB)]
-    trusted, settings = list(trusted), dict(device_settings or {})
+    settings = dict(device_settings or {})
+    terms = {"limits": dict(limits), "seeds": list(trusted), "allow_infeasible": allow_infeasible}
     jobs = [
-        joblib.delayed(_job)(rule, device, settings, task, steps, chunk, dict(limits), trusted)
+        joblib.delayed(_job)(rule, device, settings, task, steps, chunk, terms)
         for rule in rules
         for chunk in chunks
     ]
@@ -96,8 +98,7 @@ def _job(
     task: Task,
     steps: int,
     seeds: Sequence[int],
-    limits: Mapping[str, float],
-    trusted: Sequence[Arm],
+    terms: Mapping[str, Any],
 ) -> pd.DataFrame:
     tables = []
     # One thread each: the matrices are small, and the processes already fill the cores.
@@ -105,9 +106,7 @@ def _job(
         for seed in seeds:
             board = open_device(device, seed=np.random.SeedSequence([seed, 0]), **settings)
             try:
-                tables.append(
-                    run(rule, board, task, steps, limits=limits, seed=seed, seeds=trusted)
-                )
+                tables.append(run(rule, board, task, steps, seed=seed, **terms))
             finally:
                 board.close()
     return pd.concat(tables, ignore_index=True)

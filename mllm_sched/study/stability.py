@@ -1,0 +1,229 @@
+"""Is a scheduler's performance stable? The same comparison at several power levels or limits.
+
+The paper says so and does not say of what. Here it is the energy over that of the best arm, the
+tasks beyond the limit, and the saving against the baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mllm_sched.arms import ORIN_POWER_LEVELS, Arm
+from mllm_sched.devices import KnownDevice, open_device
+from mllm_sched.devices.simulated import SimulatedOrin
+from mllm_sched.study import metrics
+from mllm_sched.study.lineup import full_power_arms, paper_lineup, transferred
+from mllm_sched.study.plots import OURS
+from mllm_sched.study.runner import Rule
+from mllm_sched.study.sensitivity import all_tasks
+from mllm_sched.study.sweep import sweep
+from mllm_sched.tasks import Task
+
+BOARD = "agx-orin-sim"
+BASELINES = ("UCB", "Epsilon-greedy")
+END = 0.1  # the last tenth of a run shows where a scheduler ended
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of the comparison.
+
+    Attributes
+    ----------
+    label
+        Its name in tables and figures.
+    limit_s
+        Latency limit in seconds.
+    power_levels
+        Those that may be chosen, in watts.
+    board
+        Further settings of the simulated board.
+    """
+
+    label: str
+    limit_s: float
+    power_levels: tuple[int, ...] = tuple(ORIN_POWER_LEVELS)
+    board: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the simulated board."""
+        return {"power_levels": self.power_levels, **self.board}
+
+    def open(self) -> SimulatedOrin:
+        """The board of this case."""
+        return SimulatedOrin(**self.settings())
+
+    def feasible(self, task: Task) -> int:
+        """How many arms truly meet the limit."""
+        return int((self.open().expected_all(task).latency_s <= self.limit_s).sum())
+
+    def trusted(self, task: Task) -> list[Arm]:
+        """Full-power arms of GPU and DLA that meet the limit; both of them if neither does.
+
+        Somebody vouches for a trusted arm, so it is one that does meet the limit.
+        """
+        board = self.open()
+        arms = full_power_arms(board.space)
+        within = [arm for arm in arms if board.expected(arm, task).latency_s <= self.limit_s]
+        return within or arms
+
+
+def power_cases(limit_s: float, **board: Any) -> list[Case]:
+    """Every power level by itself, and all of them to choose from."""
+    fixed = [Case(name, limit_s, (level,), board) for level, name in ORIN_POWER_LEVELS.items()]
+    return [*fixed, Case("any level", limit_s, board=board)]
+
+
+def limit_cases(limits_s: Sequence[float], **board: Any) -> list[Case]:
+    """Every latency limit, on the whole board."""
+    return [Case(f"{limit:g} s", limit, board=board) for limit in limits_s]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What every scheduler came to in every case.
+
+    Attributes
+    ----------
+    cases
+        In order.
+    runs
+        Of ``metrics.per_run``, with a column ``case``.
+    ends
+        Mean true latency and energy over the last tenth of a run: ``case``, ``scheduler``,
+        ``seed``, ``latency_s``, ``energy_j``, and ``infeasible``, the share of tasks at which the
+        scheduler said that no arm can meet the limit.
+    feasible
+        How many arms truly meet the limit, by case.
+    evidence
+        What the numbers are.
+    """
+
+    cases: Sequence[Case]
+    runs: pd.DataFrame
+    ends: pd.DataFrame
+    feasible: dict[str, int]
+    evidence: str
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """``metrics.summarise`` of every case: ``case``, ``scheduler``, ``quantity``, ..."""
+        return self._by_case(metrics.summarise)
+
+    @cached_property
+    def savings(self) -> pd.DataFrame:
+        """Energy that safe GP-UCB saves in every case, by other scheduler, paired by seed."""
+        return self._by_case(lambda runs: metrics.savings(runs, OURS))
+
+    def wide(self, quantity: str) -> pd.DataFrame:
+        """Mean of a quantity: a row a scheduler, a column a case."""
+        part = self.summary[self.summary["quantity"] == quantity]
+        wide = part.pivot(index="scheduler", columns="case", values="value")
+        return wide[[case.label for case in self.cases]]
+
+    def numbers(self) -> pd.DataFrame:
+        """The numbers that claims refer to, over the cases in which some arm meets the limit.
+
+        ``energy over oracle, worst`` and ``best``, and the ``spread`` between them, paired by seed;
+        ``violations, worst``; ``saving vs <baseline>, least``.
+        """
+        ours = self.runs[self.runs["scheduler"] == OURS]
+        possible = [case.label for case in self.cases if self.feasible[case.label]]
+        energy = ours.pivot(index="seed", columns="case", values="energy_over_oracle")[possible]
+        beyond = ours.pivot(index="seed", columns="case", values="violations")[possible]
+        worst, best = energy.mean().idxmax(), energy.mean().idxmin()
+        values = {
+            "energy over oracle, worst": energy[worst],
+            "energy over oracle, best": energy[best],
+            "energy over oracle, spread": energy[worst] - energy[best],
+            "violations, worst": beyond[beyond.mean().idxmax()],
+        }
+        rows = [(key, *metrics.interval(v.to_numpy()), len(v)) for key, v in values.items()]
+        rows += [self._least_saving(other, possible) for other in BASELINES]
+        table = pd.DataFrame(rows, columns=["key", "value", "low", "high", "n"])
+        return table.assign(evidence=self.evidence)
+
+    def _least_saving(self, other: str, possible: Sequence[str]) -> tuple[Any, ...]:
+        rows = self.savings[self.savings["scheduler"] == other].set_index("case").loc[possible]
+        least = rows.loc[rows["value"].idxmin()]
+        return f"saving vs {other}, least", least["value"], least["low"], least["high"], least["n"]
+
+    def _by_case(self, summarise: Any) -> pd.DataFrame:
+        parts = {
+            case.label: summarise(self.runs[self.runs["case"] == case.label].drop(columns="case"))
+            for case in self.cases
+        }
+        return pd.concat(parts, names=["case"]).reset_index("case").reset_index(drop=True)
+
+
+def lineup(device: KnownDevice, task: Task) -> list[Rule]:
+    """The paper's line-up and the adaptive rule; hyperparameters from the other encoders."""
+    rules = paper_lineup(transferred(device, task, all_tasks()))
+    return [*rules[:2], Rule("Adaptive safe GP", "adaptive-safe-gp"), *rules[2:]]
+
+
+def play(
+    cases: Sequence[Case], task: Task, steps: int, seeds: int | Sequence[int], **spread: Any
+) -> Stability:
+    """Play the line-up in every case.
+
+    Parameters
+    ----------
+    cases, task, steps, seeds
+        What is played; for a seed all schedulers of a case meet the same noise.
+    **spread
+        ``n_jobs`` or ``dask`` of ``sweep``.
+    """
+    runs, ends = [], []
+    for case in cases:
+        board, limits = case.open(), {"latency_s": case.limit_s}
+        table = sweep(
+            lineup(board, task),
+            BOARD,
+            task,
+            steps,
+            seeds,
+            limits=limits,
+            trusted=case.trusted(task),
+            device_settings=case.settings(),
+            allow_infeasible=True,
+            label=case.label,
+            **spread,
+        )
+        runs.append(metrics.per_run(table, limits).assign(case=case.label))
+        ends.append(_ends(table, steps).assign(case=case.label))
+    feasible = {case.label: case.feasible(task) for case in cases}
+    evidence = open_device(BOARD).evidence
+    return Stability(cases, pd.concat(runs), pd.concat(ends), feasible, evidence)
+
+
+def _ends(table: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """Where every run ended; see ``Stability.ends``."""
+    last = table[table["step"] >= steps - max(1, round(END * steps))]
+    columns = {"latency_s": "true_latency_s", "energy_j": "true_energy_j"}
+    groups = last.groupby(["scheduler", "seed"], observed=True)
+    ends = pd.DataFrame({name: groups[column].mean() for name, column in columns.items()})
+    ends["infeasible"] = table.groupby(["scheduler", "seed"], observed=True)["infeasible"].mean()
+    return ends.reset_index()
+
+
+def pareto_front(latency_s: np.ndarray, energy_j: np.ndarray) -> np.ndarray:
+    """Indices of the arms that no other arm beats in latency and energy, by rising latency.
+
+    Of arms that are equal in both, the first is kept.
+
+    Examples
+    --------
+    >>> pareto_front(np.array([1.0, 2.0, 3.0]), np.array([5.0, 6.0, 4.0])).tolist()
+    [0, 2]
+    """
+    order = np.lexsort((energy_j, latency_s))
+    least = np.minimum.accumulate(energy_j[order])
+    better = np.r_[True, least[1:] < least[:-1]]
+    return order[better]
