@@ -13,6 +13,8 @@ from mllm_sched.study.time_varying import Scenario
 
 STREAK = 20  # tasks within the limit in a row, after which a rule is said to be safe again
 ALLOWED = 0.01  # share of tasks beyond the limit, up to which a rule counts as careful
+CHANGES = ("DLA 35 % slower", "the same, slowly", "heat", "other work")
+CLAIMED = {"": "Safe GP-UCB", "forgets, ": "Safe GP-UCB, forgets", "adaptive, ": "Adaptive safe GP"}
 RUN = ["scenario", "scheduler", "seed"]
 
 
@@ -52,6 +54,20 @@ class Aftermath:
     def _rows(self, quantity: str) -> pd.DataFrame:
         here = self.summary["quantity"] == quantity
         return self.summary[here & (self.summary["scheduler"] != "Oracle")].copy()
+
+    def claim_numbers(self, evidence: str) -> pd.DataFrame:
+        """The numbers that claims refer to: violations after the worst change, by rule.
+
+        Scenarios without a change or with an outage do not count; in an outage failed tasks do.
+        """
+        rows = []
+        for label, who in CLAIMED.items():
+            own = self.summary[self.summary["scheduler"] == who]
+            own = own[(own["quantity"] == "violations") & own["scenario"].isin(CHANGES)]
+            worst = own.loc[own["value"].idxmax()]
+            key = f"violations after a change, {label}worst"
+            rows.append((key, worst["value"], worst["low"], worst["high"], worst["n"], evidence))
+        return pd.DataFrame(rows, columns=["key", "value", "low", "high", "n", "evidence"])
 
     def best(self) -> pd.DataFrame:
         """Who did best in every scenario; equals stand side by side."""

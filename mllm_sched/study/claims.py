@@ -1,8 +1,8 @@
 """Claims of the paper, each with a verdict that is computed.
 
-``claims.yaml`` says what is claimed, and when it counts as reproduced.
+``claims.yaml`` says what is claimed, and when it counts as reproduced; see ``claim_file``.
 Notebooks write ``results/<notebook>/claims.csv``: one row per number, with its interval. This
-module puts the two together, into ``results/claims.csv`` and the table in the README.
+module puts the two together, into ``results/claims.csv`` and the tables of README and REPORT.
 
 ``python -m mllm_sched.study.claims`` prints and writes; ``--print`` only prints, ``--check`` only
 compares.
@@ -13,113 +13,31 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from mllm_sched import paths
+from mllm_sched.study.claim_file import Claim, load_claims
 from mllm_sched.study.provenance import as_csv
 
-BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
-COLUMNS = ["id", "claim", "paper", "ours", "n", "evidence", "verdict", "reason", "command"]
-NO_NUMBER = {"ours": "", "n": "", "evidence": ""}
+DOCUMENTS = ("README.md", "REPORT.md")
+COLUMNS = [
+    *("id", "claim", "paper", "metric", "asked", "ours", "n", "evidence"),
+    *("verdict", "reason", "readings", "command"),
+]
+NO_NUMBER = {"ours": "", "n": "", "evidence": "", "asked": "", "readings": ""}
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable here", "not run")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """On a number: it holds if the whole interval is on the right side.
-
-    Attributes
-    ----------
-    key
-        Row of the notebook's ``claims.csv``.
-    at_least, at_most
-        Bounds; either may be missing.
-    """
-
-    key: str
-    at_least: float = -math.inf
-    at_most: float = math.inf
-
-    def holds(self, low: float, high: float) -> bool:
-        """Whether the interval lies within the bounds."""
-        return low >= self.at_least and high <= self.at_most
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of ``claims.yaml``.
-
-    Attributes
-    ----------
-    id, claim
-        Its name, and what the paper says.
-    paper
-        The paper's figure, as it prints it.
-    notebook
-        Which notebook computes our figures; its name without the ending.
-    show
-        Key of the number that the table shows.
-    unit
-        How that number is printed: ``percent``, ``count`` or ``ratio``.
-    tests
-        All hold: reproduced. The first holds, another does not: partly. Else: not reproduced.
-    reasons
-        A sentence for each verdict that may come out. ``{key}`` stands for a number with its unit.
-    untestable, not_run
-        Why there is no number, for good or for now; the claim then needs no tests.
-    """
-
-    id: str
-    claim: str
-    paper: str
-    notebook: str = ""
-    show: str = ""
-    unit: str = "percent"
-    tests: tuple[Condition, ...] = ()
-    reasons: dict[str, str] | None = None
-    untestable: str = ""
-    not_run: str = ""
-
-
-def load_claims(path: Path | None = None) -> list[Claim]:
-    """Read ``claims.yaml``; ValueError names the claim and what is wrong with it."""
-    raw = yaml.safe_load((path or paths.ROOT / "claims.yaml").read_text())
-    claims = [_claim(entry) for entry in raw["claims"]]
-    ids = [claim.id for claim in claims]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise ValueError(f"claim {name!r} is given twice")
-    return claims
-
-
-def _claim(entry: dict[str, Any]) -> Claim:
-    name, known = entry.get("id", "?"), {field.name for field in fields(Claim)}
-    unknown = set(entry) - known
-    if unknown:
-        raise ValueError(f"claim {name!r}: unknown {sorted(unknown)}; expected {sorted(known)}")
-    try:
-        claim = Claim(
-            **{**entry, "tests": tuple(Condition(**test) for test in entry.get("tests", ()))}
-        )
-    except TypeError as error:
-        raise ValueError(f"claim {name!r}: {error}") from None
-    if claim.untestable or claim.not_run:
-        return claim
-    if not (claim.tests and claim.notebook and claim.show):
-        raise ValueError(
-            f"claim {name!r}: give notebook, show and tests, or untestable, or not_run"
-        )
-    wanted = {"reproduced", "not reproduced"} | ({"partly"} if len(claim.tests) > 1 else set())
-    missing = wanted - set(claim.reasons or {})
-    if missing:
-        raise ValueError(f"claim {name!r}: no reason for {sorted(missing)}")
-    return claim
+READINGS = "13_sensitivity/verdicts.csv"
+FORMATS = {
+    "percent": (100.0, "{:.1f}", " %"),
+    "count": (1.0, "{:.0f}", ""),
+    "ratio": (1.0, "{:.2f}", ""),
+    "seconds": (1.0, "{:.2f}", " s"),
+    "joules": (1.0, "{:.1f}", " J"),
+}
 
 
 def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
@@ -127,16 +45,27 @@ def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``id``, ``claim``, ``paper``, ``ours`` (with its interval), ``n``, ``evidence``,
-    ``verdict``, ``reason``, ``command``.
+    Columns ``id``, ``claim``, ``paper``, ``metric``, ``asked`` (what our number must be), ``ours``
+    (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many of the
+    other readings of the paper give the same verdict), ``command``.
     """
-    rows = [_judge(claim) for claim in (load_claims() if claims is None else claims)]
+    readings = other_readings()
+    rows = [_judge(claim, readings) for claim in (load_claims() if claims is None else claims)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _judge(claim: Claim) -> dict[str, Any]:
+def other_readings() -> pd.DataFrame:
+    """Verdicts under other readings of the paper: ``id``, ``reading``, ``verdict``."""
+    file = paths.RESULTS / READINGS
+    return (
+        pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["id", "reading", "verdict"])
+    )
+
+
+def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
     command = f"make reproduce NOTEBOOKS={claim.notebook}" if claim.notebook else ""
-    row = {"id": claim.id, "claim": claim.claim, "paper": claim.paper, "command": command}
+    row = {"command": command}
+    row |= {name: getattr(claim, name) for name in ("id", "claim", "paper", "metric")}
     file = paths.RESULTS / claim.notebook / "claims.csv"
     if claim.untestable:
         return {**row, **NO_NUMBER, "verdict": "not testable here", "reason": claim.untestable}
@@ -149,96 +78,176 @@ def _judge(claim: Claim) -> dict[str, Any]:
     ]
     if missing:
         raise ValueError(f"claim {claim.id!r}: {file.name} of {claim.notebook} lacks {missing}")
-    verdict = _verdict(claim, numbers)
-    shown = numbers.loc[claim.show]
-    texts = {key: _number(row, claim.unit, bare=True) for key, row in numbers.iterrows()}
+    shown, verdict = numbers.loc[claim.show], claim.verdict(numbers)
+    if shown["evidence"] != claim.evidence:
+        raise ValueError(
+            f"claim {claim.id!r}: its number is {shown['evidence']}, "
+            f"but claims.yaml says {claim.evidence}"
+        )
     return {
         **row,
+        "asked": _asked(claim),
         "ours": _number(shown, claim.unit),
         "n": int(shown["n"]),
         "evidence": shown["evidence"],
         "verdict": verdict,
-        "reason": _filled(claim, (claim.reasons or {})[verdict], texts),
+        "reason": _filled(claim, (claim.reasons or {})[verdict], numbers),
+        "readings": _compared(verdict, readings[readings["id"] == claim.id]),
     }
 
 
-def _verdict(claim: Claim, numbers: pd.DataFrame) -> str:
-    held = []
-    for test in claim.tests:
-        row = numbers.loc[test.key]
-        low = row["value"] if pd.isna(row["low"]) else row["low"]
-        high = row["value"] if pd.isna(row["high"]) else row["high"]
-        held.append(test.holds(float(low), float(high)))
-    if all(held):
-        return "reproduced"
-    return "partly" if held[0] else "not reproduced"
+def _compared(verdict: str, readings: pd.DataFrame) -> str:
+    """How many readings agree; of other seeds it is said by name if they do not."""
+    if readings.empty:
+        return ""
+    same = readings["verdict"] == verdict
+    text = f"{same.sum()} of {len(readings)}"
+    seeds = readings["reading"].str.startswith("other seeds")
+    return text if same[seeds].all() else f"{text}; changes with the seeds"
 
 
-def _number(row: pd.Series, unit: str, bare: bool = False) -> str:
-    factor, ending = (100.0, " %") if unit == "percent" else (1.0, "")
-    form = "{:.0f}" if unit == "count" else "{:.1f}" if unit == "percent" else "{:.2f}"
-    value = form.format(row["value"] * factor).replace("-0.0", "0.0")
-    if bare or pd.isna(row["low"]) or row["low"] == row["high"]:
-        return value + ending
-    low, high = (form.format(row[bound] * factor) for bound in ("low", "high"))
-    return f"{value}{ending} [{low}, {high}]"
+def _asked(claim: Claim) -> str:
+    low, high = (_printed(bound, claim.unit) for bound in claim.bounds)
+    if claim.direction == "close to":
+        return f"{low} to {high}"
+    return f"{claim.direction} {low if claim.direction == 'at least' else high}"
 
 
-def _filled(claim: Claim, reason: str, texts: dict[Any, str]) -> str:
-    """A reason with its numbers; keys hold spaces and commas, so ``str.format`` will not do."""
+def _printed(value: float, unit: str, ending: bool = True) -> str:
+    factor, form, mark = FORMATS[unit]
+    if math.isinf(value):
+        return ""
+    text = form.format(value * factor)
+    text = text.removeprefix("-") if float(text) == 0 else text
+    return text + mark if ending else text
+
+
+def _number(row: pd.Series, unit: str) -> str:
+    value = _printed(row["value"], unit)
+    if pd.isna(row["low"]) or row["low"] == row["high"]:
+        return value
+    low, high = (_printed(row[bound], unit, ending=False) for bound in ("low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _filled(claim: Claim, reason: str, numbers: pd.DataFrame) -> str:
+    """A reason with its numbers; keys hold spaces and commas, so ``str.format`` will not do.
+
+    ``{key|unit}`` prints a number in another unit than the claim's.
+    """
 
     def number(match: re.Match[str]) -> str:
-        if match[1] not in texts:
-            raise ValueError(f"claim {claim.id!r}: no number {match[1]!r} in {claim.notebook}")
-        return texts[match[1]]
+        key, _, unit = match[1].partition("|")
+        if key not in numbers.index:
+            raise ValueError(f"claim {claim.id!r}: no number {key!r} in {claim.notebook}")
+        return _printed(numbers.loc[key, "value"], unit or claim.unit)
 
     return re.sub(r"\{([^}]+)\}", number, reason)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as the README shows it."""
-    lines = ["| claim | paper | ours | evidence | verdict | command |", "|---|---|---|---|---|---|"]
+    """The table as the documents show it."""
+    names = [
+        "claim",
+        "paper",
+        "ours",
+        "evidence",
+        "verdict",
+        "same under other readings",
+        "command",
+    ]
+    rows = []
     for row in table.itertuples():
         ours = f"{row.ours}, n = {row.n}" if row.ours and int(row.n) > 1 else row.ours
         command = f"`{row.command}`" if row.command else ""
         verdict = f"**{row.verdict}**. {row.reason}"
-        cells = [row.claim, row.paper, ours, row.evidence, verdict, command]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+        rows.append([row.claim, row.paper, ours, row.evidence, verdict, row.readings, command])
+    return as_markdown(pd.DataFrame(rows, columns=names))
 
 
-def readme_with(text: str, table: pd.DataFrame) -> str:
-    """A README with the table between its markers; ValueError if they are missing."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README: no {BEGIN} and {END} to put the table between")
-    head, rest = text.split(BEGIN, 1)
-    return f"{head}{BEGIN}\n{markdown(table)}\n{END}{rest.split(END, 1)[1]}"
+def criteria(table: pd.DataFrame) -> str:
+    """What was compared, and what our number had to be."""
+    columns = ["id", "metric", "paper", "asked", "ours", "evidence", "verdict"]
+    return as_markdown(table[columns])
+
+
+def by_reading(table: pd.DataFrame, readings: pd.DataFrame) -> str:
+    """For every claim: its verdict, and under which readings it is another."""
+    rows = []
+    for row in table[table["readings"] != ""].itertuples():
+        own = readings[readings["id"] == row.id]
+        groups = own[own["verdict"] != row.verdict].groupby("verdict", sort=False)["reading"]
+        others = [f"**{verdict}**: {'; '.join(which)}" for verdict, which in groups]
+        rows.append([row.claim, row.verdict, row.readings, ". ".join(others) or "none"])
+    names = ["claim", "verdict", "same under", "another verdict under"]
+    return as_markdown(pd.DataFrame(rows, columns=names))
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; cells as they are."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    texts = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    return "\n".join([texts[0], texts[1].replace(" ", ""), *texts[2:]])
+
+
+def blocks(table: pd.DataFrame) -> dict[str, str]:
+    """Generated parts of the documents, by name."""
+    counts = table["verdict"].value_counts()
+    said = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts]
+    return {
+        "claims": markdown(table),
+        "criteria": criteria(table),
+        "readings": by_reading(table, other_readings()),
+        "verdicts": f"Of {len(table)} claims: {', '.join(said)}.",
+    }
+
+
+def with_blocks(text: str, made: Mapping[str, str]) -> str:
+    """A document with its generated parts between their markers.
+
+    ``<!-- claims:begin -->`` and ``<!-- claims:end -->`` hold the part called ``claims``. Raises
+    ValueError for a marker of an unknown part, or one that does not end.
+    """
+    for name in re.findall(r"<!-- (\w+):begin -->", text):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if name not in made:
+            raise ValueError(f"no generated part {name!r}; there are {', '.join(made)}")
+        head, rest = text.split(begin, 1)
+        if end not in rest:
+            raise ValueError(f"{begin} has no {end}")
+        text = f"{head}{begin}\n{made[name]}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def _documents(table: pd.DataFrame) -> dict[Path, str]:
+    """Every document as it should read."""
+    made, files = blocks(table), [paths.ROOT / name for name in DOCUMENTS]
+    return {file: with_blocks(file.read_text(), made) for file in files}
 
 
 def write(table: pd.DataFrame) -> None:
-    """Write ``results/claims.csv`` and the README's table."""
+    """Write ``results/claims.csv`` and the generated parts of the documents."""
     paths.RESULTS.mkdir(exist_ok=True)
     (paths.RESULTS / "claims.csv").write_bytes(as_csv(table))
-    readme = paths.ROOT / "README.md"
-    readme.write_text(readme_with(readme.read_text(), table))
+    for file, text in _documents(table).items():
+        file.write_text(text)
 
 
 def in_step(table: pd.DataFrame) -> bool:
-    """Whether the committed table and the README say what the results say."""
-    file, readme = paths.RESULTS / "claims.csv", (paths.ROOT / "README.md").read_text()
-    return (
-        file.exists()
-        and file.read_bytes() == as_csv(table)
-        and readme == readme_with(readme, table)
-    )
+    """Whether the committed table and the documents say what the results say."""
+    file = paths.RESULTS / "claims.csv"
+    there = file.exists() and file.read_bytes() == as_csv(table)
+    return there and all(file.read_text() == text for file, text in _documents(table).items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the verdicts and write them to results/claims.csv and the README."""
+    """Print the verdicts and write them to results/claims.csv, README and REPORT."""
     parser = argparse.ArgumentParser(prog="mllm-sched claims", description=main.__doc__)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--print", action="store_true", help="write nothing")
-    only.add_argument("--check", action="store_true", help="fail if README or results differ")
+    only.add_argument(
+        "--check", action="store_true", help="fail if a document or results/claims.csv differs"
+    )
     options = parser.parse_args(argv)
     table = evaluate()
     columns = ["claim", "paper", "ours", "evidence", "verdict"]
@@ -248,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(table)
     if options.print or in_step(table):
         return 0
-    print("README.md or results/claims.csv differ from the results: run `make claims`")
+    print("results/claims.csv, README.md or REPORT.md differ from the results: run `make claims`")
     return 1
 
 

@@ -155,9 +155,33 @@ def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
         "int8 behind the projector": changed.loc["cut behind the projector", "int8_ratio"],
         "int8 holds from, Mbit/s": low,
         "int8 holds to, Mbit/s": high,
+        **_stages(base),
     }
     found = pd.DataFrame({"key": list(rows), "value": list(rows.values())})
     return found.assign(low=float("nan"), high=float("nan"), n=1, evidence="simulated")
+
+
+def _stages(base: Setting) -> dict[str, float]:
+    """Stage by stage: what the strategies take against each other."""
+    edge, remote = modelled("all-edge", base), modelled("all-remote", base)
+    halves = {
+        "transmission, float16": replace(base, wire="float16"),
+        "transmission, int8": replace(base, wire="int8"),
+    }
+    alone = replace(base, items=base.items[:1])
+    image = modelled("hybrid", replace(alone, wire="float16")).transmission_s
+    spread = modelled("hybrid", replace(base, edges=len(base.items)))
+    return {
+        **{
+            key: modelled("hybrid", half).transmission_s / remote.transmission_s
+            for key, half in halves.items()
+        },
+        "transmission, the image alone": image / modelled("all-remote", alone).transmission_s,
+        "encoding, three edges": spread.encode_s / edge.encode_s,
+        "encoding, one edge": modelled("hybrid", base).encode_s / edge.encode_s,
+        "LLM on the server": remote.llm_s / edge.llm_s,
+        "All Edge over All Remote": edge.total_s / remote.total_s,
+    }
 
 
 def region(setting: Setting, rates_mbit_s: Sequence[float], gains: Sequence[float]) -> pd.DataFrame:
