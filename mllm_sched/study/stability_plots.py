@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FormatStrFormatter,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 
 from mllm_sched.study.plots import (
     COMPONENT_COLOURS,
@@ -27,6 +33,7 @@ PANELS = {
     "violations": "tasks beyond the limit",
     "latency_s": "mean latency, s",
 }
+NEAR = (6.0, 1.8)  # shown around the front: times the least latency, times the least energy
 SHOWN_TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50)
 
 
@@ -46,7 +53,8 @@ def over_cases(
             if PENALTY not in str(name):
                 _line(ax, str(name), line.set_index("case").loc[labels])
         ax.set(xlabel=xlabel, ylabel=ylabel)
-        ax.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 6 else 0)
+        short = [label.removesuffix(" s") for label in labels]  # the unit stands with the axis
+        ax.set_xticks(range(len(labels)), short, rotation=60 if len(labels) > 6 else 0)
     _scale(axes, len(labels))
     for ax, name in zip(axes, ("energy", "violations", "latency"), strict=True):
         titled(ax, f"{title}: {name}", played.evidence)
@@ -87,8 +95,9 @@ def ends_on_front(
 ) -> Sequence[Axes]:
     """The arms of the board, their Pareto front, and where schedulers ended, one panel a case.
 
-    Arms beyond the panel's limit are pale. A scheduler's point is its mean over the last tenth of
-    its runs, so it may lie between arms.
+    Only the neighbourhood of the front is shown; all arms of the CPU lie far outside, above and to
+    the right. Arms beyond the panel's limit are pale. A scheduler's point is its mean over the last
+    tenth of its runs, so it may lie between arms.
     """
     if axes is None:
         axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.4), sharey=True)[1]
@@ -100,7 +109,7 @@ def ends_on_front(
             size = 15 - 3 * number  # points on the same arm stay visible as rings
             ax.plot(
                 *means.loc[name],
-                "o",
+                "s" if PENALTY in name else "o",
                 ms=size,
                 mfc="none",
                 mew=2.2,
@@ -109,10 +118,11 @@ def ends_on_front(
                 zorder=4,
             )
         titled(ax, f"Limit {case.label}", played.evidence)
-    handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
+    handles, _ = np.atleast_1d(axes)[-1].get_legend_handles_labels()
     handles += [
         Line2D([], [], marker="o", ls="", color=colour, label=name.upper())
         for name, colour in COMPONENT_COLOURS.items()
+        if name != "cpu"
     ]
     np.atleast_1d(axes)[-1].legend(
         handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
@@ -134,5 +144,10 @@ def _arms(ax: Axes, case: Case, task: Task) -> None:
     ax.plot(means.latency_s[front], means.energy_j[front], "-", color="0.3", lw=1.2, label="front")
     ax.axvline(case.limit_s, color="0.3", ls=(0, (1, 2)), lw=1.2)
     ax.set(xscale="log", yscale="log", xlabel="latency, s", ylabel="energy, J")
-    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.set_xlim(0.9 * means.latency_s.min(), NEAR[0] * means.latency_s.min())
+    ax.set_ylim(0.97 * means.energy_j.min(), NEAR[1] * means.energy_j.min())
+    for axis, ticks in ((ax.xaxis, (0.06, 0.1, 0.2, 0.3)), (ax.yaxis, (2, 2.5, 3))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.label_outer()
