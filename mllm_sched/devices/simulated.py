@@ -15,7 +15,7 @@ from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.work import Work, encoder_modalities, read_work
 from mllm_sched.tasks import Task
 
-ACCOUNTINGS = ("total", "marginal")
+ACCOUNTINGS = ("total", "marginal", "tenants")
 
 
 class SimulatedOrin:
@@ -30,6 +30,7 @@ class SimulatedOrin:
     accounting
         What energy covers. ``total``: what the module's rails would show while the task runs, idle
         power included, work of other tenants left out. ``marginal``: without idle power.
+        ``tenants``: with the work of others who keep the rest of the component busy meanwhile.
     noise
         Scatter of one task. By default that of the published latencies, and the same again for
         power (assumed). ``Noise(0, 0)`` switches it off.
@@ -182,7 +183,9 @@ def _means(
         where = str(arm.component), float(arm.power_w)
         latency_s[arm.index] = model.latency_s(work, *where, float(arm.load), background)
         energy_j[arm.index] = model.marginal_energy_j(work, *where)
-        if accounting == "total":
+        if accounting != "marginal":
             energy_j[arm.index] += model.idle_power_w(where[1]) * latency_s[arm.index]
+        if accounting == "tenants":
+            energy_j[arm.index] += model.tenants_energy_j(work, *where, float(arm.load))
     latency_s.flags.writeable = energy_j.flags.writeable = False
     return Expected(latency_s, energy_j)

@@ -6,7 +6,7 @@ tasks beyond the limit, and the saving against the baselines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -190,24 +190,32 @@ def lineup(device: KnownDevice, task: Task) -> list[Rule]:
 
 
 def play(
-    cases: Sequence[Case], task: Task, steps: int, seeds: int | Sequence[int], **spread: Any
+    cases: Sequence[Case],
+    task: Task,
+    steps: int,
+    seeds: int | Sequence[int],
+    rules: Callable[[SimulatedOrin], list[Rule]] | None = None,
+    **spread: Any,
 ) -> Stability:
-    """Play the line-up in every case.
+    """Play the same rules in every case.
 
     Parameters
     ----------
     cases, task, steps, seeds
         What is played; for a seed all schedulers of a case meet the same noise.
+    rules
+        From a board to who plays on it; by default the line-up.
     **spread
         ``n_jobs`` or ``dask`` of ``sweep``.
     """
-    runs, ends, rules = [], [], {}
+    runs, ends, made = [], [], {}
+    who = rules or (lambda board: lineup(board, task))
     for case in cases:
         limits, key = {"latency_s": case.limit_s}, str(case.settings())
-        if key not in rules:  # the fit takes seconds, and a board of the same settings is the same
-            rules[key] = lineup(case.open(), task)
+        if key not in made:  # their fit takes time, and boards of the same settings are the same
+            made[key] = who(case.open())
         table = sweep(
-            rules[key],
+            made[key],
             BOARD,
             task,
             steps,
