@@ -1,3 +1,5 @@
+import re
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +11,7 @@ from mllm_sched.devices.calibration import predictions
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.study import board_plots, plots
 from mllm_sched.study.architecture import BOXES, architecture
+from mllm_sched.study.figures import as_png, as_svg, save_figure
 from mllm_sched.study.landscape import arm_table
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
 from mllm_sched.study.metrics import per_run, summarise
@@ -59,10 +62,36 @@ def test_a_figure_says_what_its_numbers_are_and_names_every_scheduler(table, nam
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_figure_is_the_same_file(table, name, tmp_path):
-    first = plots.save_figure(drawn(table, name).figure, tmp_path / "a.svg")
-    second = plots.save_figure(drawn(table, name).figure, tmp_path / "b.svg")
+    first = save_figure(drawn(table, name).figure, tmp_path / "a.svg")
+    second = save_figure(drawn(table, name).figure, tmp_path / "b.svg")
     assert first.read_bytes() == second.read_bytes()
     assert b"<dc:date>" not in first.read_bytes()
+
+
+@pytest.mark.parametrize("write", [as_svg, as_png])
+def test_a_file_tells_no_date_and_no_version_and_is_the_same_again(table, write):
+    drawings = [write(drawn(table, "frontier").figure) for _ in range(2)]
+    assert drawings[0] == drawings[1]
+    assert mpl.__version__.encode() not in drawings[0] and b"Matplotlib" not in drawings[0]
+
+
+def test_rounding_beyond_a_thousandth_of_a_point_leaves_a_figure_as_it_is():
+    """Markers and clips, which Matplotlib names after a digest of their coordinates, too."""
+    files = []
+    for noise in (0.0, 1e-9, 1e-2):
+        ax = plt.figure().subplots()
+        ax.errorbar([1, 2], [3.17, 4.3 + noise], yerr=0.131 * (1 + noise), fmt="o", label="0.12345")
+        ax.legend()
+        files.append(as_svg(ax.figure))
+    assert files[0] == files[1] != files[2]
+    assert b">0.12345</text>" in files[0]  # text is not rounded
+
+
+def test_names_of_shapes_are_found_where_they_are_used(table):
+    text = as_svg(drawn(table, "energy").figure).decode()
+    names = set(re.findall(r'id="(shape\d+)"', text))
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+    assert names and {a or b for a, b in used} <= names
 
 
 def test_a_legend_is_in_the_order_of_the_lines_ends(table):

@@ -51,9 +51,16 @@ def test_tables_figures_and_their_origin_are_written(tmp_path):
     folder = save()
     assert folder == tmp_path / "results" / "study"
     names = sorted(file.name for file in folder.iterdir())
-    assert names == ["energy.csv", "over_time.svg", "provenance.json"]
+    assert names == ["energy.csv", "over_time.png", "over_time.svg", "provenance.json"]
     assert (folder / "energy.csv").read_text() == "scheduler,energy_j,n\nUCB,1,3\nRandom,2,4\n"
     assert "<svg" in (folder / "over_time.svg").read_text()
+    assert (folder / "over_time.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((folder / "provenance.json").read_text())
+    for name, digest in {**record["tables"], **record["figures"]}.items():
+        assert checksum(folder / name) == digest
+    assert [*record["tables"], *record["figures"], "provenance.json"] == [
+        *("energy.csv", "over_time.svg", "over_time.png", "provenance.json")
+    ]
 
 
 def test_the_same_results_leave_no_trace():
@@ -74,6 +81,14 @@ def test_a_changed_number_rewrites_its_table_and_the_origin():
     assert touched(folder) == {"energy.csv", "provenance.json"}
     record = json.loads((folder / "provenance.json").read_text())
     assert record["tables"] == {"energy.csv": checksum(folder / "energy.csv")}
+
+
+@pytest.mark.parametrize("name", ["energy.csv", "over_time.svg", "over_time.png"])
+def test_a_lost_or_edited_result_is_mended(name):
+    folder = save()
+    before = aged(folder)
+    (folder / name).write_text("edited")
+    assert aged(save()) == {**before, "provenance.json": (folder / "provenance.json").read_bytes()}
 
 
 def test_a_lost_origin_is_written_again():

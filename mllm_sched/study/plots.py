@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -11,10 +10,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from mllm_sched.study import metrics
+from mllm_sched.study.figures import STEADY
 
 OURS = "Safe GP-UCB"  # the paper's rule; drawn above the others
 
@@ -47,19 +46,9 @@ def use_style() -> None:
             "axes.titlesize": "medium",
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "svg.hashsalt": "mllm-sched",
-            "svg.fonttype": "none",
+            **STEADY,
         }
     )
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write SVG without a date, so that the same figure is the same file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return path
 
 
 def titled(ax: Axes, text: str, evidence: str) -> Axes:

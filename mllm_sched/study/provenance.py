@@ -1,7 +1,8 @@
 """Results on disk: tables, figures, and where they came from.
 
-A folder of results holds its tables as CSV, its figures as SVG, and ``provenance.json``. Nothing
-is rewritten that did not change, so a rerun that gives the same numbers leaves no trace.
+A folder of results holds its tables as CSV, its figures as SVG and as PNG, and
+``provenance.json`` with the checksums of them all. Nothing is rewritten that did not change, so a
+rerun that gives the same numbers leaves no trace.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from packaging.requirements import Requirement
 
 from mllm_sched import paths
-from mllm_sched.study.plots import save_figure
+from mllm_sched.study.figures import as_png, as_svg
 
 DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
 BOARD_DATA = (
@@ -70,24 +70,30 @@ def save_results(
     folder = (paths.BUILD / "live" if live else paths.RESULTS) / name
     folder.mkdir(parents=True, exist_ok=True)
     facts = provenance(parameters, data=data)
-    written = [_write_if_changed(folder / f"{key}.csv", as_csv(t)) for key, t in tables.items()]
-    for key, drawn in figures.items():
-        figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
-        with tempfile.TemporaryDirectory() as scratch:
-            text = save_figure(figure, Path(scratch) / "figure.svg").read_bytes()
-        written.append(_write_if_changed(folder / f"{key}.svg", text))
-    _remove_others(folder, {*(f"{key}.csv" for key in tables), *(f"{key}.svg" for key in figures)})
-    facts["tables"] = {f"{key}.csv": checksum(folder / f"{key}.csv") for key in tables}
+    contents = {
+        "tables": {f"{key}.csv": as_csv(table) for key, table in tables.items()},
+        "figures": dict(file for key, drawn in figures.items() for file in _pictures(key, drawn)),
+    }
+    files = contents["tables"] | contents["figures"]
+    written = [_write_if_changed(folder / file, content) for file, content in files.items()]
+    _remove_others(folder, set(files))
+    for kind, those in contents.items():
+        facts[kind] = {file: hashlib.sha256(content).hexdigest() for file, content in those.items()}
     record = folder / "provenance.json"
     if any(written) or _depends_otherwise(record, facts):
         record.write_text(_as_json(facts))
     return folder
 
 
+def _pictures(key: str, drawn: Axes | Figure) -> list[tuple[str, bytes]]:
+    figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
+    return [(f"{key}.svg", as_svg(figure)), (f"{key}.png", as_png(figure))]
+
+
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Results that the notebook no longer writes."""
     for path in folder.iterdir():
-        if path.suffix in (".csv", ".svg") and path.name not in kept:
+        if path.suffix in (".csv", ".svg", ".png") and path.name not in kept:
             path.unlink()
 
 
@@ -96,7 +102,7 @@ def _depends_otherwise(record: Path, facts: Mapping[str, Any]) -> bool:
     if not record.exists():
         return True
     before, now = json.loads(record.read_text()), json.loads(_as_json(facts))
-    return any(before.get(key) != now[key] for key in ("parameters", "data", "tables"))
+    return any(before.get(key) != now[key] for key in ("parameters", "data", "tables", "figures"))
 
 
 def _as_json(facts: Mapping[str, Any]) -> str:

@@ -74,7 +74,9 @@ def _stable(steps: int) -> list[Variant]:
         replace(base, label="energy without idle power", board={"accounting": "marginal"}),
         replace(base, label="energy with others' work", board={"accounting": "tenants"}),
         replace(base, label="five times the noise", board={"noise": Noise(0.08, 0.08)}),
-        replace(base, label="UCB as in the textbook (1)", ucb=Rule("UCB", "ucb", {"exploration": 1})),
+        replace(
+            base, label="UCB as in the textbook (1)", ucb=Rule("UCB", "ucb", {"exploration": 1})
+        ),
         replace(base, label="UCB on a Gaussian process", ucb=Rule("UCB", "config")),
         replace(base, label="a fifth of the tasks", steps=steps // 5),
         replace(base, label="clip-vit-b32", encoder="clip-vit-b32"),
@@ -86,9 +88,7 @@ def over_power_levels(steps: int, seeds: int) -> list[Reading]:
     """The comparison at each power level."""
     variants = _stable(steps)
     variants += [Variant("limit 0.3 s", limit_s=0.3, steps=steps)]
-    return [
-        Reading(v.label, ("power-levels",), partial(_power_levels, v, seeds)) for v in variants
-    ]
+    return [Reading(v.label, ("power-levels",), partial(_power_levels, v, seeds)) for v in variants]
 
 
 def over_limits(steps: int, seeds: int) -> list[Reading]:
@@ -116,9 +116,7 @@ def _slowness(variant: Variant) -> float:
     return float(least[0] / least[1])
 
 
-def _stability(
-    variant: Variant, cases: Sequence[stability.Case], seeds: int
-) -> pd.DataFrame:
+def _stability(variant: Variant, cases: Sequence[stability.Case], seeds: int) -> pd.DataFrame:
     chosen = range(variant.first_seed, variant.first_seed + seeds)
     played = stability.play(
         cases, variant.task(), variant.steps, chosen, rules=variant.rules, n_jobs=1

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from mllm_sched.arms import Arm
 from mllm_sched.devices import open_device
 from mllm_sched.study.runner import Rule, run
+from mllm_sched.study.spread import spread
 from mllm_sched.tasks import Task
 
-DASK_ENVIRONMENT = "MLLM_SCHED_DASK"
-SEEDS_PER_JOB = 5  # a job of this size takes some seconds, a thousand times its overhead
+SEEDS_PER_JOB = 5  # a job of this size takes some seconds
 
 
 def sweep(
@@ -54,13 +49,8 @@ def sweep(
         Seed arms of the schedulers.
     device_settings
         Further arguments of ``open_device``.
-    n_jobs
-        Processes on this machine; all cores by default.
-    dask
-        Address of a Dask scheduler; by default the environment's MLLM_SCHED_DASK. Its workers
-        need this package. Without an address the runs stay on this machine.
-    label
-        Shown by the progress bar.
+    n_jobs, dask, label
+        See ``spread``.
 
     Returns
     -------
@@ -78,16 +68,10 @@ def sweep(
     settings = dict(device_settings or {})
     terms = {"limits": dict(limits), "seeds": list(trusted), "allow_infeasible": allow_infeasible}
     jobs = [
-        joblib.delayed(_job)(rule, device, settings, task, steps, chunk, terms)
-        for rule in rules
-        for chunk in chunks
+        (rule, device, settings, task, steps, chunk, terms) for rule in rules for chunk in chunks
     ]
-    with _backend(dask or os.environ.get(DASK_ENVIRONMENT), n_jobs):
-        parallel = joblib.Parallel(return_as="generator")
-        progress = tqdm(
-            parallel(jobs), total=len(jobs), desc=label or device, unit="job", leave=False
-        )
-        table = pd.concat(list(progress), ignore_index=True)
+    tables = spread(_job, jobs, label=label or device, n_jobs=n_jobs, dask=dask)
+    table = pd.concat(tables, ignore_index=True)
     return _as_categories(table, [rule.label for rule in rules])
 
 
@@ -101,50 +85,13 @@ def _job(
     terms: Mapping[str, Any],
 ) -> pd.DataFrame:
     tables = []
-    # One thread each: the matrices are small, and the processes already fill the cores.
-    with threadpool_limits(1):
-        for seed in seeds:
-            board = open_device(device, seed=np.random.SeedSequence([seed, 0]), **settings)
-            try:
-                tables.append(run(rule, board, task, steps, seed=seed, **terms))
-            finally:
-                board.close()
+    for seed in seeds:
+        board = open_device(device, seed=np.random.SeedSequence([seed, 0]), **settings)
+        try:
+            tables.append(run(rule, board, task, steps, seed=seed, **terms))
+        finally:
+            board.close()
     return pd.concat(tables, ignore_index=True)
-
-
-def _backend(dask: str | None, n_jobs: int | None) -> AbstractContextManager[Any]:
-    if dask:
-        return _DaskBackend(_client(dask))
-    if n_jobs == 1:
-        return nullcontext()
-    return joblib.parallel_config("loky", n_jobs=n_jobs or -1)
-
-
-def _client(address: str) -> Any:
-    from distributed import Client
-
-    try:
-        return Client(address)
-    except (OSError, ValueError, MemoryError) as error:  # the last: it speaks something else
-        raise OSError(
-            f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
-        ) from error
-
-
-class _DaskBackend(AbstractContextManager[None]):
-    """joblib's Dask backend for as long as the client is open."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.config: Any = None
-
-    def __enter__(self) -> None:
-        self.config = joblib.parallel_config("dask", n_jobs=-1)
-        self.config.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.config.__exit__(*error)
-        self.client.close()
 
 
 def _as_categories(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from mllm_sched.schedulers import make_scheduler
 from mllm_sched.study.families import FAMILIES, Table
 from mllm_sched.study.metrics import interval
 from mllm_sched.study.runner import Rule
+from mllm_sched.study.spread import spread
 
+TABLES_PER_JOB = 5
 SLOWER = 1.35  # what a drift makes of the latency of the best arm's component
 
 
@@ -96,16 +97,17 @@ class Trial:
         return float(energies.mean()), float(violations.mean())
 
 
-def play_all(trials: Iterable[Trial], tables: int, n_jobs: int = -1) -> pd.DataFrame:
-    """Every trial on so many tables, the same for all.
+def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
+    """Every trial on so many tables, the same for all; see ``spread`` for where.
 
     Returns
     -------
     One row per trial and table: ``scheduler``, ``label``, ``family`` (with its arms), ``noise``,
     ``drift``, ``tasks``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
     """
-    jobs = [(trial, seed) for trial in trials for seed in range(tables)]
-    played = Parallel(n_jobs=n_jobs, batch_size=10)(delayed(_play)(*job) for job in jobs)
+    chunks = [range(i, min(i + TABLES_PER_JOB, tables)) for i in range(0, tables, TABLES_PER_JOB)]
+    jobs = [(trial, chunk) for trial in trials for chunk in chunks]
+    played = spread(_play, jobs, label="random tables", n_jobs=n_jobs)
     rows = [
         {
             "scheduler": trial.rule.label,
@@ -118,7 +120,8 @@ def play_all(trials: Iterable[Trial], tables: int, n_jobs: int = -1) -> pd.DataF
             "energy": energy,
             "violations": violations,
         }
-        for (trial, seed), (energy, violations) in zip(jobs, played, strict=True)
+        for (trial, chunk), outcomes in zip(jobs, played, strict=True)
+        for seed, (energy, violations) in zip(chunk, outcomes, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -165,8 +168,8 @@ def each(
     ]
 
 
-def _play(trial: Trial, seed: int) -> tuple[float, float]:
-    return trial.play(seed)
+def _play(trial: Trial, seeds: Iterable[int]) -> list[tuple[float, float]]:
+    return [trial.play(seed) for seed in seeds]
 
 
 def _slower(table: Table) -> Table:

@@ -1,0 +1,56 @@
+"""Figures as files: the same figure is the same file, on any processor."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+PNG_DPI = 120
+STEADY = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
+
+TAG = re.compile(r"<[^>]*>")
+LONG_NUMBER = re.compile(r"\d+\.\d{4,}")
+NAME = re.compile(r'\bid="(\w*[0-9a-f]{10})"')  # as Matplotlib makes them, from a digest
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write SVG without a date, so that the same figure is the same file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(as_svg(figure))
+    return path
+
+
+def as_svg(figure: Figure) -> bytes:
+    """A figure as SVG, coordinates in thousandths of a point.
+
+    Beyond them there is rounding, which differs between processors. Matplotlib names shapes after
+    a digest of their coordinates; here they are numbered.
+    """
+    file = BytesIO()
+    nobody = {"Date": None, "Creator": None}
+    with mpl.rc_context(STEADY):
+        figure.savefig(file, format="svg", metadata=nobody, bbox_inches="tight")
+    text = TAG.sub(lambda tag: LONG_NUMBER.sub(_rounded, tag[0]), file.getvalue().decode())
+    places = {name: f"shape{place}" for place, name in enumerate(dict.fromkeys(NAME.findall(text)))}
+    if places:
+        known = re.compile(rf'(?<=["#])({"|".join(places)})(?=[")])')
+        text = known.sub(lambda found: places[found[1]], text)
+    return text.encode()
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as PNG, for where SVG is not shown; no version of a program is in it."""
+    file = BytesIO()
+    figure.savefig(
+        file, format="png", dpi=PNG_DPI, metadata={"Software": None}, bbox_inches="tight"
+    )
+    return file.getvalue()
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.3f}".rstrip("0").rstrip(".")
