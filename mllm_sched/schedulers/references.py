@@ -29,7 +29,8 @@ def truly_best(
     values
         True mean of every quantity, each of shape (arms,).
     """
-    known = {name: np.nan_to_num(np.asarray(values[name]), nan=np.inf) for name in values}
+    arrays = {name: np.asarray(values[name], dtype=np.float64) for name in values}
+    known = {name: np.where(np.isnan(array), np.inf, array) for name, array in arrays.items()}
     excess = np.max([known[name] / limit for name, limit in limits.items()], axis=0)
     if not (excess <= 1.0).any():
         return int(excess.argmin()), False

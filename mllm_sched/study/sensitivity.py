@@ -19,6 +19,7 @@ from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
 NO_CPU = ("gpu", "dla")
+UCB = Rule("UCB", "ucb")
 OTHER_SEEDS = 1000  # where they begin; those of the experiments begin at 0
 
 
@@ -52,7 +53,7 @@ class Variant:
     board: Mapping[str, Any] = field(default_factory=dict)
     trusted: Sequence[str] = ("gpu", "dla")
     baselines: Mapping[str, Any] = field(default_factory=dict)
-    ucb: Rule = Rule("UCB", "ucb")
+    ucb: Rule = UCB
     epsilon: float = 0.1
     fitted: bool = True
 

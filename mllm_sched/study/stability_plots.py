@@ -65,8 +65,8 @@ def over_cases(
 def _line(ax: Axes, label: str, line: pd.DataFrame) -> None:
     colour, ours = scheduler_colour(label), label == OURS
     places = np.arange(len(line))
-    style = {"lw": 2.6 if ours else 1.5, "zorder": 3 if ours else 2, "ms": 5}
-    ax.plot(places, line["value"], dashes(label), marker="o", color=colour, label=label, **style)
+    (drawn,) = ax.plot(places, line["value"], dashes(label), color=colour, label=label)
+    drawn.set(marker="o", markersize=5, linewidth=2.6 if ours else 1.5, zorder=3 if ours else 2)
     ax.fill_between(places, line["low"], line["high"], color=colour, alpha=0.18, lw=0)
 
 
@@ -100,8 +100,9 @@ def ends_on_front(
     tenth of its runs, so it may lie between arms.
     """
     if axes is None:
-        axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.4), sharey=True)[1]
-    for ax, case in zip(np.atleast_1d(axes), shown, strict=True):
+        size = 4.4 * len(shown), 4.4
+        axes = list(plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)[1][0])
+    for ax, case in zip(axes, shown, strict=True):
         _arms(ax, case, task)
         here = played.ends[played.ends["case"] == case.label]
         means = here.groupby("scheduler", observed=True)[["latency_s", "energy_j"]].mean()
@@ -118,15 +119,13 @@ def ends_on_front(
                 zorder=4,
             )
         titled(ax, f"Limit {case.label}", played.evidence)
-    handles, _ = np.atleast_1d(axes)[-1].get_legend_handles_labels()
+    handles, _ = axes[-1].get_legend_handles_labels()
     handles += [
         Line2D([], [], marker="o", ls="", color=colour, label=name.upper())
         for name, colour in COMPONENT_COLOURS.items()
         if name != "cpu"
     ]
-    np.atleast_1d(axes)[-1].legend(
-        handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
-    )
+    axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return axes
 
 

@@ -119,7 +119,7 @@ def play(
     rules: Sequence[Rule],
     task: Task,
     steps: int,
-    seeds: int,
+    seeds: int | Sequence[int],
     *,
     limit_s: float,
     trusted: Sequence[Arm],
