@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 
@@ -40,18 +41,30 @@ class Oracle(Scheduler):
         self.truth = truth
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        truth = self.truth() if callable(self.truth) else self.truth
-        values = {name: np.asarray(truth[name])[cells] for name in self.quantities}
+        values = {name: value[cells] for name, value in self._true_means().items()}
         return Choice(int(cells[self._best(values)]), "truly best", certified=True)
 
     def _best(self, values: Mapping[str, Any]) -> int:
-        feasible = np.logical_and.reduce([values[q] <= limit for q, limit in self.limits.items()])
+        feasible = self._within(values)
         if not feasible.any():
             nearest = {name: float(values[name].min()) for name in self.limits}
             raise ValueError(
                 f"limits {self.limits}: no arm can meet them; the least reached are {nearest}"
             )
         return int(np.where(feasible, values[self.objective], np.inf).argmin())
+
+    def _true_means(self) -> dict[str, NDArray[np.float64]]:
+        truth = self.truth() if callable(self.truth) else self.truth
+        return {name: np.asarray(truth[name], dtype=np.float64) for name in self.quantities}
+
+    def _within(self, values: Mapping[str, Any]) -> NDArray[np.bool_]:
+        return np.logical_and.reduce([values[q] <= limit for q, limit in self.limits.items()])
+
+    def _believed(self, cells: Indices) -> Bounds:
+        return {q: (np.log(value[cells]),) * 2 for q, value in self._true_means().items()}
+
+    def _certified_cells(self) -> NDArray[np.bool_]:
+        return self._within(self._true_means())
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         """The oracle knows already."""

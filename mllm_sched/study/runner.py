@@ -14,7 +14,7 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Device, KnownDevice
 from mllm_sched.devices.base import Expected
 from mllm_sched.measurement import Measurement
-from mllm_sched.schedulers import Scheduler, make_scheduler
+from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
 from mllm_sched.tasks import Task
 
 NUMBERS = ("energy_j", "latency_s", "true_energy_j", "true_latency_s", "oracle_energy_j")
@@ -60,6 +60,7 @@ def run(
     seed: int = 0,
     seeds: Iterable[Arm] = (),
     objective: str = "energy_j",
+    watch: Callable[[Scheduler, Decision], None] | None = None,
 ) -> pd.DataFrame:
     """Play one scheduler for some tasks.
 
@@ -77,6 +78,8 @@ def run(
         See ``Scheduler``.
     seed
         Of the scheduler's own randomness. The device was opened with a seed of its own.
+    watch
+        Called with the scheduler and its decision after every task, to look at what it knows.
 
     Returns
     -------
@@ -111,6 +114,8 @@ def run(
             arms[step], certified[step] = decision.arm.index, decision.certified
             numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
             failed.append(measurement.failed)
+            if watch:
+                watch(scheduler, decision)
     except (OSError, RuntimeError, ValueError) as error:
         if not failed and isinstance(error, ValueError):
             raise  # the call was wrong; nothing broke
