@@ -165,3 +165,11 @@ def board_table(device: KnownDevice, task: Task, limits: Mapping[str, float]) ->
     within = np.logical_and.reduce([table[name] <= limit for name, limit in limits.items()])
     least = table["energy_j"].where(within)
     return table.assign(within=within, best=least == least.min())
+
+
+def pareto_front(board: pd.DataFrame) -> pd.Series:
+    """Arms than which no other is both as quick and as cheap, and better in one."""
+    slow, dear = board["latency_s"].to_numpy(), board["energy_j"].to_numpy()
+    as_good = (slow[:, None] <= slow) & (dear[:, None] <= dear)
+    better = as_good & ((slow[:, None] < slow) | (dear[:, None] < dear))
+    return pd.Series(~better.any(axis=0), index=board.index)
