@@ -97,7 +97,7 @@ def _shares(mix: Mapping[str, float]) -> dict[str, float]:
             raise ValueError(f"mix: {encoder}={share}: give a share, 0 or more")
     total = sum(mix.values())
     if not 0 < total < math.inf:
-        raise ValueError(f"mix={dict(mix)}: give at least one encoder a share above 0")
+        raise ValueError(f"mix: shares sum to {total:g}: give at least one a number above 0")
     return {encoder: share / total for encoder, share in mix.items() if share > 0}
 
 
