@@ -126,8 +126,8 @@ def facts(question: Question, n: int) -> dict[str, str]:
         "Safe set": _safe_set(task["safe_arms"], int(seen.board["within"].sum())),
         "Arms tried": f"{int(now['tried'])} of {len(seen.space)}",
         "Tasks beyond the limit": f"{int(now['beyond the limit'])} of {n}",
-        "Energy so far": f"{now['energy, J']:.4g} J; the oracle's {now['oracle, J']:.4g} J; "
-        f"{now['over the oracle']:+.1%} (simulated)",
+        "Energy so far": f"{now['energy, J']:.4g} J, {1 + now['over the oracle']:.3g} times the "
+        f"oracle's {now['oracle, J']:.4g} J (simulated)",
     }
 
 
@@ -138,12 +138,13 @@ def _safe_set(certified: float, meeting: int) -> str:
 
 
 def facts_table(question: Question, n: int) -> str:
-    """``facts`` as HTML."""
+    """``facts`` as HTML, two beside each other."""
+    columns = "display:grid;grid-template-columns:max-content 1fr max-content 1fr;gap:2px 16px"
     cells = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        f"<b>{html.escape(name)}</b><span>{html.escape(value)}</span>"
         for name, value in facts(question, n).items()
     )
-    return f"<table>{cells}</table>"
+    return f'<div style="{columns};line-height:1.5">{cells}</div>'
 
 
 def _picture(figure: Figure, said: str) -> str:
