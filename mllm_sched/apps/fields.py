@@ -126,7 +126,7 @@ class NumberField:
         import ipywidgets as widgets
 
         self.name, self.allowed, self.value, self.error = name, allowed, float(value), ""
-        self._ends = slider
+        self._ends, self._log = slider, log
         self._followers: list[Callable[[], None]] = []
         self._following = False  # one of text and slider is being set to follow the other
         wide = {"description_width": "12em"}
@@ -160,9 +160,16 @@ class NumberField:
             follower()
 
     def _slid(self, change: dict[str, Any]) -> None:
-        if not self._following:
+        if not self._following and not self._echoed(change["new"]):
             value = round(change["new"]) if self.allowed.whole else change["new"]
             self._follow(self.text, _three_digits(value))
+
+    def _echoed(self, new: float) -> bool:
+        """Whether the page only rounded to the slider's step what was typed; nobody moved it."""
+        low, high = self._ends
+        scale = math.log10 if self._log else float
+        off = scale(new) - scale(min(max(self.value, low), high))
+        return abs(off) <= 0.5 * self.slider.step
 
     def _follow(self, part: Any, value: Any) -> None:
         self._following = True
