@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllm_sched.study.savings import Scenario, fleet, model_sd, saved
+from mllm_sched.study.savings import fleet, model_sd, saved
 from mllm_sched.study.savings_curves import Played
+from mllm_sched.study.savings_scenario import Scenario
 
 Z = 1.96  # of a normal, 95 %
 VOLUMES = tuple(float(f"{volume:.3g}") for volume in np.geomspace(0.1, 10_000, 31))
