@@ -28,6 +28,7 @@ from mllm_sched.study.savings_scenario import Scenario
 
 J_PER_KWH = 3.6e6
 DAY_S = 86400.0
+Z = 1.96  # of a normal, 95 %
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,15 @@ def saved(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
 
 
 def _named(name: str, values: Array, wide: bool = False) -> dict[str, Array]:
-    """Mean over seeds, and its intervals, as columns."""
-    means = values @ _resamples(values.shape[1])
-    columns = {name: values.mean(axis=1)}
-    tail = 50 * (1 - CONFIDENCE)
-    draws = {"": means, "_wide": means * _factors()} if wide else {"": means}
-    for kind, drawn in draws.items():
-        low, high = np.percentile(drawn, [tail, 100 - tail], axis=1)
-        columns |= {f"{name}{kind}_low": low, f"{name}{kind}_high": high}
+    """Mean over seeds, and its intervals, as columns; independent errors add in quadrature."""
+    mean, tail = values.mean(axis=1), 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values @ _resamples(values.shape[1]), [tail, 100 - tail], axis=1)
+    columns = {name: mean, f"{name}_low": low, f"{name}_high": high}
+    if wide:
+        off = model_factor()
+        down, up = np.sort([mean / off, mean * off], axis=0)
+        columns[f"{name}_wide_low"] = mean - np.hypot(mean - low, mean - down)
+        columns[f"{name}_wide_high"] = mean + np.hypot(high - mean, up - mean)
     return columns
 
 
@@ -149,12 +151,6 @@ def _resamples(seeds: int) -> Array:
     """Weights of the seeds in every resample, the same for all schedulers; (seeds, resamples)."""
     rng = np.random.default_rng(0)
     return rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES).T / seeds
-
-
-@lru_cache(maxsize=1)
-def _factors() -> Array:
-    """Factors by which the model of the board may be off, one for every resample."""
-    return np.exp(model_sd() * np.random.default_rng(1).standard_normal(RESAMPLES))
 
 
 @lru_cache(maxsize=1)
@@ -174,6 +170,11 @@ def model_sd() -> float:
         )
     ]
     return float(np.hypot(*scaled))
+
+
+def model_factor() -> float:
+    """The factor by which the model is off at either end of its interval of 95 %."""
+    return math.exp(Z * model_sd())
 
 
 def headline(scenario: Scenario, played: Played, ours: str, other: str) -> str:

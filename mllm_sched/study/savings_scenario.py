@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mllm_sched.pipeline.work import encoder_modalities
 
-DEFAULT_MIX = {"clip-vit-l14-336": 0.6, "whisper-small": 0.3, "videomae-base": 0.1}
+DEFAULT_MIX = {"clip-vit-l14-336": 6, "whisper-small": 3, "videomae-base": 1}
 
 
 @dataclass(frozen=True)
