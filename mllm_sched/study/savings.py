@@ -6,7 +6,7 @@ at a few watts all year it is most of the bill.
 
 Two intervals of 95 % are given. The inner one is a bootstrap over seeds, of the expected cost; a
 single device scatters more. The wider one adds the error of the model of the board. That error is
-taken as one log-normal factor on all schedulers, so percentages do not move with it. This is a
+taken as one factor on all schedulers (normal in its log), so percentages do not move. This is a
 simplification: errors that differ between components would move them, and nothing published says
 how far off the CPU is.
 """
