@@ -17,9 +17,10 @@ from mllm_sched.apps.calculator_tables import bill_table, remarks, strategy_tabl
 from mllm_sched.apps.fields import Allowed, NumberField, have_widgets
 from mllm_sched.study import plots, savings_plots
 from mllm_sched.study.plots import OURS
-from mllm_sched.study.savings import Scenario, annual, headline
+from mllm_sched.study.savings import annual, headline
 from mllm_sched.study.savings_curves import Played
 from mllm_sched.study.savings_runs import read_runs
+from mllm_sched.study.savings_scenario import Scenario
 
 
 def calculator(runs: pd.DataFrame | None = None) -> Any:

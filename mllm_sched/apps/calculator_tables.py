@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from mllm_sched.study.plots import OURS
-from mllm_sched.study.savings import Scenario, annual, saved
+from mllm_sched.study.savings import annual, saved
 from mllm_sched.study.savings_curves import Played
 from mllm_sched.study.savings_plots import short
+from mllm_sched.study.savings_scenario import Scenario
 from mllm_sched.study.savings_strategies import strategy_annual
 
 

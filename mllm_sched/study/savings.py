@@ -6,7 +6,7 @@ at a few watts all year it is most of the bill.
 
 Two intervals of 95 % are given. The inner one is a bootstrap over seeds, of the expected cost; a
 single device scatters more. The wider one adds the error of the model of the board. That error is
-taken as one log-normal factor on all schedulers, so percentages do not move with it. This is a
+taken as one factor on all schedulers (normal in its log), so percentages do not move. This is a
 simplification: errors that differ between components would move them, and nothing published says
 how far off the CPU is.
 """
@@ -14,8 +14,7 @@ how far off the CPU is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,82 +22,13 @@ import pandas as pd
 
 from mllm_sched.devices.calibration import held_out_errors
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.study.metrics import CONFIDENCE, RESAMPLES
 from mllm_sched.study.savings_curves import Array, Played
+from mllm_sched.study.savings_scenario import Scenario
 
 J_PER_KWH = 3.6e6
 DAY_S = 86400.0
-DEFAULT_MIX = {"clip-vit-l14-336": 0.6, "whisper-small": 0.3, "videomae-base": 0.1}
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Who encodes how much, where.
-
-    Attributes
-    ----------
-    tasks_per_day
-        Of one device.
-    devices
-        How many.
-    price_per_kwh
-        Of electricity, in any currency; the examples say euro.
-    gco2_per_kwh
-        Carbon intensity, grams of CO2e.
-    mix
-        Encoder to its share of the tasks; scaled to sum to 1.
-    limit_s
-        Latency limit of encoding; it must be one that was played.
-    days
-        The period.
-
-    Raises
-    ------
-    ValueError
-        For a value outside of what is stated; the message names it and says what to give.
-
-    Examples
-    --------
-    >>> Scenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
-    {'whisper-small': 0.75, 'clip-vit-b32': 0.25}
-    """
-
-    tasks_per_day: float = 10_000
-    devices: int = 100
-    price_per_kwh: float = 0.30
-    gco2_per_kwh: float = 300.0
-    mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
-    limit_s: float = 0.2
-    days: float = 365.0
-
-    def __post_init__(self) -> None:
-        for name in ("tasks_per_day", "limit_s", "days"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
-        for name in ("price_per_kwh", "gco2_per_kwh"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number, 0 or more")
-        if not 1 <= self.devices < math.inf or self.devices != int(self.devices):
-            raise ValueError(f"devices={self.devices}: give a whole number, 1 or more")
-        object.__setattr__(self, "mix", _shares(self.mix))
-
-    def tasks(self, encoder: str) -> float:
-        """Tasks of an encoder on one device in the whole period."""
-        return self.tasks_per_day * self.days * self.mix.get(encoder, 0.0)
-
-
-def _shares(mix: Mapping[str, float]) -> dict[str, float]:
-    known = encoder_modalities()
-    for encoder, share in mix.items():
-        if encoder not in known:
-            raise ValueError(f"mix: encoder {encoder!r}: expected some of {', '.join(known)}")
-        if not 0 <= share < math.inf:
-            raise ValueError(f"mix: {encoder}={share}: give a share, 0 or more")
-    total = sum(mix.values())
-    if not 0 < total < math.inf:
-        raise ValueError(f"mix: shares sum to {total:g}: give at least one a number above 0")
-    return {encoder: share / total for encoder, share in mix.items() if share > 0}
+Z = 1.96  # of a normal, 95 %
 
 
 @dataclass(frozen=True)
@@ -204,14 +134,15 @@ def saved(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
 
 
 def _named(name: str, values: Array, wide: bool = False) -> dict[str, Array]:
-    """Mean over seeds, and its intervals, as columns."""
-    means = values @ _resamples(values.shape[1])
-    columns = {name: values.mean(axis=1)}
-    tail = 50 * (1 - CONFIDENCE)
-    draws = {"": means, "_wide": means * _factors()} if wide else {"": means}
-    for kind, drawn in draws.items():
-        low, high = np.percentile(drawn, [tail, 100 - tail], axis=1)
-        columns |= {f"{name}{kind}_low": low, f"{name}{kind}_high": high}
+    """Mean over seeds, and its intervals, as columns; independent errors add in quadrature."""
+    mean, tail = values.mean(axis=1), 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values @ _resamples(values.shape[1]), [tail, 100 - tail], axis=1)
+    columns = {name: mean, f"{name}_low": low, f"{name}_high": high}
+    if wide:
+        off = model_factor()
+        down, up = np.sort([mean / off, mean * off], axis=0)
+        columns[f"{name}_wide_low"] = mean - np.hypot(mean - low, mean - down)
+        columns[f"{name}_wide_high"] = mean + np.hypot(high - mean, up - mean)
     return columns
 
 
@@ -220,12 +151,6 @@ def _resamples(seeds: int) -> Array:
     """Weights of the seeds in every resample, the same for all schedulers; (seeds, resamples)."""
     rng = np.random.default_rng(0)
     return rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES).T / seeds
-
-
-@lru_cache(maxsize=1)
-def _factors() -> Array:
-    """Factors by which the model of the board may be off, one for every resample."""
-    return np.exp(model_sd() * np.random.default_rng(1).standard_normal(RESAMPLES))
 
 
 @lru_cache(maxsize=1)
@@ -245,6 +170,11 @@ def model_sd() -> float:
         )
     ]
     return float(np.hypot(*scaled))
+
+
+def model_factor() -> float:
+    """The factor by which the model is off at either end of its interval of 95 %."""
+    return math.exp(Z * model_sd())
 
 
 def headline(scenario: Scenario, played: Played, ours: str, other: str) -> str:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.pipeline.work import read_work
-from mllm_sched.study.savings import J_PER_KWH, Scenario
+from mllm_sched.study.savings import J_PER_KWH
+from mllm_sched.study.savings_scenario import Scenario
 from mllm_sched.study.strategy_costs import ITEMS, Cost, Encoded, Setting, modelled
 
 STRATEGIES = {"All Edge": "all-edge", "All Remote": "all-remote", "Hybrid Edge": "hybrid"}

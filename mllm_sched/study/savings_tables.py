@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllm_sched.study.savings import Scenario, fleet, model_sd, saved
+from mllm_sched.study.savings import fleet, model_factor, saved
 from mllm_sched.study.savings_curves import Played
+from mllm_sched.study.savings_scenario import Scenario
 
-Z = 1.96  # of a normal, 95 %
 VOLUMES = tuple(float(f"{volume:.3g}") for volume in np.geomspace(0.1, 10_000, 31))
 
 
@@ -88,7 +88,7 @@ def tornado(scenario: Scenario, played: Played, ours: str, other: str) -> pd.Dat
         table = saved(replace(scenario, **changes), played, ours).set_index("scheduler")
         return float(table.loc[other, "money"])
 
-    base, tasks, off = money(), scenario.tasks_per_day, math.exp(Z * model_sd())
+    base, tasks, off = money(), scenario.tasks_per_day, model_factor()
     cases = {
         "tasks per day": {
             f"{volume:g}": money(tasks_per_day=volume) for volume in (tasks / 2, 2 * tasks)
