@@ -18,7 +18,7 @@ PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(ST
   $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lint lab notebooks claims bench peers proto checksums clean
+.PHONY: help env reproduce test browser lint lab app notebooks claims bench peers proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,9 +38,14 @@ reproduce: $(STAMP) ## Run the notebooks: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= 
 	$(RUN) -m mllm_sched.study.notebooks reproduce $(PARAMETERS) $(NOTEBOOKS)
 	@$(if $(strip $(PARAMETERS)),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(strip $(PARAMETERS)),--print)
 
-test: $(STAMP) ## Unit tests, doctests, then the notebooks against their committed outputs
+test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs
 	$(RUN) -m pytest -n 2 --dist loadscope
 	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 -p no:cacheprovider -n 2 --dist loadscope notebooks
+
+browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } || \
+	  echo "no Chromium: the tests of pages will be skipped"
 
 lint: $(STAMP) ## ruff and mypy
 	$(RUN) -m ruff check .
@@ -49,6 +54,9 @@ lint: $(STAMP) ## ruff and mypy
 
 lab: $(STAMP) ## Open JupyterLab at the quickstart
 	$(VENV)/bin/jupyter lab notebooks/00_quickstart.ipynb
+
+app: $(STAMP) ## Open the explorer and the calculator as a page without code
+	$(VENV)/bin/voila notebooks/12_explorer.ipynb
 
 notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit
 	$(RUN) -m mllm_sched.study.notebooks refresh $(NOTEBOOKS)

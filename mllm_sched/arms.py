@@ -182,7 +182,7 @@ class ArmSpace(Sequence[Arm]):
         if unknown:
             known = ", ".join(f"{level:g}" for level in ORIN_POWER_LEVELS)
             raise ValueError(f"power_levels: {unknown[0]!r}: expected some of {known}")
-        names = [ORIN_POWER_LEVELS[level] for level in power_levels]
+        names = [ORIN_POWER_LEVELS[int(level)] for level in power_levels]
         return cls(
             [
                 Factor("component", components, labels=labels),

@@ -29,6 +29,7 @@ from scipy.special import ndtr, ndtri
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice, interval
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
@@ -231,6 +232,17 @@ class AdaptiveSafeGP(Scheduler):
             mean, variance = (float(moment[0]) for moment in self.memory.moments(name, cell))
             bounds[name] = interval(mean, width * math.sqrt(variance))
         return bounds
+
+    def _believed(self, cells: Indices) -> Bounds:
+        width, bounds = float(ndtri(self.certainty)), {}
+        for name in self.quantities:
+            mean, variance = self.memory.moments(name, cells)
+            bounds[name] = (mean - width * np.sqrt(variance), mean + width * np.sqrt(variance))
+        return bounds
+
+    def _certified_cells(self) -> NDArray[np.bool_]:
+        feasible, _ = self.memory.feasible(np.arange(self.cells), self._log_limits)
+        return feasible >= self.certainty
 
     def budget(self) -> float:
         """Expected violations that may still be risked."""

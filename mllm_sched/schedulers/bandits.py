@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 
@@ -60,6 +61,16 @@ class CostStatistics(Scheduler):
         unknown = self.counts == 0
         means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
         return means
+
+    def _believed(self, cells: Indices) -> Bounds:
+        told = self.counts[cells]
+        means = np.where(told > 0, self.totals[cells] / np.maximum(told, 1e-12), np.nan)
+        spread = self._spread(cells)
+        return {self.objective: (means - spread, means + spread)}
+
+    def _spread(self, cells: Indices) -> Array | float:
+        """How far a mean cost may be off, as far as the rule reckons with it."""
+        return 0.0
 
     def hopeless(self, cells: Indices) -> bool:
         """Whether each of these cells was tried and was always beyond a limit."""
@@ -119,8 +130,14 @@ class UCB(CostBandit):
         self.exploration = _checked_exploration(exploration)
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
-        bonus = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
-        return int((costs - self.exploration * bonus).argmin()), "least cost bound"
+        return int((costs - self._bonus(counts)).argmin()), "least cost bound"
+
+    def _spread(self, cells: Indices) -> Array:
+        return self._bonus(np.maximum(self.counts[cells], 1e-12))
+
+    def _bonus(self, counts: Array) -> Array:
+        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
+        return self.exploration * bonus
 
 
 class Thompson(CostBandit):
@@ -142,6 +159,9 @@ class Thompson(CostBandit):
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
         return int((costs + self.exploration * draws).argmin()), "least sampled cost"
+
+    def _spread(self, cells: Indices) -> Array:
+        return self.exploration / np.sqrt(self.counts[cells] + 1.0)
 
 
 class EpsilonGreedy(CostBandit):

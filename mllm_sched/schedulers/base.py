@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +13,17 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.measurement import check_quantity
+from mllm_sched.schedulers.beliefs import Beliefs
 from mllm_sched.schedulers.decision import Choice, Decision
 from mllm_sched.schedulers.incomplete import IncompleteRuns, Values
+from mllm_sched.schedulers.limits import checked_limits, log_limits
 from mllm_sched.schedulers.warm_start import rows
 
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
 
 
-class Scheduler(IncompleteRuns):
+class Scheduler(IncompleteRuns, Beliefs):
     """Chooses arms, one decision at a time.
 
     A rule sees *cells*: cell = context x number of arms + arm. Without contexts a cell is an arm.
@@ -44,7 +45,9 @@ class Scheduler(IncompleteRuns):
     """
 
     name: ClassVar[str]
-    STATE: ClassVar[tuple[str, ...]] = ("rng", "steps", "_open", "_next_id", "_charged", "_latest")
+    STATE: ClassVar[tuple[str, ...]] = (
+        *("rng", "steps", "plays", "_open", "_next_id", "_charged", "_latest"),
+    )
 
     def __init__(
         self,
@@ -56,8 +59,8 @@ class Scheduler(IncompleteRuns):
         rng: int | np.random.Generator = 0,
         contexts: Sequence[Factor] = (),
     ) -> None:
-        super().__init__(objective, _checked(limits))
-        self._log_limits = _logs(self.limits)
+        super().__init__(objective, checked_limits(limits))
+        self._log_limits = log_limits(self.limits)
         self.space = space
         self.quantities = tuple(dict.fromkeys([objective, *limits]))
         self.seeds: Indices = np.array([space.index(arm) for arm in seeds], dtype=np.int64)
@@ -66,6 +69,7 @@ class Scheduler(IncompleteRuns):
         self.joint = ArmSpace([*contexts, *space.factors])  # cells as arms
         self.cells = len(self.joint)
         self.steps = 0  # measurements told so far
+        self.plays = np.zeros(self.cells, dtype=np.int64)  # the same, of each cell
         self._all_arms: Indices = np.arange(len(space))
         self._open: dict[int, int] = {}  # decision id -> cell
         self._next_id = 0
@@ -153,6 +157,7 @@ class Scheduler(IncompleteRuns):
         self._charged.pop(decision_id, None)
         self._observe(cell, values, {} if failed else bounds, self._time(now))
         self.steps += 1
+        self.plays[cell] += 1
 
     def cancel(self, decision_id: int) -> None:
         """The arm of that decision never ran, so nothing is learned of it.
@@ -169,8 +174,8 @@ class Scheduler(IncompleteRuns):
             raise ValueError(
                 f"limits on {', '.join(limits)}: expected one on each of {', '.join(self.limits)}"
             )
-        self.limits = {name: _checked(limits)[name] for name in self.limits}
-        self._log_limits = _logs(self.limits)
+        self.limits = {name: checked_limits(limits)[name] for name in self.limits}
+        self._log_limits = log_limits(self.limits)
         self._limits_changed()
 
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
@@ -287,13 +292,3 @@ class Scheduler(IncompleteRuns):
             return max(float(self.steps), self._latest)
         self._latest = max(self._latest, float(now))
         return float(now)
-
-
-def _checked(limits: Mapping[str, float]) -> Values:
-    if not limits:
-        raise ValueError("limits={}: give at least one, for example {'latency_s': 0.2}")
-    return {name: check_quantity(f"limit {name}", limit) for name, limit in limits.items()}
-
-
-def _logs(values: Values) -> Values:
-    return {name: math.log(value) for name, value in values.items()}

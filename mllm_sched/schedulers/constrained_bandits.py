@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 
@@ -30,6 +31,16 @@ class MeanBandit(Scheduler):
         self.counts[cell] += 1
         for quantity, value in values.items():
             self.totals[quantity][cell] += math.log(value)
+
+    def _believed(self, cells: Indices) -> Bounds:
+        told = np.maximum(self.counts[cells], 1e-12)
+        slack = np.where(self.counts[cells] > 0, self._slack(told), np.nan)
+        means = {name: total[cells] / told for name, total in self.totals.items()}
+        return {name: (mean - slack, mean + slack) for name, mean in means.items()}
+
+    def _slack(self, counts: Array) -> Array:
+        """How far means of so many runs may be off, as far as the rule reckons with it."""
+        return np.zeros(len(counts))
 
     def _trials(self, cells: Indices) -> Array:
         """Runs of each cell, those that are not told yet among them."""
@@ -74,8 +85,11 @@ class ConstrainedUCB(MeanBandit):
         trials = self._trials(cells)
         if trials.min() == 0:
             return Choice(int(cells[trials.argmin()]), "not tried yet")
-        bonus = self.exploration * np.sqrt(2.0 * math.log(trials.sum()) / trials)
-        return self._best(cells, bonus, "least energy bound that may be feasible")
+        return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
+
+    def _slack(self, counts: Array) -> Array:
+        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
+        return self.exploration * bonus
 
 
 class ProfileThenCommit(MeanBandit):
@@ -101,7 +115,7 @@ class ProfileThenCommit(MeanBandit):
         trials = self._trials(cells)
         if trials.min() < self.rounds:
             return Choice(int(cells[trials.argmin()]), "profiled first")
-        return self._best(cells, np.zeros(len(cells)), "least mean energy within the limits")
+        return self._best(cells, self._slack(trials), "least mean energy within the limits")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         if self.counts[cell] < self.rounds:  # committed: nothing is learned after

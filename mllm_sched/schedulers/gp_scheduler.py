@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice, interval
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters, covariance
@@ -138,6 +139,16 @@ class GPScheduler(Scheduler):
             safe_arms=int(np.count_nonzero(certified[cells])),
             infeasible=infeasible,
         )
+
+    def _believed(self, cells: Indices) -> Bounds:
+        bounds = {}
+        for name, belief in self.beliefs.items():
+            mean, spread = belief.mean[cells], self.width * belief.sd()[cells]
+            bounds[name] = (mean - spread, mean + spread)
+        return bounds
+
+    def _certified_cells(self) -> NDArray[np.bool_]:
+        return self.certified()
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._forget(now)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
+from mllm_sched.schedulers.beliefs import Bounds
 from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 
@@ -61,12 +62,22 @@ class Oracle(Scheduler):
         self.truth = truth
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        truth = self.truth() if callable(self.truth) else self.truth
-        values = {name: np.asarray(truth[name])[cells] for name in self.quantities}
+        values = {name: value[cells] for name, value in self._true_means().items()}
         best, met = truly_best(values, self.objective, self.limits)
         if not met:
             return Choice(int(cells[best]), "truly least beyond the limits", infeasible=True)
         return Choice(int(cells[best]), "truly best", certified=True)
+
+    def _true_means(self) -> dict[str, NDArray[np.float64]]:
+        truth = self.truth() if callable(self.truth) else self.truth
+        return {name: np.asarray(truth[name], dtype=np.float64) for name in self.quantities}
+
+    def _believed(self, cells: Indices) -> Bounds:
+        return {q: (np.log(value[cells]),) * 2 for q, value in self._true_means().items()}
+
+    def _certified_cells(self) -> NDArray[np.bool_]:
+        means = self._true_means()
+        return np.logical_and.reduce([means[q] <= limit for q, limit in self.limits.items()])
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         """The oracle knows already."""

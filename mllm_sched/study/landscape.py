@@ -26,6 +26,25 @@ def arm_table(device: KnownDevice, task: Task) -> pd.DataFrame:
     )
 
 
+def pareto_front(board: pd.DataFrame) -> pd.Series:
+    """Arms than which no other is both as quick and as cheap, and better in one.
+
+    Parameters
+    ----------
+    board
+        Columns ``latency_s`` and ``energy_j``, as of ``arm_table``.
+
+    Examples
+    --------
+    >>> pareto_front(pd.DataFrame({"latency_s": [1, 2, 3], "energy_j": [5, 6, 4]})).tolist()
+    [True, False, True]
+    """
+    slow, dear = board["latency_s"].to_numpy(), board["energy_j"].to_numpy()
+    as_good = (slow[:, None] <= slow) & (dear[:, None] <= dear)
+    better = as_good & ((slow[:, None] < slow) | (dear[:, None] < dear))
+    return pd.Series(~better.any(axis=0), index=board.index)
+
+
 def reversals(table: pd.DataFrame, along: str, quantity: str) -> pd.DataFrame:
     """Steps up one factor at which a quantity rises.
 

@@ -14,7 +14,7 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Device, KnownDevice
 from mllm_sched.devices.base import Expected
 from mllm_sched.measurement import Measurement
-from mllm_sched.schedulers import Scheduler, make_scheduler
+from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
 from mllm_sched.schedulers.references import truly_best
 from mllm_sched.tasks import Task
 
@@ -63,6 +63,7 @@ def run(
     seeds: Iterable[Arm] = (),
     objective: str = "energy_j",
     allow_infeasible: bool = False,
+    watch: Callable[[Scheduler, Decision], None] | None = None,
 ) -> pd.DataFrame:
     """Play one scheduler for some tasks.
 
@@ -83,6 +84,8 @@ def run(
         beyond them.
     seed
         Of the scheduler's own randomness. The device was opened with a seed of its own.
+    watch
+        Called with the scheduler and its decision after every task, to look at what it knows.
 
     Returns
     -------
@@ -120,6 +123,8 @@ def run(
             verdicts[step] = decision.certified, decision.infeasible
             numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
             failed.append(measurement.failed)
+            if watch:
+                watch(scheduler, decision)
     except (OSError, RuntimeError, ValueError) as error:
         if not failed and isinstance(error, ValueError):
             raise  # the call was wrong; nothing broke
@@ -137,6 +142,8 @@ class _Truth:
     ) -> None:
         self.device, self.limits, self.objective = device, limits, objective
         self.allow_infeasible = allow_infeasible
+        # Asked once: whether a class fits a protocol takes longer to find out than a decision.
+        self.known = device if isinstance(device, KnownDevice) else None
         self.fixed = bool(getattr(device, "stationary", False))
         self.means: Expected | None = None
         self._task: Task | None = None
@@ -144,9 +151,8 @@ class _Truth:
 
     def at(self, task: Task) -> Callable[[int], tuple[float, float, float]]:
         """From an arm's index to its true energy and latency, and the oracle's energy."""
-        device = self.device
-        if isinstance(device, KnownDevice) and not (self.fixed and task is self._task):
-            means = device.expected_all(task)
+        if self.known and not (self.fixed and task is self._task):
+            means = self.known.expected_all(task)
             best = self._best(means)
             energy, latency = means.energy_j, means.latency_s
             self._row = lambda arm: (energy[arm], latency[arm], best)
@@ -187,7 +193,7 @@ def _scheduler(
 ) -> Scheduler:
     settings = dict(rule.settings)
     if rule.name == "oracle":
-        settings.setdefault("truth", truth.quantities if isinstance(device, KnownDevice) else None)
+        settings.setdefault("truth", truth.quantities if truth.known else None)
     rng = np.random.default_rng([seed, 1])  # apart from the device's, which takes [seed, 0]
     return make_scheduler(
         rule.name,

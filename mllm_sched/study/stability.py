@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mllm_sched.arms import ORIN_POWER_LEVELS, Arm
@@ -242,19 +241,3 @@ def _ends(table: pd.DataFrame, steps: int) -> pd.DataFrame:
     ends = pd.DataFrame({name: groups[column].mean() for name, column in columns.items()})
     ends["infeasible"] = table.groupby(["scheduler", "seed"], observed=True)["infeasible"].mean()
     return ends.reset_index()
-
-
-def pareto_front(latency_s: np.ndarray, energy_j: np.ndarray) -> np.ndarray:
-    """Indices of the arms that no other arm beats in latency and energy, by rising latency.
-
-    Of arms that are equal in both, the first is kept.
-
-    Examples
-    --------
-    >>> pareto_front(np.array([1.0, 2.0, 3.0]), np.array([5.0, 6.0, 4.0])).tolist()
-    [0, 2]
-    """
-    order = np.lexsort((energy_j, latency_s))
-    least = np.minimum.accumulate(energy_j[order])
-    better = np.r_[True, least[1:] < least[:-1]]
-    return order[better]

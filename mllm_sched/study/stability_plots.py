@@ -17,6 +17,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from mllm_sched.study.landscape import arm_table, pareto_front
 from mllm_sched.study.plots import (
     COMPONENT_COLOURS,
     OURS,
@@ -25,7 +26,7 @@ from mllm_sched.study.plots import (
     scheduler_colour,
     titled,
 )
-from mllm_sched.study.stability import Case, Stability, pareto_front
+from mllm_sched.study.stability import Case, Stability
 from mllm_sched.tasks import Task
 
 PANELS = {
@@ -107,11 +108,11 @@ def ends_on_front(
         here = played.ends[played.ends["case"] == case.label]
         means = here.groupby("scheduler", observed=True)[["latency_s", "energy_j"]].mean()
         for number, name in enumerate(schedulers):
-            size = 15 - 3 * number  # points on the same arm stay visible as rings
+            ring = 15 - 3 * number  # points on the same arm stay visible as rings
             ax.plot(
                 *means.loc[name],
                 "s" if PENALTY in name else "o",
-                ms=size,
+                ms=ring,
                 mfc="none",
                 mew=2.2,
                 color=scheduler_colour(name),
@@ -130,21 +131,18 @@ def ends_on_front(
 
 
 def _arms(ax: Axes, case: Case, task: Task) -> None:
-    board = case.open()
-    means = board.expected_all(task)
+    board = arm_table(case.open(), task)
     for component, colour in COMPONENT_COLOURS.items():
-        mine = np.array([arm.component == component for arm in board.space])
-        for chosen, alpha in ((means.latency_s <= case.limit_s, 0.9), (None, 0.2)):
-            shown = mine if chosen is None else mine & chosen
-            ax.plot(
-                means.latency_s[shown], means.energy_j[shown], "o", ms=5, alpha=alpha, color=colour
-            )
-    front = pareto_front(means.latency_s, means.energy_j)
-    ax.plot(means.latency_s[front], means.energy_j[front], "-", color="0.3", lw=1.2, label="front")
+        mine = board[board["component"] == component]
+        for shown, alpha in ((mine, 0.2), (mine[mine["latency_s"] <= case.limit_s], 0.9)):
+            ax.plot(shown["latency_s"], shown["energy_j"], "o", ms=5, alpha=alpha, color=colour)
+    front = board[pareto_front(board)].sort_values("latency_s")
+    ax.plot(front["latency_s"], front["energy_j"], "-", color="0.3", lw=1.2, label="front")
     ax.axvline(case.limit_s, color="0.3", ls=(0, (1, 2)), lw=1.2)
     ax.set(xscale="log", yscale="log", xlabel="latency, s", ylabel="energy, J")
-    ax.set_xlim(0.9 * means.latency_s.min(), NEAR[0] * means.latency_s.min())
-    ax.set_ylim(0.97 * means.energy_j.min(), NEAR[1] * means.energy_j.min())
+    quickest, cheapest = board["latency_s"].min(), board["energy_j"].min()
+    ax.set_xlim(0.9 * quickest, NEAR[0] * quickest)
+    ax.set_ylim(0.97 * cheapest, NEAR[1] * cheapest)
     for axis, ticks in ((ax.xaxis, (0.06, 0.1, 0.2, 0.3)), (ax.yaxis, (2, 2.5, 3))):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(FormatStrFormatter("%g"))

@@ -1,0 +1,203 @@
+"""The calculator of savings, as a widget; as a plain table where ipywidgets is missing.
+
+The numbers are those of ``study/savings.py``. Nothing is played here: the runs are those that
+notebook 10 wrote. An input that makes no sense leaves the last good result as it is.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from mllm_sched.apps.calculator_tables import bill_table, remarks, strategy_table
+from mllm_sched.apps.fields import Allowed, NumberField, have_widgets
+from mllm_sched.study import plots, savings_plots
+from mllm_sched.study.plots import OURS
+from mllm_sched.study.savings import annual, headline
+from mllm_sched.study.savings_curves import Played
+from mllm_sched.study.savings_runs import read_runs
+from mllm_sched.study.savings_scenario import Scenario
+
+
+def calculator(runs: pd.DataFrame | None = None) -> Any:
+    """The calculator, to be shown as the last value of a cell.
+
+    Parameters
+    ----------
+    runs
+        Of ``savings_runs.play``; by default those that notebook 10 wrote.
+
+    Returns
+    -------
+    A widget. Without ipywidgets the table for the default scenario; without runs a note that says
+    what to call.
+    """
+    try:
+        played = Played(read_runs() if runs is None else runs)
+    except FileNotFoundError as error:
+        return _note(str(error))
+    return Calculator(played).widget if have_widgets() else bill_table(Scenario(), played)
+
+
+def _note(text: str) -> Any:
+    if not have_widgets():
+        return pd.DataFrame({"note": [text]})
+    import ipywidgets as widgets
+
+    note = widgets.HTML(html.escape(text))
+    note.add_class("calculator-missing")
+    return note
+
+
+class Calculator:
+    """The widget and its parts.
+
+    Parameters
+    ----------
+    played
+        What was played.
+
+    Attributes
+    ----------
+    widget
+        To be shown.
+    fields
+        Number fields by the name that ``Scenario`` gives their values.
+    mix
+        Number fields by encoder, in percent.
+    limit, ours, other
+        The latency limit, and who is compared to whom.
+    headline, message, notes, table, strategies, figure
+        What is shown; ``message`` says why an input was refused.
+    """
+
+    def __init__(self, played: Played) -> None:
+        self.played = played
+        self.fields = _fields()
+        self.mix = _mix_fields(played)
+        self._choices()
+        self._outputs()
+        self.widget = self._laid_out()
+        for each in (*self.fields.values(), *self.mix.values()):
+            each.on_change(self.update)
+        for choice in (self.limit, self.ours, self.other):
+            choice.observe(lambda change: self.update(), "value")
+        self.update()
+
+    def scenario(self) -> Scenario:
+        """What the fields say; ValueError if they make no sense together."""
+        numbers = {name: each.value for name, each in self.fields.items()}
+        mix = {encoder: each.value for encoder, each in self.mix.items()}
+        return Scenario(**numbers, mix=mix, limit_s=self.limit.value)  # type: ignore[arg-type]
+
+    def update(self) -> None:
+        """Show the result of the fields, or say why there is none and leave the last one."""
+        if any(each.error for each in (*self.fields.values(), *self.mix.values())):
+            return  # the field says so itself
+        try:
+            self._show(self.scenario())
+            self.message.value = ""
+        except ValueError as error:
+            self.message.value = html.escape(f"{error}. Below is the last good result.")
+
+    def _show(self, scenario: Scenario) -> None:
+        ours, other = self.ours.value, self.other.value
+        if ours == other:
+            raise ValueError(f"{ours} is compared to itself; choose two schedulers")
+        bill = bill_table(scenario, self.played, ours)
+        self.headline.value = html.escape(headline(scenario, self.played, ours, other))
+        self.table.value = bill.to_html(index=False, border=0)
+        self.strategies.value = strategy_table(scenario).to_html(index=False, border=0)
+        self.figure.value = _drawn(annual(scenario, self.played))
+        told = remarks(scenario, self.played, ours)
+        self.notes.value = "".join(f"<p>{html.escape(line)}</p>" for line in told)
+
+    def _choices(self) -> None:
+        import ipywidgets as widgets
+
+        wide = {"description_width": "12em"}
+        limits = [(f"{limit_s:g} s", limit_s) for limit_s in self.played.limits_s]
+        chosen = Scenario().limit_s
+        chosen = chosen if chosen in self.played.limits_s else self.played.limits_s[-1]
+        self.limit = widgets.SelectionSlider(
+            options=limits, value=chosen, description="latency limit", style=wide
+        )
+        names = list(self.played.schedulers)
+        self.ours = widgets.Dropdown(options=names, value=OURS, description="saved by", style=wide)
+        self.other = widgets.Dropdown(options=names, value="UCB", description="against", style=wide)
+        for name in ("limit", "ours", "other"):
+            getattr(self, name).add_class(f"calculator-{name}")
+
+    def _outputs(self) -> None:
+        import ipywidgets as widgets
+
+        self.headline, self.message, self.notes = (widgets.HTML() for _ in range(3))
+        self.table, self.strategies = widgets.HTML(), widgets.HTML()
+        self.figure = widgets.Image(format="svg+xml")
+        for name in ("headline", "message", "notes", "table", "strategies", "figure"):
+            getattr(self, name).add_class(f"calculator-{name}")
+
+    def _laid_out(self) -> Any:
+        """Inputs above, results below."""
+        import ipywidgets as widgets
+
+        numbers = [each.widget for each in self.fields.values()]
+        shares = [each.widget for each in self.mix.values()]
+        simulated = _heading("Schedulers, encoding alone (simulated)")
+        estimated = _heading("Strategies, whole requests (estimated)")
+        mix = [_heading("Mix of tasks, in percent"), *shares]
+        inputs = widgets.VBox([*numbers, *mix, self.limit, self.ours, self.other])
+        results = [self.headline, self.message, self.notes, simulated, self.table, self.figure]
+        whole = widgets.VBox([inputs, *results, estimated, self.strategies])
+        whole.add_class("calculator")
+        return whole
+
+
+def _heading(text: str) -> Any:
+    import ipywidgets as widgets
+
+    return widgets.HTML(f"<b>{html.escape(text)}</b>")
+
+
+def _fields() -> dict[str, NumberField]:
+    """The numbers of a scenario, each with the range of its slider."""
+    start, above, least = Scenario(), Allowed(above=0), Allowed(least=0)
+
+    def made(key: str, name: str, allowed: Allowed, ends: tuple[float, float]) -> NumberField:
+        log, css = ends[0] > 0, f"calculator-{key.replace('_', '-')}"
+        return NumberField(name, getattr(start, key), allowed, ends, log=log, css=css)
+
+    return {
+        "tasks_per_day": made("tasks_per_day", "tasks per day, a device", above, (0.1, 1e5)),
+        "devices": made("devices", "devices", Allowed(least=1, whole=True), (1, 1e5)),
+        "price_per_kwh": made("price_per_kwh", "euro per kWh", least, (0, 1)),
+        "gco2_per_kwh": made("gco2_per_kwh", "g CO2e per kWh", least, (0, 1000)),
+        "days": made("days", "days", above, (1, 3650)),
+    }
+
+
+def _mix_fields(played: Played) -> dict[str, NumberField]:
+    start = Scenario().mix
+    return {
+        encoder: NumberField(
+            *(encoder, round(100 * start.get(encoder, 0.0), 3), Allowed(least=0, most=100)),
+            slider=(0, 100),
+            css=f"calculator-mix-{encoder}",
+        )
+        for encoder in played.encoders
+    }
+
+
+def _drawn(bill: pd.DataFrame) -> bytes:
+    """The figure of a bill as SVG."""
+    with plt.rc_context():
+        plots.use_style()
+        ax = savings_plots.bill(bill, evidence="simulated")
+        figure, buffer = ax.figure, io.BytesIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight")  # type: ignore[union-attr]
+        plt.close(figure)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""What every scheduler believes of every arm, as a table."""
+
+import numpy as np
+import pytest
+from test_schedulers import FAST, LIMITS, make, play, truth
+
+from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.schedulers import make_scheduler, scheduler_names
+
+COLUMNS = [
+    *("arm", "energy_j_low", "energy_j_high", "latency_s_low", "latency_s_high"),
+    *("certified", "plays"),
+]
+NOTHING = {"random", "fixed"}  # have no belief
+ENERGY_ALONE = {"ucb", "thompson", "epsilon-greedy", "sliding-window-ucb", "discounted-ucb", "exp3"}
+CERTIFY_NONE = NOTHING | ENERGY_ALONE | {"constrained-ucb", "profile-then-commit"}
+every_scheduler = pytest.mark.parametrize("name", scheduler_names())
+
+
+@every_scheduler
+def test_the_table_has_a_row_an_arm_before_anything_is_known(name):
+    table = make(name).belief_table()
+    assert list(table.columns) == COLUMNS and len(table) == 60
+    assert not table["plays"].any()
+
+
+@every_scheduler
+def test_plays_are_the_runs_that_were_told(name):
+    scheduler = make(name)
+    arms = play(scheduler, truth(), 90)
+    scheduler.ask()  # still running
+    assert scheduler.belief_table()["plays"].tolist() == np.bincount(arms, minlength=60).tolist()
+
+
+@every_scheduler
+def test_bounds_are_there_for_what_the_rule_has_a_belief_of(name):
+    scheduler = make(name)
+    play(scheduler, truth(), 150)
+    table = scheduler.belief_table()
+    played = table[table["plays"] > 0]
+    for quantity, without in (("energy_j", NOTHING), ("latency_s", NOTHING | ENERGY_ALONE)):
+        bounds = played[[f"{quantity}_low", f"{quantity}_high"]]
+        assert (
+            bounds.isna().all(axis=None) if name in without else np.isfinite(bounds).all(axis=None)
+        )
+        assert not (bounds.iloc[:, 0] > bounds.iloc[:, 1]).any()
+    assert table["certified"].any() == (name not in CERTIFY_NONE)
+
+
+@every_scheduler
+def test_looking_changes_no_later_decision(name):
+    looked, left = make(name), make(name)
+    rng, means = np.random.default_rng(0), truth()
+    for _ in range(120):
+        before = looked.belief_table()
+        ours, theirs = looked.ask(), left.ask()
+        assert (ours.arm, ours.reason, ours.bounds) == (theirs.arm, theirs.reason, theirs.bounds)
+        values = {q: means[q][ours.arm.index] * np.exp(0.03 * rng.standard_normal()) for q in means}
+        looked.tell(ours.id, **values)
+        left.tell(theirs.id, **values)
+        assert not looked.belief_table().equals(before)
+
+
+@pytest.mark.parametrize(
+    "name", ["safe-gp-ucb", "edgebol", "safeopt", "config", "adaptive-safe-gp"]
+)
+def test_true_means_are_mostly_within_the_bounds_on_a_board_without_noise(name):
+    scheduler, means = make(name), truth()
+    play(scheduler, means, 200, noise=0.0)
+    table = scheduler.belief_table()
+    for quantity, true in means.items():
+        low, high = table[f"{quantity}_low"] * 0.999, table[f"{quantity}_high"] * 1.001
+        assert ((low <= true) & (true <= high)).mean() > 0.85, quantity
+
+
+def test_a_decision_says_of_its_arm_what_the_table_says():
+    scheduler = make("safe-gp-ucb")
+    play(scheduler, truth(), 100)
+    table = scheduler.belief_table()
+    decision = scheduler.ask()
+    row = table.loc[decision.arm.index]
+    assert decision.certified == row["certified"]
+    assert decision.safe_arms == table["certified"].sum()
+    for quantity, bounds in decision.bounds.items():
+        assert bounds == pytest.approx((row[f"{quantity}_low"], row[f"{quantity}_high"]))
+
+
+def test_the_oracle_knows_the_truth_and_certifies_what_meets_the_limit():
+    means, table = truth(), make("oracle").belief_table()
+    assert table["latency_s_low"].tolist() == pytest.approx(means["latency_s"].tolist())
+    assert table["certified"].tolist() == (means["latency_s"] <= LIMITS["latency_s"]).tolist()
+
+
+def test_means_of_a_bandit_are_those_of_what_it_was_told():
+    scheduler = make_scheduler("epsilon-greedy", ArmSpace([Factor("a", [1, 2])]), limits=LIMITS)
+    for energy in (1.0, 4.0):
+        scheduler.tell(scheduler.ask().id, energy_j=energy, latency_s=0.1)
+    assert scheduler.belief_table()["energy_j_low"].tolist() == pytest.approx([1.0, 4.0])
+
+
+def test_each_context_has_a_table_of_its_own():
+    contexts = [Factor("encoder", ["small", "large"])]
+    scheduler = make("safe-gp-ucb", contexts=contexts)
+    decision = scheduler.ask({"encoder": "large"})
+    scheduler.tell(decision.id, energy_j=3.0, latency_s=0.1)
+    assert decision.arm == FAST
+    assert scheduler.belief_table({"encoder": "large"})["plays"].sum() == 1
+    assert scheduler.belief_table({"encoder": "small"})["plays"].sum() == 0
+    with pytest.raises(ValueError, match="expected a level for encoder"):
+        scheduler.belief_table()
+
+
+def test_plays_survive_a_file(tmp_path):
+    scheduler = make("ucb")
+    play(scheduler, truth(), 30)
+    again = type(scheduler).load(scheduler.save(tmp_path / "ucb.safetensors"))
+    assert again.belief_table().equals(scheduler.belief_table())

@@ -1,0 +1,171 @@
+"""What a visitor sees in a real browser: the quickstart in JupyterLab, the page of ``make app``.
+
+Screenshots go to ``build/screenshots``.
+"""
+
+import os
+import re
+
+import nbformat
+import pytest
+from playwright.sync_api import expect, sync_playwright
+from servers import TOKEN, chromium, served, workplace
+
+from mllm_sched import paths
+
+SHOTS = paths.BUILD / "screenshots"
+QUICKSTART, PAGE = "00_quickstart.ipynb", "12_explorer.ipynb"
+RUN_MS, SHOW_MS = 90_000, 20_000
+HARMLESS = re.compile("favicon|WebGL|ResizeObserver|deprecat|Failed to load resource", re.I)
+ROOT = [] if os.geteuid() else ["--allow-root"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    where = chromium()
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox"] if not os.geteuid() else []
+        opened = playwright.chromium.launch(executable_path=where, args=options)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that remembers what its console complained of."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened.complaints = []
+    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    opened.on("console", lambda told: _note(opened.complaints, told))
+    yield opened
+    opened.close()
+
+
+def _note(complaints, told):
+    if told.type == "error" and not HARMLESS.search(told.text):
+        complaints.append(told.text)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Address of a JupyterLab with the quickstart, and its folder."""
+    folder, environment = workplace(tmp_path_factory.mktemp("lab"), QUICKSTART)
+    options = [f"--IdentityProvider.token={TOKEN}", "--ServerApp.ip=127.0.0.1", *ROOT]
+    with served("jupyterlab", *options, folder=folder, environment=environment) as address:
+        yield address, folder
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory, browser):
+    """The page that Voila serves, opened once: its notebook runs for every visit."""
+    folder, environment = workplace(tmp_path_factory.mktemp("app"), PAGE)
+    options = [PAGE, "--Voila.ip=127.0.0.1"]
+    with served("voila", *options, folder=folder, environment=environment) as url:
+        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+        opened.goto(url, timeout=RUN_MS)
+        expect(opened.locator(".explorer-learned img")).to_be_visible(timeout=RUN_MS)
+        yield opened
+        opened.close()
+
+
+def test_the_quickstart_runs_in_jupyterlab_from_its_menu(lab, page):
+    address, folder = lab
+    page.goto(f"{address}/lab/tree/{QUICKSTART}?token={TOKEN}")
+    cells = page.locator(".jp-NotebookPanel .jp-CodeCell")
+    idle = page.get_by_text("Python 3 (ipykernel) | Idle")  # in the status bar
+    expect(idle).to_be_visible(timeout=RUN_MS)
+    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    count = sum(c.cell_type == "code" for c in nbformat.read(folder / QUICKSTART, 4).cells)
+    expect(cells).to_have_count(count)
+    for place in range(count):
+        prompt = cells.nth(place).locator(".jp-InputPrompt")
+        expect(prompt).to_have_text(f"[{place + 1}]:", timeout=RUN_MS)
+    expect(idle).to_be_visible(timeout=RUN_MS)
+    assert page.locator(".jp-NotebookPanel .jp-OutputArea-output img").count() == 2
+    wrong = '[data-mime-type="application/vnd.jupyter.error"]'
+    assert page.locator(f".jp-NotebookPanel {wrong}").count() == 0
+    assert "Traceback" not in page.locator(".jp-NotebookPanel").inner_text()
+    page.locator(".jp-NotebookPanel .jp-OutputArea-output img").first.scroll_into_view_if_needed()
+    page.screenshot(path=_shot("lab"))
+    assert not page.complaints
+
+
+def test_the_page_shows_both_applications_and_no_code(app):
+    expect(app.locator("h1")).to_contain_text("What does each scheduler know after n tasks?")
+    assert app.locator(".explorer-board img").is_visible()
+    assert "40" in app.locator(".explorer-learned img").get_attribute("alt")
+    assert "import" not in app.locator("body").inner_text()
+    app.screenshot(path=_shot("explorer"))
+    app.locator(".explorer-board img").scroll_into_view_if_needed()
+    app.screenshot(path=_shot("explorer-board"))
+    _tab(app, "Calculator")
+    expect(app.locator(".calculator, .calculator-missing").first).to_be_visible()
+    app.screenshot(path=_shot("calculator"))
+
+
+def test_the_slider_moves_on_to_another_task(app):
+    _tab(app, "Explorer")
+    before = app.locator(".explorer-learned img").get_attribute("src")
+    table = app.locator(".explorer-table").inner_text()
+    app.locator(".explorer-task .noUi-handle").focus()
+    app.keyboard.press("ArrowRight")
+    picture = app.locator(".explorer-learned img")
+    expect(picture).to_have_attribute("alt", re.compile("after 41 tasks"), timeout=SHOW_MS)
+    assert picture.get_attribute("src") != before
+    expect(app.locator(".explorer-table")).to_contain_text("of 41")
+    assert app.locator(".explorer-table").inner_text() != table
+
+
+def test_another_scheduler_is_followed_when_it_is_chosen(app):
+    _tab(app, "Explorer")
+    app.locator(".explorer-scheduler select").select_option("UCB")
+    expect(app.locator(".explorer-table")).to_contain_text("not tried yet", timeout=SHOW_MS)
+    expect(app.locator(".explorer-learned img")).to_have_attribute("alt", re.compile("What UCB"))
+    app.screenshot(path=_shot("explorer-ucb"))
+
+
+@pytest.mark.parametrize(("typed", "why"), [("0", "above 0"), ("-1", "above 0"), ("0.01", "fast")])
+def test_an_absurd_limit_is_refused_and_the_figures_stay(app, typed, why):
+    _tab(app, "Explorer")
+    before = app.locator(".explorer-learned img").get_attribute("src")
+    _type(app, ".explorer-limit-text input", typed)
+    said = app.locator(".explorer-message")
+    expect(said).to_contain_text(f"latency limit, s: {typed} — ", timeout=SHOW_MS)
+    expect(said).to_contain_text(why)
+    expect(said).to_contain_text("The fastest arm, DLA at MAX with 100 % load, takes 0.059 s")
+    assert app.locator(".explorer-learned img").get_attribute("src") == before
+    app.screenshot(path=_shot("refused"))
+    _type(app, ".explorer-limit-text input", "0.2")
+    expect(said).not_to_contain_text("fastest", timeout=SHOW_MS)
+
+
+def test_the_calculator_answers_a_slider_and_refuses_an_absurd_input(app):
+    _tab(app, "Calculator")
+    if not app.locator(".calculator-headline").count():
+        pytest.skip("no runs of notebook 10 here; call make reproduce NOTEBOOKS=10_savings")
+    headline = app.locator(".calculator-headline")
+    before = headline.inner_text()
+    app.locator(".calculator-devices-slider .noUi-handle").focus()
+    app.keyboard.press("ArrowRight")
+    expect(headline).not_to_have_text(before, timeout=SHOW_MS)
+    good = headline.inner_text()
+    _type(app, ".calculator-devices-text input", "-5")
+    message = app.locator(".calculator-devices-message")
+    expect(message).to_contain_text("devices: -5", timeout=SHOW_MS)
+    expect(headline).to_have_text(good)
+    app.screenshot(path=_shot("calculator-refused"))
+
+
+def _tab(app, title):
+    app.locator(".page .lm-TabBar-tab", has_text=title).click()
+
+
+def _type(app, where, text):
+    app.locator(where).fill(text)
+    app.locator(where).press("Enter")
+
+
+def _shot(name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    return SHOTS / f"{name}.png"

@@ -1,0 +1,188 @@
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from mllm_sched import paths
+from mllm_sched.apps import fields as fields_module
+from mllm_sched.apps.calculator import Calculator, calculator
+from mllm_sched.apps.fields import Allowed, NumberField, parse
+from mllm_sched.study import savings_runs
+from mllm_sched.study.savings_curves import Played
+
+
+@pytest.fixture(scope="module")
+def runs():
+    encoders = ("clip-vit-l14-336", "whisper-small", "videomae-base")
+    return savings_runs.play(encoders, (0.05, 0.2), steps=65, seeds=2, n_jobs=1)
+
+
+@pytest.fixture
+def shown(runs):
+    return Calculator(Played(runs))
+
+
+def result(shown):
+    return shown.headline.value, shown.table.value, bytes(shown.figure.value)
+
+
+def classes(widget):
+    """CSS classes of a widget and of all within."""
+    found = set(widget._dom_classes)
+    for child in getattr(widget, "children", ()):
+        found |= classes(child)
+    return found
+
+
+def test_at_first_the_calculator_shows_a_saving_a_table_and_a_figure(shown):
+    assert "Safe GP-UCB takes" in shown.headline.value and "(simulated)" in shown.headline.value
+    assert "Epsilon-greedy" in shown.table.value and "All Remote" in shown.strategies.value
+    assert b"<svg" in bytes(shown.figure.value) and "idle power" in shown.notes.value
+    assert shown.message.value == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shown: setattr(shown.fields["tasks_per_day"].text, "value", "250"),
+        lambda shown: setattr(shown.fields["tasks_per_day"].slider, "value", 250.0),
+        lambda shown: setattr(shown.fields["devices"].text, "value", "7"),
+        lambda shown: setattr(shown.fields["price_per_kwh"].text, "value", "0.5"),
+        lambda shown: setattr(shown.fields["gco2_per_kwh"].text, "value", "20"),
+        lambda shown: setattr(shown.fields["days"].text, "value", "30"),
+        lambda shown: setattr(shown.mix["videomae-base"].text, "value", "90"),
+    ],
+)
+def test_a_changed_input_changes_the_table_and_the_headline(shown, change):
+    headline, table, _ = result(shown)
+    change(shown)
+    assert shown.message.value == ""
+    assert shown.headline.value != headline and shown.table.value != table
+
+
+def test_the_headline_follows_who_is_compared(shown):
+    shown.other.value = "Epsilon-greedy"
+    assert "than Epsilon-greedy" in shown.headline.value
+    shown.ours.value = "Adaptive safe GP"
+    assert shown.headline.value.startswith("Adaptive safe GP")
+    assert "saved by Adaptive safe GP" in shown.table.value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tasks_per_day", "0", "tasks per day, a device: 0 — give a number above 0"),
+        ("tasks_per_day", "", "tasks per day, a device: empty — give a number above 0"),
+        ("devices", "2.5", "devices: 2.5 — give a whole number, 1 or more"),
+        ("price_per_kwh", "-1", "euro per kWh: -1 — give a number, 0 or more"),
+        ("gco2_per_kwh", "nan", "g CO2e per kWh: nan — give a number, 0 or more"),
+        ("days", "a year", "days: a year — give a number above 0"),
+    ],
+)
+def test_an_absurd_input_is_refused_politely_and_the_last_good_result_stays(
+    shown, name, text, said
+):
+    before = result(shown)
+    shown.fields[name].text.value = text
+    assert shown.fields[name].message.value == said
+    assert result(shown) == before
+    shown.fields[name].text.value = "3"
+    assert shown.fields[name].message.value == "" and result(shown) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda shown: setattr(shown.limit, "value", 0.05), "no arm encodes within 0.05 s"),
+        (lambda shown: setattr(shown.fields["tasks_per_day"].text, "value", "1e9"), "h a day"),
+        (lambda shown: setattr(shown.other, "value", "Safe GP-UCB"), "compared to itself"),
+    ],
+)
+def test_inputs_that_do_not_go_together_leave_the_last_good_result(shown, change, said):
+    before = result(shown)
+    change(shown)
+    assert said in shown.message.value and "last good result" in shown.message.value
+    assert result(shown) == before
+
+
+def test_a_mix_of_nothing_is_refused(shown):
+    for each in shown.mix.values():
+        each.text.value = "0"
+    assert "mix: shares sum to 0" in shown.message.value
+    shown.mix["whisper-small"].text.value = "1"
+    assert shown.message.value == ""
+
+
+def test_a_trusted_arm_beyond_the_limit_is_told(shown):
+    for encoder in ("clip-vit-l14-336", "whisper-small"):
+        shown.mix[encoder].text.value = "0"
+    shown.limit.value = 0.05
+    assert "videomae-base: trusted at the start, but beyond the limit" in shown.notes.value
+
+
+def test_a_change_shows_within_300_ms(shown):
+    taken_s = []
+    for devices in range(1, 6):
+        begun = time.process_time()  # of this process: others may use the machine
+        shown.fields["devices"].text.value = str(devices)
+        taken_s.append(time.process_time() - begun)
+    assert min(taken_s) < 0.3
+
+
+def test_a_browser_test_finds_every_part_by_its_class(shown):
+    parts = ("headline", "message", "notes", "table", "strategies", "figure")
+    inputs = ("tasks-per-day-text", "devices-slider", "limit", "ours", "mix-whisper-small-slider")
+    wanted = {f"calculator-{name}" for name in (*parts, *inputs)} | {"calculator"}
+    assert wanted <= classes(shown.widget)
+
+
+def test_without_ipywidgets_there_is_the_plain_table(runs, monkeypatch):
+    for module in ("mllm_sched.apps.calculator", "mllm_sched.apps.fields"):
+        monkeypatch.setattr(sys.modules[module], "have_widgets", lambda: False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # an import of it now fails
+    table = calculator(runs)
+    assert isinstance(table, pd.DataFrame) and "Safe GP-UCB" in set(table["scheduler"])
+    assert {"kWh", "euro", "kg CO2e"} <= set(table.columns)
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_without_runs_it_says_what_to_call(tmp_path, monkeypatch, widgets):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr("mllm_sched.apps.calculator.have_widgets", lambda: widgets)
+    note = calculator()
+    text = note.value if widgets else note["note"].iloc[0]
+    assert "make reproduce NOTEBOOKS=10_savings" in text
+
+
+def test_by_default_it_shows_the_runs_of_notebook_10():
+    assert "calculator" in calculator()._dom_classes
+
+
+def test_a_missing_package_is_noticed(monkeypatch):
+    assert fields_module.have_widgets()
+    monkeypatch.setattr(fields_module, "find_spec", lambda name: None)
+    assert not fields_module.have_widgets()
+
+
+def test_a_field_takes_a_value_beyond_its_slider_and_a_slider_whole_numbers():
+    field = NumberField("devices", 5, Allowed(least=1, whole=True), (1, 100), log=True)
+    field.text.value = "5000"
+    assert field.value == 5000 and field.slider.value == 100 and not field.error
+    field.slider.value = 12.4
+    assert field.value == 12 and field.text.value == "12"
+
+
+def test_a_field_calls_its_followers_once_a_change():
+    calls = []
+    field = NumberField("price", 0.3, Allowed(least=0), (0, 1))
+    field.on_change(lambda: calls.append(field.value))
+    field.text.value = "0.5"
+    field.slider.value = 0.7
+    field.text.value = "-1"
+    assert calls == [0.5, 0.7, 0.7]
+
+
+def test_infinity_is_no_number_of_tasks():
+    with pytest.raises(ValueError, match="tasks: inf — give a number above 0"):
+        parse("tasks", "inf", Allowed(above=0))

@@ -1,0 +1,158 @@
+"""The explorer as a widget, without a browser."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from mllm_sched.apps import explorer_view as view
+from mllm_sched.apps.explorer import explorer
+from mllm_sched.apps.page import Page
+from mllm_sched.study.arm_plots import heat_maps, plane
+from mllm_sched.study.exploration_plots import energy_strip, learned
+from mllm_sched.study.landscape import pareto_front
+
+SMALL = {"steps": 30, "n": 20}
+
+
+@pytest.fixture
+def widget():
+    return explorer(**SMALL)
+
+
+def shown(widget):
+    return widget.table.value, widget.learned.value, widget.board.value
+
+
+def test_it_shows_what_the_scheduler_chose_and_knows(widget):
+    facts = view.facts(widget.question, 20)
+    assert all(value in widget.table.value.replace("&#x27;", "'") for value in facts.values())
+    assert facts["Safe set"].endswith("22 truly meet the limit")
+    assert facts["Why"] == "least energy bound in the safe set"
+    assert "simulated" in facts["It took"] and "simulated" in facts["Energy so far"]
+    assert "Safe GP-UCB knows of the 60 arms after 20 tasks" in widget.learned.value
+
+
+def test_another_task_changes_what_is_known_and_leaves_the_board(widget):
+    table, picture, board = shown(widget)
+    widget.task.value = 1
+    assert widget.table.value != table and widget.learned.value != picture
+    assert widget.board.value == board
+    assert "trusted seed" in widget.table.value
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [
+        (lambda w: setattr(w.scheduler, "value", "UCB"), "board"),
+        (lambda w: setattr(w.encoder, "value", "resnet-50"), None),
+        (lambda w: setattr(w.limit.text, "value", "0.15"), None),
+        (lambda w: setattr(w.load.text, "value", "0.5"), None),
+    ],
+)
+def test_every_choice_changes_the_figures(widget, change, stays):
+    before = shown(widget)
+    change(widget)
+    assert widget.message.value == ""
+    assert widget.learned.value != before[1]
+    assert (widget.board.value == before[2]) == (stays == "board")
+
+
+@pytest.mark.parametrize("typed", ["0", "-1", "nan", "soon", "", "0.01"])
+def test_an_absurd_limit_names_the_fastest_arm_and_the_last_view_stays(widget, typed):
+    before, question = shown(widget), widget.question
+    widget.limit.text.value = typed
+    assert "DLA at MAX with 100 % load, takes 0.059 s (simulated)" in widget.message.value
+    assert shown(widget) == before and widget.question == question
+    widget.limit.text.value = "0.3"
+    assert widget.message.value == "" and widget.question.limit_s == 0.3
+
+
+def test_too_much_other_work_for_the_limit_is_refused(widget):
+    before = shown(widget)
+    widget.load.text.value = "0.9"
+    assert "no arm is that fast" in widget.message.value and shown(widget) == before
+    widget.load.text.value = "2"
+    assert "other work: 2" in widget.message.value and shown(widget) == before
+
+
+def test_what_a_page_rounds_on_its_slider_does_not_change_what_was_typed(widget):
+    widget.limit.text.value = "0.125"
+    widget.limit.slider.value = 10**-0.9  # the nearest step
+    assert widget.limit.value == 0.125
+    widget.limit.slider.value = 10**-0.89
+    assert widget.limit.value == pytest.approx(0.129)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"encoder": "bert"}, "encoder 'bert': expected one of clip"),
+        ({"scheduler": "best"}, "scheduler 'best': expected one of Safe GP-UCB"),
+        ({"limit_s": 0.01}, "no arm can meet it"),
+        ({"n": 31}, "n=31: expected a task from 1 to 30"),
+    ],
+)
+def test_a_start_that_cannot_be_shown_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        explorer(**{**SMALL, **wrong})
+
+
+def test_every_rule_can_be_followed():
+    for label in view.rules():
+        facts = view.facts(view.Question(label=label, steps=5), 5)
+        assert facts["Arms tried"].endswith("of 60")
+
+
+def test_a_page_without_widgets_says_what_to_do(widget):
+    page = Page({"Explorer": widget, "Again": widget})
+    assert repr(page).startswith("The explorer and again: open this notebook in JupyterLab")
+    assert "make app" in repr(widget)
+
+
+def test_arms_beyond_the_limit_are_masked_in_the_heat_maps():
+    seen = view.followed(view.Question(steps=5))
+    for ax in heat_maps(seen.board, "latency_s", evidence="simulated"):
+        component = ax.get_title().split(",")[0].lower()
+        within = seen.board.loc[seen.board["component"] == component, "within"]
+        assert ax.images[0].get_array().mask.sum() == (~within).sum()
+        assert "(simulated)" in ax.get_title() and len(ax.texts) == 20
+    plt.close("all")
+
+
+def test_the_plane_has_every_arm_and_joins_the_pareto_front():
+    board = view.followed(view.Question(steps=5)).board
+    ax = plane(board, 0.2, evidence="simulated")
+    assert sum(len(dots.get_offsets()) for dots in ax.collections) == 60
+    front = next(line for line in ax.lines if line.get_linestyle() == "-")
+    assert len(front.get_xdata()) == pareto_front(board).sum()
+    plt.close("all")
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    board = pd.DataFrame({"latency_s": [1, 2, 3, 3, 1], "energy_j": [3, 2, 2, 1, 3]})
+    assert pareto_front(board).tolist() == [True, True, False, True, True]
+
+
+def test_the_learned_state_fills_what_is_certified_and_greys_what_is_too_slow():
+    seen = view.followed(view.Question(steps=30))
+    ax = learned(seen, 30, label="Safe GP-UCB", evidence="simulated")
+    state = seen.after(30)
+    near = state[state["latency_s"] <= 1.0]
+    filled = ax.collections[0].get_facecolors()[:, 3] > 0
+    assert (filled == near["certified"].to_numpy()).all()
+    edges = ax.collections[0].get_edgecolors()
+    grey = np.isclose(edges[:, 0], edges[:, 1]) & np.isclose(edges[:, 1], edges[:, 2])
+    assert (grey == ~near["within"].to_numpy()).all()
+    assert "20 arms beyond 1 s, 0 tried" in [text.get_text() for text in ax.texts]
+    plt.close("all")
+
+
+def test_the_strip_crosses_out_tasks_beyond_the_limit():
+    seen = view.followed(view.Question(label="UCB", steps=30))
+    ax = energy_strip(seen, 30, evidence="simulated")
+    within, beyond = (len(dots.get_offsets()) for dots in ax.collections)
+    assert within + beyond == 30 and beyond == seen.summary(30)["beyond the limit"] > 0
+    plt.close("all")

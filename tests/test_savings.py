@@ -1,0 +1,303 @@
+import math
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.pipeline.work import read_work
+from mllm_sched.study import savings_plots, savings_runs, savings_strategies, savings_tables
+from mllm_sched.study.plots import OURS
+from mllm_sched.study.provenance import as_csv
+from mllm_sched.study.savings import annual, fleet, headline, model_sd, saved
+from mllm_sched.study.savings_curves import Played
+from mllm_sched.study.savings_scenario import Scenario
+from mllm_sched.study.strategy_costs import Setting, modelled
+
+mpl.use("Agg")
+ENCODERS = ("whisper-small", "clip-vit-b32")
+MIX = {"whisper-small": 1.0, "clip-vit-b32": 1.0}
+STEPS = 80  # more than the 60 arms
+volumes = st.floats(0.01, 1e4)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return savings_runs.play(ENCODERS, (0.05, 0.2), steps=STEPS, seeds=3, n_jobs=1)
+
+
+@pytest.fixture(scope="module")
+def played(runs):
+    return Played(runs)
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def test_the_played_table_says_where_no_arm_meets_the_limit(runs, played):
+    nobody = runs[runs["scheduler"] == savings_runs.NOBODY]
+    assert list(nobody["encoder"]) == ["whisper-small"] and list(nobody["limit_s"]) == [0.05]
+    with pytest.raises(ValueError, match=r"whisper-small: no arm encodes within 0.05 s.*longer"):
+        annual(Scenario(mix=MIX, limit_s=0.05), played)
+    assert len(annual(Scenario(mix={"clip-vit-b32": 1}, limit_s=0.05), played)) == 11
+
+
+def test_a_trusted_arm_beyond_the_limit_is_said():
+    runs = savings_runs.play(("videomae-base",), (0.05,), steps=2, seeds=2, n_jobs=1)
+    assert Played(runs).trusted_beyond("videomae-base", 0.05) == "gpu"
+
+
+def test_a_table_of_runs_says_the_same_after_it_was_written_and_read(runs, played, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(as_csv(runs))
+    again = Played(savings_runs.read_runs(path))
+    scenario = Scenario(mix=MIX)
+    pd.testing.assert_frame_equal(annual(scenario, again), annual(scenario, played), rtol=1e-4)
+    assert again.limits_s == played.limits_s and again.encoders == played.encoders
+
+
+def test_a_missing_table_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce NOTEBOOKS=10_savings"):
+        savings_runs.read_runs(tmp_path / "runs.csv")
+
+
+def test_a_table_of_something_else_is_refused(runs):
+    with pytest.raises(ValueError, match=r"lacks .*late_energy_j"):
+        Played(runs.drop(columns="late_energy_j"))
+    with pytest.raises(ValueError, match="expected 11 schedulers x 3 seeds"):
+        Played(runs.drop(index=runs.index[5]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(volume=volumes, devices=st.integers(1, 10_000))
+def test_a_fleet_takes_as_much_as_its_devices_together(played, volume, devices):
+    one = fleet(Scenario(tasks_per_day=volume, devices=1, mix=MIX), played)
+    all_ = fleet(Scenario(tasks_per_day=volume, devices=devices, mix=MIX), played)
+    np.testing.assert_allclose(all_.energy_kwh, devices * one.energy_kwh)
+    np.testing.assert_allclose(all_.idle_kwh, devices * one.idle_kwh)
+    np.testing.assert_allclose(all_.beyond, one.beyond)
+
+
+@settings(deadline=None, max_examples=30)
+@given(few=volumes, more=st.floats(1.001, 5))
+def test_more_tasks_never_take_less_energy(played, few, more):
+    small, large = (
+        fleet(Scenario(tasks_per_day=volume, mix=MIX), played) for volume in (few, few * more)
+    )
+    assert (large.energy_kwh > small.energy_kwh).all()
+    assert (large.busy > small.busy).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(price=st.floats(0, 10), carbon=st.floats(0, 2000))
+def test_money_is_energy_times_price_and_carbon_energy_times_intensity(played, price, carbon):
+    scenario = Scenario(price_per_kwh=price, gco2_per_kwh=carbon, mix=MIX)
+    for table in (annual(scenario, played), saved(scenario, played, OURS)):
+        for end in ("", "_low", "_high", "_wide_low", "_wide_high"):
+            energy = table[f"energy_kwh{end}"]
+            np.testing.assert_allclose(table[f"money{end}"], price * energy, atol=1e-12)
+            np.testing.assert_allclose(table[f"carbon_kg{end}"], carbon / 1000 * energy, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(volume=volumes)
+def test_the_intervals_hold_the_value_and_the_wide_one_holds_the_other(played, volume):
+    table = annual(Scenario(tasks_per_day=volume, mix=MIX), played)
+    near = 1 + 1e-9
+    assert (table["energy_kwh_low"] <= table["energy_kwh"] * near).all()
+    assert (table["energy_kwh"] <= table["energy_kwh_high"] * near).all()
+    assert (table["energy_kwh_wide_low"] < table["energy_kwh_low"]).all()
+    assert (table["energy_kwh_high"] < table["energy_kwh_wide_high"]).all()
+    assert (table["beyond_low"] <= table["beyond"] * near).all()
+    assert (table["beyond"] <= table["beyond_high"] * near).all()
+
+
+def test_a_device_with_few_tasks_pays_for_learning_alone(runs, played):
+    """30 tasks in all: half a run's; what comes later does not matter."""
+    short = Scenario(tasks_per_day=1, days=30, devices=1, mix={"clip-vit-b32": 1})
+    late = [name for name in runs if name.startswith("late_energy")]
+    other = runs.assign(**dict.fromkeys(late, 1e6))
+    energy = fleet(short, played).energy_kwh
+    np.testing.assert_array_equal(energy, fleet(short, Played(other)).energy_kwh)
+    ucb, oracle = (energy[played.schedulers.index(name)].mean() for name in ("UCB", "Oracle"))
+    assert ucb > 2 * oracle
+
+
+def test_tasks_beyond_a_run_cost_what_its_second_half_did(runs, played):
+    rows = runs[(runs["encoder"] == "clip-vit-b32") & (runs["limit_s"] == 0.2)]
+    rows = rows[rows["scheduler"] == "UCB"].sort_values("seed")
+    scenario = Scenario(tasks_per_day=100, days=10, devices=1, mix={"clip-vit-b32": 1})
+    expected = rows[f"energy_j@{STEPS}"] + (1000 - STEPS) * rows["late_energy_j"]
+    place = played.schedulers.index("UCB")
+    np.testing.assert_allclose(3.6e6 * fleet(scenario, played).energy_kwh[place], expected)
+
+
+def test_a_saving_is_the_difference_of_two_bills(played):
+    scenario = Scenario(mix=MIX)
+    bill = annual(scenario, played).set_index("scheduler")["energy_kwh"]
+    table = saved(scenario, played, OURS).set_index("scheduler")
+    assert OURS not in table.index and len(table) == len(bill) - 1
+    for other, row in table.iterrows():
+        assert math.isclose(row["energy_kwh"], bill[other] - bill[OURS], abs_tol=1e-9)
+        assert row["energy_kwh_low"] <= row["energy_kwh"] <= row["energy_kwh_high"]
+
+
+def test_savings_in_percent_do_not_move_with_the_error_of_the_model(played, monkeypatch):
+    before = saved(Scenario(mix=MIX), played, OURS)
+    monkeypatch.setattr("mllm_sched.study.savings.model_sd", lambda: 1.0)
+    after = saved(Scenario(mix=MIX), played, OURS)
+    share = ["share", "share_low", "share_high"]
+    pd.testing.assert_frame_equal(before[share], after[share])
+    assert not np.allclose(before["energy_kwh_wide_high"], after["energy_kwh_wide_high"])
+    assert 0.05 < model_sd() < 0.3
+
+
+def test_the_headline_says_less_or_more_and_that_it_is_simulated(played):
+    scenario = Scenario(mix=MIX, devices=3)
+    told = headline(scenario, played, OURS, "Random")
+    assert told.startswith("Safe GP-UCB takes ") and "less a year than Random" in told
+    assert "these 3 devices (simulated)" in told and "euro" in told and "kg CO2e" in told
+    assert " more a year than Safe GP-UCB" in headline(scenario, played, "Random", OURS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks_per_day": 0}, "tasks_per_day=0: give a number above 0"),
+        ({"tasks_per_day": math.inf}, "tasks_per_day=inf"),
+        ({"tasks_per_day": math.nan}, "tasks_per_day=nan"),
+        ({"devices": 0}, "devices=0: give a whole number, 1 or more"),
+        ({"devices": 1.5}, "devices=1.5"),
+        ({"price_per_kwh": -0.1}, "price_per_kwh=-0.1: give a number, 0 or more"),
+        ({"gco2_per_kwh": -1}, "gco2_per_kwh=-1"),
+        ({"days": 0}, "days=0"),
+        ({"limit_s": -1}, "limit_s=-1"),
+        ({"mix": {"resnet-5": 1}}, "'resnet-5': expected some of .*resnet-50"),
+        ({"mix": {"whisper-small": -1}}, "whisper-small=-1"),
+        ({"mix": {"whisper-small": 0}}, "mix: shares sum to 0"),
+        ({"mix": {}}, "mix: shares sum to 0"),
+    ],
+)
+def test_a_scenario_that_makes_no_sense_is_refused_by_name(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Scenario(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limit_s": 0.3}, "limit_s=0.3: played were 0.05, 0.2"),
+        ({"mix": {"resnet-50": 1}}, "'resnet-50': played were whisper-small, clip-vit-b32"),
+        ({"tasks_per_day": 1e9}, r"tasks_per_day=1e\+09: .* busy .* h a day"),
+    ],
+)
+def test_what_was_not_played_or_cannot_be_done_is_refused(played, changes, said):
+    with pytest.raises(ValueError, match=said):
+        annual(Scenario(**{"mix": MIX, **changes}), played)
+
+
+def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played):
+    with pytest.raises(ValueError, match="'Nobody': played were Oracle"):
+        saved(Scenario(mix=MIX), played, "Nobody")
+    with pytest.raises(ValueError, match="'Nobody': expected one of Oracle"):
+        headline(Scenario(mix=MIX), played, OURS, "Nobody")
+    with pytest.raises(ValueError, match="'resnet-5': expected one of"):
+        savings_runs.play(("resnet-5",))
+    with pytest.raises(ValueError, match="steps=1, seeds=10"):
+        savings_runs.play(steps=1)
+
+
+def test_learning_weighs_where_there_is_little_to_do(played):
+    table = savings_tables.over_volumes(Scenario(mix=MIX), played, (1, 1000))
+    ucb = table[table["scheduler"] == "UCB"].set_index("tasks_per_day")
+    assert ucb.loc[1, "over_oracle"] > 2 > 1.5 > ucb.loc[1000, "over_oracle"]
+    assert ucb.loc[1, "learning"] > ucb.loc[1000, "learning"]
+    assert (table[table["scheduler"] == "Oracle"]["over_oracle"] == 1).all()
+
+
+def test_break_even_is_where_two_bills_are_equal(played):
+    turns = savings_tables.break_even(Scenario(mix=MIX), played, "UCB").set_index("scheduler")
+    turn = turns.loc["Fixed at full power"]
+    assert (turn["few"], turn["many"]) == ("Fixed at full power", "UCB")
+    at = annual(Scenario(mix=MIX, tasks_per_day=turn["tasks_per_day"]), played)
+    bill = at.set_index("scheduler")["energy_kwh"]
+    assert math.isclose(bill["UCB"], bill["Fixed at full power"], rel_tol=0.02)
+    assert math.isnan(turns.loc["Oracle", "tasks_per_day"])
+
+
+def test_the_tornado_holds_the_saving_as_it_is_and_puts_the_widest_first(played):
+    scenario = Scenario(mix=MIX)
+    table = savings_tables.tornado(scenario, played, OURS, "Epsilon-greedy")
+    assert (table["low"] <= table["base"]).all() and (table["base"] <= table["high"]).all()
+    assert (table["high"] - table["low"]).is_monotonic_decreasing
+    rows = table.set_index("input")
+    assert math.isclose(rows.loc["devices", "high"], 2 * rows.loc["devices", "base"])
+    assert rows.loc["latency limit", "low_at"] == rows.loc["latency limit", "high_at"] == "0.2 s"
+
+
+def test_the_strategies_equal_a_computation_by_hand():
+    power, setting = (
+        savings_strategies.Power(),
+        Setting(items=[savings_strategies.ENCODED[ENCODERS[0]]]),
+    )
+    model, work = calibrated_model(), read_work()["whisper-small"]
+    encode_j = model.energy_j(work, "gpu", 60)
+    edge, remote, hybrid = (
+        savings_strategies.request_j(name, "whisper-small")
+        for name in ("all-edge", "all-remote", "hybrid")
+    )
+    assert math.isclose(edge["edge"], encode_j + 40 * modelled("all-edge", setting).llm_s)
+    assert edge["server"] == edge["network"] == 0
+    cost = modelled("all-remote", setting)
+    assert math.isclose(remote["server"], 300 * 0.7 * 1.2 * (cost.encode_s + cost.llm_s))
+    assert remote["edge"] == 0
+    assert math.isclose(remote["network"], 8e-6 * (960_000 + 4 * 64))
+    assert math.isclose(hybrid["edge"], encode_j)
+    assert math.isclose(hybrid["server"], 300 * 0.7 * 1.2 * modelled("hybrid", setting).llm_s)
+    assert math.isclose(hybrid["network"], power.network_j_per_bit * 8 * (1500 * 768 * 2 + 256))
+
+
+def test_a_years_strategies_are_their_requests_and_lie_within_their_range():
+    scenario = Scenario(tasks_per_day=10, devices=2, days=5, mix={"clip-vit-b32": 1})
+    table = savings_strategies.strategy_annual(scenario)
+    for row in table.itertuples():
+        strategy = savings_strategies.STRATEGIES[row.strategy]
+        joules = sum(savings_strategies.request_j(strategy, "clip-vit-b32").values())
+        assert math.isclose(row.energy_kwh, 100 * joules / 3.6e6)
+        assert math.isclose(row.energy_kwh, row.edge_kwh + row.server_kwh + row.network_kwh)
+        assert row.low_kwh < row.energy_kwh < row.high_kwh
+        assert math.isclose(row.money, 0.3 * row.energy_kwh)
+
+
+def test_power_that_makes_no_sense_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"pue=0\.9: give a number, 1 or more"):
+        savings_strategies.Power(pue=0.9)
+    with pytest.raises(ValueError, match="server_w=-1"):
+        savings_strategies.Power(server_w=-1)
+    with pytest.raises(ValueError, match="'resnet-50': expected one of"):
+        savings_strategies.request_j("hybrid", "resnet-50")
+
+
+def test_every_figure_says_what_its_numbers_are(played):
+    scenario = Scenario(mix=MIX)
+    tornado = savings_tables.tornado(scenario, played, OURS, "UCB")
+    drawn = [
+        savings_plots.bill(annual(scenario, played), evidence="simulated"),
+        savings_plots.volumes(savings_tables.over_volumes(scenario, played), evidence="simulated"),
+        savings_plots.tornado(tornado, ours=OURS, other="UCB", evidence="simulated"),
+    ]
+    for ax in drawn:
+        assert ax.get_title().endswith("(simulated)") and ax.get_xlabel()
+    names = [label.get_text() for label in drawn[0].get_yticklabels()]
+    assert names[0] == "Oracle" and names[-1] == "Random"
+    bars = savings_plots.strategies(
+        savings_strategies.strategy_annual(scenario), evidence="estimated"
+    )
+    assert bars.get_title().endswith("(estimated)")
