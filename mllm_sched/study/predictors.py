@@ -63,7 +63,7 @@ def prediction_error(
     Returns
     -------
     One row per predictor, size and draw; ``error`` is the median over the arms left out of
-    |predicted / true - 1|.
+    ``|predicted / true - 1|``.
     """
     # Some fits to a handful of arms stop early; how well they predict is what is asked here.
     with warnings.catch_warnings():
