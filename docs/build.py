@@ -1,7 +1,8 @@
 """Build the site, then check every link in it.
 
 The documents at the root of the repository link to each other, to notebooks, figures and files by
-their relative paths. So the site's source is a folder in which all of that lies where it lies in the repository, with the pages of ``docs/`` beside it, and nothing has to be rewritten.
+their relative paths. So the site's source is a folder in which all of that lies where it lies in
+the repository, with the pages of ``docs/`` beside it, and no link has to be rewritten.
 
 ``python docs/build.py build/site`` builds; ``--links`` asks the outside links too.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from check_links import problems
+from results_pages import write_pages
 from sphinx.cmd.build import build_main
 
 DOCS = Path(__file__).resolve().parent
@@ -28,21 +30,28 @@ def lay_out(source: Path) -> None:
         place = source / path.name
         if path.suffix in (".md", ".rst"):  # Sphinx knows a page by its real path
             shutil.copy(path, place)
-        elif path.name == "notebooks":
+        elif path.name in ("notebooks", "results"):
             shutil.copytree(path, place)
         else:
             place.symlink_to(path)
+    write_pages(source / "results")
 
 
-def build(out: Path, builder: str = "html") -> int:
-    """Run Sphinx on a fresh source; a warning is an error. The exit status."""
-    with TemporaryDirectory() as folder:
-        source, trees = Path(folder, "source"), Path(folder, "trees")
-        source.mkdir()
-        lay_out(source)
-        quiet = ["--quiet", "--fail-on-warning", "--keep-going"]
-        places = ["--conf-dir", str(DOCS), "--doctree-dir", str(trees), str(source), str(out)]
+def sphinx(source: str | Path, out: str | Path, builder: str = "html") -> int:
+    """Run Sphinx, for which a warning is an error; the exit status."""
+    quiet = ["--quiet", "--fail-on-warning", "--keep-going"]
+    with TemporaryDirectory() as trees:
+        places = ["--conf-dir", str(DOCS), "--doctree-dir", trees, str(source), str(out)]
         return build_main(["--builder", builder, *quiet, *places])
+
+
+def build(out: Path, outside: bool = False) -> bool:
+    """Build the site; ``outside`` asks the links to elsewhere. Whether all went well."""
+    with TemporaryDirectory() as source:
+        lay_out(Path(source))
+        if sphinx(source, out):
+            return False
+        return not outside or not sphinx(source, out.with_name("links"), "linkcheck")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.out.exists():
         parser.error(f"{options.out} exists; remove it first, or name another folder")
-    if build(options.out) or (options.links and build(options.out.with_name("links"), "linkcheck")):
+    if not build(options.out, outside=options.links):
         return 1
     found = problems(options.out)
     print("\n".join([*found, f"{options.out / 'index.html'}: {len(found)} broken links"]))

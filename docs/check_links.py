@@ -81,11 +81,12 @@ def _broken(path: Path, page: Page, pages: dict[Path, Page]) -> Iterator[str]:
         if parts.scheme or parts.netloc:
             continue
         file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        lost = (
+            parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].anchors
+        )
         if not file.is_file():
             yield f"no file for {target}"
-        elif (
-            parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].anchors
-        ):
+        elif lost:
             yield f"no anchor for {target}"
 
 

@@ -24,13 +24,14 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-include_patterns = ["*.md", "*.rst", "api/*", "notebooks/*.ipynb"]
+include_patterns = ["*.md", "*.rst", "api/*", "notebooks/*.ipynb", "results/**.md"]
 templates_path = [str(DOCS / "_templates")]  # autosummary would look beside the sources
 
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!mllm_sched).*"),  # other packages: their indices would need the network
     (r"py:.*", r".*\._\w+|mllm_sched\..*\.(Result|Rule)"),  # private bases, type variables
+    (r"py:.*", r"mllm_sched\.pipeline\.proto\..*"),  # generated code
 ]
 highlight_language = "none"  # commands and messages; Python says that it is Python
 
@@ -39,7 +40,7 @@ nb_ipywidgets_js = {}  # widgets would be loaded from elsewhere
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 
-autosummary_context = {"generated": ["mllm_sched.pipeline.proto"]}
+autosummary_context = {"generated": ["proto"]}  # no reader calls it
 autodoc_default_options = {"ignore-module-all": True}  # a name has one page, its module's
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -48,7 +49,6 @@ napoleon_use_ivar = True
 napoleon_custom_sections = ["Returns"]  # ours are sentences, not types
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
-add_module_names = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mllm-sched"
@@ -56,11 +56,12 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_context = {"default_mode": "auto"}
 html_sidebars = {"index": [], "board": [], "[A-Z]*": []}
 html_theme_options = {
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 7,
     "navbar_persistent": ["search-button"],
-    "secondary_sidebar_items": {"index": [], "**": ["page-toc"]},
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
 }
 
 
@@ -80,20 +81,33 @@ def _findings() -> dict[str, str]:
 myst_substitutions = _findings()
 
 
-def _without_dead_ends(app: Sphinx, doctree: nodes.document) -> None:
-    """Show as plain text what would lead nowhere, or astray.
-
-    A folder of the repository has no page. Python's own types would be taken for attributes of the
-    same name, such as ``Item.bytes``.
-    """
+def _lead_to_folders(app: Sphinx, doctree: nodes.document) -> None:
+    """A link to a folder leads to its page if it has one; else only the folder's name is left."""
     for link in list(doctree.findall(addnodes.pending_xref)):
-        domain, target = link["refdomain"], link["reftarget"]
-        if link["reftype"] == "myst" and not domain and Path(app.srcdir, target).is_dir():
+        if link["reftype"] != "myst" or link["refdomain"]:
+            continue
+        folder, path = app.env.relfn2path(link["reftarget"], link["refdoc"])
+        if f"{folder}/index" in app.env.found_docs:
+            link.attributes.update(refdomain="std", reftype="doc", reftarget=f"/{folder}/index")
+        elif Path(path).is_dir():
             link.replace_self(link.children)
-        elif domain == "py" and hasattr(builtins, target):
-            link.replace_self(nodes.Text(target))
+
+
+def _without_builtins(app: Sphinx, doctree: nodes.document) -> None:
+    """Do not look up Python's own types: ``bytes`` would be taken for ``Item.bytes``."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if link["refdomain"] == "py" and hasattr(builtins, link["reftarget"]):
+            link.replace_self(nodes.Text(link["reftarget"]))
+
+
+def _without_object(app: Sphinx, doctree: nodes.document) -> None:
+    """Every class derives from ``object``: not worth a line."""
+    for line in list(doctree.findall(nodes.paragraph)):
+        if line.astext() == "Bases: object":
+            line.parent.remove(line)
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("doctree-read", _without_dead_ends)
+    for change in (_lead_to_folders, _without_builtins, _without_object):
+        app.connect("doctree-read", change)
