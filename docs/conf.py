@@ -41,8 +41,8 @@ myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 
 autosummary_context = {"generated": ["proto"]}  # no reader calls it
-autodoc_default_options = {"ignore-module-all": True}  # a name has one page, its module's
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as written, not as they print on this machine
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_use_ivar = True

@@ -110,6 +110,12 @@ def test_every_public_module_has_a_page_and_generated_code_has_none(site):
     assert pages == set(modules())
 
 
+def test_no_page_names_a_folder_of_this_machine(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert str(paths.ROOT) not in text and str(site.parent) not in text, path.name
+
+
 def test_a_file_that_is_no_page_can_be_downloaded(site):
     readme = (site / "README.html").read_text()
     download = re.search(r'href="(_downloads/[^"]+/measurement\.py)"', readme)

@@ -3,7 +3,7 @@
 The layout::
 
     8 bytes     length of what follows, little-endian
-    JSON        safetensors' table of tensors, with one text under ``__metadata__``:
+    JSON        safetensors' table of tensors, with one text under __metadata__:
                 {"request": "{... JSON of Header ...}"}
     tensors     prompt, part0, part0.scale, part1, ...
 
