@@ -18,7 +18,7 @@ PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(ST
   $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test browser lint lab app notebooks claims bench peers proto checksums clean
+.PHONY: help env reproduce test browser lint lab app notebooks claims bench peers site proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ build/peers/.installed: benchmarks/requirements.txt $(STAMP)
 	rm -rf build/peers
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target build/peers -r $<
 	@touch $@
+
+site: $(STAMP) ## Build the site into build/site and check its links; LINKS=1: those to elsewhere too
+	@rm -rf build/site build/links
+	$(RUN) docs/build.py build/site $(if $(LINKS),--links)
 
 proto: $(STAMP) ## Generate the gRPC code from node.proto
 	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mllm_sched/pipeline/proto/node.proto

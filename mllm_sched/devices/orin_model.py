@@ -1,12 +1,12 @@
 """The device model of a Jetson AGX Orin: latency and energy of an encoder on an arm.
 
-Latency of work W (FLOPs, bytes, kernels) on one component, with x, y, z its three terms:
+Latency of work W (FLOPs, bytes, kernels) on one component, with x, y, z its three terms::
 
     T0 = (x^p + y^p + z^p)^(1/p)     x = a FLOPs / (units^g f),  y = b bytes / bandwidth,
                                      z = c kernels / f_cpu (launches; GPU only)
     T  = T0 / load / (1 - background) x (1 + kappa background)
 
-Energy, which covers the module as its three power rails do:
+Energy, which covers the module as its three power rails do::
 
     E  = P_idle T + E_marginal
 

@@ -182,7 +182,7 @@ def example_input(name: str, batch: int, rng: np.random.Generator) -> NDArray[np
 
     Returns
     -------
-    float32 of shape (batch, *input_shape). Images and video frames are uniform pixels,
+    float32 of shape ``(batch, *input_shape)``. Images and video frames are uniform pixels,
     normalised per channel; audio is uniform within [-1, 1], where Whisper's log-mel lies.
 
     Examples

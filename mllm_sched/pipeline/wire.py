@@ -1,7 +1,9 @@
 """Requests as bytes: safetensors with a versioned JSON header, checked before a model sees them.
 
+The layout::
+
     8 bytes     length of what follows, little-endian
-    JSON        safetensors' table of tensors, with one text under ``__metadata__``:
+    JSON        safetensors' table of tensors, with one text under __metadata__:
                 {"request": "{... JSON of Header ...}"}
     tensors     prompt, part0, part0.scale, part1, ...
 

@@ -80,7 +80,7 @@ def prediction_error(
     Returns
     -------
     One row per predictor, size and draw; ``error`` is the median over the arms left out of
-    |predicted / true - 1|.
+    ``|predicted / true - 1|``.
     """
     rng, features, logs = np.random.default_rng(seed), one_hot_features(space), np.log(values)
     rows = []

@@ -1,0 +1,1 @@
+"""Experiments, their metrics, tables and figures, and the claims judged by them."""

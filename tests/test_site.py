@@ -1,0 +1,182 @@
+"""`make site`: a stranger finds every page, no link is broken, and nothing comes from elsewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from mllm_sched import paths
+
+DOCS = paths.ROOT / "docs"
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+LEFT_OUT = ("mllm_sched.pipeline.proto", "mllm_sched.harness.imitation.programs")
+LINE = re.compile(r"<[^>]+>")
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(DOCS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site. A warning of Sphinx, or a broken link, would fail the build."""
+    out = tmp_path_factory.mktemp("site") / "site"
+    done = run("build.py", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken links" in done.stdout
+    return out
+
+
+def small_site(tmp_path, text):
+    """Build one page, beside which lies a folder, as the site is built."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "index.md").write_text(text)
+    code = "import sys; from build import sphinx; raise SystemExit(sphinx(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=DOCS, capture_output=True, text=True, check=False)
+    return done, (tmp_path / "out" / "index.html").read_text()
+
+
+def modules():
+    """Every public module of the package by its dotted name."""
+    for path in (paths.ROOT / "mllm_sched").rglob("*.py"):
+        parts = path.relative_to(paths.ROOT).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        name = ".".join(parts)
+        if len(parts) > 1 and not parts[-1].startswith("_") and not name.startswith(LEFT_OUT):
+            yield name
+
+
+def planted(tmp_path, body):
+    """What the checker says of one page with this body."""
+    (tmp_path / "index.html").write_text(f'<html><body><h1 id="top">T</h1>{body}</body></html>')
+    done = run("check_links.py", tmp_path)
+    assert bool(done.returncode) == bool(done.stdout.strip())
+    return done.stdout
+
+
+def test_the_front_page_counts_the_verdicts(site):
+    front = (site / "index.html").read_text()
+    table = pd.read_csv(paths.RESULTS / "claims.csv")
+    assert f"Of {len(table)} claims" in front
+    for verdict, count in table["verdict"].value_counts().items():
+        assert f"<strong>{count} {verdict}</strong>" in front
+    for claim in table["claim"]:
+        assert claim in front
+
+
+def test_the_front_page_leads_to_report_notebooks_and_board(site):
+    article = (site / "index.html").read_text().split("<article", 1)[1].split("</article", 1)[0]
+    for page in ("REPORT.html", "notebooks.html", "board.html"):
+        assert f'href="{page}"' in article
+
+
+def test_the_front_page_shows_the_two_commands_and_a_figure(site):
+    front = (site / "index.html").read_text()
+    assert "make reproduce" in front and "make test" in front
+    figure = re.search(r'src="(_images/[^"]+\.svg)"', front)
+    assert figure and "<svg" in (site / figure[1]).read_text()
+
+
+def test_the_board_page_says_what_the_readme_says(site):
+    board = LINE.sub("", (site / "board.html").read_text())
+    assert "mllm-sched profile --device agx-orin" in board
+    assert "Never run on hardware by us" in board
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_has_a_page_with_its_committed_figures(site, notebook):
+    page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
+    cells = nbformat.read(notebook, as_version=4).cells
+    title = cells[0].source.splitlines()[0].removeprefix("# ")
+    assert title in LINE.sub("", (site / "notebooks.html").read_text())
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(re.findall(r'<img [^>]*src="\.\./_images/[0-9a-f]+\.png"', page)) == len(figures)
+
+
+@pytest.mark.parametrize("name", ["README", "REPORT", "DEVIATIONS", "CONTRIBUTING", "CHANGELOG"])
+def test_every_document_of_the_repository_has_a_page(site, name):
+    assert (site / f"{name}.html").is_file()
+
+
+def test_every_public_module_has_a_page_and_generated_code_has_none(site):
+    pages = {path.stem for path in (site / "api").glob("*.html")}
+    assert pages == set(modules())
+
+
+def test_no_page_names_a_folder_of_this_machine(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert str(paths.ROOT) not in text and str(site.parent) not in text, path.name
+
+
+def test_a_file_that_is_no_page_can_be_downloaded(site):
+    readme = (site / "README.html").read_text()
+    download = re.search(r'href="(_downloads/[^"]+/measurement\.py)"', readme)
+    assert download and (site / download[1]).is_file()
+
+
+def test_every_folder_of_results_has_a_page_with_its_tables_and_figures(site):
+    assert 'href="results/index.html"' in (site / "README.html").read_text()
+    for folder in filter(Path.is_dir, paths.RESULTS.iterdir()):
+        page = (site / "results" / folder.name / "index.html").read_text()
+        assert all(f">{path.name}<" in page for path in folder.iterdir())
+
+
+def test_a_folder_without_a_page_is_only_named(tmp_path):
+    done, page = small_site(tmp_path, "# Title\n\n[The folder](folder)\n")
+    assert done.returncode == 0, done.stderr
+    assert "The folder" in page and 'href="folder' not in page
+
+
+def test_a_page_that_is_listed_and_missing_stops_the_build(tmp_path):
+    done, _ = small_site(tmp_path, "# Title\n\n```{toctree}\nREPORT\n```\n")
+    assert done.returncode == 1
+    assert "nonexisting document 'REPORT'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('<a href="gone.html">x</a>', "no file for gone.html"),
+        ('<img src="gone.png">', "no file for gone.png"),
+        ('<img srcset="gone.png 2x">', "no file for gone.png"),
+        ('<a href="#gone">x</a>', "no anchor for #gone"),
+        ('<a href="index.html#gone">x</a>', "no anchor for index.html#gone"),
+        ('<script src="https://cdn.invalid/a.js"></script>', "loads https://cdn.invalid/a.js"),
+        ('<link rel="stylesheet" href="//cdn.invalid/a.css">', "loads //cdn.invalid/a.css"),
+        ("<style>@import 'https://cdn.invalid/b.css';</style>", "loads https://cdn.invalid/b.css"),
+        ('<p style="background: url(http://cdn.invalid/c.png)">', "loads http://cdn.invalid/c.png"),
+    ],
+)
+def test_the_checker_finds_what_is_planted(tmp_path, body, said):
+    assert planted(tmp_path, body) == f"index.html: {said}\n"
+
+
+def test_the_checker_leaves_sound_and_outside_links_alone(tmp_path):
+    links = [
+        "#top",
+        "index.html#top",
+        "?q=1#top",
+        "https://example.org/a#b",
+        "mailto:a@example.org",
+    ]
+    body = "".join(f'<a href="{link}">x</a>' for link in links)
+    assert planted(tmp_path, body + '<img src="data:image/png;base64,AAAA">').strip() == ""
+
+
+def test_the_checker_reads_style_sheets(tmp_path):
+    (tmp_path / "site.css").write_text('@font-face { src: url("https://cdn.invalid/f.woff2"); }')
+    assert "site.css: loads https://cdn.invalid/f.woff2" in planted(tmp_path, "")
+
+
+def test_a_folder_that_exists_is_not_built_over(tmp_path):
+    done = run("build.py", tmp_path)
+    assert done.returncode == 2
+    assert "exists; remove it first" in done.stderr
