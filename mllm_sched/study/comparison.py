@@ -102,7 +102,7 @@ def compare(
     rules: Sequence[Rule],
     *,
     steps: int,
-    seeds: int,
+    seeds: int | Sequence[int],
     limit_s: float,
     trusted: Sequence[Arm],
     dask: str | None = None,
