@@ -4,7 +4,9 @@ import pytest
 from mllm_sched import paths
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import KnownDevice, open_device
+from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.study import comparison, sensitivity
+from mllm_sched.study.claim_file import load_claims
 from mllm_sched.study.comparison import OURS, compare, compare_live, compare_replay
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
 from mllm_sched.study.runner import RunStopped
@@ -139,11 +141,29 @@ def test_every_variant_has_its_own_label_and_differs_from_the_main_comparison():
     assert len({repr(variant).split(",", 1)[1] for variant in chosen}) == len(chosen)
 
 
-def test_a_variant_gives_the_numbers_that_are_shown():
+def test_a_variant_gives_the_numbers_that_the_claims_ask_for():
     base = sensitivity.variants(steps=10)[0]
-    table = sensitivity.sensitivity([base], seeds=2)
-    assert set(sensitivity.SHOWN) <= set(table["key"]) and table["key"].is_unique
-    assert set(table["n"]) == {2}
-    shown = sensitivity.as_table(table)
-    assert shown.index.tolist() == [base.label] and shown.notna().all(axis=None)
-    assert (shown.filter(like="violations") >= 0).all(axis=None)
+    table = sensitivity.numbers(base, seeds=2)
+    asked = [claim for claim in load_claims() if claim.notebook == "04_scheduler_comparison"]
+    assert len(asked) == 4 and table["key"].is_unique and set(table["n"]) == {2}
+    for claim in asked:
+        assert {test.key for test in claim.tests} <= set(table["key"])
+
+
+def test_a_variant_changes_who_stands_as_a_baseline():
+    device = SimulatedOrin()
+    chosen = {variant.label: variant.rules(device) for variant in sensitivity.variants()}
+    ours, ucb, greedy = chosen["as in the comparison"]
+    assert (ours.label, ucb.name, greedy.settings) == ("Safe GP-UCB", "ucb", {"epsilon": 0.1})
+    assert [r.settings["penalty"] for r in chosen["baselines with a penalty"][1:]] == [1.0, 1.0]
+    gp = chosen["UCB on a Gaussian process"][1]
+    assert gp.label == "UCB" and gp.name == "config"
+    assert gp.settings["hyperparameters"] == ours.settings["hyperparameters"]
+    assert chosen["default hyperparameters"][0].settings == {}
+
+
+def test_without_the_cpu_no_arm_of_it_is_played():
+    base = sensitivity.variants(steps=60)[0]
+    played = sensitivity.play(sensitivity.without_cpu(base), 1)
+    space = ArmSpace.agx_orin(("gpu", "dla"))
+    assert played.table["arm"].max() < len(space)

@@ -116,7 +116,12 @@ def compare(
         raise ValueError(f"device {device!r} is live: play one scheduler at a time on it")
     limits = {"latency_s": limit_s}
     table = sweep(rules, device, task, steps, seeds, limits=limits, trusted=trusted, dask=dask)
-    settings = {"device": device, "encoder": task.encoder, "steps": steps, "seeds": seeds, **limits}
+    settings = {"device": device, "encoder": task.encoder, "steps": steps, **limits}
+    counted = isinstance(seeds, int)
+    settings |= {
+        "seeds": seeds if counted else len(seeds),
+        "first_seed": 0 if counted else seeds[0],
+    }
     return Comparison(table, limits, board.evidence, settings)
 
 
