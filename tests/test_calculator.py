@@ -173,6 +173,19 @@ def test_a_field_takes_a_value_beyond_its_slider_and_a_slider_whole_numbers():
     assert field.value == 12 and field.text.value == "12"
 
 
+@pytest.mark.parametrize(
+    ("value", "ends", "log", "rounded"),
+    [(365, (1, 3650), True, 363.08), (1e6, (1, 1e5), True, 99999.0), (0.333, (0, 1), False, 0.33)],
+)
+def test_a_browser_that_rounds_the_slider_does_not_change_the_value(value, ends, log, rounded):
+    """As it does when the page opens: a slider knows whole steps alone."""
+    field = NumberField("days", value, Allowed(above=0), ends, log=log)
+    field.slider.value = rounded
+    assert field.value == value and field.text.value == f"{value:g}"
+    field.slider.value = ends[1] / 5
+    assert field.value == ends[1] / 5
+
+
 def test_a_field_calls_its_followers_once_a_change():
     calls = []
     field = NumberField("price", 0.3, Allowed(least=0), (0, 1))

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from mllm_sched.apps.calculator_tables import bill_table, remarks, strategy_table
-from mllm_sched.apps.fields import Allowed, NumberField, have_widgets
+from mllm_sched.apps.fields import REFUSED, Allowed, NumberField, have_widgets
 from mllm_sched.study import plots, savings_plots
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.savings import annual, headline
@@ -110,8 +110,8 @@ class Calculator:
             raise ValueError(f"{ours} is compared to itself; choose two schedulers")
         bill = bill_table(scenario, self.played, ours)
         self.headline.value = html.escape(headline(scenario, self.played, ours, other))
-        self.table.value = bill.to_html(index=False, border=0)
-        self.strategies.value = strategy_table(scenario).to_html(index=False, border=0)
+        self.table.value = _as_html(bill)
+        self.strategies.value = _as_html(strategy_table(scenario))
         self.figure.value = _drawn(annual(scenario, self.played))
         told = remarks(scenario, self.played, ours)
         self.notes.value = "".join(f"<p>{html.escape(line)}</p>" for line in told)
@@ -124,7 +124,11 @@ class Calculator:
         chosen = Scenario().limit_s
         chosen = chosen if chosen in self.played.limits_s else self.played.limits_s[-1]
         self.limit = widgets.SelectionSlider(
-            options=limits, value=chosen, description="latency limit", style=wide
+            options=limits,
+            value=chosen,
+            description="latency limit",
+            style=wide,
+            layout=widgets.Layout(width="30em"),
         )
         names = list(self.played.schedulers)
         self.ours = widgets.Dropdown(options=names, value=OURS, description="saved by", style=wide)
@@ -135,14 +139,15 @@ class Calculator:
     def _outputs(self) -> None:
         import ipywidgets as widgets
 
-        self.headline, self.message, self.notes = (widgets.HTML() for _ in range(3))
-        self.table, self.strategies = widgets.HTML(), widgets.HTML()
-        self.figure = widgets.Image(format="svg+xml")
+        self.headline = widgets.HTML(style={"font_size": "1.3em"})
+        self.message = widgets.HTML(style={"text_color": REFUSED})
+        self.notes, self.table, self.strategies = (widgets.HTML() for _ in range(3))
+        self.figure = widgets.Image(format="svg+xml", layout=widgets.Layout(max_width="52em"))
         for name in ("headline", "message", "notes", "table", "strategies", "figure"):
             getattr(self, name).add_class(f"calculator-{name}")
 
     def _laid_out(self) -> Any:
-        """Inputs above, results below."""
+        """Inputs, and the results beside them, or below where the page is narrow."""
         import ipywidgets as widgets
 
         numbers = [each.widget for each in self.fields.values()]
@@ -152,9 +157,16 @@ class Calculator:
         mix = [_heading("Mix of tasks, in percent"), *shares]
         inputs = widgets.VBox([*numbers, *mix, self.limit, self.ours, self.other])
         results = [self.headline, self.message, self.notes, simulated, self.table, self.figure]
-        whole = widgets.VBox([inputs, *results, estimated, self.strategies])
+        results += [estimated, self.strategies]
+        beside = widgets.Layout(flex_flow="row wrap")
+        wide = widgets.Layout(flex="1 1 45em", min_width="0")
+        whole = widgets.Box([inputs, widgets.VBox(results, layout=wide)], layout=beside)
         whole.add_class("calculator")
         return whole
+
+
+def _as_html(table: pd.DataFrame) -> str:
+    return table.to_html(index=False, border=0, justify="left", col_space="7em")
 
 
 def _heading(text: str) -> Any:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+REFUSED = "#b2182b"  # colour of what refuses an input
+
 
 def have_widgets() -> bool:
     """Whether ipywidgets is installed."""
@@ -126,7 +128,7 @@ class NumberField:
         import ipywidgets as widgets
 
         self.name, self.allowed, self.value, self.error = name, allowed, float(value), ""
-        self._ends, self._log = slider, log
+        self._ends = slider
         self._followers: list[Callable[[], None]] = []
         self._following = False  # one of text and slider is being set to follow the other
         wide = {"description_width": "12em"}
@@ -134,7 +136,7 @@ class NumberField:
             f"{value:g}", description=name, style=wide, layout=widgets.Layout(width="20em")
         )
         self.slider = _slider(value, slider, log, allowed.whole)
-        self.message = widgets.HTML()
+        self.message = widgets.HTML(style={"text_color": REFUSED})
         for part, end in ((self.text, "text"), (self.slider, "slider"), (self.message, "message")):
             part.add_class(f"{css}-{end}")
         self.message.add_class("field-message")
@@ -155,21 +157,24 @@ class NumberField:
             self.error = str(error)
         self.message.value = html.escape(self.error)
         if not self.error and not self._following:
-            self._follow(self.slider, min(max(self.value, self._ends[0]), self._ends[1]))
+            self._follow(self.slider, self._place())
         for follower in self._followers:
             follower()
 
     def _slid(self, change: dict[str, Any]) -> None:
-        if not self._following and not self._echoed(change["new"]):
+        if not self._following and not self._rounded(change["new"]):
             value = round(change["new"]) if self.allowed.whole else change["new"]
             self._follow(self.text, _three_digits(value))
 
-    def _echoed(self, new: float) -> bool:
-        """Whether the page only rounded to the slider's step what was typed; nobody moved it."""
-        low, high = self._ends
-        scale = math.log10 if self._log else float
-        off = scale(new) - scale(min(max(self.value, low), high))
-        return abs(off) <= 0.5 * self.slider.step
+    def _place(self) -> float:
+        """Where the slider stands for the value, which may lie beyond its ends."""
+        return min(max(self.value, self._ends[0]), self._ends[1])
+
+    def _rounded(self, slid: float) -> bool:
+        """Whether a slider's value is what the browser makes of ours: it rounds to whole steps."""
+        log, step = hasattr(self.slider, "base"), self.slider.step
+        places = [math.log10(at) if log else at for at in (slid, self._place())]
+        return abs(places[0] - places[1]) < 0.6 * step
 
     def _follow(self, part: Any, value: Any) -> None:
         self._following = True
