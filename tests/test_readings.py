@@ -27,20 +27,14 @@ def test_whatever_hangs_on_seeds_is_read_with_other_seeds():
     assert {"energy-ucb", "safety", "power-levels", "latency-limits", "time-varying"} <= own
 
 
-@pytest.mark.parametrize(
-    "reading",
-    [
-        next(r for r in SMALL if claim.id in r.claims)
-        for claim in JUDGED
-        if claim.evidence != "measured"
-    ],
-    ids=lambda reading: reading.label,
-)
-def test_a_reading_has_every_number_that_its_claims_ask_for(reading):
-    keys = set(reading.numbers()["key"])
-    for claim in JUDGED:
-        if claim.id in reading.claims:
-            assert {test.key for test in claim.tests} <= keys
+@pytest.mark.parametrize("label", ["other seeds", "three edges", "clip-vit-b32 alone"])
+def test_a_reading_has_every_number_that_its_claims_ask_for(label):
+    for reading in SMALL:
+        if reading.label == label:
+            keys = set(reading.numbers()["key"])
+            for claim in JUDGED:
+                if claim.id in reading.claims:
+                    assert {test.key for test in claim.tests} <= keys
 
 
 def test_int8_on_the_wire_stands_in_for_the_claims_own_type():

@@ -8,15 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from mllm_sched.devices import Noise
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.study import landscape, sensitivity, stability, strategy_sensitivity, time_varying
+from mllm_sched.study import (
+    landscape,
+    savings_runs,
+    savings_tables,
+    sensitivity,
+    stability,
+    strategy_sensitivity,
+    time_varying,
+)
 from mllm_sched.study.aftermath import CHANGES, CLAIMED, aftermath
 from mllm_sched.study.lineup import transferred, trusted_arms
+from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
+from mllm_sched.study.savings import saved
+from mllm_sched.study.savings_curves import Played
+from mllm_sched.study.savings_scenario import DEFAULT_MIX, Scenario
 from mllm_sched.study.sensitivity import OTHER_SEEDS, Variant, all_tasks
 from mllm_sched.study.strategy_costs import Setting
 
@@ -52,6 +65,7 @@ def all_readings(steps: int, seeds: int) -> list[Reading]:
         *over_power_levels(steps, seeds),
         *over_limits(steps, seeds),
         *changing(seeds),
+        *a_year(seeds),
         *board(),
         *decoupling(),
     ]
@@ -163,6 +177,29 @@ def _changing(
     numbers = aftermath(played, chosen).claim_numbers(board.evidence)
     asked, worst = "violations after a change, worst", f"violations after a change, {ours}worst"
     return _standing_in(numbers, {asked: worst})
+
+
+def a_year(seeds: int) -> list[Reading]:
+    """The calculator, with other inputs."""
+    base = partial(_a_year, seeds=seeds)
+    readings = {
+        "other seeds": partial(base, first_seed=OTHER_SEEDS),
+        "limit 0.1 s": partial(base, limit_s=0.1),
+        "limit 0.5 s": partial(base, limit_s=0.5),
+        "a task a day": partial(base, tasks_per_day=1.0),
+        "a hundred tasks a day": partial(base, tasks_per_day=100.0),
+        **{f"{name} alone": partial(base, mix={name: 1.0}) for name in DEFAULT_MIX},
+    }
+    return [Reading(label, ("savings-year",), made) for label, made in readings.items()]
+
+
+def _a_year(seeds: int, first_seed: int = 0, **changes: Any) -> pd.DataFrame:
+    """The numbers of notebook 10."""
+    scenario = Scenario(**changes)
+    runs = savings_runs.play(
+        list(scenario.mix), [scenario.limit_s], seeds=seeds, first_seed=first_seed, n_jobs=1
+    )
+    return savings_tables.claim_numbers(saved(scenario, Played(runs), OURS))
 
 
 def board() -> list[Reading]:

@@ -116,7 +116,8 @@ def saved(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
     -------
     One row per other ``scheduler``: ``share`` of the other's energy with ``_low`` and ``_high``;
     ``energy_kwh``, ``money`` and ``carbon_kg`` with these and the wide interval; ``always_on_kwh``,
-    the saving if the module stays on between tasks at the power level it last had.
+    the saving if the module stays on between tasks at the power level it last had; and how many
+    ``seeds`` are behind it.
     """
     if ours not in played.schedulers:
         raise ValueError(f"scheduler {ours!r}: played were {', '.join(played.schedulers)}")
@@ -130,7 +131,8 @@ def saved(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
         columns |= _named(name, less_kwh * per_kwh, wide=True)
     always_on = np.delete((whole_kwh - whole_kwh[place]).mean(axis=1), place)
     others = [name for name in played.schedulers if name != ours]
-    return pd.DataFrame({"scheduler": others, **columns, "always_on_kwh": always_on})
+    table = pd.DataFrame({"scheduler": others, **columns, "always_on_kwh": always_on})
+    return table.assign(seeds=played.seeds)
 
 
 def _named(name: str, values: Array, wide: bool = False) -> dict[str, Array]:

@@ -42,6 +42,7 @@ def play(
     *,
     steps: int = 500,
     seeds: int = 10,
+    first_seed: int = 0,
     n_jobs: int | None = None,
 ) -> pd.DataFrame:
     """Play the paper's line-up and the adaptive rule on the simulated board.
@@ -50,8 +51,8 @@ def play(
     ----------
     encoders, limits_s
         Each encoder is played under each limit (seconds).
-    steps, seeds
-        Tasks in a run, and runs of each scheduler.
+    steps, seeds, first_seed
+        Tasks in a run, runs of each scheduler, and the seed of the first.
     n_jobs
         See ``sweep``.
 
@@ -74,13 +75,13 @@ def play(
     for encoder in encoders:
         if encoder not in known:
             raise ValueError(f"encoder {encoder!r}: expected one of {', '.join(known)}")
-    tables = []
+    tables, chosen = [], range(first_seed, first_seed + seeds)
     for encoder in encoders:
         task = Task(known[encoder], encoder)
         board = cast(KnownDevice, open_device(BOARD))
         rules = [*paper_lineup(transferred(board, task, all_tasks())), ADAPTIVE]
         for limit_s in limits_s:
-            tables.append(_one(board, rules, task, limit_s, steps, seeds, n_jobs))
+            tables.append(_one(board, rules, task, limit_s, steps, chosen, n_jobs))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -90,7 +91,7 @@ def _one(
     task: Task,
     limit_s: float,
     steps: int,
-    seeds: int,
+    seeds: Sequence[int],
     n_jobs: int | None,
 ) -> pd.DataFrame:
     """All runs of one encoder under one limit."""
