@@ -54,7 +54,7 @@ def test_equal_folders_hold(folders, capsys):
 
 def test_a_changed_result_is_named_with_its_first_difference(folders, capsys):
     (folders[1] / "study" / "table.csv").write_text(TABLE.replace("1.5", "1.6"))
-    (folders[1] / "study" / "result.svg").write_text(drawn(label="BCU"))
+    (folders[1] / "study" / "result.svg").write_text(FIGURE.replace(">UCB<", ">BCU<"))
     assert main([str(folder) for folder in folders]) == 1
     said = capsys.readouterr().out
     assert "study/table.csv: line 2, energy_j: '1.5' became '1.6'" in said
@@ -126,7 +126,7 @@ def test_a_figure_holds_if_its_coordinates_differ_by_less_than_one_sees(moved):
     ("now", "said"),
     [
         (drawn((1.0, 2.2, 4.0)), "d: "),
-        (drawn(label="BCU"), "'UCB' became 'BCU'"),
+        (FIGURE.replace(">UCB<", ">BCU<"), "'UCB' became 'BCU'"),
         (drawn(lines=2), "became"),
         (drawn(colour="#0173b3"), "'#0173b2' became '#0173b3'"),
         (drawn((1.0, 2.0)), "became"),
@@ -155,6 +155,6 @@ def test_the_figures_that_are_committed_hold_against_themselves():
     for path in sorted(paths.ROOT.glob("results/*/*.svg")):
         text = path.read_text()
         assert figure_difference(text, text + "\n") == ""
-        number = re.findall(r' d="M (\d+\.\d+)', text)[-1]
-        changed = text.replace(f' d="M {number}', f' d="M {float(number) + 1}')
-        assert "d: " in figure_difference(text, changed), path.name
+        number = re.findall(r' y="(\d+\.\d+)"', text)[-1]
+        changed = text.replace(f' y="{number}"', f' y="{float(number) + 1}"')
+        assert "y: " in figure_difference(text, changed), path.name
