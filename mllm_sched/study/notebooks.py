@@ -23,7 +23,7 @@ from mllm_sched import paths
 from mllm_sched.study import checkpoints, committed
 from mllm_sched.study.checkpoints import remove_old
 from mllm_sched.study.committed import KERNEL, normalise
-from mllm_sched.study.records import Run, told
+from mllm_sched.study.records import Run
 
 EXECUTED = paths.BUILD / "notebooks"
 GO_ON = "Interrupted. The same command goes on from here: what was finished is not run again."
@@ -111,19 +111,26 @@ def reproduce(
     chosen = notebooks(names)
     given = typed(parameters, chosen)
     os.environ.update(STEADY)
-    results, folder = paths.RESULTS, EXECUTED
-    if parameters:
-        results, folder = paths.BUILD / "results", EXECUTED / "own"
-        os.environ["MLLM_SCHED_RESULTS"] = str(results)
+    results, folder = places(parameters)
+    os.environ["MLLM_SCHED_RESULTS"] = str(results)
     for number, path in enumerate(chosen, start=1):
-        run, label = Run(path, given[path], results, folder), f"[{number}/{len(chosen)}]"
-        reasons = ["FORCE=1"] if force else run.reasons()
-        if reasons:
-            print(f"{label} {run.name} {given[path] or ''}: {told(reasons)}", flush=True)
-            print(f"{label} {run.name}: {_execute(run):.0f} s", flush=True)
+        run, label = (
+            Run(path, given[path], results, folder),
+            f"[{number}/{len(chosen)}] {path.stem}",
+        )
+        if why := "FORCE=1" if force else run.why():
+            print(f"{label} {given[path] or ''}".rstrip() + f": {why}", flush=True)
+            print(f"{label}: {_execute(run):.0f} s", flush=True)
         else:
             saved = f"{run.saved_s:.0f} s saved"
-            print(f"{label} {run.name}: up to date (same code, data and parameters; {saved})")
+            print(f"{label}: up to date (same code, data and parameters; {saved})", flush=True)
+
+
+def places(parameters: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where results and executed notebooks go: their own, or those of other parameters."""
+    if parameters:
+        return paths.BUILD / "results", EXECUTED / "own"
+    return paths.RESULTS, EXECUTED
 
 
 def _execute(run: Run) -> float:
@@ -182,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             return int(sum(map(normalise, map(Path, options.notebooks))) > 0)
     except PapermillExecutionError as error:
-        print(f"{error}\nThe notebook up to this cell is in {EXECUTED}", file=sys.stderr)
+        folder = places(_pairs(options.set))[1]
+        print(f"{error}\nThe notebook up to this cell is in {folder}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -26,7 +26,7 @@ from mllm_sched.study.provenance import checksum
 READS: Mapping[str, tuple[str, ...]] = {
     "99_claims": ("claims.yaml", "results/*/claims.csv"),
 }
-TOLD = 3  # reasons that a message names; the others are counted
+TOLD = 3  # changes that a message names; the others are counted
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,18 @@ class Run:
         """Of all parts together."""
         return sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
-    def reasons(self) -> list[str]:
+    def why(self) -> str:
         """Why it must run; empty if everything is as its record says."""
         try:
             before = json.loads(self.record.read_text())
             parts, written = before["parts"], before["written"]
         except FileNotFoundError:
-            return ["no finished run on record"]
+            return "no finished run on record"
         except (ValueError, TypeError, KeyError):
-            return [f"{self.record.name} cannot be read"]
-        return [*_differences(parts, self.parts), *_differences(written, self._written())]
+            return f"its record {self.record.name} cannot be read"
+        changes = [*_differences(parts, self.parts), *_differences(written, self._written())]
+        more = f", and {len(changes) - TOLD} more" if len(changes) > TOLD else ""
+        return f"stale: {', '.join(changes[:TOLD])}{more}" if changes else ""
 
     @property
     def saved_s(self) -> float:
@@ -127,12 +129,6 @@ class Run:
             inside = pattern.removeprefix("results/")
             where = paths.ROOT if inside == pattern else self.results
             yield from sorted(where.glob(inside))
-
-
-def told(reasons: list[str]) -> str:
-    """Reasons as a message says them: the first few, and how many more."""
-    more = len(reasons) - TOLD
-    return ", ".join(reasons[:TOLD]) + (f", and {more} more" if more > 0 else "")
 
 
 def _source(notebook: Path) -> str:
