@@ -34,13 +34,16 @@ $(STAMP): requirements.lock pyproject.toml
 	$(RUN) -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $@
 
-reproduce: $(STAMP) ## Run the notebooks: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value"
-	$(RUN) -m mllm_sched.study.notebooks reproduce $(PARAMETERS) $(NOTEBOOKS)
+reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value" FORCE=1
+	$(RUN) -m mllm_sched.study.notebooks reproduce $(if $(FORCE),--force) $(PARAMETERS) $(NOTEBOOKS)
 	@$(if $(strip $(PARAMETERS)),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(strip $(PARAMETERS)),--print)
 
-test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs
+test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
 	$(RUN) -m pytest -n 2 --dist loadscope
-	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 -p no:cacheprovider -n 2 --dist loadscope notebooks
+	rm -rf build/held && mkdir -p build && cp -R results build/held
+	@status=0; TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
+	  -p no:cacheprovider -n 2 --dist loadscope notebooks || status=$$?; \
+	$(RUN) -m mllm_sched.study.held build/held results || status=1; exit $$status
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
@@ -58,10 +61,10 @@ lab: $(STAMP) ## Open JupyterLab at the quickstart
 app: $(STAMP) ## Open the explorer and the calculator as a page without code
 	$(VENV)/bin/voila notebooks/12_explorer.ipynb
 
-notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit
-	$(RUN) -m mllm_sched.study.notebooks refresh $(NOTEBOOKS)
+notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit; LIVE=1
+	$(RUN) -m mllm_sched.study.notebooks refresh $(if $(LIVE),--live) $(NOTEBOOKS)
 
-claims: $(STAMP) ## Write results/claims.csv and the README's table from results/
+claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/
 	$(RUN) -m mllm_sched.study.claims
 
 bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a server under overload

@@ -14,12 +14,6 @@ from mllm_sched.study import notebooks as runner
 NOTEBOOKS = runner.notebooks()
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
-TINY = """\
-n: int = 3  # how many
-speed: float = 1.0  # metres per second
-name: str = "a"  # whatever
-"""
-
 
 def read(path):
     return nbformat.read(path, as_version=4)
@@ -109,70 +103,6 @@ def test_normalising_removes_traces_and_keeps_outputs(tmp_path):
     assert [cell.outputs for cell in code_of(after)] == before
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A folder with one small notebook, in the place of the repository's."""
-    notebook = nbformat.v4.new_notebook()
-    parameters = nbformat.v4.new_code_cell(TINY, metadata={"tags": ["parameters"]})
-    shown = nbformat.v4.new_code_cell("[n * speed, name]")
-    notebook.cells = [nbformat.v4.new_markdown_cell("# Tiny"), parameters, shown]
-    (tmp_path / "notebooks").mkdir()
-    path = tmp_path / "notebooks" / "00_tiny.ipynb"
-    nbformat.write(notebook, path)
-    runner.normalise(path)
-    monkeypatch.setattr(paths, "NOTEBOOKS", path.parent)
-    monkeypatch.setattr(runner, "EXECUTED", tmp_path / "executed")
-    return path
-
-
-def test_parameters_take_the_type_of_their_defaults(tiny):
-    typed = runner.typed({"n": "5", "speed": "2", "name": "7"}, [tiny])
-    assert typed == {tiny: {"n": 5, "speed": 2.0, "name": "7"}}
-    assert isinstance(typed[tiny]["speed"], float)
-
-
-def test_a_parameter_that_does_not_exist_is_refused_with_those_that_do(tiny):
-    with pytest.raises(ValueError, match=r"no notebook has the parameter 'm':\n.*n, speed, name"):
-        runner.reproduce({"m": "5"})
-
-
-@pytest.mark.parametrize(("name", "text"), [("n", "many"), ("n", "1.5"), ("speed", "true")])
-def test_a_parameter_of_another_type_is_refused(tiny, name, text):
-    with pytest.raises(ValueError, match=f"00_tiny: {name}={text}: expected"):
-        runner.reproduce({name: text})
-
-
-def test_an_unknown_notebook_is_refused_with_those_there_are(tiny):
-    with pytest.raises(ValueError, match="'05_none': expected one of 00_tiny"):
-        runner.reproduce({}, ["05_none"])
-
-
-def test_the_command_says_what_was_wrong_and_ends_with_2(tiny, capsys):
-    assert runner.main(["reproduce", "--set", "m=5"]) == 2
-    assert "no notebook has the parameter 'm'" in capsys.readouterr().err
-    assert runner.main(["reproduce", "--set", "n"]) == 2
-    assert "expected NAME=VALUE" in capsys.readouterr().err
-
-
-def test_reproduce_runs_with_the_parameters_and_leaves_the_source_alone(tiny, monkeypatch):
-    monkeypatch.setenv("MLLM_SCHED_RESULTS", "")  # restored afterwards
-    source = tiny.read_bytes()
-    runner.reproduce({"n": "5", "name": "b"})
-    executed = read(runner.EXECUTED / tiny.name)
-    assert executed.cells[-1].outputs[0].data["text/plain"] == "[5.0, 'b']"
-    assert tiny.read_bytes() == source
-
-
-def test_a_failing_cell_is_told_and_what_ran_before_it_is_kept(tiny, capsys):
-    notebook = read(tiny)
-    notebook.cells.append(nbformat.v4.new_code_cell("1 / 0"))
-    nbformat.write(notebook, tiny)
-    assert runner.main(["reproduce"]) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err
-    executed = read(runner.EXECUTED / tiny.name)
-    assert code_of(executed)[-2].outputs[0].data["text/plain"] == "[3.0, 'a']"
-
-
 def nbval(path):
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
     done = subprocess.run(
@@ -192,17 +122,90 @@ def test_nbval_catches_a_number_that_changed(tiny):
     assert status == 1 and "3.1" in output and "3.0" in output
 
 
-def test_the_notebooks_run_on_a_table_of_ones_own(tmp_path, monkeypatch):
-    """As ``make reproduce DEVICE=trace:my.csv SEEDS=2`` does, but smaller."""
-    monkeypatch.setattr(runner, "EXECUTED", tmp_path / "executed")
-    monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setenv("MLLM_SCHED_RESULTS", "")  # restored afterwards
-    table = paths.PUBLISHED / "orin_sweep_trace.csv"
-    small = {"seeds": 2, "steps": 20, "variant_seeds": 1, "replay_steps": 5, "replay_seeds": 2}
-    small |= {"live_steps": 2, "limit_s": 0.3, "device": f"trace:{table}"}
-    parameters = {name: str(value) for name, value in small.items()}
-    runner.reproduce(parameters, ["00_quickstart", "04_scheduler_comparison"])
-    executed = read(tmp_path / "executed" / "04_scheduler_comparison.ipynb")
-    assert "lraspp_mobilenet_v3_large: " in str(code_of(executed)[2].outputs)
-    written = tmp_path / "results" / "04_scheduler_comparison" / "summary.csv"
-    assert "Safe GP-UCB" in written.read_text()
+LIVE = "import time\ntime.time_ns()"
+
+
+@pytest.fixture
+def live(tiny):
+    """The tiny notebook with a live cell, run once."""
+    notebook = read(tiny)
+    tags = {"tags": ["nbval-ignore-output"]}
+    notebook.cells.append(nbformat.v4.new_code_cell(LIVE, metadata=tags))
+    nbformat.write(notebook, tiny)
+    runner.refresh()
+    return tiny
+
+
+def edit(path, place, source):
+    notebook = read(path)
+    notebook.cells[place].source = source
+    nbformat.write(notebook, path)
+
+
+def shown(path):
+    """What the live cell shows, and the one before it."""
+    return [cell.outputs[0].data["text/plain"] for cell in read(path).cells[:1:-1]]
+
+
+def test_run_again_a_notebook_is_the_same_file(live, capsys):
+    before = live.read_bytes()
+    capsys.readouterr()
+    runner.refresh()
+    assert live.read_bytes() == before
+    assert "00_tiny: live outputs kept in cells 3; LIVE=1" in capsys.readouterr().out
+
+
+def test_live_outputs_are_taken_anew_when_asked(live, capsys):
+    before = shown(live)
+    capsys.readouterr()
+    assert runner.main(["refresh", "--live"]) == 0
+    assert shown(live)[0] != before[0] and shown(live)[1] == before[1]
+    assert "kept" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("place", "source"), [(3, LIVE + "  # again"), (2, "[n, name]")])
+def test_live_outputs_of_other_code_are_taken_anew(live, place, source):
+    before = shown(live)
+    edit(live, place, source)
+    runner.refresh()
+    assert shown(live)[0] != before[0]
+    assert shown(live)[1] == ("[3, 'a']" if place == 2 else before[1])
+
+
+def test_prose_and_code_behind_it_leave_a_live_output_as_it_is(live):
+    before = shown(live)
+    edit(live, 0, "# Another title")
+    notebook = read(live)
+    notebook.cells.append(nbformat.v4.new_code_cell("'behind'"))
+    nbformat.write(notebook, live)
+    runner.refresh()
+    assert shown(live)[1] == before[0]
+
+
+def test_a_live_cell_that_was_emptied_is_filled(live):
+    notebook = read(live)
+    notebook.cells[3].outputs = []
+    nbformat.write(notebook, live)
+    runner.refresh()
+    assert int(shown(live)[0]) > 0
+
+
+def test_a_compared_output_is_always_taken_anew(live):
+    live.write_text(live.read_text().replace("[3.0, 'a']", "[3.1, 'a']"))
+    runner.refresh()
+    assert shown(live)[1] == "[3.0, 'a']"
+
+
+def test_views_of_widgets_are_removed_and_text_in_pieces_is_joined(tiny):
+    notebook = read(tiny)
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a1"}, "text/plain": "Box()"}
+    pieces = [nbformat.v4.new_output("stream", text=text) for text in ("one\n", "two\n")]
+    warned = nbformat.v4.new_output("stream", name="stderr", text="Warning")
+    drawn = nbformat.v4.new_output("display_data", data=view)
+    notebook.cells[2].outputs = [pieces[0], warned, pieces[1], drawn]
+    notebook.metadata["widgets"] = {"state": {}}
+    nbformat.write(notebook, tiny)
+    assert runner.normalise(tiny) and not runner.normalise(tiny)
+    (output,) = read(tiny).cells[2].outputs
+    assert output.text == "one\ntwo\n"
+    assert "widgets" not in read(tiny).metadata

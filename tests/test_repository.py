@@ -122,6 +122,25 @@ def test_every_result_has_its_provenance():
             assert sha256((folder / name).read_bytes()).hexdigest() == digest, name
 
 
+def results_folders():
+    return sorted(path for path in (ROOT / "results").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", results_folders(), ids=lambda folder: folder.name)
+def test_a_folder_of_results_is_complete(folder):
+    """Tables; every figure as SVG and PNG; and an origin that knows every file by its checksum."""
+    record = yaml.safe_load((folder / "provenance.json").read_text())
+    known = {**record["tables"], **record.get("figures", {})}
+    files = {path.name for path in folder.iterdir()} - {"provenance.json"}
+    assert files == set(known), "run its notebook, or `make peers`"
+    assert all(sha256((folder / name).read_bytes()).hexdigest() == known[name] for name in known)
+    stems = {
+        kind: {name[:-4] for name in files if name.endswith(kind)} for kind in (".svg", ".png")
+    }
+    assert any(name.endswith(".csv") for name in files)
+    assert stems[".svg"] and stems[".svg"] == stems[".png"]
+
+
 def test_licence_and_citation():
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 PNG_DPI = 120
-STEADY = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
+STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
 
 TAG = re.compile(r"<[^>]*>")
 LONG_NUMBER = re.compile(r"\d+\.\d{4,}")

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import papermill
 import yaml
-from nbclient import NotebookClient
 from papermill.exceptions import PapermillExecutionError
 
 from mllm_sched import paths
+from mllm_sched.study import checkpoints, committed
+from mllm_sched.study.checkpoints import remove_old
+from mllm_sched.study.committed import KERNEL, normalise
+from mllm_sched.study.records import Run
 
-KERNEL = "python3"
 EXECUTED = paths.BUILD / "notebooks"
+GO_ON = "Interrupted. The same command goes on from here: what was finished is not run again."
 
 # Set before a kernel starts: the same numbers whatever the machine, and no bars in outputs.
 STEADY = {
@@ -80,76 +84,124 @@ def _value(notebook: str, name: str, text: str, parameter: Mapping[str, str]) ->
     return value
 
 
-def reproduce(parameters: Mapping[str, str], names: Sequence[str] = ()) -> None:
-    """Execute notebooks into ``build/notebooks``, saying where it is.
+def reproduce(
+    parameters: Mapping[str, str], names: Sequence[str] = (), *, force: bool = False
+) -> None:
+    """Execute notebooks that are not up to date, saying which these are and why.
 
-    Other parameters than the notebooks' own send the results to ``build/results``, so that the
-    committed ones stay what they are said to be.
+    They go into ``build/notebooks``. Other parameters than the notebooks' own send the results to
+    ``build/results`` and the notebooks to ``build/notebooks/own``, so that neither the committed
+    results nor the records of their runs are touched. What was finished before an interruption is
+    not run again, and long studies go on where they were; see ``records`` and ``checkpoints``.
+
+    Parameters
+    ----------
+    parameters
+        As texts, by name.
+    names
+        Of notebooks; all by default.
+    force
+        Whether to run what is up to date, too.
 
     Raises
     ------
     PapermillExecutionError
-        When a cell fails; what was executed up to it stays in ``build/notebooks``.
+        When a cell fails; what was executed up to it stays in the folder.
     """
     chosen = notebooks(names)
     given = typed(parameters, chosen)
     os.environ.update(STEADY)
-    if parameters:
-        os.environ["MLLM_SCHED_RESULTS"] = str(paths.BUILD / "results")
-    EXECUTED.mkdir(parents=True, exist_ok=True)
+    results, folder = places(parameters)
+    os.environ["MLLM_SCHED_RESULTS"] = str(results)
     for number, path in enumerate(chosen, start=1):
-        begun = time.perf_counter()
-        print(f"[{number}/{len(chosen)}] {path.stem} {given[path] or ''}", flush=True)
+        run, label = (
+            Run(path, given[path], results, folder),
+            f"[{number}/{len(chosen)}] {path.stem}",
+        )
+        if why := "FORCE=1" if force else run.why():
+            print(f"{label} {given[path] or ''}".rstrip() + f": {why}", flush=True)
+            print(f"{label}: {_execute(run):.0f} s", flush=True)
+        else:
+            saved = f"{run.saved_s:.0f} s saved"
+            print(f"{label}: up to date (same code, data and parameters; {saved})", flush=True)
+
+
+def places(parameters: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where results and executed notebooks go: their own, or those of other parameters."""
+    if parameters:
+        return paths.BUILD / "results", EXECUTED / "own"
+    return paths.RESULTS, EXECUTED
+
+
+def _execute(run: Run) -> float:
+    """Execute a notebook and record that it came to its end; how long it took, seconds."""
+    begun = time.perf_counter()
+    run.begin()
+    with _checkpoints(run):
         papermill.execute_notebook(
-            str(path),
-            str(EXECUTED / path.name),
-            parameters=given[path],
+            str(run.notebook),
+            str(run.executed),
+            parameters=run.parameters,
             kernel_name=KERNEL,
             stderr_file=sys.stderr,  # the bars of long cells
         )
-        print(f"[{number}/{len(chosen)}] {path.stem}: {time.perf_counter() - begun:.0f} s")
+    wall_s = time.perf_counter() - begun
+    run.finish(wall_s)
+    return wall_s
 
 
-def refresh(names: Sequence[str] = ()) -> None:
-    """Execute notebooks in place with their own parameters; their outputs are then the result."""
+@contextmanager
+def _checkpoints(run: Run) -> Iterator[None]:
+    """Long studies keep their finished jobs, until the notebook has come to its end."""
+    parent = paths.CACHE / "sweeps"
+    remove_old(parent)
+    folder = parent / f"{run.name}-{run.digest[:16]}"
+    os.environ[checkpoints.ENVIRONMENT] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[checkpoints.ENVIRONMENT]
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def refresh(names: Sequence[str] = (), *, live: bool = False) -> None:
+    """Execute notebooks in place with their own parameters; their outputs are then the result.
+
+    Outputs of live cells are a record of one run and stay if the code is the same, unless
+    ``live``; a line says which did.
+    """
     os.environ.update(STEADY, TQDM_DISABLE="1")
     for path in notebooks(names):
         print(path.stem, flush=True)
-        notebook = nbformat.read(path, as_version=4)
-        where = {"metadata": {"path": str(path.parent)}}
-        NotebookClient(notebook, timeout=None, kernel_name=KERNEL, resources=where).execute()
-        nbformat.write(notebook, path)
-        normalise(path)
-
-
-def normalise(path: Path) -> bool:
-    """Remove what differs between two equal runs; says whether anything did.
-
-    Outputs and execution counts stay. Warnings, timings, the version of the language, and traces
-    of the tools go; ids of cells become the notebook's number and their place.
-    """
-    before = path.read_text()
-    notebook = nbformat.reads(before, as_version=4)
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": KERNEL},
-        "language_info": {"name": "python"},
-    }
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
-    for place, cell in enumerate(notebook.cells):
-        cell.id = f"{path.stem[:2]}-{place:02d}"
-        tags = cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    after = nbformat.writes(notebook)
-    after = after if after.endswith("\n") else after + "\n"
-    if after != before:
-        path.write_text(after)
-    return after != before
+        if kept := committed.refresh(path, live=live):
+            places = ", ".join(map(str, kept))
+            print(f"{path.stem}: live outputs kept in cells {places}; LIVE=1 takes new ones")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 for a failed cell, 2 for a wrong call."""
+    """Command line; exit status 1 for a failed cell, 2 for a wrong call, 130 for Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.command == "reproduce":
+            reproduce(_pairs(options.set), options.notebooks, force=options.force)
+        elif options.command == "refresh":
+            refresh(options.notebooks, live=options.live)
+        else:
+            return int(sum(map(normalise, map(Path, options.notebooks))) > 0)
+    except PapermillExecutionError as error:
+        folder = places(_pairs(options.set))[1]
+        print(f"{error}\nThe notebook up to this cell is in {folder}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{GO_ON}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("reproduce", "refresh", "normalise"):
@@ -157,21 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("notebooks", nargs="*")
         if name == "reproduce":
             command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    options = parser.parse_args(argv)
-    try:
-        if options.command == "reproduce":
-            reproduce(_pairs(options.set), options.notebooks)
-        elif options.command == "refresh":
-            refresh(options.notebooks)
-        else:
-            return int(sum(map(normalise, map(Path, options.notebooks))) > 0)
-    except PapermillExecutionError as error:
-        print(f"{error}\nThe notebook up to this cell is in {EXECUTED}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+            command.add_argument("--force", action="store_true", help="run what is up to date, too")
+        if name == "refresh":
+            command.add_argument("--live", action="store_true", help="new outputs of live cells")
+    return parser
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
