@@ -117,11 +117,8 @@ def compare(
     limits = {"latency_s": limit_s}
     table = sweep(rules, device, task, steps, seeds, limits=limits, trusted=trusted, dask=dask)
     settings = {"device": device, "encoder": task.encoder, "steps": steps, **limits}
-    counted = isinstance(seeds, int)
-    settings |= {
-        "seeds": seeds if counted else len(seeds),
-        "first_seed": 0 if counted else seeds[0],
-    }
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    settings |= {"seeds": len(numbers), "first_seed": numbers[0]}
     return Comparison(table, limits, board.evidence, settings)
 
 
