@@ -123,7 +123,7 @@ def test_changed_code_is_named(study, capsys):
 
 def test_many_changes_are_counted(study, capsys):
     said(capsys)
-    append(study, "import mllm_sched.study.plots")
+    append(study, "import mllm_sched.study.comparison")
     now = said(capsys)
     assert "stale: the code of 00_tiny.ipynb changed, " in now and " is new, and " in now
 
@@ -307,7 +307,7 @@ def test_the_notebooks_run_on_a_table_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.setenv("MLLM_SCHED_RESULTS", "")  # restored afterwards
     table = paths.PUBLISHED / "orin_sweep_trace.csv"
-    small = {"seeds": 2, "steps": 20, "variant_seeds": 1, "replay_steps": 5, "replay_seeds": 2}
+    small = {"seeds": 2, "steps": 20, "no_cpu_seeds": 1, "replay_steps": 5, "replay_seeds": 2}
     small |= {"live_steps": 2, "limit_s": 0.3, "device": f"trace:{table}"}
     parameters = {name: str(value) for name, value in small.items()}
     runner.reproduce(parameters, ["00_quickstart", "04_scheduler_comparison"])

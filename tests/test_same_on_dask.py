@@ -8,7 +8,7 @@ from mllm_sched import paths
 sys.path.insert(0, str(paths.ROOT / "benchmarks"))
 from same_on_dask import differing
 
-SMALL = ("steps=30", "variant_seeds=1", "replay_steps=5", "replay_seeds=2", "live_steps=2")
+SMALL = ("steps=30", "no_cpu_seeds=1", "replay_steps=5", "replay_seeds=2", "live_steps=2")
 
 
 def test_the_comparison_of_the_schedulers_is_the_same_on_dask_processes(tmp_path):
