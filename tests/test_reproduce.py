@@ -123,7 +123,7 @@ def test_changed_code_is_named(study, capsys):
 
 def test_many_changes_are_counted(study, capsys):
     said(capsys)
-    append(study, "import mllm_sched.study.plots")
+    append(study, "import mllm_sched.study.sweep")
     now = said(capsys)
     assert "stale: the code of 00_tiny.ipynb changed, " in now and " is new, and " in now
 
