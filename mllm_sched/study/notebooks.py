@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\n{GO_ON}", file=sys.stderr)
+        print(f"\n{GO_ON if options.command == 'reproduce' else 'Interrupted.'}", file=sys.stderr)
         return 130
     return 0
 
