@@ -231,7 +231,8 @@ class ArmSpace(Sequence[Arm]):
 
     def index(self, arm: Arm, start: int = 0, stop: int | None = None) -> int:
         """Position of an arm, found by its levels; one that is not here raises ValueError."""
-        index = self.arm(**arm.levels).index
+        mine = 0 <= arm.index < len(self) and self._arms[arm.index] is arm  # the usual case
+        index = arm.index if mine else self.arm(**arm.levels).index
         if not start <= index < (len(self) if stop is None else stop):
             raise ValueError(f"arm {arm} is not between {start} and {stop}")
         return index

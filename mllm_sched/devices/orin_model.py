@@ -106,15 +106,19 @@ class OrinModel:
             work, component, power_w
         )
 
-    def tenants_energy_j(self, work: Work, component: str, power_w: float, load: float) -> float:
+    def tenants_energy_j(
+        self, work: Work, component: str, power_w: float, load: float, background: float = 0.0
+    ) -> float:
         """Joules that tenants add who keep the rest of the component busy meanwhile.
 
-        Assumed: they draw in their share what this work would draw in it.
+        The work has a share ``load`` of what ``background`` leaves; others have the rest. Assumed:
+        they draw in their share what this work would draw in it.
         """
         power = self.marginal_energy_j(work, component, power_w) / self.latency_s(
             work, component, power_w
         )
-        return power * (1.0 - load) * self.latency_s(work, component, power_w, load)
+        others = 1.0 - load * (1.0 - background)
+        return power * others * self.latency_s(work, component, power_w, load, background)
 
     def _gpu_latency_s(self, work: Work, power_w: float) -> float:
         mode = power_modes().loc[power_w]

@@ -186,6 +186,6 @@ def _means(
         if accounting != "marginal":
             energy_j[arm.index] += model.idle_power_w(where[1]) * latency_s[arm.index]
         if accounting == "tenants":
-            energy_j[arm.index] += model.tenants_energy_j(work, *where, float(arm.load))
+            energy_j[arm.index] += model.tenants_energy_j(work, *where, float(arm.load), background)
     latency_s.flags.writeable = energy_j.flags.writeable = False
     return Expected(latency_s, energy_j)

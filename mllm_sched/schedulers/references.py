@@ -23,7 +23,8 @@ def truly_best(
     """The arm of least objective within the limits, and whether there is one.
 
     If no arm meets them, it is the one least beyond: the least, over arms, of the largest ratio of
-    a quantity to its limit. Ties break to the first arm; NaN counts as infinite.
+    a quantity to its limit. Ties break to the first arm; NaN counts as infinite, and an arm of
+    infinite objective as beyond every limit.
 
     Parameters
     ----------
@@ -33,6 +34,7 @@ def truly_best(
     arrays = {name: np.asarray(values[name], dtype=np.float64) for name in values}
     known = {name: np.where(np.isnan(array), np.inf, array) for name, array in arrays.items()}
     excess = np.max([known[name] / limit for name, limit in limits.items()], axis=0)
+    excess = np.where(np.isfinite(known[objective]), excess, np.inf)  # such an arm cannot run
     if not (excess <= 1.0).any():
         return int(excess.argmin()), False
     return int(np.where(excess <= 1.0, known[objective], np.inf).argmin()), True

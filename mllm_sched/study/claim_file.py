@@ -69,7 +69,8 @@ class Claim:
     tests
         All hold: reproduced. The first holds, another does not: partly. Else: not reproduced.
     reasons
-        A sentence for each verdict that may come out. ``{key}`` stands for a number with its unit.
+        A sentence for each verdict that may come out. ``{key}`` stands for a number with its unit,
+        ``{failed}`` for the conditions that do not hold.
     untestable, not_run
         Why there is no number, for good or for now; the claim then needs nothing of the above
         but its metric.
@@ -116,15 +117,25 @@ class Claim:
             Rows of a ``claims.csv``, indexed by ``key``: ``value``, and ``low`` and ``high``, NaN
             for a number without an interval.
         """
-        held = []
+        failed = self.failed(numbers)
+        if not failed:
+            return "reproduced"
+        return "not reproduced" if self.tests[0] in failed else "partly"
+
+    def failed(self, numbers: pd.DataFrame) -> list[Condition]:
+        """The conditions that do not hold; ValueError names a number that is none."""
+        failed = []
         for test in self.tests:
             row = numbers.loc[test.key]
-            low = row["value"] if pd.isna(row["low"]) else row["low"]
-            high = row["value"] if pd.isna(row["high"]) else row["high"]
-            held.append(test.holds(float(low), float(high), self.bounds))
-        if all(held):
-            return "reproduced"
-        return "partly" if held[0] else "not reproduced"
+            if not math.isfinite(row["value"]):
+                raise ValueError(f"claim {self.id!r}: {test.key!r} is {row['value']}")
+            low, high = (
+                float(row["value"] if pd.isna(row[bound]) else row[bound])
+                for bound in ("low", "high")
+            )
+            if not test.holds(low, high, self.bounds):
+                failed.append(test)
+        return failed
 
 
 def load_claims(path: Path | None = None) -> list[Claim]:

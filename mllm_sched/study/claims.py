@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from mllm_sched import paths
-from mllm_sched.study.claim_file import Claim, load_claims
+from mllm_sched.study.claim_file import Claim, Condition, load_claims
 from mllm_sched.study.provenance import as_csv
 
 DOCUMENTS = ("README.md", "REPORT.md")
@@ -34,7 +34,7 @@ READINGS = "13_sensitivity/verdicts.csv"
 FORMATS = {
     "percent": (100.0, "{:.1f}", " %"),
     "count": (1.0, "{:.0f}", ""),
-    "ratio": (1.0, "{:.2f}", ""),
+    "ratio": (1.0, "{:.3f}", ""),
     "seconds": (1.0, "{:.2f}", " s"),
     "joules": (1.0, "{:.1f}", " J"),
 }
@@ -79,11 +79,12 @@ def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
     if missing:
         raise ValueError(f"claim {claim.id!r}: {file.name} of {claim.notebook} lacks {missing}")
     shown, verdict = numbers.loc[claim.show], claim.verdict(numbers)
-    if shown["evidence"] != claim.evidence:
-        raise ValueError(
-            f"claim {claim.id!r}: its number is {shown['evidence']}, "
-            f"but claims.yaml says {claim.evidence}"
-        )
+    for key in (claim.show, *(test.key for test in claim.tests)):
+        if numbers.loc[key, "evidence"] != claim.evidence:
+            raise ValueError(
+                f"claim {claim.id!r}: {key!r} is {numbers.loc[key, 'evidence']}, "
+                f"but claims.yaml says {claim.evidence}"
+            )
     return {
         **row,
         "asked": _asked(claim),
@@ -102,7 +103,7 @@ def _compared(verdict: str, readings: pd.DataFrame) -> str:
         return ""
     same = readings["verdict"] == verdict
     text = f"{same.sum()} of {len(readings)}"
-    seeds = readings["reading"].str.startswith("other seeds")
+    seeds = readings["reading"] == "other seeds"
     return text if same[seeds].all() else f"{text}; changes with the seeds"
 
 
@@ -142,7 +143,13 @@ def _filled(claim: Claim, reason: str, numbers: pd.DataFrame) -> str:
             raise ValueError(f"claim {claim.id!r}: no number {key!r} in {claim.notebook}")
         return _printed(numbers.loc[key, "value"], unit or claim.unit)
 
-    return re.sub(r"\{([^}]+)\}", number, reason)
+    failed = "; ".join(_missed(claim, test, numbers) for test in claim.failed(numbers))
+    return re.sub(r"\{([^}]+)\}", number, reason.replace("{failed}", failed))
+
+
+def _missed(claim: Claim, test: Condition, numbers: pd.DataFrame) -> str:
+    """A condition that does not hold, with our number."""
+    return f"{test.key} is {_printed(numbers.loc[test.key, 'value'], claim.unit)}"
 
 
 def markdown(table: pd.DataFrame) -> str:

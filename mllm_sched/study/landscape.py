@@ -74,6 +74,21 @@ def reversals(table: pd.DataFrame, along: str, quantity: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*others, "from", "to", "change"])
 
 
+def non_monotone(table: pd.DataFrame, along: str, quantity: str) -> int:
+    """Curves along a factor, all else held, that rise somewhere and fall elsewhere.
+
+    Parameters
+    ----------
+    table
+        Of ``arm_table``, one encoder or several.
+    """
+    names = ("encoder", "component", "power_w", "load")
+    others = [name for name in names if name in table and name != along]
+    steps = table.sort_values(along).groupby(others)[quantity].apply(lambda v: v.diff().dropna())
+    signs = steps.groupby(level=list(range(len(others)))).agg(["min", "max"])
+    return int(((signs["min"] < 0) & (signs["max"] > 0)).sum())
+
+
 def count_reversals(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """Reversals of latency and energy along each factor, per encoder.
 
@@ -92,21 +107,21 @@ def count_reversals(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame
 
 
 def claim_numbers(
-    counted: pd.DataFrame, ratio: pd.DataFrame, pair: pd.DataFrame, *, evidence: str
+    table: pd.DataFrame, ratio: pd.DataFrame, pair: pd.DataFrame, *, evidence: str
 ) -> pd.DataFrame:
     """The numbers that claims refer to, by ``key``.
 
     Parameters
     ----------
-    counted, ratio, pair
-        Of ``count_reversals``, ``dla_over_gpu`` and ``paper_pair``.
+    table, ratio, pair
+        Of ``arm_table``, ``dla_over_gpu`` and ``paper_pair``.
     """
-    up = counted.groupby(["factor", "quantity"])["reversals"].sum()
     share, background, dla = (pair.iloc[row] for row in range(3))
     numbers = {
-        "power reversals of energy": up["power_w", "energy_j"],
-        "power reversals of latency": up["power_w", "latency_s"],
-        "load reversals": up["load"].sum(),
+        "energy over power": non_monotone(table, "power_w", "energy_j"),
+        "latency over power": non_monotone(table, "power_w", "latency_s"),
+        "energy over load": non_monotone(table, "load", "energy_j"),
+        "latency over load": non_monotone(table, "load", "latency_s"),
         "DLA over GPU, least": ratio["ratio"].min(),
         "DLA over GPU, mean": ratio["ratio"].mean(),
         "pair latency, load as share": dla["latency_s"] / share["latency_s"],

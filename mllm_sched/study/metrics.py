@@ -95,6 +95,32 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, 
     return mean, float(low), float(high)
 
 
+def highest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
+    """The row of greatest value; its interval reaches to the greatest bound of any row.
+
+    So that a bound which holds for it holds for all of them.
+
+    Parameters
+    ----------
+    rows
+        Columns ``value``, ``low``, ``high``, ``n``.
+
+    Returns
+    -------
+    ``value``, ``low``, ``high``, ``n``.
+    """
+    worst = rows.iloc[int(rows["value"].argmax())]
+    bounds = float(worst["low"]), float(rows[["value", "high"]].max(axis=None))
+    return float(worst["value"]), *bounds, int(worst["n"])
+
+
+def lowest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
+    """The row of least value; its interval reaches to the least bound of any row."""
+    worst = rows.iloc[int(rows["value"].argmin())]
+    bounds = float(rows[["value", "low"]].min(axis=None)), float(worst["high"])
+    return float(worst["value"]), *bounds, int(worst["n"])
+
+
 def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArray]:
     """Bounds of the mean over the last axis; percentiles, so they stay within the data."""
     result = bootstrap(

@@ -1,6 +1,7 @@
 """Other readings of the paper: every choice that it leaves open, made otherwise, one at a time.
 
-A reading gives the numbers that some claims are judged by, in the form of a ``claims.csv``.
+A reading gives the numbers that some claims are judged by, in the form of a ``claims.csv``. Readings
+of one experiment form a group, with the experiment as it is at its head.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from mllm_sched.study import (
     sensitivity,
     stability,
     strategy_sensitivity,
-    time_varying,
 )
-from mllm_sched.study.aftermath import CHANGES, CLAIMED, aftermath
-from mllm_sched.study.lineup import transferred, trusted_arms
+from mllm_sched.study.aftermath import safe_under_change
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.savings import saved
@@ -36,7 +35,16 @@ from mllm_sched.study.strategy_costs import Setting
 SCHEDULING = ("energy-ucb", "energy-epsilon-greedy", "latency", "safety")
 BOARD = ("non-monotone", "pair-latency", "pair-energy", "dla-per-watt")
 DECOUPLING = ("strategies", "transmission", "encoding", "llm-on-server", "edge-against-remote")
-LIMITS_S = (0.06, 0.08, 0.1, 0.2, 1.0, 60.0)  # of notebook 06, for ``clip-vit-l14-336``
+AS_IS, OTHER = "as it is", "other seeds"
+OWN_SEEDS = {  # of the claims' own notebooks, which the reading with other seeds has too
+    "04_scheduler_comparison": {"seeds": 100, "no_cpu_seeds": 20},
+    "05_power_levels": {"seeds": 20},
+    "06_latency_limits": {"seeds": 10},
+    "07_time_varying": {"claim_seeds": 100},
+    "10_savings": {"seeds": 10},
+}
+NOISY = {"noise": Noise(0.08, 0.08)}
+TEXTBOOK = Rule("UCB", "ucb", {"exploration": 1.0})
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Reading:
     Attributes
     ----------
     label
-        What is different; one that begins with "other seeds" changes nothing else.
+        What is different; ``AS_IS`` at the head of a group, ``OTHER`` for other seeds alone.
     claims
         Ids of the claims that hang on it.
     numbers
@@ -58,40 +66,43 @@ class Reading:
     numbers: Callable[[], pd.DataFrame]
 
 
-def all_readings(steps: int, seeds: int) -> list[Reading]:
-    """Those of all claims, each at most once per claim."""
+def all_readings(steps: int, seeds: int) -> list[list[Reading]]:
+    """Those of all claims, a list for each experiment."""
     return [
-        *scheduling(steps, seeds),
-        *over_power_levels(steps, seeds),
-        *over_limits(steps, seeds),
-        *changing(seeds),
-        *a_year(seeds),
-        *board(),
-        *decoupling(),
+        scheduling(steps, seeds),
+        over_power_levels(steps, seeds),
+        over_limits(steps, seeds),
+        changing(seeds),
+        a_year(seeds),
+        board(),
+        decoupling(),
     ]
+
+
+def _group(claims: Sequence[str], made: dict[str, Callable[[], pd.DataFrame]]) -> list[Reading]:
+    return [Reading(label, tuple(claims), numbers) for label, numbers in made.items()]
 
 
 def scheduling(steps: int, seeds: int) -> list[Reading]:
     """The comparison of the schedulers."""
-    return [
-        Reading(variant.label, SCHEDULING, partial(sensitivity.numbers, variant, seeds))
-        for variant in sensitivity.variants(steps)[1:]
-    ]
+    base, *others = sensitivity.variants(steps)
+    own = partial(sensitivity.numbers, **OWN_SEEDS["04_scheduler_comparison"])
+    made = {variant.label: partial(sensitivity.numbers, variant, seeds) for variant in others}
+    made[OTHER] = partial(own, replace(base, first_seed=OTHER_SEEDS))
+    return _group(SCHEDULING, {AS_IS: partial(sensitivity.numbers, base, seeds), **made})
 
 
 def _stable(steps: int) -> list[Variant]:
     """What stability is asked of, beside the limit or the level."""
-    base = Variant("", steps=steps)
+    base = Variant(AS_IS, steps=steps)
     return [
-        replace(base, label="other seeds", first_seed=OTHER_SEEDS),
+        base,
         replace(base, label="no CPU arms", board={"components": sensitivity.NO_CPU}),
         replace(base, label="energy without idle power", board={"accounting": "marginal"}),
         replace(base, label="energy with others' work", board={"accounting": "tenants"}),
-        replace(base, label="five times the noise", board={"noise": Noise(0.08, 0.08)}),
-        replace(
-            base, label="UCB as in the textbook (1)", ucb=Rule("UCB", "ucb", {"exploration": 1})
-        ),
-        replace(base, label="UCB on a Gaussian process", ucb=Rule("UCB", "config")),
+        replace(base, label="five times the noise", board=NOISY),
+        replace(base, label="UCB as in the textbook (1)", ucb=TEXTBOOK),
+        replace(base, label="UCB on a Gaussian process", ucb=sensitivity.GP_UCB),
         replace(base, label="a fifth of the tasks", steps=steps // 5),
         replace(base, label="clip-vit-b32", encoder="clip-vit-b32"),
         replace(base, label="whisper-small", encoder="whisper-small"),
@@ -100,17 +111,21 @@ def _stable(steps: int) -> list[Variant]:
 
 def over_power_levels(steps: int, seeds: int) -> list[Reading]:
     """The comparison at each power level."""
-    variants = _stable(steps)
-    variants += [Variant("limit 0.3 s", limit_s=0.3, steps=steps)]
-    return [Reading(v.label, ("power-levels",), partial(_power_levels, v, seeds)) for v in variants]
+    variants = [*_stable(steps), Variant("limit 0.3 s", limit_s=0.3, steps=steps)]
+    made = {variant.label: partial(_power_levels, variant, seeds) for variant in variants}
+    made[OTHER] = partial(_power_levels, _other(steps), **OWN_SEEDS["05_power_levels"])
+    return _group(["power-levels"], made)
 
 
 def over_limits(steps: int, seeds: int) -> list[Reading]:
     """The comparison at each latency limit."""
-    return [
-        Reading(v.label, ("latency-limits",), partial(_latency_limits, v, seeds))
-        for v in _stable(steps)
-    ]
+    made = {variant.label: partial(_latency_limits, variant, seeds) for variant in _stable(steps)}
+    made[OTHER] = partial(_latency_limits, _other(steps), **OWN_SEEDS["06_latency_limits"])
+    return _group(["latency-limits"], made)
+
+
+def _other(steps: int) -> Variant:
+    return Variant(OTHER, steps=steps, first_seed=OTHER_SEEDS)
 
 
 def _power_levels(variant: Variant, seeds: int) -> pd.DataFrame:
@@ -119,14 +134,13 @@ def _power_levels(variant: Variant, seeds: int) -> pd.DataFrame:
 
 
 def _latency_limits(variant: Variant, seeds: int) -> pd.DataFrame:
-    limits_s = [limit * _slowness(variant) for limit in LIMITS_S]
+    limits_s = [limit * _slowness(variant) for limit in stability.LIMITS_S]
     return _stability(variant, stability.limit_cases(limits_s, **variant.board), seeds)
 
 
 def _slowness(variant: Variant) -> float:
     """Least latency of the encoder over that of the main one: limits are scaled by it."""
-    board = SimulatedOrin()
-    least = [board.expected_all(v.task()).latency_s.min() for v in (variant, Variant(""))]
+    least = [SimulatedOrin().expected_all(v.task()).latency_s.min() for v in (variant, Variant(""))]
     return float(least[0] / least[1])
 
 
@@ -139,17 +153,19 @@ def _stability(variant: Variant, cases: Sequence[stability.Case], seeds: int) ->
 
 
 def changing(seeds: int) -> list[Reading]:
-    """The board that changes."""
-    base = partial(_changing, seeds=seeds)
-    readings = {
-        "other seeds": partial(base, first_seed=OTHER_SEEDS),
+    """The board that changes; a run in twenty decides, so there are more of them."""
+    base = partial(_changing, seeds=5 * seeds)
+    own = OWN_SEEDS["07_time_varying"]["claim_seeds"]
+    made = {
+        AS_IS: base,
+        OTHER: partial(_changing, own, first_seed=OTHER_SEEDS),
         "limit 0.2 s": partial(base, limit_s=0.2),
         "clip-vit-b32, limit 0.02 s": partial(base, encoder="clip-vit-b32", limit_s=0.02),
         "whisper-small": partial(base, encoder="whisper-small"),
         "half the tasks": partial(base, steps=400),
-        "safe GP-UCB forgets": partial(base, ours="forgets, "),
+        "safe GP-UCB forgets": partial(base, forget_rate=0.002),
     }
-    return [Reading(label, ("time-varying",), made) for label, made in readings.items()]
+    return _group(["time-varying"], made)
 
 
 def _changing(
@@ -158,60 +174,66 @@ def _changing(
     limit_s: float = 0.1,
     encoder: str = "clip-vit-l14-336",
     steps: int = 800,
-    ours: str = "",
+    **settings: float,
 ) -> pd.DataFrame:
-    """The numbers of notebook 07; ``ours`` says which rule stands as the paper's."""
-    board, task = SimulatedOrin(), Variant("", encoder=encoder).task()
-    chosen = [scene for scene in time_varying.scenarios(steps) if scene.label in CHANGES]
-    rules = time_varying.lineup(transferred(board, task, all_tasks()))
-    played = time_varying.play(
-        chosen,
-        [rule for rule in rules if rule.label in CLAIMED.values()],
-        task,
-        steps,
-        range(first_seed, first_seed + seeds),
-        limit_s=limit_s,
-        trusted=trusted_arms(board),
-        n_jobs=1,
-    )
-    numbers = aftermath(played, chosen).claim_numbers(board.evidence)
-    asked, worst = "violations after a change, worst", f"violations after a change, {ours}worst"
-    return _standing_in(numbers, {asked: worst})
+    """The numbers of notebook 07; ``settings`` are the safe rule's."""
+    task, chosen = Variant("", encoder=encoder).task(), range(first_seed, first_seed + seeds)
+    return safe_under_change(task, steps, chosen, limit_s, n_jobs=1, **settings)
 
 
 def a_year(seeds: int) -> list[Reading]:
     """The calculator, with other inputs."""
     base = partial(_a_year, seeds=seeds)
-    readings = {
-        "other seeds": partial(base, first_seed=OTHER_SEEDS),
+    made = {
+        AS_IS: base,
+        OTHER: partial(_a_year, **OWN_SEEDS["10_savings"], first_seed=OTHER_SEEDS),
         "limit 0.1 s": partial(base, limit_s=0.1),
         "limit 0.5 s": partial(base, limit_s=0.5),
         "a task a day": partial(base, tasks_per_day=1.0),
         "a hundred tasks a day": partial(base, tasks_per_day=100.0),
         **{f"{name} alone": partial(base, mix={name: 1.0}) for name in DEFAULT_MIX},
+        "energy without idle power": partial(base, variant=_billed("accounting", "marginal")),
+        "UCB as in the textbook (1)": partial(base, variant=Variant("", ucb=TEXTBOOK)),
+        "epsilon 0.02": partial(base, variant=Variant("", epsilon=0.02)),
     }
-    return [Reading(label, ("savings-year",), made) for label, made in readings.items()]
+    return _group(["savings-year"], made)
 
 
-def _a_year(seeds: int, first_seed: int = 0, **changes: Any) -> pd.DataFrame:
+def _billed(name: str, value: str) -> Variant:
+    return Variant("", board={name: value})
+
+
+def _a_year(
+    seeds: int, first_seed: int = 0, variant: Variant = Variant(""), **changes: Any
+) -> pd.DataFrame:
     """The numbers of notebook 10."""
     scenario = Scenario(**changes)
     runs = savings_runs.play(
-        list(scenario.mix), [scenario.limit_s], seeds=seeds, first_seed=first_seed, n_jobs=1
+        list(scenario.mix),
+        [scenario.limit_s],
+        seeds=seeds,
+        first_seed=first_seed,
+        board=variant.board,
+        rules=lambda device, task: [
+            *replace(variant, encoder=task.encoder).rules(device),
+            Rule("Fixed at full power", "fixed"),
+        ],
+        n_jobs=1,
     )
     return savings_tables.claim_numbers(saved(scenario, Played(runs), OURS))
 
 
 def board() -> list[Reading]:
     """The board: what energy covers, and which encoder is looked at."""
-    readings = [
-        Reading("energy without idle power", BOARD, partial(_board, "marginal")),
-        Reading("energy with others' work", BOARD, partial(_board, "tenants")),
-    ]
-    for task in all_tasks():
-        label = f"{task.encoder} alone"
-        readings.append(Reading(label, BOARD, partial(_board, "total", task.encoder)))
-    return readings
+    made = {
+        AS_IS: partial(_board, "total"),
+        "energy without idle power": partial(_board, "marginal"),
+        "energy with others' work": partial(_board, "tenants"),
+    }
+    made |= {
+        f"{task.encoder} alone": partial(_board, "total", task.encoder) for task in all_tasks()
+    }
+    return _group(BOARD, made)
 
 
 def _board(accounting: str, encoder: str = "") -> pd.DataFrame:
@@ -220,31 +242,21 @@ def _board(accounting: str, encoder: str = "") -> pd.DataFrame:
     tasks = [task for task in all_tasks() if encoder in ("", task.encoder)]
     table = pd.concat([landscape.arm_table(device, task) for task in tasks], ignore_index=True)
     pair = landscape.paper_pair(device, tasks[0] if encoder else Variant("").task())
-    counted = landscape.count_reversals(table, ["power_w", "load"])
     ratio = landscape.dla_over_gpu(table)
-    return landscape.claim_numbers(counted, ratio, pair, evidence=device.evidence)
+    return landscape.claim_numbers(table, ratio, pair, evidence=device.evidence)
 
 
 def decoupling() -> list[Reading]:
     """The strategies: link, answers, inputs, cut, and the type on the wire."""
-    variants = list(strategy_sensitivity.variants(Setting()))[1:]
-    readings = [
-        Reading(label, DECOUPLING, partial(strategy_sensitivity.claim_numbers, setting))
-        for label, setting in variants
-    ]
-    return [*readings, Reading("int8 on the wire", DECOUPLING, _int8)]
+    (_, base), *others = strategy_sensitivity.variants(Setting())
+    made = {AS_IS: partial(strategy_sensitivity.claim_numbers, base)}
+    made |= {label: partial(strategy_sensitivity.claim_numbers, made) for label, made in others}
+    return _group(DECOUPLING, {**made, "int8 on the wire": _int8})
 
 
 def _int8() -> pd.DataFrame:
     """Features in int8 stand as the claim's own."""
-    pairs = {"float16 against raw": "int8 against raw"}
-    pairs |= {"transmission, float16": "transmission, int8"}
-    return _standing_in(strategy_sensitivity.claim_numbers(), pairs)
-
-
-def _standing_in(numbers: pd.DataFrame, pairs: dict[str, str]) -> pd.DataFrame:
-    """Numbers in which one stands in for another: asked for, and given."""
-    table = numbers.set_index("key")
-    for asked, given in pairs.items():
-        table.loc[asked] = table.loc[given]
-    return table.reset_index()
+    numbers = strategy_sensitivity.claim_numbers().set_index("key")
+    numbers.loc["float16 against raw"] = numbers.loc["int8 against raw"]
+    numbers.loc["transmission, float16"] = numbers.loc["transmission, int8"]
+    return numbers.reset_index()

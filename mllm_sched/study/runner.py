@@ -33,7 +33,7 @@ class Rule:
     name
         What ``make_scheduler`` calls it.
     settings
-        The rule's own.
+        The rule's own; they may replace what all rules of a run are given, limits for instance.
     """
 
     label: str
@@ -195,15 +195,8 @@ def _scheduler(
     if rule.name == "oracle":
         settings.setdefault("truth", truth.quantities if truth.known else None)
     rng = np.random.default_rng([seed, 1])  # apart from the device's, which takes [seed, 0]
-    return make_scheduler(
-        rule.name,
-        device.space,
-        objective=objective,
-        limits=limits,
-        seeds=seeds,
-        rng=rng,
-        **settings,
-    )
+    common = {"objective": objective, "limits": limits, "seeds": seeds, "rng": rng}
+    return make_scheduler(rule.name, device.space, **{**common, **settings})
 
 
 def _tell(scheduler: Scheduler, decision: int, measurement: Measurement) -> None:

@@ -6,9 +6,9 @@ when it has learnt. Sums are of energy, of tasks truly beyond the limit, and of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -43,9 +43,11 @@ def play(
     steps: int = 500,
     seeds: int = 10,
     first_seed: int = 0,
+    rules: Callable[[KnownDevice, Task], list[Rule]] | None = None,
+    board: Mapping[str, Any] | None = None,
     n_jobs: int | None = None,
 ) -> pd.DataFrame:
-    """Play the paper's line-up and the adaptive rule on the simulated board.
+    """Play the paper's line-up and the adaptive rule, or other rules, on the simulated board.
 
     Parameters
     ----------
@@ -53,6 +55,8 @@ def play(
         Each encoder is played under each limit (seconds).
     steps, seeds, first_seed
         Tasks in a run, runs of each scheduler, and the seed of the first.
+    rules, board
+        Who plays on a board and its task; further arguments of the board.
     n_jobs
         See ``sweep``.
 
@@ -78,11 +82,16 @@ def play(
     tables, chosen = [], range(first_seed, first_seed + seeds)
     for encoder in encoders:
         task = Task(known[encoder], encoder)
-        board = cast(KnownDevice, open_device(BOARD))
-        rules = [*paper_lineup(transferred(board, task, all_tasks())), ADAPTIVE]
+        device = cast(KnownDevice, open_device(BOARD, **(board or {})))
+        who = (rules or _lineup)(device, task)
+        spread = {"device_settings": board, "n_jobs": n_jobs}
         for limit_s in limits_s:
-            tables.append(_one(board, rules, task, limit_s, steps, chosen, n_jobs))
+            tables.append(_one(device, who, task, limit_s, steps, chosen, **spread))
     return pd.concat(tables, ignore_index=True)
+
+
+def _lineup(board: KnownDevice, task: Task) -> list[Rule]:
+    return [*paper_lineup(transferred(board, task, all_tasks())), ADAPTIVE]
 
 
 def _one(
@@ -92,7 +101,7 @@ def _one(
     limit_s: float,
     steps: int,
     seeds: Sequence[int],
-    n_jobs: int | None,
+    **spread: Any,
 ) -> pd.DataFrame:
     """All runs of one encoder under one limit."""
     latency_s = board.expected_all(task).latency_s
@@ -109,7 +118,7 @@ def _one(
         *(rules, BOARD, task, steps, seeds),
         limits={"latency_s": limit_s},
         trusted=trusted,
-        n_jobs=n_jobs,
+        **spread,
         label=f"{task.encoder}, {limit_s:g} s",
     )
     runs = compact(table, limit_s, board.space)

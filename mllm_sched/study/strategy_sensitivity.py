@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from mllm_sched.study.strategy_costs import (
     INPUTS,
-    Language,
+    ITEMS,
     Setting,
     items_as,
     modelled,
@@ -27,6 +27,7 @@ from mllm_sched.study.strategy_costs import (
 HOLDS = 0.47
 LEAST_MBIT_S, MOST_MBIT_S = 1e-3, 1e6  # where rates are looked for
 MOST_TOKENS = 1000
+LARGE = {"parameters": 13.0e9, "width": 5120}  # Vicuna-13B, that of LLaVA-1.5-13B
 
 
 def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
@@ -39,14 +40,22 @@ def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
     for mbit_s in (1.0, 5.0, 20.0, 100.0):
         yield f"link of {mbit_s:g} Mbit/s", other(mbit_s=mbit_s)
     for tokens in (16, 256):
-        yield f"answers of {tokens} tokens", other(language=Language(answer_tokens=tokens))
+        language = replace(base.language, answer_tokens=tokens)
+        yield f"answers of {tokens} tokens", other(language=language)
     yield "cut behind the projector", other(cut="projector")
+    kept = [item.encoder for item in base.items]
     for form in INPUTS[1:]:
-        yield f"input {form}", other(items=items_as(form))
-    for number, item in enumerate(("image", "sound", "video")):
-        yield f"the {item} alone", other(items=base.items[number : number + 1])
+        items = tuple(item for item in items_as(form) if item.encoder in kept)
+        yield f"input {form}", other(items=items)
+    for item, name in zip(ITEMS, ("image", "sound", "video"), strict=True):
+        mine = tuple(own for own in base.items if own.encoder == item.encoder)
+        yield f"the {name} alone", other(items=mine or (item,))
     yield "server encodes in float32", other(server_encodes="float32")
     yield "three edges", other(edges=3)
+    yield "encoders on the DLA", other(component="dla")
+    yield "an LLM of 13 billion weights", other(language=replace(base.language, **LARGE))
+    slow = {name: getattr(base.server, name) / 2 for name in ("compute_share", "memory_share")}
+    yield "server at half the assumed shares", other(server=replace(base.server, **slow))
 
 
 def sensitivity(base: Setting = Setting()) -> pd.DataFrame:
@@ -168,17 +177,17 @@ def _stages(base: Setting) -> dict[str, float]:
         "transmission, float16": replace(base, wire="float16"),
         "transmission, int8": replace(base, wire="int8"),
     }
-    alone = replace(base, items=base.items[:1])
+    alone = dict(variants(base))["the image alone"]
     image = modelled("hybrid", replace(alone, wire="float16")).transmission_s
-    spread = modelled("hybrid", replace(base, edges=len(base.items)))
+    one, three = (modelled("hybrid", replace(base, edges=edges)) for edges in (1, 3))
     return {
         **{
             key: modelled("hybrid", half).transmission_s / remote.transmission_s
             for key, half in halves.items()
         },
         "transmission, the image alone": image / modelled("all-remote", alone).transmission_s,
-        "encoding, three edges": spread.encode_s / edge.encode_s,
-        "encoding, one edge": modelled("hybrid", base).encode_s / edge.encode_s,
+        "encoding, three edges": three.encode_s / edge.encode_s,
+        "encoding, one edge": one.encode_s / edge.encode_s,
         "LLM on the server": remote.llm_s / edge.llm_s,
         "All Edge over All Remote": edge.total_s / remote.total_s,
     }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mllm_sched.study.claim_file import Claim, load_claims
+from mllm_sched.study.claim_file import load_claims
 from mllm_sched.study.plots import titled
 from mllm_sched.study.readings import Reading
 from mllm_sched.study.spread import spread
@@ -18,31 +18,49 @@ COLOURS = {"reproduced": "#029e73", "partly": "#ece133", "not reproduced": "#d55
 
 
 def under(
-    readings: Sequence[Reading], n_jobs: int | None = None
+    groups: Sequence[Sequence[Reading]], n_jobs: int | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judge every claim under each of its readings.
 
+    A reading that leaves every number as it is cannot change a verdict, and is not counted.
+
+    Parameters
+    ----------
+    groups
+        Of ``all_readings``: each begins with its experiment as it is.
+
     Returns
     -------
-    The verdicts: ``id``, ``reading``, ``verdict``, in the order of the readings. And the numbers
-    behind them: ``reading``, ``claims``, ``key``, ``value``, ``low``, ``high``, ``n``.
+    The verdicts: ``id``, ``reading``, ``verdict``. And the numbers behind them: ``experiment``
+    (its first claim), ``reading``, ``key``, ``value``, ``low``, ``high``, ``n``.
     """
+    jobs = [(reading,) for group in groups for reading in group]
+    done = iter(spread(_numbers, jobs, label="readings", n_jobs=n_jobs))
+    verdicts, tables = [], []
+    for group in groups:
+        base, *others = numbers = [next(done) for _ in group]
+        for reading, table in zip(group[1:], others, strict=True):
+            verdicts += [(*row, reading.label) for row in _judged(reading, table, base)]
+        for reading, table in zip(group, numbers, strict=True):
+            label = {"experiment": reading.claims[0], "reading": reading.label}
+            tables.append(table.reset_index().drop(columns="evidence").assign(**label))
+    judged = pd.DataFrame(verdicts, columns=["id", "verdict", "reading"])
+    return judged[["id", "reading", "verdict"]], pd.concat(tables, ignore_index=True)
+
+
+def _numbers(reading: Reading) -> pd.DataFrame:
+    return reading.numbers().set_index("key")
+
+
+def _judged(
+    reading: Reading, numbers: pd.DataFrame, base: pd.DataFrame
+) -> Iterator[tuple[str, str]]:
+    """Verdicts on the claims whose numbers the reading moves."""
     claims = {claim.id: claim for claim in load_claims()}
-    jobs = [(reading, [claims[name] for name in reading.claims]) for reading in readings]
-    done = spread(_judge, jobs, label="readings", n_jobs=n_jobs)
-    verdicts = pd.concat([verdict for verdict, _ in done], ignore_index=True)
-    numbers = pd.concat([number for _, number in done], ignore_index=True)
-    return verdicts, numbers.drop(columns="evidence")
-
-
-def _judge(reading: Reading, claims: Sequence[Claim]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    numbers = reading.numbers()
-    indexed = numbers.set_index("key")
-    rows = [(claim.id, reading.label, claim.verdict(indexed)) for claim in claims]
-    names = ", ".join(claim.id for claim in claims)
-    numbers.insert(0, "claims", names)
-    numbers.insert(0, "reading", reading.label)
-    return pd.DataFrame(rows, columns=["id", "reading", "verdict"]), numbers
+    for name in reading.claims:
+        keys = [test.key for test in claims[name].tests]
+        if not np.allclose(numbers.loc[keys, "value"], base.loc[keys, "value"], rtol=1e-9, atol=0):
+            yield name, claims[name].verdict(numbers)
 
 
 def shares(verdicts: pd.DataFrame, own: pd.Series) -> pd.DataFrame:
