@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,7 +144,7 @@ def safe_under_change(
     fitted = {"hyperparameters": transferred(board, task, all_tasks())}
     chosen = [scenario for scenario in scenarios(steps) if scenario.label in CHANGES]
     rule = Rule(OURS, "safe-gp-ucb", {**fitted, **settings})
-    spread = {"limit_s": limit_s, "trusted": trusted_arms(board), "n_jobs": n_jobs}
+    spread: dict[str, Any] = {"limit_s": limit_s, "trusted": trusted_arms(board), "n_jobs": n_jobs}
     after = aftermath(play(chosen, [rule], task, steps, seeds, **spread), chosen)
     worst = after.worst(OURS, "violations after a change, worst", board.evidence)
     return pd.concat([worst, after.spoiled(OURS, board.evidence)], ignore_index=True)

@@ -1,19 +1,19 @@
 """Other readings of the paper: every choice that it leaves open, made otherwise, one at a time.
 
-A reading gives the numbers that some claims are judged by, in the form of a ``claims.csv``. Readings
-of one experiment form a group, with the experiment as it is at its head.
+A reading gives the numbers that some claims are judged by, in the form of a ``claims.csv``. The
+readings of one experiment form a group, with the experiment as it is at its head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from mllm_sched.devices import Noise
+from mllm_sched.devices import KnownDevice, Noise
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.study import (
     landscape,
@@ -31,19 +31,25 @@ from mllm_sched.study.savings_curves import Played
 from mllm_sched.study.savings_scenario import DEFAULT_MIX, Scenario
 from mllm_sched.study.sensitivity import OTHER_SEEDS, Variant, all_tasks
 from mllm_sched.study.strategy_costs import Setting
+from mllm_sched.tasks import Task
 
+Numbers = Callable[[], pd.DataFrame]
 SCHEDULING = ("energy-ucb", "energy-epsilon-greedy", "latency", "safety")
 BOARD = ("non-monotone", "pair-latency", "pair-energy", "dla-per-watt")
 DECOUPLING = ("strategies", "transmission", "encoding", "llm-on-server", "edge-against-remote")
 AS_IS, OTHER = "as it is", "other seeds"
-OWN_SEEDS = {  # of the claims' own notebooks, which the reading with other seeds has too
+OWN_SEEDS: dict[
+    str, dict[str, Any]
+] = {  # of the claims' own notebooks, which the reading with other seeds has too
     "04_scheduler_comparison": {"seeds": 100, "no_cpu_seeds": 20},
     "05_power_levels": {"seeds": 20},
     "06_latency_limits": {"seeds": 10},
     "07_time_varying": {"claim_seeds": 100},
     "10_savings": {"seeds": 10},
 }
+MARGINAL = {"accounting": "marginal"}
 NOISY = {"noise": Noise(0.08, 0.08)}
+MAIN = Variant("")
 TEXTBOOK = Rule("UCB", "ucb", {"exploration": 1.0})
 
 
@@ -63,7 +69,7 @@ class Reading:
 
     label: str
     claims: tuple[str, ...]
-    numbers: Callable[[], pd.DataFrame]
+    numbers: Numbers
 
 
 def all_readings(steps: int, seeds: int) -> list[list[Reading]]:
@@ -79,7 +85,7 @@ def all_readings(steps: int, seeds: int) -> list[list[Reading]]:
     ]
 
 
-def _group(claims: Sequence[str], made: dict[str, Callable[[], pd.DataFrame]]) -> list[Reading]:
+def _group(claims: Sequence[str], made: Mapping[str, Numbers]) -> list[Reading]:
     return [Reading(label, tuple(claims), numbers) for label, numbers in made.items()]
 
 
@@ -98,7 +104,7 @@ def _stable(steps: int) -> list[Variant]:
     return [
         base,
         replace(base, label="no CPU arms", board={"components": sensitivity.NO_CPU}),
-        replace(base, label="energy without idle power", board={"accounting": "marginal"}),
+        replace(base, label="energy without idle power", board=MARGINAL),
         replace(base, label="energy with others' work", board={"accounting": "tenants"}),
         replace(base, label="five times the noise", board=NOISY),
         replace(base, label="UCB as in the textbook (1)", ucb=TEXTBOOK),
@@ -140,7 +146,7 @@ def _latency_limits(variant: Variant, seeds: int) -> pd.DataFrame:
 
 def _slowness(variant: Variant) -> float:
     """Least latency of the encoder over that of the main one: limits are scaled by it."""
-    least = [SimulatedOrin().expected_all(v.task()).latency_s.min() for v in (variant, Variant(""))]
+    least = [SimulatedOrin().expected_all(v.task()).latency_s.min() for v in (variant, MAIN)]
     return float(least[0] / least[1])
 
 
@@ -192,19 +198,15 @@ def a_year(seeds: int) -> list[Reading]:
         "a task a day": partial(base, tasks_per_day=1.0),
         "a hundred tasks a day": partial(base, tasks_per_day=100.0),
         **{f"{name} alone": partial(base, mix={name: 1.0}) for name in DEFAULT_MIX},
-        "energy without idle power": partial(base, variant=_billed("accounting", "marginal")),
+        "energy without idle power": partial(base, variant=Variant("", board=MARGINAL)),
         "UCB as in the textbook (1)": partial(base, variant=Variant("", ucb=TEXTBOOK)),
         "epsilon 0.02": partial(base, variant=Variant("", epsilon=0.02)),
     }
     return _group(["savings-year"], made)
 
 
-def _billed(name: str, value: str) -> Variant:
-    return Variant("", board={name: value})
-
-
 def _a_year(
-    seeds: int, first_seed: int = 0, variant: Variant = Variant(""), **changes: Any
+    seeds: int, first_seed: int = 0, variant: Variant = MAIN, **changes: Any
 ) -> pd.DataFrame:
     """The numbers of notebook 10."""
     scenario = Scenario(**changes)
@@ -214,13 +216,15 @@ def _a_year(
         seeds=seeds,
         first_seed=first_seed,
         board=variant.board,
-        rules=lambda device, task: [
-            *replace(variant, encoder=task.encoder).rules(device),
-            Rule("Fixed at full power", "fixed"),
-        ],
+        rules=partial(_billed_rules, variant),
         n_jobs=1,
     )
     return savings_tables.claim_numbers(saved(scenario, Played(runs), OURS))
+
+
+def _billed_rules(variant: Variant, device: KnownDevice, task: Task) -> list[Rule]:
+    own = replace(variant, encoder=task.encoder)
+    return [*own.rules(device), Rule("Fixed at full power", "fixed")]
 
 
 def board() -> list[Reading]:
@@ -241,7 +245,7 @@ def _board(accounting: str, encoder: str = "") -> pd.DataFrame:
     device = SimulatedOrin(accounting=accounting)
     tasks = [task for task in all_tasks() if encoder in ("", task.encoder)]
     table = pd.concat([landscape.arm_table(device, task) for task in tasks], ignore_index=True)
-    pair = landscape.paper_pair(device, tasks[0] if encoder else Variant("").task())
+    pair = landscape.paper_pair(device, tasks[0] if encoder else MAIN.task())
     ratio = landscape.dla_over_gpu(table)
     return landscape.claim_numbers(table, ratio, pair, evidence=device.evidence)
 

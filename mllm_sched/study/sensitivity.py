@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mllm_sched.devices import Noise
+from mllm_sched.devices import KnownDevice, Noise
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.study.comparison import Comparison
@@ -62,7 +62,7 @@ class Variant:
         """What is scheduled."""
         return Task(encoder_modalities()[self.encoder], self.encoder)
 
-    def rules(self, device: SimulatedOrin) -> list[Rule]:
+    def rules(self, device: KnownDevice) -> list[Rule]:
         """Safe GP-UCB, and what stands as its baselines."""
         models = {}
         if self.fitted:

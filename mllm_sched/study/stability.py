@@ -207,7 +207,7 @@ def play(
     task: Task,
     steps: int,
     seeds: int | Sequence[int],
-    rules: Callable[[SimulatedOrin], list[Rule]] | None = None,
+    rules: Callable[[KnownDevice], list[Rule]] | None = None,
     **spread: Any,
 ) -> Stability:
     """Play the same rules in every case.

@@ -27,7 +27,7 @@ from mllm_sched.study.strategy_costs import (
 HOLDS = 0.47
 LEAST_MBIT_S, MOST_MBIT_S = 1e-3, 1e6  # where rates are looked for
 MOST_TOKENS = 1000
-LARGE = {"parameters": 13.0e9, "width": 5120}  # Vicuna-13B, that of LLaVA-1.5-13B
+LARGE: dict[str, Any] = {"parameters": 13.0e9, "width": 5120}  # Vicuna-13B, that of LLaVA-1.5-13B
 
 
 def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
