@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 # What nvpmodel takes -1 for since JetPack 6. Memory runs at 3199 MHz, and the highest number of 32
 # bits would be a cap on it: 2147 MHz.
@@ -52,21 +50,6 @@ def possible(file: Path, value: str) -> str:
     wanted = int(value) if int(value) >= 0 else UNLIMITED
     steps = _steps(file)
     return str(max((step for step in steps if step <= wanted), default=min(steps, default=wanted)))
-
-
-def locked(path: Path) -> IO[str] | None:
-    """A file that one process at a time can hold, open; None if another one holds it.
-
-    The system lets go of it when its holder ends, however that comes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def _write(file: Path, text: str, last: bool) -> None:

@@ -33,7 +33,7 @@ def code_files(source: str) -> list[Path]:
     try:
         names = _names(source, PACKAGE.name)
     except SyntaxError:
-        return sorted(path for path in PACKAGE.rglob("*") if _counts(path))
+        return package_files()
     found: set[Path] = set()
     left = {path for name in names for path in _modules(name)}
     while left:
@@ -42,6 +42,11 @@ def code_files(source: str) -> list[Path]:
         names = _names(path.read_text(), _package_of(path))
         left |= {path for name in names for path in _modules(name)} - found
     return sorted(found | {other for path in found for other in _beside(path)})
+
+
+def package_files() -> list[Path]:
+    """All files of the package, sorted; not what is compiled, nor what an editor leaves behind."""
+    return sorted(path for path in PACKAGE.rglob("*") if _counts(path))
 
 
 @cache
@@ -94,4 +99,6 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _counts(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts
+    within = path.relative_to(PACKAGE).parts
+    left = path.name.endswith(("~", "#")) or any(part.startswith(".") for part in within)
+    return path.is_file() and "__pycache__" not in within and not left

@@ -17,8 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.files import write_whole
-from mllm_sched.harness.knobs import locked
+from mllm_sched.files import locked, write_whole
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, read_table
 from mllm_sched.study.provenance import as_csv
 

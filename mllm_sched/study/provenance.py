@@ -15,7 +15,6 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +22,12 @@ import pandas as pd
 import psutil
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from packaging.requirements import Requirement
 
 from mllm_sched import paths
+from mllm_sched.files import write_whole
+from mllm_sched.study.dependencies import PACKAGE
 from mllm_sched.study.figures import as_png, as_svg
+from mllm_sched.study.versions import package_versions
 
 DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
 BOARD_DATA = (
@@ -35,6 +36,7 @@ BOARD_DATA = (
     "data/published/orin_module_sweep.csv",
     "data/published/orin_sweep_trace.csv",
 )
+RECORD = "provenance.json"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -79,9 +81,9 @@ def save_results(
     _remove_others(folder, set(files))
     for kind, those in contents.items():
         facts[kind] = {file: hashlib.sha256(content).hexdigest() for file, content in those.items()}
-    record = folder / "provenance.json"
+    record = folder / RECORD
     if any(written) or _depends_otherwise(record, facts):
-        record.write_text(_as_json(facts))
+        write_whole(record, _as_json(facts).encode())
     return folder
 
 
@@ -92,16 +94,24 @@ def _pictures(key: str, drawn: Axes | Figure) -> list[tuple[str, bytes]]:
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Results that the notebook no longer writes."""
-    for path in folder.iterdir():
-        if path.suffix in (".csv", ".svg", ".png") and path.name not in kept:
+    for path in saved(folder):
+        if path.name not in {*kept, RECORD}:
             path.unlink()
+
+
+def saved(folder: Path) -> list[Path]:
+    """Files of a folder that ``save_results`` writes, sorted; not what others leave in it."""
+    names = [RECORD, "[!.]*.csv", "[!.]*.svg", "[!.]*.png"]
+    return sorted(path for name in names for path in folder.glob(name) if path.is_file())
 
 
 def _depends_otherwise(record: Path, facts: Mapping[str, Any]) -> bool:
     """Whether parameters or data differ from those on record, though no result did."""
-    if not record.exists():
-        return True
-    before, now = json.loads(record.read_text()), json.loads(_as_json(facts))
+    try:
+        before = dict(json.loads(record.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return True  # none, or a damaged one
+    now = json.loads(_as_json(facts))
     return any(before.get(key) != now[key] for key in ("parameters", "data", "tables", "figures"))
 
 
@@ -123,7 +133,7 @@ def as_csv(table: pd.DataFrame) -> bytes:
 def _write_if_changed(path: Path, content: bytes) -> bool:
     if path.exists() and path.read_bytes() == content:
         return False
-    path.write_bytes(content)
+    write_whole(path, content)
     return True
 
 
@@ -158,26 +168,25 @@ def _within(file: str | Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of this package's direct dependencies."""
-    wanted = [Requirement(line) for line in requires("mllm-sched") or []]
-    return {need.name: version(need.name) for need in wanted if "extra" not in str(need.marker)}
-
-
 def _git_state() -> dict[str, Any]:
-    """Commit, and whether the code differs from it; results and notebooks do not count."""
+    """Commit, and whether the code differs from it; results and notebooks do not count.
+
+    An archive that was unpacked within another checkout has none.
+    """
     watched = ["--", "mllm_sched", "data", "requirements.lock"]
+    nothing = {"commit": "not a git checkout", "dirty": None}
     try:
+        if Path(_git("rev-parse", "--show-toplevel")) != PACKAGE.parent:
+            return nothing
         commit = _git("rev-parse", "HEAD")
-        dirty = bool(_git("status", "--porcelain", *watched))
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", *watched))}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": "not a git checkout", "dirty": None}
-    return {"commit": commit, "dirty": dirty}
+        return nothing
 
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=paths.ROOT, check=True, capture_output=True, text=True
+        ["git", *arguments], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
 

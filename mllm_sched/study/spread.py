@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import joblib
@@ -12,8 +12,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from mllm_sched.study.checkpoints import MISSING, Checkpoints
-
-DASK_ENVIRONMENT = "MLLM_SCHED_DASK"
+from mllm_sched.study.cluster import DASK_ENVIRONMENT, on_cluster
 
 
 def spread(
@@ -38,7 +37,8 @@ def spread(
         Processes on this machine; all cores by default.
     dask
         Address of a Dask scheduler; by default the environment's MLLM_SCHED_DASK. Its workers
-        need this package. Without an address the jobs stay on this machine.
+        need this package, its packages and Python in the same versions. Without an address the
+        jobs stay on this machine.
 
     Returns
     -------
@@ -47,58 +47,40 @@ def spread(
     Raises
     ------
     OSError
-        When no Dask scheduler answers at the address.
+        When no Dask scheduler answers at the address, or workers of it run other code.
     """
     store = Checkpoints.from_environment()
     results = [store.load(function, job) if store else MISSING for job in jobs]
-    left = [place for place, result in enumerate(results) if result is MISSING]
-    calls = [joblib.delayed(_call)(function, jobs[place]) for place in left]
-    with _backend(dask or os.environ.get(DASK_ENVIRONMENT), n_jobs):
-        done = joblib.Parallel(return_as="generator")(calls)
-        bar = tqdm(done, label, len(jobs), leave=False, initial=len(jobs) - len(left), unit="job")
-        for place, result in zip(left, bar, strict=True):
+    left = {
+        place: (function, jobs[place]) for place, result in enumerate(results) if result is MISSING
+    }
+    address = dask or os.environ.get(DASK_ENVIRONMENT)
+    done = on_cluster(address, _call, left) if address else _here(n_jobs, left)
+    bar = tqdm(None, label, len(jobs), leave=False, initial=len(jobs) - len(left), unit="job")
+    with bar, closing(done):
+        for place, result in done:
             results[place] = result
             if store:
                 store.save(function, jobs[place], result)
+            bar.update()
     return results
+
+
+def _here(
+    n_jobs: int | None, calls: Mapping[int, tuple[Any, ...]]
+) -> Generator[tuple[int, Any], None, None]:
+    """The places of calls and their results, as they finish: a slow one holds no other up."""
+    parallel = joblib.Parallel(
+        n_jobs or -1, backend="loky", return_as="generator_unordered", batch_size=1
+    )
+    yield from parallel(joblib.delayed(_placed)(place, *call) for place, call in calls.items())
+
+
+def _placed(place: int, function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[int, Any]:
+    return place, _call(function, job)
 
 
 def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
     # One thread each: the matrices are small, and the processes already fill the cores.
     with threadpool_limits(1):
         return function(*job)
-
-
-def _backend(dask: str | None, n_jobs: int | None) -> AbstractContextManager[Any]:
-    if dask:
-        return _DaskBackend(_client(dask))
-    if n_jobs == 1:
-        return nullcontext()
-    return joblib.parallel_config("loky", n_jobs=n_jobs or -1)
-
-
-def _client(address: str) -> Any:
-    from distributed import Client
-
-    try:
-        return Client(address)
-    except (OSError, ValueError, MemoryError) as error:  # the last: it speaks something else
-        raise OSError(
-            f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
-        ) from error
-
-
-class _DaskBackend(AbstractContextManager[None]):
-    """joblib's Dask backend for as long as the client is open."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.config: Any = None
-
-    def __enter__(self) -> None:
-        self.config = joblib.parallel_config("dask", n_jobs=-1)
-        self.config.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.config.__exit__(*error)
-        self.client.close()
