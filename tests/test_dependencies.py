@@ -83,3 +83,10 @@ def test_a_notebook_does_not_depend_on_what_it_never_uses():
     found = needed("from mllm_sched.study.metrics import interval")
     assert "study/metrics.py" in found
     assert not {"cli.py", "study/notebooks.py", "pipeline/client.py"} & found
+
+
+def test_what_an_editor_leaves_behind_does_not_count(package, tmp_path):
+    before = package("import pack.tool")
+    for name in (".sh.swp", "sh~", "#sh#"):
+        (tmp_path / "pack" / "tool" / "programs" / name).write_text("")
+    assert package("import pack.tool") == before

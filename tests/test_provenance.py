@@ -2,14 +2,19 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mllm_sched import paths
-from mllm_sched.study.provenance import as_csv, checksum, package_versions, save_results
+from mllm_sched import files, paths
+from mllm_sched.study.dependencies import PACKAGE
+from mllm_sched.study.provenance import as_csv, checksum, save_results, saved
+from mllm_sched.study.versions import package_versions
 
 DATA = ["data/published/orin_sweep_trace.csv"]
 
@@ -166,3 +171,53 @@ def test_of_a_file_outside_the_repository_only_the_name_is_recorded(tmp_path):
     (tmp_path / "mine.csv").write_text("a\n1\n")
     folder = save(data=[tmp_path / "mine.csv"])
     assert list(json.loads((folder / "provenance.json").read_text())["data"]) == ["mine.csv"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"parameters": ', '"text"', "null"])
+def test_a_damaged_origin_is_written_again(content):
+    folder = save()
+    whole = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(content)
+    save()
+    assert json.loads((folder / "provenance.json").read_text())["tables"] == whole["tables"]
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(monkeypatch):
+    before = aged(save())
+
+    def no_room(file):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "fsync", no_room)
+    with pytest.raises(OSError, match="no space left"):
+        save(2.0)
+    assert aged(paths.RESULTS / "study") == before
+
+
+def test_what_an_editor_leaves_behind_is_neither_a_result_nor_removed():
+    folder = save()
+    for name in (".~lock.energy.csv#", ".energy.csv", "notes.txt"):
+        (folder / name).write_text("")
+    save_results("study", {"cost": table()}, {}, {}, data=DATA)
+    assert [path.name for path in saved(folder)] == ["cost.csv", "provenance.json"]
+    assert (folder / ".energy.csv").exists()
+
+
+def test_the_commit_is_that_of_the_package_not_of_a_checkout_around_it(tmp_path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    unpacked = tmp_path / "unpacked"
+    shutil.copytree(PACKAGE, unpacked / "mllm_sched", ignore=shutil.ignore_patterns("__pycache__"))
+    shown = (
+        "from mllm_sched.study import provenance as p; print(p.PACKAGE, p._git_state()['commit'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", shown],
+        env={**os.environ, "PYTHONPATH": str(unpacked)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{unpacked / 'mllm_sched'} not a git checkout\n"
