@@ -1,6 +1,6 @@
 # Every target does its own set-up: Python 3.11 or newer and make are all it needs.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
@@ -11,11 +11,18 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export PYTHONHASHSEED := 0
-export MLLM_SCHED_DASK := $(DASK)
 
-PARAMETERS := $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(STEPS),--set steps=$(STEPS)) \
-  $(if $(DEVICE),--set device=$(DEVICE)) $(if $(ENCODER),--set encoder=$(ENCODER)) \
-  $(if $(LIMIT),--set limit_s=$(LIMIT)) $(foreach pair,$(SET),--set $(pair))
+# A variable counts if it stands in the call; one of the environment is somebody else's.
+called = $(if $(filter command,$(origin $(1))),$($(1)))
+parameter = $(if $(call called,$(1)),--set $(2)=$(call called,$(1)))
+
+PARAMETERS := $(strip $(call parameter,SEEDS,seeds) $(call parameter,STEPS,steps) \
+  $(call parameter,DEVICE,device) $(call parameter,ENCODER,encoder) \
+  $(call parameter,LIMIT,limit_s) $(foreach pair,$(call called,SET),--set $(pair)))
+
+ifneq ($(call called,DASK),)
+export MLLM_SCHED_DASK := $(DASK)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce test browser lint lab app notebooks claims bench peers site proto checksums clean
@@ -26,8 +33,10 @@ help: ## Say what each target does
 env: $(STAMP) ## Create .venv, install the lock, register the kernel
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "$(PYTHON) is not Python 3.11 or newer; call: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(or $(PYTHON),false) -c '' 2>/dev/null || \
+	  { echo "$(or $(PYTHON),Python) cannot be run; call: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; call: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -35,15 +44,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value" FORCE=1
-	$(RUN) -m mllm_sched.study.notebooks reproduce $(if $(FORCE),--force) $(PARAMETERS) $(NOTEBOOKS)
-	@$(if $(strip $(PARAMETERS)),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(strip $(PARAMETERS)),--print)
+	$(RUN) -m mllm_sched.study.notebooks reproduce $(if $(call called,FORCE),--force) $(PARAMETERS) $(call called,NOTEBOOKS)
+	@$(if $(PARAMETERS),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(PARAMETERS),--print)
 
 test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
 	$(RUN) -m pytest -n 2 --dist loadscope
 	rm -rf build/held && mkdir -p build && cp -R results build/held
-	@status=0; TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
+	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
 	  -p no:cacheprovider -n 2 --dist loadscope notebooks || status=$$?; \
-	$(RUN) -m mllm_sched.study.held build/held results || status=1; exit $$status
+	$(RUN) -m mllm_sched.study.held results build/held || status=1; exit $$status
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
@@ -56,13 +65,13 @@ lint: $(STAMP) ## ruff and mypy
 	$(RUN) -m mypy mllm_sched
 
 lab: $(STAMP) ## Open JupyterLab at the quickstart
-	$(VENV)/bin/jupyter lab notebooks/00_quickstart.ipynb
+	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_quickstart.ipynb
 
 app: $(STAMP) ## Open the explorer and the calculator as a page without code
 	$(VENV)/bin/voila notebooks/12_explorer.ipynb
 
 notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit; LIVE=1
-	$(RUN) -m mllm_sched.study.notebooks refresh $(if $(LIVE),--live) $(NOTEBOOKS)
+	$(RUN) -m mllm_sched.study.notebooks refresh $(if $(call called,LIVE),--live) $(call called,NOTEBOOKS)
 
 claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/
 	$(RUN) -m mllm_sched.study.claims

@@ -110,10 +110,22 @@ def table(rows, factor=1.0):
         TABLE.replace(",3", ",3,3"),
         TABLE.replace(",0,", ",0.001,"),
         TABLE.replace("1.5", "nan"),
+        TABLE.replace(",3", ",20001"),
     ],
 )
 def test_a_table_of_another_text_or_shape_does_not_hold(now):
     assert table_difference(TABLE, now)
+
+
+@pytest.mark.parametrize(("count", "now"), [(20000, 20001), (1234567, 1234568), (0, -1)])
+def test_a_count_is_exact(count, now):
+    assert table_difference(f"n\n{count}\n", f"n\n{now}\n")
+
+
+def test_a_number_that_was_rounded_to_a_whole_one_holds():
+    given = [as_csv(pd.DataFrame({"a": [value]})).decode() for value in (123456.49, 123456.51)]
+    assert given[0] != given[1]
+    assert table_difference(*given) == ""
 
 
 @given(st.lists(st.floats(-2e-4, 2e-4), min_size=3, max_size=3))
@@ -132,11 +144,28 @@ def test_a_figure_holds_if_its_coordinates_differ_by_less_than_one_sees(moved):
         (drawn((1.0, 2.0)), "became"),
         (FIGURE.replace("opacity: 0.8", "opacity: 0.7"), "'0.8' became '0.7'"),
         (FIGURE.replace("<use ", "<use class='a' ", 1), "attributes"),
+        (FIGURE.replace("</defs>", "</defs>behind", 1), "'behind"),
     ],
 )
 def test_a_changed_figure_does_not_hold(now, said):
     assert now != FIGURE
     assert said in figure_difference(FIGURE, now)
+
+
+@pytest.mark.parametrize(
+    ("held", "now", "holds"),
+    [
+        ("scale(0.1)", "scale(0.19)", False),
+        ("translate(3 4) scale(0.1 -0.1)", "translate(3.05 4) scale(0.1 -0.1)", True),
+        ("translate(3 4) scale(0.1 -0.1)", "translate(3 4) scale(0.1 -0.15)", False),
+        ("matrix(1 0 0 1 5 5)", "matrix(1.05 0 0 1 5 5)", False),
+        ("scale(2) translate(3 4)", "scale(2) translate(3.05 4)", True),
+        ("rotate(-90 3 4)", "rotate(-90 3.05 4)", True),
+    ],
+)
+def test_of_a_transform_a_shift_may_be_rounded_and_a_factor_not(held, now, holds):
+    figures = [f'<svg><g transform="{text}"/></svg>' for text in (held, now)]
+    assert (figure_difference(*figures) == "") == holds
 
 
 @pytest.mark.parametrize(("levels", "holds"), [(0, True), (2, True), (20, False)])

@@ -1,8 +1,8 @@
 """Results after a rerun against those that were kept before it: the same, but for rounding.
 
-``python -m mllm_sched.study.held build/held results``; ``make test`` calls it. Another processor
-rounds otherwise, so numbers may differ a little. Texts and shapes may not. Pictures made of pixels
-are not compared: each has its figure as SVG beside it.
+``python -m mllm_sched.study.held results build/held``; ``make test`` calls it. Another processor
+rounds otherwise, so numbers may differ a little. Counts, texts and shapes may not. Pictures made of
+pixels are not compared: each has its figure as SVG beside it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from PIL import Image
 
 RELATIVE = 1e-4  # of numbers in tables
 NOTHING = 1e-9  # what is as good as zero in them
+COUNT = re.compile(r"-?(\d{1,5}|\d{7,})")  # a whole number; one of six digits may be a rounded one
 MOVED = 0.1  # points, which no eye sees
-STYLED = 1e-3  # of opacities, widths of lines and sizes of letters
+STYLED = 1e-3  # of opacities, widths of lines, sizes of letters, and factors
 SHADE = 3  # levels of 255, of a picture within a figure
 
 COORDINATES = {"d", "x", "y", "width", "height", "transform", "viewBox", "points"}
+FACTORS = re.compile(r"(scale|matrix|skew)\w*\($")  # of a transform, before its numbers
 NUMBER = re.compile(r"(#\w+|-?\d+\.?\d*(?:e[+-]?\d+)?)")  # or a colour
 PICTURE = "data:image/png;base64,"
 
@@ -87,6 +89,8 @@ def _line(row: list[str] | None) -> str:
 def _same_cell(held: str, now: str) -> bool:
     if held == now:
         return True
+    if COUNT.fullmatch(held) and COUNT.fullmatch(now):
+        return False
     try:
         return math.isclose(float(held), float(now), rel_tol=RELATIVE, abs_tol=NOTHING)
     except ValueError:
@@ -99,8 +103,9 @@ def figure_difference(held: str, now: str) -> str:
     for one, other in zip_longest(*elements):
         if one is None or other is None or one.tag != other.tag:
             return f"{_element(one)} became {_element(other)}"
-        if (one.text or "").split() != (other.text or "").split():
-            return f"{_element(one)}: text {one.text!r} became {other.text!r}"
+        for text, new in ((one.text, other.text), (one.tail, other.tail)):
+            if (text or "").split() != (new or "").split():
+                return f"{_element(one)}: text {text!r} became {new!r}"
         if one.keys() != other.keys():
             return f"{_element(one)}: attributes {one.keys()} became {other.keys()}"
         for key, value in one.items():
@@ -126,6 +131,8 @@ def _attribute_difference(key: str, held: str, now: str) -> str:
     if len(parts[0]) != len(parts[1]):
         return f"{key}: {len(parts[0]) // 2} numbers became {len(parts[1]) // 2}"
     for one, other in zip(*parts, strict=True):
+        if "(" in one:
+            tolerance = STYLED if FACTORS.search(one) else MOVED
         if one.strip() != other.strip() and not _near(one, other, tolerance):
             return f"{key}: {one.strip()!r} became {other.strip()!r}"
     return ""
