@@ -209,3 +209,16 @@ def test_views_of_widgets_are_removed_and_text_in_pieces_is_joined(tiny):
     (output,) = read(tiny).cells[2].outputs
     assert output.text == "one\ntwo\n"
     assert "widgets" not in read(tiny).metadata
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("1 / 0", "ZeroDivisionError"), ("import os; os._exit(1)", "Kernel died")],
+)
+def test_a_failing_cell_or_kernel_is_told_and_the_file_stays(tiny, capsys, source, told):
+    edit(tiny, 2, source)
+    before = tiny.read_bytes()
+    assert runner.main(["refresh"]) == 1
+    said = capsys.readouterr().err
+    assert told in said and said.endswith("The notebook is as it was.\n")
+    assert tiny.read_bytes() == before

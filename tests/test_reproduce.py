@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import nbformat
 import pytest
 
 from mllm_sched import paths
+from mllm_sched.study import checkpoints, records, versions
 from mllm_sched.study import notebooks as runner
-from mllm_sched.study import records
 from mllm_sched.study.checkpoints import ENVIRONMENT
 
 # What the tiny notebook does on top: as a study, it uses the package and writes a result.
@@ -42,6 +43,21 @@ def test_parameters_take_the_type_of_their_defaults(tiny):
 def test_a_parameter_that_does_not_exist_is_refused_with_those_that_do(tiny):
     with pytest.raises(ValueError, match=r"no notebook has the parameter 'm':\n.*n, speed, name"):
         runner.reproduce({"m": "5"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("speed", "1e-1", 0.1), ("speed", "2", 2.0), ("name", "%a", "%a"), ("name", "[1,", "[1,")],
+)
+def test_numbers_and_texts_may_be_what_yaml_would_not_take(tiny, name, text, value):
+    assert runner.typed({name: text}, [tiny])[tiny] == {name: value}
+
+
+def test_a_list_that_does_not_end_is_refused(tiny, capsys):
+    tiny.write_text(tiny.read_text().replace("name: str", "sizes: list = [1]\\nname: str"))
+    assert runner.typed({"sizes": "[1, 2]"}, [tiny])[tiny] == {"sizes": [1, 2]}
+    assert runner.main(["reproduce", "--set", "sizes=[1,"]) == 2
+    assert "sizes=[1,: expected list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "text"), [("n", "many"), ("n", "1.5"), ("speed", "true")])
@@ -148,6 +164,43 @@ def test_another_python_is_named(study, capsys, monkeypatch):
     assert "stale: the version of Python changed" in said(capsys)
 
 
+@pytest.mark.parametrize("package", ["numpy", "gpytorch"])
+def test_another_version_of_a_package_is_named(study, capsys, monkeypatch, package):
+    said(capsys)
+    as_it_is = versions.version
+    monkeypatch.setattr(
+        versions, "version", lambda name: "99.0" if name == package else as_it_is(name)
+    )
+    assert f"stale: the version of {package} changed" in said(capsys)
+
+
+def test_a_table_of_ones_own_among_the_data_is_no_reason_to_run(study, capsys, monkeypatch):
+    said(capsys)
+    monkeypatch.setattr(paths, "DATA", paths.RESULTS.parent / "data")
+    shutil.copytree(records.SUMS.parent, paths.DATA)
+    for name in ("mine.csv", ".mine.csv.lock"):
+        (paths.DATA / "traces" / name).write_text("")
+    monkeypatch.setattr(records, "_said", said_of_data(records._said))
+    assert UP_TO_DATE in said(capsys)
+    (paths.DATA / "encoders" / "work.csv").write_text("")
+    assert "stale: data/encoders/work.csv changed" in said(capsys)
+
+
+def said_of_data(as_it_is):
+    """A file of the copied data as if it were the repository's."""
+    return lambda path: as_it_is(
+        paths.ROOT / "data" / path.relative_to(paths.DATA)
+        if path.is_relative_to(paths.DATA)
+        else path
+    )
+
+
+def test_what_an_office_program_leaves_beside_a_result_is_no_reason_to_run(study, capsys):
+    said(capsys)
+    (paths.RESULTS / "00_tiny" / ".~lock.table.csv#").write_text("")
+    assert UP_TO_DATE in said(capsys)
+
+
 def test_a_lost_or_edited_result_is_made_again(study, capsys):
     said(capsys)
     table = paths.RESULTS / "00_tiny" / "table.csv"
@@ -161,9 +214,17 @@ def test_a_lost_or_edited_result_is_made_again(study, capsys):
     assert "00_tiny.ipynb is gone" in said(capsys)
 
 
-def test_a_damaged_record_is_no_record(study, capsys):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"parts": ', "[]", '{"parts": null, "written": {}, "wall_s": 1}'),
+        *('{"parts": {}, "written": 3, "wall_s": 1}', '{"parts": {}, "written": {}}'),
+        '{"parts": {}, "written": {}, "wall_s": "long"}',
+    ],
+)
+def test_a_damaged_record_is_no_record(study, capsys, content):
     said(capsys)
-    (runner.EXECUTED / "00_tiny.json").write_text('{"parts": ')
+    (runner.EXECUTED / "00_tiny.json").write_text(content)
     assert "its record 00_tiny.json cannot be read" in said(capsys)
     assert UP_TO_DATE in said(capsys)
 
@@ -177,6 +238,51 @@ def test_runs_with_other_parameters_have_records_of_their_own(study, capsys):
     assert "parameter n is gone" in now and "parameter speed is new" in now
     assert UP_TO_DATE in said(capsys)  # the run with its own
     assert (paths.RESULTS / "00_tiny" / "table.csv").read_text() == "n\n3\n"
+
+
+def test_results_of_other_parameters_beside_those_asked_for_are_named(study, capsys):
+    other = study.with_name("01_other.ipynb")
+    other.write_text(study.read_text().replace("00_tiny", "01_other"))
+    assert "beside them" not in said(capsys, "--set", "n=5")
+    now = said(capsys, "--set", "n=6", "00_tiny")
+    assert "another run: 01_other (stale: parameter n changed)" in now
+    assert "beside them" not in said(capsys, "--set", "n=6")
+
+
+def test_an_edit_while_it_runs_that_is_put_back_leaves_no_record(study, capsys, tmp_path):
+    """It may have been imported meanwhile."""
+    given = tmp_path / "mine.csv"
+    given.write_text("a\n")
+    append(study, "from pathlib import Path; path = Path(name); path.write_text('b')")
+    append(study, "path.write_text('a\\n')")
+    now = said(capsys, "--set", f"name={given}")
+    assert "but it counts as not run: while it ran " in now and "mine.csv changed" in now
+    assert given.read_text() == "a\n"
+    assert "no finished run on record" in said(capsys, "--set", f"name={given}")
+
+
+def test_jobs_of_a_failed_run_whose_code_changed_meanwhile_are_dropped(study, capsys, tmp_path):
+    given = tmp_path / "mine.csv"
+    given.write_text("a\n")
+    keep = f"import os; from pathlib import Path; Path(os.environ[{ENVIRONMENT!r}]).mkdir()"
+    append(study, keep.replace(".mkdir()", ".mkdir(parents=True)"))
+    append(study, "Path(name).write_text('b')", "1 / 0")
+    assert runner.main(["reproduce", "--set", f"name={given}"]) == 1
+    assert not list((paths.CACHE / "sweeps").iterdir())
+
+
+def test_two_at_once_are_refused(study, capsys):
+    with runner._alone():
+        assert runner.main(["reproduce"]) == 2
+        assert "another process is running notebooks" in capsys.readouterr().err
+        assert runner.main(["refresh"]) == 2
+    assert "no finished run on record" in said(capsys)
+
+
+def test_a_folder_that_the_user_named_for_finished_jobs_is_put_back(tiny, monkeypatch):
+    monkeypatch.setenv(checkpoints.ENVIRONMENT, "mine")
+    runner.reproduce({})
+    assert os.environ[checkpoints.ENVIRONMENT] == "mine"
 
 
 def test_a_file_that_a_parameter_names_counts(study, capsys, tmp_path):
@@ -236,7 +342,8 @@ def test_a_run_that_fails_loses_the_record_of_the_one_before(study, capsys):
     assert not (runner.EXECUTED / "00_tiny.json").exists()
 
 
-def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(study, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(study, tmp_path, sent):
     append(study, f"import os\nopen({str(tmp_path / 'here')!r}, 'w').write(str(os.getpid()))")
     append(study, "import time\ntime.sleep(120)")
     program = f"""
@@ -254,7 +361,7 @@ sys.exit(runner.main(["reproduce"]))
     )
     place = tmp_path / "here"
     wait_for(lambda: place.exists() and place.read_text(), 60)
-    started.send_signal(signal.SIGINT)
+    started.send_signal(sent)
     _, told = started.communicate(timeout=60)
     assert started.returncode == 130
     assert told.strip().splitlines()[-1] == runner.GO_ON

@@ -15,6 +15,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from mllm_sched.files import write_whole
+
 KERNEL = "python3"
 LIVE_TAG = "nbval-ignore-output"
 WIDGET = "application/vnd.jupyter.widget-view+json"  # nothing without its kernel
@@ -46,8 +48,7 @@ def refresh(path: Path, *, live: bool = False) -> list[int]:
     kept = [] if live else _keep(before, after)
     for place in _live_cells(after):
         after.cells[place].metadata["recorded"] = _code_until(after, place)
-    nbformat.write(after, path)
-    normalise(path)
+    write_whole(path, normalised(after, path.stem).encode())
     return kept
 
 
@@ -77,29 +78,32 @@ def _code_until(notebook: NotebookNode, place: int) -> str:
 
 
 def normalise(path: Path) -> bool:
-    """Remove what differs between two equal runs; says whether anything did.
+    """Remove from a file what differs between two equal runs; says whether anything did."""
+    before = path.read_text()
+    after = normalised(nbformat.reads(before, as_version=4), path.stem)
+    if after != before:
+        write_whole(path, after.encode())
+    return after != before
+
+
+def normalised(notebook: NotebookNode, name: str) -> str:
+    """A notebook as text, without what differs between two equal runs.
 
     Outputs and execution counts stay. Warnings, views of widgets, timings, the version of the
     language, and traces of the tools go; ids of cells become the notebook's number and their place.
     """
-    before = path.read_text()
-    notebook = nbformat.reads(before, as_version=4)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": KERNEL},
         "language_info": {"name": "python"},
     }
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for place, cell in enumerate(notebook.cells):
-        cell.id = f"{path.stem[:2]}-{place:02d}"
+        cell.id = f"{name[:2]}-{place:02d}"
         held = {key: cell.metadata[key] for key in ("recorded", "tags") if cell.metadata.get(key)}
         cell.metadata = held
         if cell.cell_type == "code":
             cell.outputs = _steady(cell.outputs)
-    after = nbformat.writes(notebook)
-    after = after if after.endswith("\n") else after + "\n"
-    if after != before:
-        path.write_text(after)
-    return after != before
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def _steady(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from mllm_sched.files import write_whole
+
 PNG_DPI = 120
 STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
 
@@ -22,7 +24,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write SVG without a date, so that the same figure is the same file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(as_svg(figure))
+    write_whole(path, as_svg(figure))
     return path
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import papermill
-import yaml
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mllm_sched import paths
+from mllm_sched.files import locked
 from mllm_sched.study import checkpoints, committed
 from mllm_sched.study.checkpoints import remove_old
 from mllm_sched.study.committed import KERNEL, normalise
+from mllm_sched.study.parameters import pairs, typed
 from mllm_sched.study.records import Run
 
 EXECUTED = paths.BUILD / "notebooks"
@@ -48,42 +50,19 @@ def notebooks(names: Sequence[str] = ()) -> list[Path]:
     return [known[name] for name in chosen]
 
 
-def typed(parameters: Mapping[str, str], chosen: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Parameters given as text, for each notebook those that it has, with their types.
-
-    Raises
-    ------
-    ValueError
-        For a parameter that no notebook has (the known ones are listed), or a value of another
-        type than the notebook's default.
-    """
-    known = {path: papermill.inspect_notebook(str(path)) for path in chosen}
-    for name in parameters:
-        if not any(name in has for has in known.values()):
-            lines = [f"  {path.stem}: {', '.join(has)}" for path, has in known.items() if has]
-            raise ValueError(f"no notebook has the parameter {name!r}:\n" + "\n".join(lines))
-    return {
-        path: {
-            name: _value(path.stem, name, text, has[name])
-            for name, text in parameters.items()
-            if name in has
-        }
-        for path, has in known.items()
-    }
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second process that writes results; usable as a decorator."""
+    lock = locked(EXECUTED / ".lock")
+    if lock is None:
+        raise BlockingIOError(
+            "another process is running notebooks of this checkout: wait for it, or stop it"
+        )
+    with lock:
+        yield
 
 
-def _value(notebook: str, name: str, text: str, parameter: Mapping[str, str]) -> Any:
-    value = yaml.safe_load(text)
-    wanted = parameter["inferred_type_name"]
-    if wanted == "str":
-        return text
-    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value).__name__ != wanted:
-        raise ValueError(f"{notebook}: {name}={text}: expected {wanted}")
-    return value
-
-
+@_alone()
 def reproduce(
     parameters: Mapping[str, str], names: Sequence[str] = (), *, force: bool = False
 ) -> None:
@@ -107,6 +86,8 @@ def reproduce(
     ------
     PapermillExecutionError
         When a cell fails; what was executed up to it stays in the folder.
+    BlockingIOError
+        When another process is at it.
     """
     chosen = notebooks(names)
     given = typed(parameters, chosen)
@@ -114,16 +95,16 @@ def reproduce(
     results, folder = places(parameters)
     os.environ["MLLM_SCHED_RESULTS"] = str(results)
     for number, path in enumerate(chosen, start=1):
-        run, label = (
-            Run(path, given[path], results, folder),
-            f"[{number}/{len(chosen)}] {path.stem}",
-        )
+        run = Run(path, given[path], results, folder)
+        label = f"[{number}/{len(chosen)}] {path.stem}"
         if why := "FORCE=1" if force else run.why():
             print(f"{label} {given[path] or ''}".rstrip() + f": {why}", flush=True)
-            print(f"{label}: {_execute(run):.0f} s", flush=True)
+            print(f"{label}: {_execute(run)}", flush=True)
         else:
             saved = f"{run.saved_s:.0f} s saved"
             print(f"{label}: up to date (same code, data and parameters; {saved})", flush=True)
+    for other in _others(parameters, chosen):
+        print(f"beside them are results of another run: {other}", flush=True)
 
 
 def places(parameters: Mapping[str, str]) -> tuple[Path, Path]:
@@ -133,8 +114,19 @@ def places(parameters: Mapping[str, str]) -> tuple[Path, Path]:
     return paths.RESULTS, EXECUTED
 
 
-def _execute(run: Run) -> float:
-    """Execute a notebook and record that it came to its end; how long it took, seconds."""
+def _others(parameters: Mapping[str, str], chosen: Sequence[Path]) -> Iterator[str]:
+    """Notebooks whose results a verdict would mix with those of the chosen, and why they differ."""
+    results, folder = places(parameters)
+    left = [path for path in notebooks() if path not in chosen and (results / path.stem).exists()]
+    if not parameters or not left:
+        return
+    for path, given in typed(parameters, [*chosen, *left]).items():
+        if path in left and (why := Run(path, given, results, folder).why()):
+            yield f"{path.stem} ({why})"
+
+
+def _execute(run: Run) -> str:
+    """Execute a notebook and record that it came to its end; what to say of it."""
     begun = time.perf_counter()
     run.begin()
     with _checkpoints(run):
@@ -146,24 +138,33 @@ def _execute(run: Run) -> float:
             stderr_file=sys.stderr,  # the bars of long cells
         )
     wall_s = time.perf_counter() - begun
-    run.finish(wall_s)
-    return wall_s
+    changed = run.finish(wall_s)
+    return f"{wall_s:.0f} s" + (f", but it counts as not run: {changed}" if changed else "")
 
 
 @contextmanager
 def _checkpoints(run: Run) -> Iterator[None]:
-    """Long studies keep their finished jobs, until the notebook has come to its end."""
+    """Long studies keep their finished jobs, until the notebook has come to its end.
+
+    Those go, too, if nobody knows which code they are of.
+    """
     parent = paths.CACHE / "sweeps"
     remove_old(parent)
     folder = parent / f"{run.name}-{run.digest[:16]}"
+    before = os.environ.get(checkpoints.ENVIRONMENT)
     os.environ[checkpoints.ENVIRONMENT] = str(folder)
+    finished = False
     try:
         yield
+        finished = True
     finally:
         del os.environ[checkpoints.ENVIRONMENT]
-    shutil.rmtree(folder, ignore_errors=True)
+        os.environ.update({checkpoints.ENVIRONMENT: before} if before is not None else {})
+        if finished or run.meanwhile():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
+@_alone()
 def refresh(names: Sequence[str] = (), *, live: bool = False) -> None:
     """Execute notebooks in place with their own parameters; their outputs are then the result.
 
@@ -181,24 +182,33 @@ def refresh(names: Sequence[str] = (), *, live: bool = False) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit status 1 for a failed cell, 2 for a wrong call, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that kernels end, too
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, signal.default_int_handler)
     try:
         if options.command == "reproduce":
-            reproduce(_pairs(options.set), options.notebooks, force=options.force)
+            reproduce(pairs(options.set), options.notebooks, force=options.force)
         elif options.command == "refresh":
             refresh(options.notebooks, live=options.live)
         else:
             return int(sum(map(normalise, map(Path, options.notebooks))) > 0)
-    except PapermillExecutionError as error:
-        folder = places(_pairs(options.set))[1]
-        print(f"{error}\nThe notebook up to this cell is in {folder}", file=sys.stderr)
+    except (PapermillExecutionError, CellExecutionError, DeadKernelError) as error:
+        print(f"{error}\n{_left(options)}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, BlockingIOError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{GO_ON if options.command == 'reproduce' else 'Interrupted.'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _left(options: argparse.Namespace) -> str:
+    """Where a notebook is whose cell failed."""
+    if options.command == "reproduce":
+        return f"The notebook up to this cell is in {places(pairs(options.set))[1]}"
+    return "The notebook is as it was."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,14 +223,6 @@ def _parser() -> argparse.ArgumentParser:
         if name == "refresh":
             command.add_argument("--live", action="store_true", help="new outputs of live cells")
     return parser
-
-
-def _pairs(given: Sequence[str]) -> dict[str, str]:
-    pairs = [item.partition("=") for item in given]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise ValueError(f"--set {name}{equals}{value}: expected NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 if __name__ == "__main__":
