@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from mllm_sched import paths
+from mllm_sched.files import write_whole
 from mllm_sched.study.claim_file import Claim, Condition, load_claims
 from mllm_sched.study.provenance import as_csv
 
@@ -234,10 +236,11 @@ def _documents(table: pd.DataFrame) -> dict[Path, str]:
 
 def write(table: pd.DataFrame) -> None:
     """Write ``results/claims.csv`` and the generated parts of the documents."""
+    documents = _documents(table)  # refused before anything is written
     paths.RESULTS.mkdir(exist_ok=True)
-    (paths.RESULTS / "claims.csv").write_bytes(as_csv(table))
-    for file, text in _documents(table).items():
-        file.write_text(text)
+    write_whole(paths.RESULTS / "claims.csv", as_csv(table))
+    for file, text in documents.items():
+        write_whole(file, text.encode())
 
 
 def in_step(table: pd.DataFrame) -> bool:
@@ -247,8 +250,17 @@ def in_step(table: pd.DataFrame) -> bool:
     return there and all(file.read_text() == text for file, text in _documents(table).items())
 
 
+def _show(table: pd.DataFrame) -> None:
+    columns = ["claim", "paper", "ours", "evidence", "verdict"]
+    with pd.option_context("display.max_colwidth", 60, "display.width", 200):
+        print(table[columns].to_string(index=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the verdicts and write them to results/claims.csv, README and REPORT."""
+    """Print the verdicts and write them to results/claims.csv, README and REPORT.
+
+    Exit status 1 if something differs that should not, 2 if the claims cannot be judged.
+    """
     parser = argparse.ArgumentParser(prog="mllm-sched claims", description=main.__doc__)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--print", action="store_true", help="write nothing")
@@ -256,14 +268,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="fail if a document or results/claims.csv differs"
     )
     options = parser.parse_args(argv)
-    table = evaluate()
-    columns = ["claim", "paper", "ours", "evidence", "verdict"]
-    with pd.option_context("display.max_colwidth", 60, "display.width", 200):
-        print(table[columns].to_string(index=False))
-    if not options.print and not options.check:
-        write(table)
-    if options.print or in_step(table):
-        return 0
+    try:
+        table = evaluate()
+        _show(table)
+        if not options.print and not options.check:
+            write(table)
+        if options.print or in_step(table):
+            return 0
+    except (ValueError, OSError) as error:
+        print(f"mllm-sched claims: {error}", file=sys.stderr)
+        return 2
     print("results/claims.csv, README.md or REPORT.md differ from the results: run `make claims`")
     return 1
 
