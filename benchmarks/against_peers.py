@@ -15,6 +15,7 @@ may try any component; on ``board`` one of three, the CPU, is far dearer and not
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -170,6 +171,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def redraw() -> None:
+    """Draw the figures again from the tables on record; what was measured stays as it is."""
+    import peers_plots
+
+    from mllm_sched import paths
+    from mllm_sched.study.figures import as_png, as_svg
+    from mllm_sched.study.provenance import checksum
+
+    folder = paths.RESULTS / "against_peers"
+    record = json.loads((folder / "provenance.json").read_text())
+    record["figures"] = {}
+    for name, draw in (("quality", peers_plots.quality), ("cost", peers_plots.cost)):
+        figure = draw(pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""]))
+        for ending, made in ((".svg", as_svg), (".png", as_png)):
+            file = folder / f"{name}{ending}"
+            file.write_bytes(made(figure.get_figure(root=True)))
+            record["figures"][file.name] = checksum(file)
+    (folder / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"drawn again: {folder.name}")
+
+
 def main() -> None:
     """Play, time, print, and write ``results/against_peers``."""
     import peers_plots
@@ -183,7 +205,10 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--rules", nargs="*", default=list(known), choices=list(known))
+    parser.add_argument("--redraw", action="store_true", help="only draw the figures again")
     options = parser.parse_args()
+    if options.redraw:
+        return redraw()
     for rule in options.rules:
         if why := known[rule].missing():
             print(f"{rule}: not run: {why}")

@@ -150,9 +150,22 @@ def test_a_test_may_have_bounds_of_its_own(results):
 def test_a_number_of_another_kind_than_was_said_is_refused(results):
     write_numbers(results, (0.3,) * 3, (0.3,) * 3)
     with pytest.raises(
-        ValueError, match=r"'saving': its number is simulated, but .* says measured"
+        ValueError, match=r"'saving': 'saving, whole' is simulated, but .* says measured"
     ):
         evaluate([claim(evidence="measured")])
+
+
+def test_a_number_that_is_none_is_refused_and_not_judged(results):
+    nothing = float("nan")
+    write_numbers(results, (nothing,) * 3, (0.3,) * 3)
+    with pytest.raises(ValueError, match="'saving': 'saving, whole' is nan"):
+        evaluate([claim()])
+
+
+def test_a_reason_may_list_the_conditions_that_do_not_hold(results):
+    write_numbers(results, (0.3,) * 3, (0.1,) * 3)
+    reasons = {**REASONS, "partly": "But {failed}."}
+    assert evaluate([claim(reasons=reasons)]).iloc[0]["reason"] == "But saving, late is 10.0 %."
 
 
 def test_a_reason_may_print_a_number_in_another_unit(results):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -138,7 +140,7 @@ def iter_of_runs(board, allowed):
 def test_every_variant_has_its_own_label_and_differs_from_the_main_comparison():
     chosen = sensitivity.variants()
     assert len({variant.label for variant in chosen}) == len(chosen)
-    assert len({repr(variant).split(",", 1)[1] for variant in chosen}) == len(chosen)
+    assert len({repr(replace(variant, label="")) for variant in chosen}) == len(chosen)
 
 
 def test_a_variant_gives_the_numbers_that_the_claims_ask_for():
@@ -153,11 +155,13 @@ def test_a_variant_gives_the_numbers_that_the_claims_ask_for():
 def test_a_variant_changes_who_stands_as_a_baseline():
     device = SimulatedOrin()
     chosen = {variant.label: variant.rules(device) for variant in sensitivity.variants()}
-    ours, ucb, greedy = chosen["as in the comparison"]
+    ours, ucb, greedy = chosen["as it is"]
     assert (ours.label, ucb.name, greedy.settings) == ("Safe GP-UCB", "ucb", {"epsilon": 0.1})
     assert [r.settings["penalty"] for r in chosen["baselines with a penalty"][1:]] == [1.0, 1.0]
     gp = chosen["UCB on a Gaussian process"][1]
-    assert gp.label == "UCB" and gp.name == "config"
+    assert (
+        gp.label == "UCB" and gp.name == "safe-gp-ucb" and gp.settings["limits"]["latency_s"] > 1e5
+    )
     assert gp.settings["hyperparameters"] == ours.settings["hyperparameters"]
     assert chosen["default hyperparameters"][0].settings == {}
 

@@ -44,6 +44,12 @@ def test_a_notebook_has_one_annotated_parameters_cell(path):
 
 
 @named
+def test_no_prose_is_a_placeholder(path):
+    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert all(len(text) > 20 and not text.isupper() for text in prose)
+
+
+@named
 def test_committed_outputs_are_whole(path):
     """nbval passes a stripped notebook, so this must not."""
     assert not whole(read(path))

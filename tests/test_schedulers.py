@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, make_scheduler, scheduler_names
+from mllm_sched.schedulers.references import truly_best
 
 SPACE = ArmSpace.agx_orin()
 LIMITS = {"latency_s": 0.2}
@@ -312,6 +313,13 @@ def test_the_oracle_says_when_no_arm_can_meet_the_limit_and_takes_the_fastest():
     decision = make("oracle", limits={"latency_s": 0.001}).ask()
     assert decision.infeasible and not decision.certified
     assert decision.arm.index == truth()["latency_s"].argmin()
+
+
+def test_the_oracle_never_takes_an_arm_that_cannot_run():
+    values = {"energy_j": [1.0, float("nan")], "latency_s": [9.0, 1.0]}
+    assert truly_best(values, "energy_j", {"latency_s": 2.0}) == (0, False)
+    values["energy_j"] = [1.0, 5.0]
+    assert truly_best(values, "energy_j", {"latency_s": 2.0}) == (1, True)
 
 
 def test_the_oracle_follows_a_changing_truth():

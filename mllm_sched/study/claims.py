@@ -203,12 +203,24 @@ def blocks(table: pd.DataFrame) -> dict[str, str]:
     """Generated parts of the documents, by name."""
     counts = table["verdict"].value_counts()
     said = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts]
+    lists = {verdict.replace(" ", "_"): _listed(table, verdict) for verdict in VERDICTS}
     return {
+        **lists,
         "claims": markdown(table),
         "criteria": criteria(table),
         "readings": by_reading(table, other_readings()),
         "verdicts": f"Of {len(table)} claims: {', '.join(said)}.",
     }
+
+
+def _listed(table: pd.DataFrame, verdict: str) -> str:
+    """Claims with a verdict, one a line, with the evidence there is."""
+    rows = table[table["verdict"] == verdict]
+    lines = [
+        f"- {row.claim}" + (f" ({row.evidence}: {row.ours})" if row.evidence else "")
+        for row in rows.itertuples()
+    ]
+    return "\n".join(lines) or "- none"
 
 
 def with_blocks(text: str, made: Mapping[str, str]) -> str:

@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from mllm_sched.study.claim_file import load_claims
 from mllm_sched.study.plots import titled
@@ -74,8 +76,9 @@ def shares(verdicts: pd.DataFrame, own: pd.Series) -> pd.DataFrame:
         The claims' own verdicts, by id.
     """
     counts = verdicts.groupby(["id", "verdict"]).size().unstack(fill_value=0)
-    counts = counts.reindex(index=verdicts["id"].unique(), columns=list(COLOURS), fill_value=0)
-    counts.insert(0, "own verdict", own.loc[counts.index])
+    judged = [name for name in own.index if name in counts.index]
+    counts = counts.reindex(index=judged, columns=list(COLOURS), fill_value=0)
+    counts.insert(0, "own verdict", own.loc[judged])
     return counts
 
 
@@ -92,14 +95,16 @@ def verdict_bars(counts: pd.DataFrame, *, evidence: str, ax: Axes | None = None)
     for verdict, colour in COLOURS.items():
         width = counts[verdict].to_numpy()
         own = (counts["own verdict"] == verdict).to_numpy()
-        edges = ["black" if mine else "white" for mine in own]
-        bars = ax.barh(
-            places, width, left=left, color=colour, edgecolor=edges, lw=1.6, label=verdict
-        )
-        ax.bar_label(bars, [f"{n}" if n else "" for n in width], label_type="center", size="small")
+        for some, edge in ((~own, "white"), (own, "black")):
+            shown = some & (width > 0)
+            bars = ax.barh(places[shown], width[shown], left=left[shown], color=colour)
+            plt.setp(bars.patches, edgecolor=edge, linewidth=1.6)
+            ax.bar_label(bars, label_type="center", size="small")
         left += width
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_yticks(places, list(counts.index))
     ax.set(xlabel="readings; the claim's own verdict is outlined")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.06), ncols=3, frameon=False)
+    names = [Patch(color=colour, label=verdict) for verdict, colour in COLOURS.items()]
+    ax.legend(handles=names, loc="lower right", frameon=True)
     return titled(ax, "Verdicts under other readings of the paper", evidence)
