@@ -20,6 +20,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from mllm_sched import paths
+from mllm_sched.endings import interrupt_on_signals
 from mllm_sched.study import checkpoints, committed
 from mllm_sched.study.checkpoints import remove_old
 from mllm_sched.study.committed import KERNEL, normalise
@@ -224,4 +225,5 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    interrupt_on_signals()  # else an ended run leaves its kernel and what that started behind
     raise SystemExit(main())
