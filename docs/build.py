@@ -2,7 +2,8 @@
 
 The documents at the root of the repository link to each other, to notebooks, figures and files by
 their relative paths. So the site's source is a folder in which all of that lies where it lies in
-the repository, with the pages of ``docs/`` beside it, and no link has to be rewritten.
+the repository, with the pages of ``docs/`` beside it, and no link has to be rewritten. Files that
+git does not know are left out.
 
 ``python docs/build.py build/site`` builds; ``--links`` asks the outside links too.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,17 +25,31 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 
 
+def sources(root: Path = ROOT) -> list[Path]:
+    """Files of the repository, relative to it; without git, all that is not built or hidden."""
+    try:
+        git = ["git", "-C", str(root), "ls-files", "-z"]
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        files = [Path(name) for name in done.stdout.split("\0") if name]
+    except FileNotFoundError:
+        files = []
+    if not files:  # an unpacked archive, or no git at all
+        files = [path.relative_to(root) for path in root.rglob("*")]
+        files = [path for path in files if not any(map(_is_made, path.parts))]
+    return [path for path in files if (root / path).is_file()]
+
+
+def _is_made(name: str) -> bool:
+    return name in ("build", "__pycache__") or name[0] == "."
+
+
 def lay_out(source: Path) -> None:
-    """Put what the site is made of into one folder: pages as copies, all else as links."""
-    kept = [path for path in ROOT.iterdir() if path.name != "build" and path.name[0] != "."]
-    for path in [*kept, *DOCS.glob("*.md"), *DOCS.glob("*.rst")]:
-        place = source / path.name
-        if path.suffix in (".md", ".rst"):  # Sphinx knows a page by its real path
-            shutil.copy(path, place)
-        elif path.name in ("notebooks", "results"):
-            shutil.copytree(path, place)
-        else:
-            place.symlink_to(path)
+    """Copy what the site is made of into one folder."""
+    for path in sources():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("*.rst")]:
+        shutil.copy(path, source)
     write_pages(source / "results")
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # Only these lead elsewhere without loading anything from there.
 LINKS, UNLOADED = {"a", "area"}, {"canonical", "license", "author", "help"}
-ADDRESSES = {"href", "src", "data", "poster", "action"}
+ADDRESSES = {"href", "xlink:href", "src", "data", "poster", "action"}
 IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""")
 
 
@@ -52,42 +53,56 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         """Note what a style sheet within the page loads."""
         if self.cdata_elem == "style":
+            self.targets += IN_CSS.findall(data)
             self.loaded += IN_CSS.findall(data)
 
 
-def problems(site: Path) -> list[str]:
-    """One line for each broken link, lost anchor and address to load from elsewhere."""
-    files = [path.resolve() for path in sorted(site.rglob("*.html"))]
-    pages = {path: Page(path) for path in files if "_static" not in path.parts}  # templates there
+@dataclass(frozen=True)
+class Site:
+    """A folder of pages, and the anchors of each page."""
+
+    folder: Path
+    anchors: Mapping[Path, set[str]]
+
+    def told(self, path: Path, targets: Iterable[str], loaded: Iterable[str]) -> list[str]:
+        """One line for whatever is wrong with what one file links to and loads."""
+        wrong = [self._wrong(path, target) for target in targets]
+        wrong += [f"loads {target}" for target in loaded if _is_outside(target)]
+        return [f"{path.relative_to(self.folder)}: {text}" for text in wrong if text]
+
+    def _wrong(self, path: Path, target: str) -> str:
+        parts = urlsplit(target)
+        if parts.scheme or parts.netloc:
+            return ""
+        file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not file.is_relative_to(self.folder):
+            return f"{target} leads out of the site"
+        if not file.is_file():
+            return f"no file for {target}"
+        known = self.anchors.get(file)
+        if parts.fragment and known is not None and unquote(parts.fragment) not in known:
+            return f"no anchor for {target}"
+        return ""
+
+
+def problems(folder: Path) -> list[str]:
+    """One line for each broken link, link out of the folder, lost anchor, address to load."""
+    folder = folder.resolve()
+    files = [path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts]
+    pages = {path: Page(path) for path in files}  # those in _static are templates
+    site = Site(folder, {path: page.anchors for path, page in pages.items()})
     found: list[str] = []
     for path, page in pages.items():
-        name = path.relative_to(site.resolve())
-        found += [f"{name}: {text}" for text in _broken(path, page, pages)]
-        found += [f"{name}: loads {target}" for target in page.loaded if _is_outside(target)]
-    for path in sorted(site.rglob("*.css")):
+        found += site.told(path, page.targets, page.loaded)
+    for path in sorted(folder.rglob("*.css")):
         loaded = IN_CSS.findall(path.read_text(encoding="utf-8"))
-        found += [f"{path.name}: loads {target}" for target in loaded if _is_outside(target)]
+        found += site.told(path, loaded, loaded)
     return found
 
 
 def _is_outside(target: str) -> bool:
     parts = urlsplit(target)
     return bool(parts.netloc) or parts.scheme in ("http", "https")
-
-
-def _broken(path: Path, page: Page, pages: dict[Path, Page]) -> Iterator[str]:
-    for target in page.targets:
-        parts = urlsplit(target)
-        if parts.scheme or parts.netloc:
-            continue
-        file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-        lost = (
-            parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].anchors
-        )
-        if not file.is_file():
-            yield f"no file for {target}"
-        elif lost:
-            yield f"no anchor for {target}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import pytest
 from mllm_sched import paths
 
 DOCS = paths.ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+from build import sources  # noqa: E402
+
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 LEFT_OUT = ("mllm_sched.pipeline.proto", "mllm_sched.harness.imitation.programs")
 LINE = re.compile(r"<[^>]+>")
@@ -53,7 +56,8 @@ def modules():
 
 
 def planted(tmp_path, body):
-    """What the checker says of one page with this body."""
+    """What the checker says of one page with this body, beside whose folder lies a file."""
+    (tmp_path.parent / "out.txt").touch()
     (tmp_path / "index.html").write_text(f'<html><body><h1 id="top">T</h1>{body}</body></html>')
     done = run("check_links.py", tmp_path)
     assert bool(done.returncode) == bool(done.stdout.strip())
@@ -126,7 +130,18 @@ def test_every_folder_of_results_has_a_page_with_its_tables_and_figures(site):
     assert 'href="results/index.html"' in (site / "README.html").read_text()
     for folder in filter(Path.is_dir, paths.RESULTS.iterdir()):
         page = (site / "results" / folder.name / "index.html").read_text()
-        assert all(f">{path.name}<" in page for path in folder.iterdir())
+        kept = [path.name for path in sources() if paths.ROOT / path.parent == folder]
+        assert kept and all(f">{name}<" in page for name in kept)
+
+
+def test_files_that_git_does_not_know_are_left_out(tmp_path):
+    (tmp_path / "build").mkdir()
+    for name in ("README.md", "NOTES.md", ".hidden", "build/made.md"):
+        (tmp_path / name).touch()
+    assert sorted(map(str, sources(tmp_path))) == ["NOTES.md", "README.md"]  # an archive
+    subprocess.run(["git", "-C", tmp_path, "init", "-q"], check=True)
+    subprocess.run(["git", "-C", tmp_path, "add", "README.md"], check=True)
+    assert list(map(str, sources(tmp_path))) == ["README.md"]
 
 
 def test_a_folder_without_a_page_is_only_named(tmp_path):
@@ -147,10 +162,17 @@ def test_a_page_that_is_listed_and_missing_stops_the_build(tmp_path):
         ('<a href="gone.html">x</a>', "no file for gone.html"),
         ('<img src="gone.png">', "no file for gone.png"),
         ('<img srcset="gone.png 2x">', "no file for gone.png"),
+        ("<style>p { background: url(gone.png) }</style>", "no file for gone.png"),
+        ('<a href="/etc/hostname">x</a>', "/etc/hostname leads out of the site"),
+        ('<a href="../out.txt">x</a>', "../out.txt leads out of the site"),
         ('<a href="#gone">x</a>', "no anchor for #gone"),
         ('<a href="index.html#gone">x</a>', "no anchor for index.html#gone"),
         ('<script src="https://cdn.invalid/a.js"></script>', "loads https://cdn.invalid/a.js"),
         ('<link rel="stylesheet" href="//cdn.invalid/a.css">', "loads //cdn.invalid/a.css"),
+        (
+            '<svg><image xlink:href="https://cdn.invalid/a.png"/></svg>',
+            "loads https://cdn.invalid/a.png",
+        ),
         ("<style>@import 'https://cdn.invalid/b.css';</style>", "loads https://cdn.invalid/b.css"),
         ('<p style="background: url(http://cdn.invalid/c.png)">', "loads http://cdn.invalid/c.png"),
     ],
@@ -172,8 +194,11 @@ def test_the_checker_leaves_sound_and_outside_links_alone(tmp_path):
 
 
 def test_the_checker_reads_style_sheets(tmp_path):
-    (tmp_path / "site.css").write_text('@font-face { src: url("https://cdn.invalid/f.woff2"); }')
-    assert "site.css: loads https://cdn.invalid/f.woff2" in planted(tmp_path, "")
+    face = '@font-face { src: url("https://cdn.invalid/f.woff2"), url(gone.woff2); }'
+    (tmp_path / "site.css").write_text(face)
+    said = planted(tmp_path, "")
+    assert "site.css: loads https://cdn.invalid/f.woff2" in said
+    assert "site.css: no file for gone.woff2" in said
 
 
 def test_a_folder_that_exists_is_not_built_over(tmp_path):

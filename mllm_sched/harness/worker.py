@@ -17,19 +17,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
+from mllm_sched.endings import end_with
 from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.reading import HarnessError
 
 OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
 WHAT = ("encoder", "component", "precision", "threads", "batch", "seed", "cache")
 PIECE = 65536
-STEP_S = 0.5  # how often an orphan looks for its parent
 
 
 class WorkerError(HarnessError):
@@ -168,7 +167,7 @@ def serve() -> None:
     """Answer requests until there are no more, or whoever asks has died."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not reach the answers
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid())
     encoders = Encoders()
     for line in sys.stdin:
         try:
@@ -176,13 +175,6 @@ def serve() -> None:
         except Exception as error:  # whatever an encoder raises, the other side is told
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
-
-
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone, even in the middle of a call."""
-    while os.getppid() == parent:
-        time.sleep(STEP_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ class NodeProcess:
     port
         To listen on; 0 takes a free one.
     inside
-        Begins the command, so that it may run in a network namespace.
+        Begins the command, so that it may run in a network namespace. It has to become the
+        command, not to start it: a node ends when it is no longer a child of this process.
 
     Raises
     ------
     RuntimeError
-        On ``start``, if it ends or says nothing instead of listening; with its last words.
+        On ``start``, if it is running already, or if it ends or says nothing instead of listening;
+        with its last words.
 
     Examples
     --------
@@ -72,6 +74,8 @@ class NodeProcess:
 
     def begin(self) -> None:
         """Start it; ``wait`` tells when it listens, so that several may load at once."""
+        if self._process:
+            raise RuntimeError(f"the node runs already, as process {self.pid}; stop it first")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
         self._process = subprocess.Popen(
             [*self._inside, sys.executable, "-m", "mllm_sched.pipeline.serve", *self._command()],
@@ -110,7 +114,7 @@ class NodeProcess:
         self._end(force=False)
 
     def _command(self) -> Sequence[str]:
-        return [*self._options, "--port", str(self._port)]
+        return [*self._options, "--port", str(self._port), "--parent", str(os.getpid())]
 
     def _end(self, *, force: bool) -> None:
         process, self._process = self._process, None

@@ -16,6 +16,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from mllm_sched.endings import end_with
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.limits import Limits, Slowdown
 from mllm_sched.pipeline.node import Node
@@ -128,7 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--encoders", nargs="*", metavar="MODALITY", help="hold these; all if empty"
     )
     parser.add_argument("--no-llm", action="store_true", help="hold no LLM")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process has ended")
     options = parser.parse_args(argv)
+    if options.parent:
+        end_with(options.parent)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     run_node(options, encoders=options.encoders, language=not options.no_llm)
 

@@ -20,6 +20,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mllm_sched import paths
+from mllm_sched.endings import interrupt_on_signals
 from mllm_sched.files import locked
 from mllm_sched.study import checkpoints, committed
 from mllm_sched.study.checkpoints import remove_old
@@ -226,4 +227,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    interrupt_on_signals()  # else an ended run leaves its kernel and what that started behind
     raise SystemExit(main())
