@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from mllm_sched import paths
 from mllm_sched.files import write_whole
@@ -287,8 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(table)
         if options.print or in_step(table):
             return 0
-    except (ValueError, OSError) as error:
-        print(f"mllm-sched claims: {error}", file=sys.stderr)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print("mllm-sched claims:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     print("results/claims.csv, README.md or REPORT.md differ from the results: run `make claims`")
     return 1
