@@ -18,6 +18,18 @@ Level = str | int | float
 ORIN_POWER_LEVELS = {15: "15W", 30: "30W", 50: "50W", 60: "MAX"}
 
 
+def power_name(watts: float) -> str:
+    """Name of a power level; watts that are no level of a Jetson AGX Orin read as they are.
+
+    Examples
+    --------
+    >>> power_name(60), power_name(22.5)
+    ('MAX', '22.5W')
+    """
+    named = (name for level, name in ORIN_POWER_LEVELS.items() if level == watts)
+    return next(named, f"{watts:g}W")
+
+
 @dataclass(frozen=True)
 class Factor:
     """One thing that can be set, and the levels it can be set to.

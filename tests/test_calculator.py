@@ -1,11 +1,8 @@
-import sys
 import time
 
-import pandas as pd
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.apps import fields as fields_module
 from mllm_sched.apps.calculator import Calculator, calculator
 from mllm_sched.apps.fields import Allowed, NumberField, parse
 from mllm_sched.study import savings_runs
@@ -106,6 +103,16 @@ def test_inputs_that_do_not_go_together_leave_the_last_good_result(shown, change
     assert result(shown) == before
 
 
+def test_nothing_is_shown_of_a_result_whose_tables_fail(shown, monkeypatch):
+    def fails(scenario):
+        raise ValueError("no strategy for this")
+
+    before = result(shown)
+    monkeypatch.setattr("mllm_sched.apps.calculator.strategy_table", fails)
+    shown.fields["devices"].text.value = "7"
+    assert "no strategy for this" in shown.message.value and result(shown) == before
+
+
 def test_a_mix_of_nothing_is_refused(shown):
     for each in shown.mix.values():
         each.text.value = "0"
@@ -137,32 +144,13 @@ def test_a_browser_test_finds_every_part_by_its_class(shown):
     assert wanted <= classes(shown.widget)
 
 
-def test_without_ipywidgets_there_is_the_plain_table(runs, monkeypatch):
-    for module in ("mllm_sched.apps.calculator", "mllm_sched.apps.fields"):
-        monkeypatch.setattr(sys.modules[module], "have_widgets", lambda: False)
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # an import of it now fails
-    table = calculator(runs)
-    assert isinstance(table, pd.DataFrame) and "Safe GP-UCB" in set(table["scheduler"])
-    assert {"kWh", "euro", "kg CO2e"} <= set(table.columns)
-
-
-@pytest.mark.parametrize("widgets", [True, False])
-def test_without_runs_it_says_what_to_call(tmp_path, monkeypatch, widgets):
+def test_without_runs_it_says_what_to_call(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    monkeypatch.setattr("mllm_sched.apps.calculator.have_widgets", lambda: widgets)
-    note = calculator()
-    text = note.value if widgets else note["note"].iloc[0]
-    assert "make reproduce NOTEBOOKS=10_savings" in text
+    assert "make reproduce NOTEBOOKS=10_savings" in calculator().value
 
 
 def test_by_default_it_shows_the_runs_of_notebook_10():
     assert "calculator" in calculator()._dom_classes
-
-
-def test_a_missing_package_is_noticed(monkeypatch):
-    assert fields_module.have_widgets()
-    monkeypatch.setattr(fields_module, "find_spec", lambda name: None)
-    assert not fields_module.have_widgets()
 
 
 def test_a_field_takes_a_value_beyond_its_slider_and_a_slider_whole_numbers():
@@ -181,7 +169,7 @@ def test_a_browser_that_rounds_the_slider_does_not_change_the_value(value, ends,
     """As it does when the page opens: a slider knows whole steps alone."""
     field = NumberField("days", value, Allowed(above=0), ends, log=log)
     field.slider.value = rounded
-    assert field.value == value and field.text.value == f"{value:g}"
+    assert field.value == value and float(field.text.value) == value
     field.slider.value = ends[1] / 5
     assert field.value == ends[1] / 5
 
@@ -194,6 +182,17 @@ def test_a_field_calls_its_followers_once_a_change():
     field.slider.value = 0.7
     field.text.value = "-1"
     assert calls == [0.5, 0.7, 0.7]
+
+
+def test_large_numbers_read_as_digits():
+    field = NumberField("devices", 1e6, Allowed(least=1, most=1e6, whole=True), (1, 1e6), log=True)
+    assert field.text.value == "1000000"
+    field.text.value = "1e7"
+    assert field.error == "devices: 1e7 — give a whole number from 1 to 1000000"
+
+
+def test_a_field_waits_until_a_number_is_typed_whole():
+    assert not NumberField("load", 0.2, Allowed(least=0), (0, 1)).text.continuous_update
 
 
 def test_infinity_is_no_number_of_tasks():

@@ -75,7 +75,16 @@ def test_too_much_other_work_for_the_limit_is_refused(widget):
     widget.load.text.value = "0.9"
     assert "no arm is that fast" in widget.message.value and shown(widget) == before
     widget.load.text.value = "2"
-    assert "other work: 2" in widget.message.value and shown(widget) == before
+    assert "other work: 2" in widget.load.message.value and shown(widget) == before
+
+
+def test_a_refused_seed_is_told_once_and_nothing_is_said_of_arms(widget):
+    before = shown(widget)
+    widget.seed.text.value = "2.5"
+    assert widget.seed.message.value == "seed: 2.5 — give a whole number from 0 to 1000000"
+    assert "Shown below is the last good choice." in widget.message.value
+    assert "seed" not in widget.message.value and "arm" not in widget.message.value
+    assert shown(widget) == before
 
 
 def test_what_a_page_rounds_on_its_slider_does_not_change_what_was_typed(widget):

@@ -1,4 +1,4 @@
-"""The calculator of savings, as a widget; as a plain table where ipywidgets is missing.
+"""The calculator of savings, as a widget.
 
 The numbers are those of ``study/savings.py``. Nothing is played here: the runs are those that
 notebook 10 wrote. An input that makes no sense leaves the last good result as it is.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import io
-from typing import Any
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from mllm_sched.apps.calculator_tables import bill_table, remarks, strategy_table
-from mllm_sched.apps.fields import REFUSED, Allowed, NumberField, have_widgets
+from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
 from mllm_sched.study import plots, savings_plots
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.savings import annual, headline
@@ -23,7 +23,7 @@ from mllm_sched.study.savings_runs import read_runs
 from mllm_sched.study.savings_scenario import Scenario
 
 
-def calculator(runs: pd.DataFrame | None = None) -> Any:
+def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     """The calculator, to be shown as the last value of a cell.
 
     Parameters
@@ -33,24 +33,15 @@ def calculator(runs: pd.DataFrame | None = None) -> Any:
 
     Returns
     -------
-    A widget. Without ipywidgets the table for the default scenario; without runs a note that says
-    what to call.
+    A widget; without runs a note that says what to call.
     """
     try:
         played = Played(read_runs() if runs is None else runs)
     except FileNotFoundError as error:
-        return _note(str(error))
-    return Calculator(played).widget if have_widgets() else bill_table(Scenario(), played)
-
-
-def _note(text: str) -> Any:
-    if not have_widgets():
-        return pd.DataFrame({"note": [text]})
-    import ipywidgets as widgets
-
-    note = widgets.HTML(html.escape(text))
-    note.add_class("calculator-missing")
-    return note
+        note = widgets.HTML(html.escape(str(error)))
+        note.add_class("calculator-missing")
+        return note
+    return Calculator(played).widget
 
 
 class Calculator:
@@ -108,17 +99,18 @@ class Calculator:
         ours, other = self.ours.value, self.other.value
         if ours == other:
             raise ValueError(f"{ours} is compared to itself; choose two schedulers")
-        bill = bill_table(scenario, self.played, ours)
-        self.headline.value = html.escape(headline(scenario, self.played, ours, other))
-        self.table.value = _as_html(bill)
-        self.strategies.value = _as_html(strategy_table(scenario))
-        self.figure.value = _drawn(annual(scenario, self.played))
         told = remarks(scenario, self.played, ours)
-        self.notes.value = "".join(f"<p>{html.escape(line)}</p>" for line in told)
+        shown = {  # all of it is there before any of it is shown: what is refused changes nothing
+            "headline": html.escape(headline(scenario, self.played, ours, other)),
+            "table": _as_html(bill_table(scenario, self.played, ours)),
+            "strategies": _as_html(strategy_table(scenario)),
+            "figure": _drawn(annual(scenario, self.played)),
+            "notes": "".join(f"<p>{html.escape(line)}</p>" for line in told),
+        }
+        for name, value in shown.items():
+            getattr(self, name).value = value
 
     def _choices(self) -> None:
-        import ipywidgets as widgets
-
         wide = {"description_width": "12em"}
         limits = [(f"{limit_s:g} s", limit_s) for limit_s in self.played.limits_s]
         chosen = Scenario().limit_s
@@ -137,8 +129,6 @@ class Calculator:
             getattr(self, name).add_class(f"calculator-{name}")
 
     def _outputs(self) -> None:
-        import ipywidgets as widgets
-
         self.headline = widgets.HTML(style={"font_size": "1.3em"})
         self.message = widgets.HTML(style={"text_color": REFUSED})
         self.notes, self.table, self.strategies = (widgets.HTML() for _ in range(3))
@@ -146,10 +136,8 @@ class Calculator:
         for name in ("headline", "message", "notes", "table", "strategies", "figure"):
             getattr(self, name).add_class(f"calculator-{name}")
 
-    def _laid_out(self) -> Any:
+    def _laid_out(self) -> widgets.Widget:
         """Inputs, and the results beside them, or below where the page is narrow."""
-        import ipywidgets as widgets
-
         numbers = [each.widget for each in self.fields.values()]
         shares = [each.widget for each in self.mix.values()]
         simulated = _heading("Schedulers, encoding alone (simulated)")
@@ -169,9 +157,7 @@ def _as_html(table: pd.DataFrame) -> str:
     return table.to_html(index=False, border=0, justify="left", col_space="7em")
 
 
-def _heading(text: str) -> Any:
-    import ipywidgets as widgets
-
+def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f"<b>{html.escape(text)}</b>")
 
 

@@ -17,7 +17,7 @@ from mllm_sched.apps.explorer_view import (
     learned_picture,
     rules,
 )
-from mllm_sched.apps.fields import Allowed, NumberField
+from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.study.plots import use_style
 
@@ -85,7 +85,6 @@ class Explorer(widgets.VBox):
 
     def _asked(self) -> None:
         """Answer what is now chosen, or say why not and keep what is shown."""
-        refused = next((f.error for f in (self.limit, self.load, self.seed) if f.error), "")
         asked = replace(
             self.question,
             encoder=self.encoder.value,
@@ -94,16 +93,23 @@ class Explorer(widgets.VBox):
             background_load=self.load.value,
             seed=int(self.seed.value),
         )
-        arm, least = fastest(asked)
-        if not refused and self.limit.value < least:
-            refused = f"latency limit, s: {self.limit.value:g} — no arm is that fast"
-        if refused:
-            self.message.value = _refusal(refused, arm, least)
-            return
-        self.message.value = ""
-        if asked != self.question:
+        refused = self._refused(asked)
+        self.message.value = _alert(refused)
+        if not refused and asked != self.question:
             self.question = asked
             self._draw()
+
+    def _refused(self, asked: Question) -> list[str]:
+        """Why there is no answer, in sentences. A refused field says itself what to give."""
+        told, (arm, least_s) = [], fastest(asked)
+        too_fast = self.limit.value < least_s
+        if too_fast and not self.limit.error:
+            told.append(f"latency limit, s: {self.limit.value:g} — no arm is that fast.")
+        if too_fast or self.limit.error:
+            told.append(f"The fastest arm, {arm}, takes {least_s:.3g} s (simulated).")
+        if told or self.load.error or self.seed.error:
+            told.append("Shown below is the last good choice.")
+        return told
 
     def _draw(self, board: bool = True) -> None:
         n = self.task.value
@@ -147,12 +153,11 @@ def explorer(
     return Explorer(question, n)
 
 
-def _refusal(why: str, arm: str, least_s: float) -> str:
-    said = (
-        f"{why}. The fastest arm, {arm}, takes {least_s:.3g} s (simulated). "
-        "Shown below is the last good choice."
-    )
-    return f'<p role="alert" style="color:#a40000;margin:0">{html.escape(said)}</p>'
+def _alert(sentences: list[str]) -> str:
+    if not sentences:
+        return ""
+    said = html.escape(" ".join(sentences))
+    return f'<p role="alert" style="color:{REFUSED};margin:0">{said}</p>'
 
 
 def _choice(name: str, options: list[str], value: str) -> widgets.Dropdown:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mllm_sched.arms import Arm
+from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.study.ablations import ADAPTIVE, FIELD, SAFE
@@ -89,7 +89,7 @@ def in_words(arm: Arm) -> str:
     >>> in_words(SimulatedOrin().space[2])
     'GPU at 15W with 60 % load'
     """
-    level = "MAX" if arm.power_w == 60 else f"{arm.power_w}W"
+    level = power_name(float(arm.power_w))
     return f"{str(arm.component).upper()} at {level} with {float(arm.load):.0%} load".replace(
         "%", " %"
     )

@@ -1,6 +1,6 @@
 """Number fields that refuse an absurd input politely: a message appears, the last good value stays.
 
-``parse`` holds the rule and needs no widgets. A ``NumberField`` is a text and a slider that follow
+``parse`` holds the rule. A ``NumberField`` is a text and a slider that follow
 each other, with the message below.
 """
 
@@ -10,15 +10,11 @@ import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
+import ipywidgets as widgets
+
 REFUSED = "#b2182b"  # colour of what refuses an input
-
-
-def have_widgets() -> bool:
-    """Whether ipywidgets is installed."""
-    return find_spec("ipywidgets") is not None
 
 
 @dataclass(frozen=True)
@@ -37,17 +33,17 @@ class Allowed:
         --------
         >>> Allowed(above=0).said()
         'a number above 0'
-        >>> Allowed(least=1, most=10, whole=True).said()
-        'a whole number from 1 to 10'
+        >>> Allowed(least=1, most=1e6, whole=True).said()
+        'a whole number from 1 to 1000000'
         """
         kind = "a whole number" if self.whole else "a number"
         if self.above is not None:
-            kind += f" above {self.above:g}"
+            kind += f" above {in_digits(self.above)}"
         if self.least is not None and self.most is not None:
-            return f"{kind} from {self.least:g} to {self.most:g}"
+            return f"{kind} from {in_digits(self.least)} to {in_digits(self.most)}"
         if self.least is not None:
-            return f"{kind}, {self.least:g} or more"
-        return kind if self.most is None else f"{kind}, at most {self.most:g}"
+            return f"{kind}, {in_digits(self.least)} or more"
+        return kind if self.most is None else f"{kind}, at most {in_digits(self.most)}"
 
     def holds(self, value: float) -> bool:
         """Whether a value is allowed; infinities and NaN never are."""
@@ -125,15 +121,17 @@ class NumberField:
         log: bool = False,
         css: str = "field",
     ) -> None:
-        import ipywidgets as widgets
-
         self.name, self.allowed, self.value, self.error = name, allowed, float(value), ""
         self._ends = slider
         self._followers: list[Callable[[], None]] = []
         self._following = False  # one of text and slider is being set to follow the other
         wide = {"description_width": "12em"}
         self.text = widgets.Text(
-            f"{value:g}", description=name, style=wide, layout=widgets.Layout(width="20em")
+            in_digits(value),
+            description=name,
+            continuous_update=False,  # 0.25 is not asked for while 0.2 is typed
+            style=wide,
+            layout=widgets.Layout(width="20em"),
         )
         self.slider = _slider(value, slider, log, allowed.whole)
         self.message = widgets.HTML(style={"text_color": REFUSED})
@@ -184,18 +182,27 @@ class NumberField:
             self._following = False
 
 
+def in_digits(value: float) -> str:
+    """A number as someone would type it, without an exponent as far as that is readable.
+
+    Examples
+    --------
+    >>> in_digits(1e6), in_digits(0.25)
+    ('1000000', '0.25')
+    """
+    return f"{value:.12g}"
+
+
 def _three_digits(value: float) -> str:
     """A slider's value as someone would type it.
 
-    >>> _three_digits(12345.6), _three_digits(0.25)
-    ('12300', '0.25')
+    >>> _three_digits(123456.7), _three_digits(0.25)
+    ('123000', '0.25')
     """
-    return f"{float(f'{value:.3g}'):g}"
+    return in_digits(float(f"{value:.3g}"))
 
 
 def _slider(value: float, ends: tuple[float, float], log: bool, whole: bool) -> Any:
-    import ipywidgets as widgets
-
     low, high = ends
     place = {"value": min(max(value, low), high), "readout": False}
     if log:

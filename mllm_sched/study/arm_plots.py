@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from mllm_sched.arms import power_name
 from mllm_sched.study.landscape import pareto_front
 from mllm_sched.study.plots import COMPONENT_COLOURS, titled
 
 BEYOND = "#d9d9d9"  # the cell of an arm that does not meet the limit
 NAMES = {"latency_s": "latency, s", "energy_j": "energy, J"}
-MAX_W = 60.0  # the level without a cap; see ``ArmSpace.agx_orin``
 
 
 def heat_maps(
@@ -57,7 +57,7 @@ def _heat_map(ax: Axes, part: pd.DataFrame, quantity: str, shades: LogNorm) -> N
         text = f"{value:.2g}" if value < 100 else f"{value:.0f}"
         ax.text(column, row, text, ha="center", va="center", size="x-small", color=colour)
     ax.set_xticks(range(values.shape[1]), [f"{load:.0%}" for load in values.columns])
-    ax.set_yticks(range(values.shape[0]), [_level(watts) for watts in values.index])
+    ax.set_yticks(range(values.shape[0]), map(power_name, values.index))
     ax.set_xlabel("load")
     ax.grid(visible=False)
 
@@ -138,7 +138,3 @@ def side_legend(ax: Axes, handles: list[Line2D]) -> None:
         frameon=False,
         fontsize="small",
     )
-
-
-def _level(watts: float) -> str:
-    return "MAX" if watts == MAX_W else f"{watts:g}W"

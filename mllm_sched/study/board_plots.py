@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from mllm_sched.arms import power_name
 from mllm_sched.study.plots import COMPONENT_COLOURS, OURS, SCHEDULER_COLOURS, titled
 
 
@@ -60,7 +61,7 @@ def landscape(
         shades = sns.light_palette(COMPONENT_COLOURS[component], len(loads) + 2)[2:]
         for shade, load in zip(shades, loads, strict=True):
             part = table[(table["component"] == component) & (table["load"] == load)]
-            levels = [("MAX" if watts == 60 else f"{watts}W") for watts in part["power_w"]]
+            levels = [power_name(watts) for watts in part["power_w"]]
             ax.plot(levels, part[quantity], "o-", color=shade, ms=4, label=f"{load:.0%}")
         ax.set(yscale="log", xlabel="power level", ylabel=ylabel if ax is axes[0] else "")
         ax.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))

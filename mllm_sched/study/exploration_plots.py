@@ -13,7 +13,7 @@ from mllm_sched.study.arm_plots import component_marks, empty_plane, mark, plain
 from mllm_sched.study.exploration import Exploration
 from mllm_sched.study.plots import COMPONENT_COLOURS, titled
 
-FAR = "#a0a0a0"  # the same, as a mark
+FAR = "#a0a0a0"  # the mark of an arm that does not meet the limit
 VIEW = 5.0  # times the limit: how far beyond it arms are drawn
 
 
