@@ -17,6 +17,7 @@ from mllm_sched.study import metrics
 from mllm_sched.study.lineup import full_power_arms, paper_lineup
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule, RunStopped, run
+from mllm_sched.study.spread import release_workers
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
@@ -156,6 +157,7 @@ def compare_live(
     Nobody knows the truth of a live device, so there is no oracle; the mean over all runs of an
     arm stands in for its truth. If the device breaks, RunStopped carries what all of them did.
     """
+    release_workers()  # idle ones hold memory, and nothing else should run meanwhile
     limits = {"latency_s": limit_s}
     rules = [rule for rule in paper_lineup() if rule.name != "oracle"]
     tables: list[pd.DataFrame] = []

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -78,6 +79,11 @@ def _here(
 
 def _placed(place: int, function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[int, Any]:
     return place, _call(function, job)
+
+
+def release_workers() -> None:
+    """End the processes that wait here for more work; the next call starts others."""
+    get_reusable_executor().shutdown(wait=True)
 
 
 def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
