@@ -68,7 +68,7 @@ lab: $(STAMP) ## Open JupyterLab at the quickstart
 	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_quickstart.ipynb
 
 app: $(STAMP) ## Open the explorer and the calculator as a page without code
-	$(VENV)/bin/voila notebooks/12_explorer.ipynb
+	$(VENV)/bin/voila notebooks/12_explorer.ipynb --Voila.ip=127.0.0.1 --VoilaConfiguration.resources="{'metadata': {'name': 'mllm-sched explorer'}}"
 
 notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit; LIVE=1
 	$(RUN) -m mllm_sched.study.notebooks refresh $(if $(call called,LIVE),--live) $(call called,NOTEBOOKS)

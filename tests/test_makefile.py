@@ -101,3 +101,9 @@ def test_where_there_is_no_python_of_that_name_python3_will_do(make, tmp_path):
 
 def test_jupyterlab_opens_for_root_too(make):
     assert ("--allow-root" in make("lab").stdout) == (os.geteuid() == 0)
+
+
+def test_the_page_is_served_on_the_loopback_alone():
+    done = subprocess.run(["make", "-n", "app"], cwd=paths.ROOT, capture_output=True, text=True)
+    (line,) = (line for line in done.stdout.splitlines() if "voila" in line and ".ipynb" in line)
+    assert "--Voila.ip=127.0.0.1" in line

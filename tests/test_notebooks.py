@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import re
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def test_a_notebook_has_one_annotated_parameters_cell(path):
 @named
 def test_no_prose_is_a_placeholder(path):
     prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
-    assert all(len(text) > 20 and not text.isupper() for text in prose)
+    assert not [text for text in prose if text.isupper()]
 
 
 @named
@@ -90,7 +91,7 @@ def test_no_compared_cell_shows_a_time_or_a_path(path):
     for cell in code_of(read(path)):
         if "nbval-ignore-output" not in cell.metadata.get("tags", []):
             text = str(cell.outputs)
-            assert str(paths.ROOT) not in text and " seconds" not in text
+            assert str(paths.ROOT) not in text and not re.search(r"\d seconds", text)
 
 
 def test_normalising_removes_traces_and_keeps_outputs(tmp_path):

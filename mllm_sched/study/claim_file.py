@@ -12,6 +12,7 @@ import yaml
 
 from mllm_sched import paths
 
+ROUNDING = 1e-12  # 0.2 x 0.8 is a little more than 0.16
 UNITS = ("percent", "count", "ratio", "seconds", "joules")
 EVIDENCE = ("measured", "simulated", "published", "estimated")
 DIRECTIONS = ("at least", "at most", "close to")
@@ -40,7 +41,7 @@ class Condition:
                 -math.inf if self.at_least is None else self.at_least,
                 math.inf if self.at_most is None else self.at_most,
             )
-        return low >= bounds[0] and high <= bounds[1]
+        return low >= bounds[0] - ROUNDING and high <= bounds[1] + ROUNDING
 
 
 @dataclass(frozen=True)
