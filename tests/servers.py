@@ -15,7 +15,6 @@ import pytest
 from mllm_sched import paths
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-INSTALL = "apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium"
 TOKEN = "only-for-tests"
 START_S, END_S = 60, 15
 QUIET = {  # settings of JupyterLab: no news, and cells out of sight are there all the same
@@ -25,17 +24,11 @@ QUIET = {  # settings of JupyterLab: no news, and cells out of sight are there a
 
 
 def chromium():
-    """Where Chromium is; where there is none, root installs Debian's, and others skip the test."""
+    """Where Chromium is; `make browser` installs it where it can, elsewhere the test is skipped."""
+    if not any(map(shutil.which, NAMES)):
+        subprocess.run(["make", "browser"], cwd=paths.ROOT, check=False)
     found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found:
-        return found
-    if os.geteuid() or not shutil.which("apt-get"):
-        pytest.skip("no Chromium here; install it, for example with apt-get install chromium")
-    done = subprocess.run(["sh", "-c", INSTALL], capture_output=True, text=True)
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.skip(f"Chromium could not be installed: {done.stderr[-300:]}")
-    return found
+    return found or pytest.skip("no Chromium here; install it, or call make browser as root")
 
 
 def workplace(folder, *names):
@@ -60,40 +53,46 @@ def workplace(folder, *names):
     return folder / "notebooks", {**os.environ, **{key: str(at) for key, at in places.items()}}
 
 
-@contextlib.contextmanager
-def served(module, *options, folder, environment):
-    """A server on the loopback; yields its address once it answers, and ends all it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", module, *options, "--no-browser", f"--port={port}"]
-    log = folder.parent / f"{module}.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+class Server:
+    """A server on the loopback, which ends with all that it started when the block does."""
+
+    def __init__(self, module, *options, folder, environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", module, *options, "--no-browser", f"--port={self.port}"]
+        self._log = folder.parent / f"{module}.log"
+        with self._log.open("w") as output:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """The server ends its kernels; what is left after a while is killed."""
+        family = self.family()
+        self._process.terminate()
+        _, left = psutil.wait_procs(family, timeout=END_S)
+        for one in left:
+            one.kill()
+        self._process.wait()
+
+    def family(self):
+        """Its process and those it started; none if it has died."""
         try:
-            _answers(port, process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            _ended(process)
+            whole = psutil.Process(self._process.pid)
+            return [whole, *whole.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
-
-def _answers(port, process, log):
-    for _ in range(10 * START_S):
-        assert process.poll() is None, log.read_text()[-2000:]
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"no answer within {START_S} s:\n{log.read_text()[-2000:]}")
-
-
-def _ended(process):
-    """The server ends its kernels; what is left after a while is killed."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    _, left = psutil.wait_procs(family, timeout=END_S)
-    for one in left:
-        one.kill()
-    process.wait()
+    def address(self):
+        """Its address, once it answers."""
+        for _ in range(10 * START_S):
+            assert self._process.poll() is None, self._log.read_text()[-2000:]
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return f"http://127.0.0.1:{self.port}"
+            time.sleep(0.1)
+        raise TimeoutError(f"no answer within {START_S} s:\n{self._log.read_text()[-2000:]}")

@@ -5,18 +5,22 @@ Screenshots go to ``build/screenshots``.
 
 import os
 import re
+import shlex
+import subprocess
 
 import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from servers import TOKEN, chromium, served, workplace
+from servers import TOKEN, Server, chromium, workplace
 
 from mllm_sched import paths
 
 SHOTS = paths.BUILD / "screenshots"
 QUICKSTART, PAGE = "00_quickstart.ipynb", "12_explorer.ipynb"
 RUN_MS, SHOW_MS = 90_000, 20_000
-HARMLESS = re.compile("favicon|WebGL|ResizeObserver|deprecat|Failed to load resource", re.I)
+HARMLESS = re.compile("favicon|WebGL|ResizeObserver|deprecat", re.I)
+ICONS = "https://cdn.jsdelivr.net/npm/@fortawesome/"  # of Voila's; there may be no network
+VIEW = {"viewport": {"width": 1280, "height": 1000}}
 ROOT = [] if os.geteuid() else ["--allow-root"]
 
 
@@ -30,47 +34,66 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A page that remembers what its console complained of."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
-    opened.complaints = []
-    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.on("console", lambda told: _note(opened.complaints, told))
-    yield opened
-    opened.close()
+def watched(page):
+    """The page, with a list of what its console complains of."""
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda told: _note(page.complaints, told))
+    return page
 
 
 def _note(complaints, told):
-    if told.type == "error" and not HARMLESS.search(told.text):
-        complaints.append(told.text)
+    at = told.location["url"]
+    if told.type == "error" and not HARMLESS.search(told.text + at) and not at.startswith(ICONS):
+        complaints.append(f"{told.text} {at}")
+
+
+@pytest.fixture(scope="module")
+def voila(tmp_path_factory):
+    """What `make app` starts, on a port of its own."""
+    folder, environment = workplace(tmp_path_factory.mktemp("app"), PAGE)
+    with Server("voila", PAGE, *app_options(), folder=folder, environment=environment) as server:
+        yield server
+
+
+def app_options():
+    """Options of Voila in the Makefile."""
+    told = subprocess.run(["make", "-n", "app"], cwd=paths.ROOT, capture_output=True, text=True)
+    (line,) = (line for line in told.stdout.splitlines() if PAGE in line)
+    return [word for word in shlex.split(line) if word.startswith("--")]
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Address of a JupyterLab with the quickstart, and its folder."""
+    """A JupyterLab with the quickstart, and its folder."""
     folder, environment = workplace(tmp_path_factory.mktemp("lab"), QUICKSTART)
     options = [f"--IdentityProvider.token={TOKEN}", "--ServerApp.ip=127.0.0.1", *ROOT]
-    with served("jupyterlab", *options, folder=folder, environment=environment) as address:
-        yield address, folder
+    with Server("jupyterlab", *options, folder=folder, environment=environment) as server:
+        yield server, folder
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory, browser):
-    """The page that Voila serves, opened once: its notebook runs for every visit."""
-    folder, environment = workplace(tmp_path_factory.mktemp("app"), PAGE)
-    options = [PAGE, "--Voila.ip=127.0.0.1"]
-    with served("voila", *options, folder=folder, environment=environment) as url:
-        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
-        opened.goto(url, timeout=RUN_MS)
-        expect(opened.locator(".explorer-learned img")).to_be_visible(timeout=RUN_MS)
-        yield opened
-        opened.close()
+def opened(voila, lab, browser):
+    """The page that Voila serves, opened once; its notebook runs while the other server starts."""
+    page = watched(browser.new_page(**VIEW))
+    page.goto(voila.address(), timeout=RUN_MS, wait_until="commit")
+    yield page
+    page.close()
 
 
-def test_the_quickstart_runs_in_jupyterlab_from_its_menu(lab, page):
-    address, folder = lab
-    page.goto(f"{address}/lab/tree/{QUICKSTART}?token={TOKEN}")
+@pytest.fixture
+def app(opened):
+    """The same at its first tab, once its figures are there; it must not complain in a test."""
+    _tab(opened, "Explorer")
+    expect(opened.locator(".explorer-learned img")).to_be_visible(timeout=RUN_MS)
+    yield opened
+    assert not opened.complaints
+
+
+def test_the_quickstart_runs_in_jupyterlab_from_its_menu(opened, lab, browser):
+    server, folder = lab
+    page = watched(browser.new_page(**VIEW))
+    page.goto(f"{server.address()}/lab/tree/{QUICKSTART}?token={TOKEN}", timeout=RUN_MS)
     cells = page.locator(".jp-NotebookPanel .jp-CodeCell")
     idle = page.get_by_text("Python 3 (ipykernel) | Idle")  # in the status bar
     expect(idle).to_be_visible(timeout=RUN_MS)
@@ -88,10 +111,26 @@ def test_the_quickstart_runs_in_jupyterlab_from_its_menu(lab, page):
     assert "Traceback" not in page.locator(".jp-NotebookPanel").inner_text()
     page.locator(".jp-NotebookPanel .jp-OutputArea-output img").first.scroll_into_view_if_needed()
     page.screenshot(path=_shot("lab"))
+    page.close()
     assert not page.complaints
 
 
+def test_make_app_listens_on_the_loopback_alone(app, voila):
+    connections = [each for one in voila.family() for each in one.net_connections()]
+    heard = {each.laddr for each in connections if each.status == "LISTEN"}
+    assert ("127.0.0.1", voila.port) in heard
+    assert {address.ip for address in heard} == {"127.0.0.1"}
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    folder, environment = workplace(tmp_path)
+    nothing = Server("no_such_module", folder=folder, environment=environment)
+    with pytest.raises(AssertionError, match="No module named no_such_module"), nothing:
+        nothing.address()
+
+
 def test_the_page_shows_both_applications_and_no_code(app):
+    expect(app).to_have_title("mllm-sched explorer")
     expect(app.locator("h1")).to_contain_text("What does each scheduler know after n tasks?")
     assert app.locator(".explorer-board img").is_visible()
     assert "40" in app.locator(".explorer-learned img").get_attribute("alt")
@@ -105,7 +144,6 @@ def test_the_page_shows_both_applications_and_no_code(app):
 
 
 def test_the_slider_moves_on_to_another_task(app):
-    _tab(app, "Explorer")
     before = app.locator(".explorer-learned img").get_attribute("src")
     table = app.locator(".explorer-table").inner_text()
     app.locator(".explorer-task .noUi-handle").focus()
@@ -118,7 +156,6 @@ def test_the_slider_moves_on_to_another_task(app):
 
 
 def test_another_scheduler_is_followed_when_it_is_chosen(app):
-    _tab(app, "Explorer")
     app.locator(".explorer-scheduler select").select_option("UCB")
     expect(app.locator(".explorer-table")).to_contain_text("not tried yet", timeout=SHOW_MS)
     expect(app.locator(".explorer-learned img")).to_have_attribute("alt", re.compile("What UCB"))
@@ -134,7 +171,6 @@ def test_another_scheduler_is_followed_when_it_is_chosen(app):
     ],
 )
 def test_an_absurd_limit_is_refused_and_the_figures_stay(app, typed, where, why):
-    _tab(app, "Explorer")
     before = app.locator(".explorer-learned img").get_attribute("src")
     _type(app, ".explorer-limit-text input", typed)
     expect(app.locator(where)).to_contain_text(why, timeout=SHOW_MS)
@@ -162,7 +198,7 @@ def test_the_calculator_answers_a_slider_and_refuses_an_absurd_input(app):
 
 
 def _tab(app, title):
-    app.locator(".page .lm-TabBar-tab", has_text=title).click()
+    app.locator(".page .lm-TabBar-tab", has_text=title).click(timeout=RUN_MS)
 
 
 def _type(app, where, text):

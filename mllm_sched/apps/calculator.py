@@ -154,7 +154,10 @@ class Calculator:
 
 
 def _as_html(table: pd.DataFrame) -> str:
-    return table.to_html(index=False, border=0, justify="left", col_space="7em")
+    """With headings above what they head, and a bar of its own where the page is too narrow."""
+    shown = table.to_html(index=False, border=0)
+    shown = shown.replace("<th>", '<th style="text-align:left;padding-right:1em">')
+    return f'<div style="overflow-x:auto">{shown}</div>'
 
 
 def _heading(text: str) -> widgets.HTML:
