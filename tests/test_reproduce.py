@@ -415,7 +415,12 @@ def test_the_notebooks_run_on_a_table_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setenv("MLLM_SCHED_RESULTS", "")  # restored afterwards
     table = paths.PUBLISHED / "orin_sweep_trace.csv"
     small = {"seeds": 2, "steps": 20, "no_cpu_seeds": 1, "replay_steps": 5, "replay_seeds": 2}
-    small |= {"live_steps": 2, "limit_s": 0.3, "device": f"trace:{table}"}
+    small |= {
+        "live_steps": 2,
+        "live_encoder": "tiny-resnet",
+        "limit_s": 0.3,
+        "device": f"trace:{table}",
+    }
     parameters = {name: str(value) for name, value in small.items()}
     runner.reproduce(parameters, ["00_quickstart", "04_scheduler_comparison"])
     executed = code_of(tmp_path / "executed" / "own" / "04_scheduler_comparison.ipynb")

@@ -19,6 +19,7 @@ from same_on_dask import cluster, differing
 
 PROGRAM = [sys.executable, str(paths.ROOT / "benchmarks" / "same_on_dask.py"), "--workers", "2"]
 SMALL = ("steps=30", "no_cpu_seeds=1", "replay_steps=5", "replay_seeds=2", "live_steps=2")
+SMALL += ("live_encoder=tiny-resnet",)  # a large one takes half a minute to export
 
 
 def command(folder, *pairs):
