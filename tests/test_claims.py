@@ -5,8 +5,9 @@ import pytest
 
 from mllm_sched import paths
 from mllm_sched.study import claims
+from mllm_sched.study.claim_documents import VERDICTS, blocks, by_reading, markdown, with_blocks
 from mllm_sched.study.claim_file import Claim, Condition, load_claims
-from mllm_sched.study.claims import blocks, by_reading, evaluate, markdown, with_blocks
+from mllm_sched.study.claims import evaluate, other_readings
 
 REASONS = {
     "reproduced": "It is {saving, late}.",
@@ -184,7 +185,7 @@ def test_a_row_says_how_many_other_readings_agree(results):
     )
     table = evaluate([claim()])
     assert table.iloc[0]["readings"] == "1 of 2"
-    assert "**partly**: limit 0.1 s" in by_reading(table, claims.other_readings())
+    assert "**partly**: limit 0.1 s" in by_reading(table, other_readings())
 
 
 def test_a_row_says_if_its_verdict_changes_with_the_seeds(results):
@@ -196,14 +197,14 @@ def test_a_row_says_if_its_verdict_changes_with_the_seeds(results):
 def test_a_document_keeps_everything_around_its_generated_parts():
     table = evaluate([Claim("next", "Soon", "yes", "speed", not_run="Not built yet.")])
     begin, end = "<!-- claims:begin -->", "<!-- claims:end -->"
-    text = with_blocks(f"before\n{begin}\nold\n{end}\nafter", blocks(table))
+    text = with_blocks(f"before\n{begin}\nold\n{end}\nafter", blocks(table, other_readings()))
     assert text.startswith("before\n") and text.endswith("\nafter") and "old" not in text
     assert markdown(table) in text
-    assert with_blocks("no markers", blocks(table)) == "no markers"
+    assert with_blocks("no markers", blocks(table, other_readings())) == "no markers"
     with pytest.raises(ValueError, match=r"no generated part 'prices'; there are .*claims"):
-        with_blocks("<!-- prices:begin -->", blocks(table))
+        with_blocks("<!-- prices:begin -->", blocks(table, other_readings()))
     with pytest.raises(ValueError, match="has no <!-- claims:end -->"):
-        with_blocks(begin, blocks(table))
+        with_blocks(begin, blocks(table, other_readings()))
 
 
 def test_the_documents_have_the_parts_that_are_generated():
@@ -229,7 +230,7 @@ def test_a_document_out_of_step_is_noticed(tmp_path, monkeypatch):
 
 def test_every_claim_of_the_paper_has_a_row_and_a_reason():
     table = evaluate()
-    assert set(table["verdict"]) <= set(claims.VERDICTS)
+    assert set(table["verdict"]) <= set(VERDICTS)
     assert (table["reason"] != "").all()
     wanted = {"energy-ucb", "energy-epsilon-greedy", "latency", "safety", "time-varying"}
     wanted |= {"power-levels", "latency-limits", "non-monotone", "dla-per-watt"}

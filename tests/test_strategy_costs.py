@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.study.accelerators import A100, ORIN
-from mllm_sched.study.claims import load_claims
+from mllm_sched.study.claim_file import load_claims
 from mllm_sched.study.strategy_costs import (
     INPUTS,
     ITEMS,

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
-from mllm_sched.study.ablations import ADAPTIVE, FIELD, SAFE
+from mllm_sched.study.ablations import FIELD
 from mllm_sched.study.arm_plots import board_figure
 from mllm_sched.study.exploration import Exploration, board_table, explore
 from mllm_sched.study.exploration_plots import learned_figure
-from mllm_sched.study.lineup import paper_lineup
+from mllm_sched.study.lineup import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
 

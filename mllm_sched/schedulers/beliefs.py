@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ Array = NDArray[np.float64]
 Bounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 
 
-class Beliefs:
+class Beliefs(ABC):
     """The table, and what a rule that knows something overrides.
 
     Attributes
@@ -64,9 +65,9 @@ class Beliefs:
             {"arm": arms, **columns, "certified": certified, "plays": self.plays[cells]}
         )
 
+    @abstractmethod
     def _offset(self, context: Mapping[str, Level] | None) -> int:
         """First cell of a context."""
-        raise NotImplementedError
 
     def _believed(self, cells: NDArray[np.int64]) -> Bounds:
         """Bounds of the logs of the quantities of some cells; nothing by default."""

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mllm_sched.schedulers import Hyperparameters
-from mllm_sched.study.lineup import PENALTY
+from mllm_sched.study.lineup import ADAPTIVE, PENALTY, SAFE
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.table_runs import Trial, each
 
 PENALISED = {"penalty": PENALTY}
-ADAPTIVE, SAFE = Rule("Adaptive safe GP", "adaptive-safe-gp"), Rule("Safe GP-UCB", "safe-gp-ucb")
 
 FIELD = [
     ADAPTIVE,

@@ -106,17 +106,24 @@ def compare(
     seeds: int | Sequence[int],
     limit_s: float,
     trusted: Sequence[Arm],
-    dask: str | None = None,
+    device_settings: Mapping[str, Any] | None = None,
+    **spread: Any,
 ) -> Comparison:
-    """Play all rules on a simulated or replayed board; see ``sweep``.
+    """Play all rules on a simulated or replayed board; see ``sweep``, which ``spread`` is for.
 
     Raises ValueError for a live device, which cannot serve several runs at once.
     """
-    board = open_device(device)
+    board = open_device(device, **(device_settings or {}))
     if not isinstance(board, KnownDevice):
         raise ValueError(f"device {device!r} is live: play one scheduler at a time on it")
     limits = {"latency_s": limit_s}
-    table = sweep(rules, device, task, steps, seeds, limits=limits, trusted=trusted, dask=dask)
+    table = sweep(
+        *(rules, device, task, steps, seeds),
+        limits=limits,
+        trusted=trusted,
+        device_settings=device_settings,
+        **spread,
+    )
     settings = {"device": device, "encoder": task.encoder, "steps": steps, **limits}
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     settings |= {"seeds": len(numbers), "first_seed": numbers[0]}

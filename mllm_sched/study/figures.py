@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-
-from mllm_sched.files import write_whole
 
 PNG_DPI = 120
 STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
@@ -18,14 +15,6 @@ STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
 TAG = re.compile(r"<[^>]*>")
 LONG_NUMBER = re.compile(r"\d+\.\d{4,}")
 NAME = re.compile(r'\bid="(\w*[0-9a-f]{10})"')  # as Matplotlib makes them, from a digest
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write SVG without a date, so that the same figure is the same file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, as_svg(figure))
-    return path
 
 
 def as_svg(figure: Figure) -> bytes:

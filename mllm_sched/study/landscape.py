@@ -9,9 +9,11 @@ import pandas as pd
 
 from mllm_sched import paths
 from mllm_sched.devices import KnownDevice
-from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.devices.simulated import SimulatedOrin, task_work
+from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.tasks import Task
+
+# Columns of ``energy_accounts``, and what the simulated board calls them.
+ACCOUNTS = {"marginal": "marginal", "total": "total", "with_tenants": "tenants"}
 
 
 def arm_table(device: KnownDevice, task: Task) -> pd.DataFrame:
@@ -139,23 +141,14 @@ def energy_accounts(encoders: Sequence[str], modalities: Sequence[str]) -> pd.Da
     Columns: the arm, ``encoder``, and in joules ``marginal`` (idle-subtracted), ``total`` (the
     module while the task runs), ``with_tenants`` (others keep the rest of the component busy).
     """
-    model, rows = calibrated_model(), []
+    tables = []
     for encoder, modality in zip(encoders, modalities, strict=True):
-        work = task_work(encoder, modality, 1)
-        for arm in SimulatedOrin().space:
-            where = str(arm.component), float(arm.power_w)
-            load = float(arm.load)
-            total = model.energy_j(work, *where, load)
-            rows.append(
-                {
-                    **arm.levels,
-                    "encoder": encoder,
-                    "marginal": model.marginal_energy_j(work, *where),
-                    "total": total,
-                    "with_tenants": total + model.tenants_energy_j(work, *where, load),
-                }
-            )
-    return pd.DataFrame(rows)
+        task = Task(modality, encoder)
+        table = arm_table(SimulatedOrin(), task).drop(columns=["latency_s", "energy_j", "evidence"])
+        for column, accounting in ACCOUNTS.items():
+            table[column] = SimulatedOrin(accounting=accounting).expected_all(task).energy_j
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def dla_over_gpu(table: pd.DataFrame) -> pd.DataFrame:

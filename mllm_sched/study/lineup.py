@@ -13,6 +13,7 @@ from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
 
+SAFE, ADAPTIVE = Rule(OURS, "safe-gp-ucb"), Rule("Adaptive safe GP", "adaptive-safe-gp")
 PENALTY = 1.0  # a task beyond the limit counts as e times its energy; see DEVIATIONS.md
 
 

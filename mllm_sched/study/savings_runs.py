@@ -17,18 +17,17 @@ from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices import KnownDevice, open_device
 from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
-from mllm_sched.study.lineup import full_power_arms, paper_lineup, transferred
+from mllm_sched.study.lineup import full_power_arms
 from mllm_sched.study.runner import Rule
-from mllm_sched.study.sensitivity import all_tasks
+from mllm_sched.study.stability import lineup
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
-BOARD = "agx-orin-sim"
 RUNS = Path("10_savings") / "runs.csv"  # under the folder of results
 ENCODERS = ("clip-vit-l14-336", "whisper-small", "videomae-base", "clip-vit-b32")
 LIMITS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
-ADAPTIVE = Rule("Adaptive safe GP", "adaptive-safe-gp")
 NOBODY = "nobody"  # in the place of a scheduler, where no arm meets the limit
 NO_ARM = "no arm"  # of the trusted ones is beyond the limit
 SUMS = ("energy_j", "beyond", "busy_s")
@@ -82,16 +81,12 @@ def play(
     tables, chosen = [], range(first_seed, first_seed + seeds)
     for encoder in encoders:
         task = Task(known[encoder], encoder)
-        device = cast(KnownDevice, open_device(BOARD, **(board or {})))
-        who = (rules or _lineup)(device, task)
+        device = cast(KnownDevice, open_device(SimulatedOrin.name, **(board or {})))
+        who = (rules or lineup)(device, task)
         spread = {"device_settings": board, "n_jobs": n_jobs}
         for limit_s in limits_s:
             tables.append(_one(device, who, task, limit_s, steps, chosen, **spread))
     return pd.concat(tables, ignore_index=True)
-
-
-def _lineup(board: KnownDevice, task: Task) -> list[Rule]:
-    return [*paper_lineup(transferred(board, task, all_tasks())), ADAPTIVE]
 
 
 def _one(
@@ -115,7 +110,7 @@ def _one(
     if not facts["arms_within"]:
         return pd.DataFrame([{**facts, "scheduler": NOBODY, "seed": 0}])
     table = sweep(
-        *(rules, BOARD, task, steps, seeds),
+        *(rules, SimulatedOrin.name, task, steps, seeds),
         limits={"latency_s": limit_s},
         trusted=trusted,
         **spread,

@@ -11,11 +11,10 @@ import pandas as pd
 from mllm_sched.devices import KnownDevice, Noise
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
-from mllm_sched.study.comparison import Comparison
+from mllm_sched.study.comparison import Comparison, compare
 from mllm_sched.study.lineup import PENALTY, full_power_arms, transferred
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
-from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
 NO_CPU = ("gpu", "dla")
@@ -116,20 +115,18 @@ def all_tasks() -> list[Task]:
 def play(variant: Variant, seeds: int, n_jobs: int | None = None) -> Comparison:
     """The comparison as the variant makes it."""
     device = SimulatedOrin(**variant.board)
-    limits = {"latency_s": variant.limit_s}
-    table = sweep(
-        variant.rules(device),
+    return compare(
         device.name,
         variant.task(),
-        variant.steps,
-        range(variant.first_seed, variant.first_seed + seeds),
-        limits=limits,
+        variant.rules(device),
+        steps=variant.steps,
+        seeds=range(variant.first_seed, variant.first_seed + seeds),
+        limit_s=variant.limit_s,
         trusted=full_power_arms(device.space, variant.trusted),
         device_settings=variant.board,
         n_jobs=n_jobs,
         label=variant.label,
     )
-    return Comparison(table, limits, device.evidence)
 
 
 def without_cpu(variant: Variant) -> Variant:

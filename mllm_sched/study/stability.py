@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from mllm_sched.arms import ORIN_POWER_LEVELS, Arm
-from mllm_sched.devices import KnownDevice, open_device
+from mllm_sched.devices import KnownDevice
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.schedulers.references import truly_best
 from mllm_sched.study import metrics
-from mllm_sched.study.lineup import full_power_arms, paper_lineup, transferred
+from mllm_sched.study.lineup import ADAPTIVE, full_power_arms, paper_lineup, transferred
 from mllm_sched.study.metrics import highest, lowest
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
@@ -26,7 +26,6 @@ from mllm_sched.study.sensitivity import all_tasks
 from mllm_sched.study.sweep import sweep
 from mllm_sched.tasks import Task
 
-BOARD = "agx-orin-sim"
 BASELINES = ("UCB", "Epsilon-greedy")
 LIMITS_S = (0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 60.0)  # from infeasible to slack
 END = 0.1  # the last tenth of a run shows where a scheduler ended
@@ -199,7 +198,7 @@ class Stability:
 def lineup(device: KnownDevice, task: Task) -> list[Rule]:
     """The paper's line-up and the adaptive rule; hyperparameters from the other encoders."""
     rules = paper_lineup(transferred(device, task, all_tasks()))
-    return [*rules[:2], Rule("Adaptive safe GP", "adaptive-safe-gp"), *rules[2:]]
+    return [*rules[:2], ADAPTIVE, *rules[2:]]
 
 
 def play(
@@ -229,7 +228,7 @@ def play(
             made[key] = who(case.open())
         table = sweep(
             made[key],
-            BOARD,
+            SimulatedOrin.name,
             task,
             steps,
             seeds,
@@ -243,8 +242,7 @@ def play(
         runs.append(metrics.per_run(table, limits).assign(case=case.label))
         ends.append(_ends(table, steps).assign(case=case.label))
     feasible = {case.label: case.feasible(task) for case in cases}
-    evidence = open_device(BOARD).evidence
-    return Stability(cases, pd.concat(runs), pd.concat(ends), feasible, evidence)
+    return Stability(cases, pd.concat(runs), pd.concat(ends), feasible, SimulatedOrin.evidence)
 
 
 def _ends(table: pd.DataFrame, steps: int) -> pd.DataFrame:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from mllm_sched.arms import Arm
-from mllm_sched.devices import Background, Drift, Outage, Throttling
+from mllm_sched.devices import Background, Drift, Expected, Outage, Throttling
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.schedulers import Hyperparameters
+from mllm_sched.schedulers.references import truly_best
 from mllm_sched.study.lineup import PENALTY
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.sweep import sweep
@@ -106,8 +107,9 @@ def effects(chosen: Sequence[Scenario], task: Task, limit_s: float) -> pd.DataFr
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _best(means: Any, limit_s: float) -> int:
-    return int(np.where(means.latency_s <= limit_s, means.energy_j, np.inf).argmin())
+def _best(means: Expected, limit_s: float) -> int:
+    values = {"energy_j": means.energy_j, "latency_s": means.latency_s}
+    return truly_best(values, "energy_j", {"latency_s": limit_s})[0]
 
 
 def _short(arm: Arm) -> str:
@@ -132,7 +134,7 @@ def play(
     tables = []
     for scenario in chosen:
         table = sweep(
-            *(rules, "agx-orin-sim", task, steps, seeds),
+            *(rules, SimulatedOrin.name, task, steps, seeds),
             limits={"latency_s": limit_s},
             trusted=trusted,
             device_settings=scenario.board,
