@@ -342,8 +342,8 @@ def test_a_run_that_fails_loses_the_record_of_the_one_before(study, capsys):
     assert not (runner.EXECUTED / "00_tiny.json").exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(study, tmp_path, sent):
+def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(study, tmp_path):
+    """SIGTERM and SIGHUP do what Ctrl-C does; see ``test_endings``."""
     append(study, f"import os\nopen({str(tmp_path / 'here')!r}, 'w').write(str(os.getpid()))")
     append(study, "import time\ntime.sleep(120)")
     program = f"""
@@ -361,7 +361,7 @@ sys.exit(runner.main(["reproduce"]))
     )
     place = tmp_path / "here"
     wait_for(lambda: place.exists() and place.read_text(), 60)
-    started.send_signal(sent)
+    started.send_signal(signal.SIGINT)
     _, told = started.communicate(timeout=60)
     assert started.returncode == 130
     assert told.strip().splitlines()[-1] == runner.GO_ON

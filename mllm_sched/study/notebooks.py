@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,9 +182,6 @@ def refresh(names: Sequence[str] = (), *, live: bool = False) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit status 1 for a failed cell, 2 for a wrong call, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that kernels end, too
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, signal.default_int_handler)
     try:
         if options.command == "reproduce":
             reproduce(pairs(options.set), options.notebooks, force=options.force)
