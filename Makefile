@@ -96,8 +96,9 @@ site: $(STAMP) ## Build the site into build/site and check its links; LINKS=1: t
 	@rm -rf build/site build/links
 	$(RUN) docs/build.py build/site $(if $(LINKS),--links)
 
-proto: $(STAMP) ## Generate the gRPC code from node.proto
-	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mllm_sched/pipeline/proto/node.proto
+proto: $(STAMP) ## Generate the gRPC code from node.proto and agent.proto
+	$(RUN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  mllm_sched/pipeline/proto/node.proto mllm_sched/edge/proto/agent.proto
 
 checksums: ## Rewrite data/SHA256SUMS
 	cd data && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | xargs sha256sum > SHA256SUMS

@@ -7,6 +7,7 @@ import pytest
 
 from mllm_sched.pipeline import jobs as module
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError
+from mllm_sched.pipeline.pieces import digest_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 
 FAR_S = 1e12
@@ -41,6 +42,38 @@ def test_an_answer_is_kept_and_may_be_followed_from_any_token():
         with pytest.raises(RefusedError, match="the answer has 3 tokens") as refused:
             await events(job, 4)
         assert refused.value.code is grpc.StatusCode.OUT_OF_RANGE
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_was_made_anew_goes_on_only_behind_the_same_tokens():
+    async def main():
+        jobs = Jobs(2)
+        job = await answered(jobs, "a")  # tokens 0, 1, 2
+        same = [event async for event in job.follow(2, digest_of([0, 1]))]
+        assert [event.token.token for event in same[:-1]] == [2]
+        for had in ([0, 7], [0, 1, 2, 3]):
+            with pytest.raises(RefusedError, match="made anew") as refused:
+                [event async for event in job.follow(len(had), digest_of(had))]
+            assert refused.value.code is grpc.StatusCode.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_follower_waits_for_the_tokens_it_has_before_they_are_compared():
+    async def main():
+        job, got = Job(b"d", FAR_S), []
+
+        async def follow():
+            got.extend([event async for event in job.follow(2, digest_of([5, 6]))])
+
+        following = asyncio.create_task(follow())
+        for token in (5, 6, 7):
+            await asyncio.sleep(0)
+            job.add(token)
+        job.end(pb.Finished(tokens=3))
+        await following
+        assert [event.token.token for event in got[:-1]] == [7]
 
     asyncio.run(main())
 

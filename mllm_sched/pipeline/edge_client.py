@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load
 
 from mllm_sched.pipeline.node_errors import (
+    AnswerChanged,
     DeadlineMissed,
     NodeBusy,
     NodeError,
@@ -22,7 +23,7 @@ from mllm_sched.pipeline.node_errors import (
     RequestRefused,
 )
 from mllm_sched.pipeline.options import MESSAGE_BYTES
-from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.pieces import digest_of, pieces_of, start_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
@@ -78,12 +79,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Answer:
-    """Tokens, the logits they were chosen from if wanted, times, and how often it was sent."""
+    """Tokens, the logits they were chosen from if wanted, times, and how often it was sent.
+
+    Of an edge agent also ``runs``: the arm that each item was encoded on, and what that took.
+    """
 
     tokens: tuple[int, ...]
     times: Times
     tries: int = 1
     logits: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    runs: tuple[pb.Run, ...] = ()
 
 
 class EdgeClient:
@@ -152,9 +157,19 @@ class EdgeClient:
         NodeUnreachable, DeadlineMissed
             If the deadline passed.
         """
+        begun_s, left_s = time.perf_counter(), deadline_s
+        while True:
+            try:
+                return self._ask(data, name, left_s, begun_s)
+            except AnswerChanged:
+                left_s = deadline_s - (time.perf_counter() - begun_s)
+                if left_s <= 0:
+                    raise
+
+    def _ask(self, data: bytes, name: str, deadline_s: float, begun_s: float) -> Answer:
         tokens: list[int] = []
         logits: list[torch.Tensor] = []
-        begun_s, first_s, tries = time.perf_counter(), 0.0, 1
+        first_s, tries = 0.0, 1
         finished = pb.Finished()
         for event, tries in self.events(data, name, deadline_s):  # noqa: B007 (used below)
             if event.WhichOneof("content") == "finished":
@@ -165,22 +180,26 @@ class EdgeClient:
             if event.token.logits:
                 logits.append(load(event.token.logits)["logits"])
         times = _times(time.perf_counter() - begun_s, finished.times, first_s)
-        return Answer(tuple(tokens), times, tries, tuple(logits))
+        return Answer(tuple(tokens), times, tries, tuple(logits), tuple(finished.runs))
 
     def events(self, data: bytes, name: str, deadline_s: float) -> Iterator[tuple[pb.Event, int]]:
-        """Tokens as they come, then the end; each with the number of the try. Raises as ``ask``."""
-        have = 0
+        """Tokens as they come, then the end; each with the number of the try.
+
+        Raises as ``ask``, and AnswerChanged if the node lost the answer on its way and made
+        another one; ``ask`` then begins again by itself.
+        """
+        tokens: list[int] = []
 
         def attempt(left_s: float) -> Iterator[pb.Event]:
-            nonlocal have
-            start = start_of(data, name, have=have)
+            have = len(tokens)
+            start = start_of(data, name, have=have, so_far=digest_of(tokens) if have else b"")
             for event in self._call(self._stub.Generate, left_s, pieces_of(data, start)):
                 if event.WhichOneof("content") == "finished":
-                    _check_count(event.finished.tokens, have)
+                    _check_count(event.finished.tokens, len(tokens))
                     yield event
                     return
-                _check_count(event.token.index, have)
-                have += 1
+                _check_count(event.token.index, len(tokens))
+                tokens.append(event.token.token)
                 yield event
             raise _Broken
 
@@ -246,7 +265,8 @@ class EdgeClient:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             late = f"{self.address}: no complete answer in {deadline_s:g} s: {details}"
             return DeadlineMissed(late, code, tries)
-        return RequestRefused(message, code, tries)
+        changed = code is grpc.StatusCode.ABORTED
+        return (AnswerChanged if changed else RequestRefused)(message, code, tries)
 
 
 class _Broken(Exception):

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from mllm_sched.pipeline.pieces import digest_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 
 REMEMBERED_BYTES = 64 << 20
@@ -80,12 +81,24 @@ class Job:
         self.finished, self.failure = finished, failure
         self._wake()
 
-    async def follow(self, have: int) -> AsyncIterator[pb.Event]:
+    async def follow(self, have: int, so_far: bytes = b"") -> AsyncIterator[pb.Event]:
         """Every event behind the first ``have`` tokens, as they come.
 
-        Raises RefusedError if the answer fails, or has no such token.
+        Parameters
+        ----------
+        so_far
+            Digest of those tokens, as ``digest_of`` makes it; unchecked if empty.
+
+        Raises
+        ------
+        RefusedError
+            If the answer fails, has no such token, or began with others than the caller has.
         """
+        checked = not (have and so_far)
         while True:
+            if not checked and (self.finished or len(self.tokens) >= have):
+                self._check_beginning(have, so_far)
+                checked = True
             changed = self._changed
             while have < len(self.tokens):  # more may come while one is sent
                 place, have = have, have + 1
@@ -100,6 +113,11 @@ class Job:
                 yield pb.Event(finished=self.finished)
                 return
             await changed.wait()
+
+    def _check_beginning(self, have: int, so_far: bytes) -> None:
+        if digest_of(self.tokens[:have]) != so_far:
+            message = "the answer was made anew and begins differently; ask for all of it"
+            raise RefusedError(grpc.StatusCode.ABORTED, message)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

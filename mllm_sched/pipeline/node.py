@@ -113,7 +113,7 @@ class Node(rpc.NodeServicer):
                 job.extend(ends_s)
             else:
                 job = await self._begin(start, pieces, ends_s)
-            async for event in job.follow(start.have):
+            async for event in job.follow(start.have, start.so_far):
                 yield event
         except Exception as error:
             await self._abort(context, error)

@@ -18,6 +18,10 @@ class RequestRefused(NodeError):
     """The node will not serve this request, however often it is sent."""
 
 
+class AnswerChanged(RequestRefused):
+    """The answer was made anew and begins differently; what came of it is void."""
+
+
 class NodeBusy(NodeError):
     """The node serves as many requests as it may; later it will take this one."""
 

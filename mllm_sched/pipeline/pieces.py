@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -25,6 +25,15 @@ def pieces_of(data: bytes, start: pb.Start) -> Iterator[pb.Piece]:
     yield pb.Piece(start=start)
     for offset in range(0, len(data), PIECE_BYTES):
         yield pb.Piece(data=data[offset : offset + PIECE_BYTES])
+
+
+def digest_of(tokens: Iterable[int]) -> bytes:
+    """SHA-256 of tokens, four bytes each, little-endian.
+
+    >>> digest_of([1, 2]) == digest_of(iter((1, 2))) != digest_of([2, 1])
+    True
+    """
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in tokens)).digest()
 
 
 async def read_start(pieces: AsyncIterator[pb.Piece], max_bytes: int, timeout_s: float) -> pb.Start:

@@ -50,20 +50,22 @@ class Piece(_message.Message):
     def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., data: _Optional[bytes] = ..., times: _Optional[_Union[Times, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("id", "bytes", "sha256", "have", "cut", "wire")
+    __slots__ = ("id", "bytes", "sha256", "have", "cut", "wire", "so_far")
     ID_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     WIRE_FIELD_NUMBER: _ClassVar[int]
+    SO_FAR_FIELD_NUMBER: _ClassVar[int]
     id: str
     bytes: int
     sha256: bytes
     have: int
     cut: str
     wire: str
-    def __init__(self, id: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., have: _Optional[int] = ..., cut: _Optional[str] = ..., wire: _Optional[str] = ...) -> None: ...
+    so_far: bytes
+    def __init__(self, id: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., have: _Optional[int] = ..., cut: _Optional[str] = ..., wire: _Optional[str] = ..., so_far: _Optional[bytes] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("token", "finished")
@@ -84,12 +86,30 @@ class Token(_message.Message):
     def __init__(self, index: _Optional[int] = ..., token: _Optional[int] = ..., logits: _Optional[bytes] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("tokens", "times")
+    __slots__ = ("tokens", "times", "runs")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     times: Times
-    def __init__(self, tokens: _Optional[int] = ..., times: _Optional[_Union[Times, _Mapping]] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    def __init__(self, tokens: _Optional[int] = ..., times: _Optional[_Union[Times, _Mapping]] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("agent", "arm", "latency_s", "energy_j", "evidence", "energy_evidence")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    arm: str
+    latency_s: float
+    energy_j: float
+    evidence: str
+    energy_evidence: str
+    def __init__(self, agent: _Optional[str] = ..., arm: _Optional[str] = ..., latency_s: _Optional[float] = ..., energy_j: _Optional[float] = ..., evidence: _Optional[str] = ..., energy_evidence: _Optional[str] = ...) -> None: ...
 
 class Times(_message.Message):
     __slots__ = ("receive_s", "wait_s", "encode_s", "llm_s")

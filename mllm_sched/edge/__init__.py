@@ -1,0 +1,1 @@
+"""The running system: edge agents, their front, their journal, and what watches them."""

@@ -1,0 +1,1 @@
+"""Generated from ``agent.proto`` by ``make proto``."""
