@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO
 
-from mllm_sched.pipeline.serve import READY
+from mllm_sched.pipeline.service import READY
 
 START_TIMEOUT_S = 120.0
 
