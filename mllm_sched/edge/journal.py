@@ -22,7 +22,6 @@ import numpy as np
 
 from mllm_sched.edge.journal_clock import ServiceClock
 from mllm_sched.edge.journal_schema import (
-    ADVICE,
     JournalError,
     broken,
     create,

@@ -154,7 +154,9 @@ def _made(scheduler: Scheduler) -> dict[str, Any]:
     own = {name: plain(getattr(scheduler, name)) for name in _settings(type(scheduler))}
     return {
         "factors": [factor_words(factor) for factor in scheduler.space.factors],
-        "contexts": [factor_words(f) for f in scheduler.contexts.factors] if scheduler.contexts else [],
+        "contexts": [factor_words(f) for f in scheduler.contexts.factors]
+        if scheduler.contexts
+        else [],
         "objective": scheduler.objective,
         "limits": dict(scheduler.limits),
         "seeds": scheduler.seeds.tolist(),
