@@ -1,4 +1,4 @@
-"""The commands of the running system: ``agent``, ``front``, ``users``, ``journal``, ``dashboard``."""
+"""The commands of the running system: agent, front, users, journal, dashboard."""
 
 from __future__ import annotations
 

@@ -103,11 +103,10 @@ class ClosedLoop:
         EncodingFailed
             If the encoder failed on every arm that was tried.
         """
-        if len(works) == 1 and (arm := self.learner.repeats.pop(works[0].task, None)):
-            return self._again(works, arm)
+        available = self._interrupted(works)
         tried: list[Arm] = []
         while True:
-            decision = self._ask(works, tried)
+            decision = self._ask(works, available)
             encoded = self._run(decision.arm, works)
             self._tell(decision, encoded, works)
             if not encoded.failed:
@@ -115,24 +114,20 @@ class ClosedLoop:
             tried.append(decision.arm)
             if len(tried) == TRIES or time.monotonic() > _last(works):
                 raise EncodingFailed(encoded.failed)
+            available = [arm for arm in self.runtime.space if arm not in tried] or None
 
-    def _again(self, works: Sequence[Work], arm: Arm) -> list[Done]:
-        """A task that was under way when the agent died: on its arm, so that its answer is the same.
+    def _interrupted(self, works: Sequence[Work]) -> list[Arm] | None:
+        """The arm of a task that was under way when the agent died, so that its answer is the same.
 
-        It was decided before; nothing is learned of this run.
+        A batch is not what it was, and its answers may differ in any case.
         """
-        encoded = self._run(arm, works)
-        if encoded.failed:
-            raise EncodingFailed(encoded.failed)
-        return self._done(works, arm, encoded)
+        arm = self.learner.repeats.get(works[0].task) if len(works) == 1 else None
+        return [arm] if arm else None
 
-    def _ask(self, works: Sequence[Work], tried: Sequence[Arm]) -> Decision:
+    def _ask(self, works: Sequence[Work], available: Sequence[Arm] | None) -> Decision:
         modality = works[0].prepared.modality
-        space = self.runtime.space
-        left = [arm for arm in space if arm not in tried] if tried else None
-        decision = self.learner.ask(
-            [work.task for work in works], context=self._context(works), available=left or None
-        )
+        tasks = [work.task for work in works]
+        decision = self.learner.ask(tasks, context=self._context(works), available=available)
         self.infeasible[modality] = decision.infeasible
         self.metrics.decided(decision, modality)
         return decision
@@ -173,7 +168,8 @@ class ClosedLoop:
             self.learner.tell(decision.id, failed=encoded.failed, facts=facts)
         elif encoded.meter_lost:
             # Its latency alone teaches no rule of what an arm costs; the arm did nothing wrong.
-            self.learner.cancel(decision.id, f"the meter is gone: {encoded.meter_lost}")
+            facts["latency_s"] = encoded.latency_s
+            self.learner.cancel(decision.id, f"the meter is gone: {encoded.meter_lost}", facts)
         else:
             self.learner.tell(
                 decision.id, latency_s=encoded.latency_s, energy_j=encoded.energy_j, facts=facts
@@ -182,11 +178,12 @@ class ClosedLoop:
     def _facts(self, works: Sequence[Work]) -> dict[str, Any]:
         """What a row of the journal says beside arm, latency and energy."""
         modality = works[0].prepared.modality
+        users = {work.user for work in works}
         return {
             "modality": modality,
             "encoder": self.runtime.encoder(modality),
             "batch": len(works),
-            "users": [work.user for work in works],
+            "user": users.pop() if len(users) == 1 else "several",
             "evidence": self.runtime.evidence,
             "energy_evidence": self.runtime.energy_evidence,
             "limit_s": self.limit_s,

@@ -1,4 +1,4 @@
-"""Requests wait for the encoder here: in a fair order, bounded, and only as long as it makes sense."""
+"""Requests wait for the encoder here: in a fair order, bounded, and not beyond their deadline."""
 
 from __future__ import annotations
 

@@ -54,6 +54,11 @@ class ServiceProcess:
         return f"{self._host}:{self._port}"
 
     @property
+    def alive(self) -> bool:
+        """Whether it was started and has not ended since."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """Of the running process."""
         assert self._process, "not started"
