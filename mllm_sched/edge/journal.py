@@ -10,23 +10,32 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mllm_sched.edge.journal_clock import ServiceClock
+from mllm_sched.edge.journal_records import (
+    AlreadyAnswered,
+    Event,
+    Snapshot,
+    StoredAnswer,
+    as_json,
+    digest,
+)
 from mllm_sched.edge.journal_schema import (
     JournalError,
     broken,
     create,
     errors_named,
     meta,
+    open_reader,
     open_writer,
 )
 from mllm_sched.edge.journal_view import read_journal
@@ -36,58 +45,9 @@ __all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer"
 
 DAY_S = 86_400.0
 DURABILITIES = ("process", "power")
-FREED_PAGES = 1000  # given back to the disk at a time
+PAGE = 1000  # events read, and pages given back to the disk, at a time
 
 log = logging.getLogger(__name__)
-
-
-class AlreadyAnswered(ValueError):
-    """An answer to this request of this user is kept already."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of the journal.
-
-    Attributes
-    ----------
-    id
-        They rise.
-    now_s
-        Seconds of service; see ``Journal.now_s``.
-    kind
-        ``started``, ``decided``, ``measured``, ``cancelled``, ``warm-start``, ``limits``,
-        ``clock``, ``resumed`` or ``relearned``.
-    decision
-        ``Decision.id`` of what it is about, if it is about one.
-    body
-        Whatever else; the levels of arms, words and numbers.
-    """
-
-    id: int
-    now_s: float
-    kind: str
-    decision: int | None
-    body: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class StoredAnswer:
-    """An answer that was given: the digest of its request, its tokens, and its end as sent."""
-
-    digest: bytes
-    tokens: tuple[int, ...]
-    finished: bytes
-    at_s: float
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A scheduler as it was after an event, and what its learner knew besides."""
-
-    after: int
-    scheduler: bytes
-    standing: Mapping[str, Any]
 
 
 class Journal:
@@ -158,14 +118,12 @@ class Journal:
             self._holder.close()
             raise
 
-    def _held(self) -> Any:
+    def _held(self) -> IO[str]:
         holder = locked(self.path.with_name(f"{self.path.name}.lock"))
         if holder is not None:
             return holder
-        with errors_named(self.path):
-            database = sqlite3.connect(self.path)
+        with errors_named(self.path), closing(open_reader(self.path)) as database:
             writer = meta(database, "writer")
-            database.close()
         raise JournalError(
             "locked",
             f"journal {self.path}: process {writer} writes it; "
@@ -206,8 +164,8 @@ class Journal:
     ) -> Event:
         """Write an event; it is committed when this returns. Raises JournalError if it is not."""
         now_s = self.now_s() if now_s is None else now_s
-        text = json.dumps(body, separators=(",", ":"), default=_plain)
-        row = (now_s, self._wall(), kind, decision, text, zlib.crc32(text.encode()))
+        text = as_json(body)
+        row = (now_s, self._wall(), kind, decision, text, digest(text.encode()))
         with self.lock, errors_named(self.path):
             cursor = self._database.execute(
                 "INSERT INTO events (now_s, utc, kind, decision, body, crc) "
@@ -218,15 +176,19 @@ class Journal:
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """What was written after an event, in its order; JournalError if a body was damaged."""
+        while rows := self._page(after):
+            for after, now_s, kind, decision, text, crc in rows:
+                if digest(text.encode()) != crc:
+                    raise broken(self.path, f"event {after} is damaged")
+                yield Event(after, now_s, kind, decision, json.loads(text))
+
+    def _page(self, after: int) -> list[tuple[Any, ...]]:
         with self.lock, errors_named(self.path):
-            rows = self._database.execute(
-                "SELECT id, now_s, kind, decision, body, crc FROM events WHERE id > ? ORDER BY id",
-                (after,),
-            )
-            for id_, now_s, kind, decision, text, crc in rows:
-                if zlib.crc32(text.encode()) != crc:
-                    raise broken(self.path, f"event {id_} is damaged")
-                yield Event(id_, now_s, kind, decision, json.loads(text))
+            return self._database.execute(
+                "SELECT id, now_s, kind, decision, CAST(body AS TEXT), crc FROM events "
+                "WHERE id > ? ORDER BY id LIMIT ?",
+                (after, PAGE),
+            ).fetchall()
 
     def answer(self, user: str, id: str) -> StoredAnswer | None:
         """What was answered to this request of this user, if it is still kept."""
@@ -269,15 +231,63 @@ class Journal:
         """The last one; JournalError if it was damaged."""
         with self.lock, errors_named(self.path):
             row = self._database.execute("SELECT * FROM snapshots").fetchone()
-        return None if row is None else Snapshot(row[0], row[1], json.loads(row[2]))
+        if row is None:
+            return None
+        after, scheduler, standing, crc = row
+        if digest(scheduler, standing.encode()) != crc:
+            raise broken(self.path, f"the snapshot after event {after} is damaged")
+        return Snapshot(after, scheduler, json.loads(standing))
 
     def keep_snapshot(self, snapshot: Snapshot) -> None:
-        """Put it in the place of the last one, and drop what is older than it has to be kept."""
-        standing = json.dumps(snapshot.standing, separators=(",", ":"), default=_plain)
+        """Put it in the place of the last one, and drop what has been kept long enough."""
+        standing = as_json(snapshot.standing)
+        crc = digest(snapshot.scheduler, standing.encode())
         with self._transaction():
             self._database.execute("DELETE FROM snapshots")
             self._database.execute(
-                "INSERT INTO snapshots VALUES (?, ?, ?)",
-                (snapshot.after, snapshot.scheduler, standing),
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?)",
+                (snapshot.after, snapshot.scheduler, standing, crc),
             )
-        self._prune(snapshot.after)
+            # The last event stays, for the clock goes on from it.
+            self._drop("events", "id", "now_s", self.keep_days * DAY_S, snapshot.after)
+            self._drop("answers", "rowid", "at_s", self.keep_answers_s, sys.maxsize)
+        with self.lock, errors_named(self.path):
+            self._database.execute(f"PRAGMA incremental_vacuum({PAGE})").fetchall()
+
+    def _drop(self, table: str, key: str, time_s: str, keep_s: float, until: int) -> None:
+        """Delete what is older than that, before a row; keys and times rise together."""
+        young = self._database.execute(
+            f"SELECT {key} FROM {table} WHERE {time_s} >= ? ORDER BY {key} LIMIT 1",
+            (self.now_s() - keep_s,),
+        ).fetchone()
+        before = until if young is None else min(until, young[0])
+        self._database.execute(f"DELETE FROM {table} WHERE {key} < ?", (before,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self.lock, errors_named(self.path):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def size_bytes(self) -> int:
+        """Of the file and of what SQLite keeps beside it."""
+        files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Let go of the file; everything is in it already."""
+        with self.lock:
+            self._database.close()
+            self._holder.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

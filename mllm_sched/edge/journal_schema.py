@@ -31,7 +31,10 @@ CREATE TABLE answers (
     user TEXT NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, tokens BLOB NOT NULL,
     finished BLOB NOT NULL, at_s REAL NOT NULL, UNIQUE (user, id)
 );
-CREATE TABLE snapshots (after INTEGER PRIMARY KEY, scheduler BLOB NOT NULL, standing TEXT NOT NULL);
+CREATE TABLE snapshots (
+    after INTEGER PRIMARY KEY, scheduler BLOB NOT NULL, standing TEXT NOT NULL,
+    crc INTEGER NOT NULL
+);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 INSERT INTO meta VALUES ('schema', '{VERSION}');
 COMMIT;

@@ -149,14 +149,15 @@ class Scheduler(IncompleteRuns, Beliefs):
             For an unknown or finished decision, or a value that is missing, NaN or not above 0.
             The decision then stays open and can be told again.
         """
-        cell, values, bounds = self.checked(decision_id, failed=failed, above=above, **quantities)
+        told = self.would_learn(decision_id, failed=failed, above=above, **quantities)
+        cell, values, bounds = told
         del self._open[decision_id]
         self._charged.pop(decision_id, None)
         self._observe(cell, values, bounds, self._time(now))
         self.steps += 1
         self.plays[cell] += 1
 
-    def checked(
+    def would_learn(
         self,
         decision_id: int,
         *,

@@ -58,19 +58,20 @@ def load(path: str | Path, kind: type[Rule]) -> Rule:
         data = Path(path).read_bytes()
     except OSError as error:
         raise StateError(f"{path}: cannot be read: {error.strerror}") from error
-    return unpacked(data, str(path), kind)
+    scheduler = unpacked(data, str(path))
+    if not isinstance(scheduler, kind):
+        raise StateError(f"{path}: holds the scheduler {scheduler.name!r}, not {kind.name!r}")
+    return scheduler
 
 
-def unpacked(data: bytes, path: str, kind: type[Rule]) -> Rule:
-    """The scheduler in what ``packed`` made; ``path`` is how errors call it."""
+def unpacked(data: bytes, path: str) -> Scheduler:
+    """The scheduler in what ``packed`` made; errors call it by its ``path``."""
     from mllm_sched.schedulers.registry import SCHEDULERS
 
     body, arrays = _read(data, path)
     rule = SCHEDULERS.get(body.get("rule", ""))
     if rule is None:
         raise StateError(f"{path}: holds the unknown scheduler {body.get('rule')!r}")
-    if not issubclass(rule, kind):
-        raise StateError(f"{path}: holds the scheduler {rule.name!r}, not {kind.name!r}")
     try:
         scheduler = _make(rule, _joined(body["made"], arrays, "made"))
         scheduler.set_state(_joined(body["state"], arrays, "state"))
@@ -151,12 +152,11 @@ def _joined(value: Any, arrays: Arrays, name: str) -> Any:
 
 def _made(scheduler: Scheduler) -> dict[str, Any]:
     """The arguments a scheduler was made with, which it keeps under their names."""
+    contexts = scheduler.contexts.factors if scheduler.contexts else ()
     own = {name: plain(getattr(scheduler, name)) for name in _settings(type(scheduler))}
     return {
         "factors": [factor_words(factor) for factor in scheduler.space.factors],
-        "contexts": [factor_words(f) for f in scheduler.contexts.factors]
-        if scheduler.contexts
-        else [],
+        "contexts": [factor_words(factor) for factor in contexts],
         "objective": scheduler.objective,
         "limits": dict(scheduler.limits),
         "seeds": scheduler.seeds.tolist(),
