@@ -80,6 +80,7 @@ class Family(Generic[Kind]):
 
 _WHAT = ("modality", "evidence")
 
+MEMORY = f"{NAMESPACE}_process_resident_memory_bytes"  # prometheus_client's own
 BUILD = Family(Gauge, "build_info", "1; the labels say what runs.", ("version", "python"))
 
 DECISIONS = Family(Counter, "decisions_total", "Decisions of the scheduler.", ("modality",))

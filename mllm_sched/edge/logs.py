@@ -26,10 +26,11 @@ _OWN = ("utc", "level", "logger", "event")
 _SECRET_NAME = re.compile(
     r"token|secret|passw|authori[sz]ation|credential|cookie|(api|private)[_-]?key", re.IGNORECASE
 )
-_HEADER = re.compile(r"""(authori[sz]ation["']?\s*[:=,]).*""", re.IGNORECASE | re.DOTALL)
-_BEARER = re.compile(r"""\b(bearer|basic)\b[\s:=]+[^\s"',;)\]}]+""", re.IGNORECASE)
+# Texts: all behind a header's name, what follows "Bearer", and what a secret's name is set to.
+_HEADER = re.compile(r"""(authori[sz]ation[\\"']*\s*[:=,]).*""", re.IGNORECASE | re.DOTALL)
+_BEARER = re.compile(r"""\b(bearer)\b[\s:=]+[^\s"',;)\]}]+""", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    r"""((?:token|secret|passw\w*|credential|cookie|(?:api|private)[_-]?key)["']?\s*[:=]\s*)\S+""",
+    r"""((?:token|secret|passw\w*|credential|cookie|(?:api|private)[_-]?key)[\\"']*\s*[:=]\s*)\S+""",
     re.IGNORECASE,
 )
 
@@ -103,12 +104,13 @@ def redacted(value: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As text; secrets go before it is cut, so that no half of one is left."""
-    text = str(value)
+    """As text, cut to size; a secret that is cut still stands behind what tells it is one."""
+    whole = str(value)
+    text = whole[:LONGEST].replace("\x7f", "\ufffd")  # a control character that JSON leaves alone
     text = _HEADER.sub(rf"\1 {GONE}", text)
     text = _BEARER.sub(rf"\1 {GONE}", text)
-    text = _ASSIGNED.sub(rf"\1{GONE}", text).replace("\x7f", "\ufffd")  # JSON leaves it as it is
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… of {len(text)} characters"
+    text = _ASSIGNED.sub(rf"\1{GONE}", text)
+    return text if len(whole) <= LONGEST else f"{text}… of {len(whole)} characters"
 
 
 class _Formatter(JsonFormatter):
@@ -137,8 +139,8 @@ class _Handler(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Say that a message could not be written, but not what it held."""
         error = sys.exc_info()[0]
-        lost = {"lost": type(error).__name__ if error is None else error.__name__}
-        line = {"level": "error", "logger": record.name, "event": "log-failed", **lost}
+        line = {"level": "error", "logger": record.name, "event": "log-failed"}
+        line["why"] = error.__name__ if error else ""
         try:
             self.stream.write(f"{_Formatter().serialize_log_record(line)}{self.terminator}")
             self.flush()
