@@ -163,6 +163,10 @@ class Jobs:
             )
         return job
 
+    def knows(self, name: str) -> bool:
+        """Whether that request is being answered, or its answer is held."""
+        return name in self._jobs
+
     def take(self, name: str, digest: bytes) -> Slot:
         """A place for one more request; RefusedError, RESOURCE_EXHAUSTED, if there is none.
 

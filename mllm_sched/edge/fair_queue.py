@@ -1,0 +1,249 @@
+"""The queue in front of a device: fair between users, by deadline within a user, bounded.
+
+Between users it is start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing: A
+Scheduling Algorithm for Integrated Services Packet Switching Networks", SIGCOMM 1996), with seconds
+of encoding in the place of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
+
+from sortedcontainers import SortedList
+
+from mllm_sched.edge.entries import Due, Entry, Line, QueueFull
+
+
+class FairQueue:
+    """Waiting entries, bounded, in an order that is fair between users.
+
+    Every user has a turn in virtual time, which moves on by cost / weight with each of its
+    entries that is taken; the user whose turn is earliest is next, with the entry of its that has
+    the earliest deadline. A user who comes from idleness starts at the present turn and so brings
+    no credit along. Ties go to the earlier deadline, then to the earlier arrival.
+
+    Parameters
+    ----------
+    waiting
+        Entries at most.
+    per_user
+        Entries of one user at most.
+
+    Examples
+    --------
+    >>> queue = FairQueue()
+    >>> for user, ends_s in [("ann", 9.0), ("ann", 8.0), ("ann", 7.0), ("bob", 99.0)]:
+    ...     _ = queue.put(Entry(user, None, 0.0, ends_s, cost_s=1.0))
+    >>> [(entry.user, entry.ends_s) for entry in (queue.take(0.0)[0] for _ in range(4))]
+    [('ann', 7.0), ('bob', 99.0), ('ann', 8.0), ('ann', 9.0)]
+    """
+
+    def __init__(self, waiting: int = 64, per_user: int = 16) -> None:
+        if min(waiting, per_user) < 1:
+            raise ValueError(f"waiting={waiting}, per_user={per_user}: expected 1 or more of each")
+        self.waiting, self.per_user = waiting, per_user
+        self.backlog_s = 0.0  # predicted seconds of encoding that wait
+        self._virtual_s = 0.0  # turn of the entry that was taken last
+        self._busy_until_s = -math.inf  # as predicted, of what was taken
+        self._arrivals = 0
+        self._lines: dict[str, Line] = {}
+        self._due: dict[Entry, Due] = {}
+        self._by_deadline = SortedList()
+        self._orders: dict[Hashable, SortedList] = {}  # of lines: turns, each kind, heavy, idle
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def put(self, entry: Entry) -> Entry | None:
+        """Let an entry wait.
+
+        In a full queue, a user with less work waiting than another has beside its last entry takes
+        the place of that entry: the one with the latest deadline of the user with the most. So
+        a user with nothing waiting finds a place as long as anyone has two.
+
+        Returns
+        -------
+        Entry or None
+            The entry that had to go.
+
+        Raises
+        ------
+        QueueFull
+            If its user has too many waiting, or nobody has to give way to it.
+        ValueError
+            If it waits already.
+        """
+        if entry in self._due:
+            raise ValueError(f"this entry of {entry.user} waits already")
+        if not self and entry.arrived_s >= self._busy_until_s:
+            self._rest()
+        pushed_out = self._make_room(entry)
+        line = self._line(entry.user)
+        self._add(line, Due(entry.ends_s, self._arrivals, entry))
+        self._arrivals += 1
+        return pushed_out
+
+    def take(self, now_s: float, sizes: Sequence[int] = (1,)) -> list[Entry]:
+        """The entry whose turn it is, with others of its kind; empty if nothing waits.
+
+        Others join in the order of their users' turns, each the first of its user, as long as that
+        turn is at most a full batch away; else a user with much of one kind would ride along with
+        everybody's. Each user is charged for its own.
+
+        Parameters
+        ----------
+        now_s
+            Now; when it is done follows from the costs.
+        sizes
+            Sizes of batch that can be run. The largest that can be filled is taken; one can always.
+        """
+        turns = self._orders.get("turns")
+        if not turns:
+            return []
+        self._virtual_s = max(self._virtual_s, turns[0].at_s)
+        taken = [self._next(turns)]
+        first, largest = taken[0][1].entry, max(sizes)
+        furthest = self._virtual_s + largest * first.share_s
+        while len(taken) < largest:
+            alike = self._orders.get(("kind", first.kind))
+            if not alike or alike[0].at_s > furthest:
+                break
+            taken.append(self._next(alike))
+        size = max((size for size in sizes if size <= len(taken)), default=1)
+        for start_s, due in reversed(taken[size:]):
+            line = self._line(due.entry.user)
+            line.start_s = start_s
+            self._add(line, due)
+        self._forget()
+        entries = [due.entry for _, due in taken[:size]]
+        self._busy_until_s = max(self._busy_until_s, now_s) + sum(e.cost_s for e in entries)
+        return entries
+
+    def charge(self, entry: Entry, took_s: float) -> None:
+        """Correct what its user was charged for a taken entry by the seconds it really took.
+
+        Once for each entry; of a batch, each took its part of the batch's seconds. 0 for an entry
+        that was not run.
+        """
+        if not 0 <= took_s < math.inf:
+            raise ValueError(f"took_s={took_s}: expected finite seconds, 0 or more")
+        line = self._line(entry.user)
+        line.start_s += (took_s - entry.cost_s) / entry.weight
+        self._busy_until_s += took_s - entry.cost_s
+        self._list(line)
+
+    def expired(
+        self, now_s: float, service_s: Callable[[Entry], float], longest_s: float = math.inf
+    ) -> list[Entry]:
+        """Remove the entries that cannot be in time any more, even if they were next.
+
+        Parameters
+        ----------
+        now_s
+            Now.
+        service_s
+            Seconds from the start of an entry's encoding to the end of its answer, as predicted.
+        longest_s
+            The longest that ``service_s`` may say; entries due later than that need no look.
+
+        Returns
+        -------
+        list of Entry
+            Those removed, by deadline.
+        """
+        near = self._by_deadline.irange(None, (now_s + longest_s, math.inf))
+        late = [entry for ends_s, _, entry in near if now_s + service_s(entry) > ends_s]
+        for entry in late:
+            self.remove(entry)
+        return late
+
+    def ahead_s(self, entry: Entry) -> float:
+        """Predicted seconds of encoding that wait and go before an entry, if no more come.
+
+        Of an entry that does not wait, what would go before it if it came now. What is already
+        running is not in it. Batches only make it shorter.
+        """
+        due = self._due.get(entry, Due(entry.ends_s, self._arrivals, entry))
+        line = self._lines.get(entry.user) or Line(entry.user, self._virtual_s)
+        turn_s, ahead_s = line.turn_s(self._virtual_s), 0.0
+        for own in line.entries[: bisect_left(line.entries, due)]:
+            turn_s, ahead_s = turn_s + own.entry.share_s, ahead_s + own.entry.cost_s
+        for other in self._orders.get("turns", ()):
+            if other.at_s > turn_s:
+                break
+            if other.user != entry.user:
+                ahead_s += self._lines[other.user].before(turn_s, due)
+        return ahead_s
+
+    def remove(self, entry: Entry) -> bool:
+        """Take an entry out that will not be run, uncharged; False if it does not wait."""
+        due = self._due.get(entry)
+        if due is None:
+            return False
+        line = self._lines[entry.user]
+        self._drop(line, bisect_left(line.entries, due))
+        return True
+
+    def _make_room(self, entry: Entry) -> Entry | None:
+        line = self._lines.get(entry.user)
+        if line and len(line.entries) >= self.per_user:
+            message = f"{self.per_user} of your tasks wait, which is the most"
+            raise QueueFull(message, own=True)
+        if len(self) < self.waiting:
+            return None
+        heavy = self._orders.get("heavy")
+        if not heavy or heavy[-1].at_s <= (line.share_s if line else 0.0):
+            raise QueueFull(f"{self.waiting} tasks wait, which is the most", own=False)
+        return self._drop(self._lines[heavy[-1].user], -1).entry
+
+    def _line(self, user: str) -> Line:
+        return self._lines.get(user) or self._lines.setdefault(user, Line(user, self._virtual_s))
+
+    def _next(self, order: SortedList) -> tuple[float, Due]:
+        """Take the first entry of an order, and charge its user; with the turn it had."""
+        line = self._lines[order[0].user]
+        start_s = line.start_s
+        line.start_s += line.entries[0].entry.share_s
+        return start_s, self._drop(line, 0)
+
+    def _add(self, line: Line, due: Due) -> None:
+        line.start_s = line.turn_s(self._virtual_s)
+        line.add(due)
+        self._due[due.entry] = due
+        self._by_deadline.add(due)
+        self.backlog_s += due.entry.cost_s
+        self._list(line)
+
+    def _drop(self, line: Line, index: int) -> Due:
+        due = line.pop(index)
+        del self._due[due.entry]
+        self._by_deadline.remove(due)
+        self.backlog_s = self.backlog_s - due.entry.cost_s if self._due else 0.0
+        self._list(line)
+        return due
+
+    def _list(self, line: Line) -> None:
+        """List a line that changed where it belongs now; one that has nothing to remember goes."""
+        old, line.listed = line.listed, line.places(self._virtual_s)
+        for name, place in old.items() - line.listed.items():
+            order = self._orders[name]
+            order.remove(place)
+            if not order:
+                del self._orders[name]
+        for name, place in line.listed.items() - old.items():
+            self._orders.setdefault(name, SortedList()).add(place)
+        if not line.listed:
+            self._lines.pop(line.user, None)
+
+    def _forget(self) -> None:
+        """Idle users whose turn has come have nothing more to remember."""
+        while (idle := self._orders.get("idle")) and idle[0].at_s <= self._virtual_s:
+            self._list(self._lines[idle[0].user])
+
+    def _rest(self) -> None:
+        """All that was taken is done and nothing waits: the next users start as equals."""
+        if idle := self._orders.get("idle"):
+            self._virtual_s = idle[-1].at_s
+            self._forget()

@@ -1,0 +1,376 @@
+"""The queue in front of a device."""
+
+import math
+from contextlib import suppress
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from mllm_sched.edge.entries import Entry, QueueFull
+from mllm_sched.edge.fair_queue import FairQueue
+
+COSTS = st.sampled_from([0.125, 0.25, 0.5, 1.0])  # exact in binary, so that turns may be equal
+WEIGHTS = {"ann": 1.0, "bob": 2.0, "eve": 0.5, "dan": 1.0}
+
+
+def entry(user="ann", ends_s=math.inf, cost_s=1.0, kind=None, **more):
+    return Entry(user, kind, more.pop("arrived_s", 0.0), ends_s, cost_s, **more)
+
+
+def filled(*entries, waiting=1000, per_user=1000):
+    queue = FairQueue(waiting, per_user)
+    for one in entries:
+        queue.put(one)
+    return queue
+
+
+def served(queue, number, sizes=(1,), now_s=0.0):
+    return [one for _ in range(number) for one in queue.take(now_s, sizes)]
+
+
+def test_within_a_user_the_earliest_deadline_goes_first_and_ties_go_to_the_earlier_arrival():
+    late, first, second = entry(ends_s=9), entry(ends_s=3), entry(ends_s=3)
+    assert served(filled(late, first, second), 4) == [first, second, late]
+
+
+def test_users_who_stand_equally_go_by_the_deadline_of_their_first_entry():
+    entries = [entry("ann", 5), entry("bob", 4), entry("eve", 6), entry("eve", 3)]
+    assert [one.ends_s for one in served(filled(*entries), 4)] == [3, 4, 5, 6]
+
+
+def test_seconds_are_shared_by_weight_and_not_by_number_of_tasks():
+    heavy = [entry("ann", cost_s=1.0, weight=2.0) for _ in range(40)]
+    light = [entry("bob", cost_s=0.25) for _ in range(400)]
+    taken = served(filled(*heavy, *light), 100)
+    seconds = {user: sum(e.cost_s for e in taken if e.user == user) for user in ("ann", "bob")}
+    assert seconds["ann"] == pytest.approx(2 * seconds["bob"], abs=1.5)
+
+
+def test_an_idle_user_builds_up_no_credit():
+    queue = filled(*[entry("ann") for _ in range(50)])
+    served(queue, 40)
+    for _ in range(10):
+        queue.put(entry("bob"))
+    assert [one.user for one in served(queue, 6)] in (["bob", "ann"] * 3, ["ann", "bob"] * 3)
+
+
+def test_what_a_task_really_took_counts_and_not_what_was_expected():
+    queue = filled(*[entry(user) for user in ("ann", "bob") for _ in range(30)])
+    seconds = {"ann": 0.0, "bob": 0.0}
+    for _ in range(30):
+        (one,) = queue.take(0.0)
+        took_s = 3.0 if one.user == "ann" else 0.5
+        queue.charge(one, took_s)
+        seconds[one.user] += took_s
+    assert abs(seconds["ann"] - seconds["bob"]) <= 3.5
+
+
+def test_what_a_user_with_nothing_waiting_took_beyond_the_expected_is_charged_too():
+    queue = filled(entry("ann"))
+    (long,) = queue.take(0.0)
+    queue.charge(long, 5.0)
+    for user in ("ann", *["bob"] * 6):
+        queue.put(entry(user, arrived_s=1.0))
+    assert [one.user for one in served(queue, 7)] == ["bob"] * 5 + ["ann", "bob"]
+
+
+def test_once_all_work_is_done_everyone_starts_as_equals():
+    queue = filled(entry("ann", cost_s=5.0))
+    served(queue, 1)
+    queue.put(entry("bob", 9.0, arrived_s=100.0))
+    queue.put(entry("ann", 8.0, arrived_s=100.0))
+    assert [one.user for one in served(queue, 2)] == ["ann", "bob"]
+
+
+def test_a_full_queue_pushes_out_the_latest_deadline_of_the_user_with_the_most_work():
+    heavy = [entry("ann", ends_s, cost_s=2.0) for ends_s in (5, 9, 7)]
+    queue = filled(*heavy, entry("bob"), waiting=4)
+    assert queue.put(entry("eve")) is heavy[1]
+    assert len(queue) == 4
+    with pytest.raises(QueueFull, match="4 tasks wait") as full:
+        queue.put(entry("ann", ends_s=0.0))
+    assert not full.value.own
+
+
+def test_users_who_are_equal_do_not_push_each_other_out():
+    queue = filled(*[entry(user) for user in "abc"], waiting=3)
+    with pytest.raises(QueueFull):
+        queue.put(entry("d"))
+    queue = filled(entry("a"), entry("b"), entry("b"), waiting=3)
+    with pytest.raises(QueueFull):
+        queue.put(entry("a"))
+
+
+def test_a_crowd_of_small_tasks_does_not_keep_out_a_single_large_one():
+    many = [entry(user, cost_s=0.1) for user in ("ann", "bob") for _ in range(4)]
+    queue = filled(*many, waiting=8)
+    assert queue.put(entry("eve", cost_s=30.0)) in many
+    assert queue.put(entry("dan", cost_s=30.0)) in many  # and eve's only one stays
+
+
+def test_no_user_has_more_waiting_than_its_number():
+    queue = filled(entry(), entry(), per_user=2)
+    with pytest.raises(QueueFull, match="2 of your tasks wait") as full:
+        queue.put(entry())
+    assert full.value.own and len(queue) == 2
+    queue.put(entry("bob"))
+
+
+def test_entries_of_one_kind_go_as_the_largest_batch_that_can_be_filled():
+    images = [entry(user, kind="image") for user in "abcdefg"]
+    queue = filled(*images[:3], entry("h", kind="audio"), *images[3:])
+    sizes = [len(queue.take(0.0, (1, 2, 4))) for _ in range(4)]
+    assert sizes == [4, 1, 2, 1] and not queue  # by arrival: a-d, the audio, e and f, g
+
+
+def test_the_kind_none_is_never_batched():
+    queue = filled(entry("ann"), entry("bob"))
+    assert len(queue.take(0.0, (1, 2))) == 1
+
+
+def test_a_batch_takes_no_entry_before_an_earlier_deadline_of_the_same_user():
+    first, behind = entry("ann", 1.0, kind="audio"), entry("ann", 2.0, kind="image")
+    queue = filled(entry("bob", 0.0, kind="image"), first, behind)
+    assert [one.user for one in queue.take(0.0, (1, 2))] == ["bob"]
+    assert served(queue, 2) == [first, behind]
+
+
+def test_who_rides_along_in_batches_does_not_do_so_for_ever():
+    queue = filled(
+        *[entry("ann", kind="image") for _ in range(400)],
+        *[entry("bob", kind="image") for _ in range(50)],
+        *[entry("eve", kind="audio") for _ in range(50)],
+    )
+    taken = [one.user for _ in range(90) for one in queue.take(0.0, (1, 2, 4, 8))]
+    gaps = [taken[:n].count("ann") - taken[:n].count("eve") for n in range(120)]
+    assert max(gaps) <= 8 + 2
+
+
+def test_what_cannot_be_in_time_any_more_is_removed_and_the_rest_stays():
+    entries = [entry(ends_s=ends_s, cost_s=cost_s) for ends_s in (1, 2, 3, 4) for cost_s in (1, 2)]
+    queue = filled(*entries)
+    late = queue.expired(1.5, lambda one: one.cost_s)
+    assert [(one.ends_s, one.cost_s) for one in late] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2)]
+    assert len(queue) == 3 and not set(late) & set(served(queue, 3))
+
+
+def test_a_deadline_further_away_than_the_longest_task_needs_no_look():
+    looked = []
+    queue = filled(*[entry(ends_s=ends_s) for ends_s in range(10)])
+    queue.expired(3.0, lambda one: looked.append(one.ends_s) or 1.0, longest_s=2.0)
+    assert looked == [0, 1, 2, 3, 4, 5]
+
+
+def test_removing_frees_the_place_and_a_second_time_does_nothing():
+    one = entry()
+    queue = filled(one, waiting=1)
+    assert queue.remove(one) and not queue.remove(one)
+    queue.put(one)
+    with pytest.raises(ValueError, match="waits already"):
+        queue.put(one)
+
+
+def test_users_who_are_gone_leave_nothing_behind():
+    queue = FairQueue(10_000, 16)
+    for number in range(3000):
+        queue.put(entry(str(number), kind=number, cost_s=1.0 + number % 3))
+        if number % 2:
+            (one,) = queue.take(0.0)
+            queue.charge(one, 2.0)
+    served(queue, 3000)
+    queue.put(entry("last", arrived_s=1e9))
+    assert len(queue._lines) == 1 and len(queue._orders) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"cost_s": 0.0}, {"cost_s": math.inf}, {"weight": -1.0}])
+def test_an_entry_without_a_sensible_cost_or_weight_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected a finite number above 0"):
+        entry(**wrong)
+    with pytest.raises(ValueError, match="ends_s=nan"):
+        entry(ends_s=math.nan)
+
+
+@pytest.mark.parametrize("took_s", [-1.0, math.nan, math.inf])
+def test_a_charge_that_is_no_time_is_refused_and_changes_nothing(took_s):
+    queue = filled(entry("ann"), entry("ann"), entry("bob"))
+    (one,) = queue.take(0.0)
+    with pytest.raises(ValueError, match="took_s="):
+        queue.charge(one, took_s)
+    assert [one.user for one in served(queue, 2)] == ["bob", "ann"]
+
+
+tasks = st.lists(
+    st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS, st.integers(0, 5), st.sampled_from("ia")),
+    max_size=40,
+)
+
+
+def of(user, cost_s, ends_s, kind):
+    return entry(user, ends_s, cost_s, kind, weight=WEIGHTS[user])
+
+
+@given(tasks, st.integers(0, 10))
+def test_what_is_said_to_go_before_an_entry_is_what_goes_before_it(given_tasks, gone):
+    queue = filled(*[of(*task) for task in given_tasks])
+    served(queue, gone)
+    said = {one: queue.ahead_s(one) for one in queue._due}
+    taken_s = 0.0
+    while batch := queue.take(0.0):
+        assert said[batch[0]] == taken_s
+        taken_s += batch[0].cost_s
+
+
+@given(tasks, st.integers(0, 10), st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS))
+def test_an_arrival_is_told_what_would_go_before_it(given_tasks, gone, arrival):
+    queue = filled(*[of(*task) for task in given_tasks])
+    served(queue, gone)
+    one = of(*arrival, 3, None)
+    said = queue.ahead_s(one)
+    queue.put(one)
+    assert queue.ahead_s(one) == said
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(COSTS, min_size=30, max_size=30), st.sampled_from([0.5, 1.0, 2.0]))
+    ),
+    st.sampled_from([(1,), (1, 2), (1, 2, 4)]),
+)
+@settings(max_examples=50)
+def test_of_users_with_work_none_gets_ahead_of_another_by_more_than_the_theory_says(users, sizes):
+    """Theorem 1 of Goyal et al.: by the largest cost / weight of each; a batch is one more."""
+    queue = filled(
+        *[
+            entry(str(user), cost_s=cost_s, kind="image", weight=weight)
+            for user, (costs, weight) in enumerate(users)
+            for cost_s in costs
+        ]
+    )
+    had = {str(user): 0.0 for user in range(len(users))}
+    left = dict.fromkeys(had, 30)
+    largest = {str(u): max(costs) / weight for u, (costs, weight) in enumerate(users)}
+    riding = max(sizes) * max(largest.values(), default=0.0) if max(sizes) > 1 else 0.0
+    while had and min(left.values()) > max(sizes):
+        for one in queue.take(0.0, sizes):
+            had[one.user] += one.share_s
+            left[one.user] -= 1
+        for a in had:
+            for b in had:
+                assert had[a] - had[b] <= largest[a] + largest[b] + riding + 1e-9
+
+
+@given(st.integers(1, 4), st.integers(1, 60), COSTS, COSTS)
+def test_a_flood_delays_a_single_task_by_at_most_one_task_of_each_other_user(
+    others, rate, flood_cost_s, cost_s
+):
+    queue, names = FairQueue(64, 16), [f"flood {number}" for number in range(others)]
+
+    def flood():
+        for name in names:
+            for _ in range(rate):
+                with suppress(QueueFull):
+                    queue.put(entry(name, -1.0, flood_cost_s))  # as urgent as can be
+
+    for _ in range(30):
+        flood()
+        queue.take(0.0)
+    mine = entry("quiet", math.inf, cost_s)
+    queue.put(mine)
+    waited_s = 0.0
+    while (one := queue.take(0.0)[0]) is not mine:
+        waited_s += one.cost_s
+        flood()
+    assert waited_s <= others * flood_cost_s
+
+
+class Model(RuleBasedStateMachine):
+    """Any order of calls, beside plain sets."""
+
+    entries = Bundle("entries")
+
+    @initialize(waiting=st.integers(1, 8), per_user=st.integers(1, 4))
+    def begin(self, waiting, per_user):
+        self.queue = FairQueue(waiting, per_user)
+        self.inside, self.order, self.now_s = {}, count(), 0.0
+        self.unpaid = []
+
+    def of_user(self, user):
+        return [one for one in self.inside if one.user == user]
+
+    @rule(target=entries, task=st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS))
+    def put(self, task):
+        user, cost_s = task
+        number = next(self.order)
+        one = entry(user, self.now_s + number % 5, cost_s, "ia"[number % 2], weight=WEIGHTS[user])
+        if not self.has_to_be_refused(one):
+            if (out := self.queue.put(one)) is not None:
+                assert out is self.latest_of(out.user)
+                assert self.beside_s(out.user) == max(map(self.beside_s, WEIGHTS))
+                del self.inside[out]
+            self.inside[one] = number
+            return one
+        with pytest.raises(QueueFull) as refused:
+            self.queue.put(one)
+        assert refused.value.own == (len(self.of_user(user)) == self.queue.per_user)
+        return one
+
+    def has_to_be_refused(self, one):
+        mine = self.of_user(one.user)
+        if len(mine) == self.queue.per_user or len(self.inside) < self.queue.waiting:
+            return len(mine) == self.queue.per_user
+        return max(map(self.beside_s, WEIGHTS)) <= sum(other.share_s for other in mine)
+
+    def latest_of(self, user):
+        return max(self.of_user(user), key=lambda one: (one.ends_s, self.inside[one]))
+
+    def beside_s(self, user):
+        """What it has waiting beside the entry that would have to go."""
+        theirs = self.of_user(user)
+        return sum(one.share_s for one in theirs) - self.latest_of(user).share_s if theirs else 0.0
+
+    @rule(sizes=st.sampled_from([(1,), (1, 2), (1, 3), (4,)]))
+    def take(self, sizes):
+        batch = self.queue.take(self.now_s, sizes)
+        assert bool(batch) == bool(self.inside)  # work-conserving
+        assert len(batch) in (0, 1, *sizes)
+        assert len({one.kind for one in batch}) <= 1
+        for one in batch:
+            of_user = self.of_user(one.user)
+            assert one is min(of_user, key=lambda other: (other.ends_s, self.inside[other]))
+            del self.inside[one]
+        self.unpaid += batch
+
+    @rule(took_s=st.sampled_from([0.0, 0.25, 3.0]))
+    def charge(self, took_s):
+        if self.unpaid:
+            self.queue.charge(self.unpaid.pop(0), took_s)
+
+    @rule(one=consumes(entries))
+    def remove(self, one):
+        assert self.queue.remove(one) == (self.inside.pop(one, None) is not None)
+
+    @rule(step_s=st.sampled_from([0.0, 1.0, 20.0]))
+    def expire(self, step_s):
+        self.now_s += step_s
+        late = self.queue.expired(self.now_s, lambda one: one.cost_s)
+        assert set(late) == {
+            one for one in self.inside if self.now_s + one.cost_s > one.ends_s
+        } and len(late) == len(set(late))
+        for one in late:
+            del self.inside[one]
+
+    @invariant()
+    def nothing_is_lost_doubled_or_beyond_the_bounds(self):
+        if not hasattr(self, "queue"):
+            return
+        assert set(self.queue._due) == set(self.inside) and len(self.queue) == len(self.inside)
+        assert len(self.queue) <= self.queue.waiting
+        assert all(len(self.of_user(user)) <= self.queue.per_user for user in WEIGHTS)
+        assert self.queue.backlog_s == pytest.approx(sum(one.cost_s for one in self.inside))
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=60, stateful_step_count=30)
