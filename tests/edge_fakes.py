@@ -25,7 +25,7 @@ from mllm_sched.pipeline.security import Security, token_of
 from mllm_sched.pipeline.service import READY, abort, deadline_of, serve
 
 MODEL = "f" * 64
-FRONT_TOKEN = "the front's own"  # noqa: S105 (of a test)
+FRONT_TOKEN = "the front's own"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
-from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -26,20 +24,14 @@ from edge_fakes import (
 
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.front import Front
-from mllm_sched.edge.front_config import FrontConfig
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
-    DeadlineMissed,
     NodeBusy,
     NodeUnreachable,
     RequestRefused,
 )
-from mllm_sched.pipeline.pieces import pieces_of, start_of
-from mllm_sched.pipeline.proto import node_pb2 as pb
-from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
