@@ -116,8 +116,8 @@ def test_nobody_gets_at_the_answer_of_another_by_its_id(system, ana):
     assert len(answer.tokens) == NEW_TOKENS
     new = measured(system).iloc[before:]
     assert list(new["user"]) == ["ben"]
+    _, other = message(ana, images(4), name=request.id)
     with pytest.raises(RequestRefused, match="with other bytes"):
-        other = message(ana, images(4), name=request.id)[1]
         ana.ask(other, request.id, 60.0)
 
 
@@ -220,8 +220,8 @@ def test_a_locked_journal_stops_nothing_for_good_and_loses_nothing(system, ana):
 def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(system, ana):
     request, data = message(ana, images(9), new_tokens=40)
     agent, before = system.agents["edge-1"], measured(system)
-    tokens = []
-    for event, tries in ana.events(data, request.id, 90.0):
+    tokens, tries = [], 0
+    for event, tries in ana.events(data, request.id, 90.0):  # noqa: B007 (used below)
         if event.WhichOneof("content") == "finished":
             break
         tokens.append(event.token.token)

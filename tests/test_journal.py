@@ -208,7 +208,7 @@ def test_it_is_read_while_another_process_writes_it(path):
     writer.join(30)
     assert writer.exitcode == 0
     table = read_journal(path)
-    assert lengths == sorted(lengths) and 0 < lengths[0] and lengths[-1] < len(table)
+    assert lengths == sorted(lengths) and lengths[0] > 0 and lengths[-1] < len(table)
     assert table["decision"].tolist() == list(range(len(table)))
 
 

@@ -14,12 +14,12 @@ from functools import partial
 
 import grpc
 
-from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import Done
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending
 from mllm_sched.edge.journal import Journal, JournalError
 from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import UserService, key_of, now_s
 from mllm_sched.edge.users import User, Users
@@ -119,7 +119,7 @@ class Agent(UserService):
         with self._take(user, start) as slot:
             if self.why_not:
                 raise Refusal("journal", self.why_not)
-            self.stage.admission.check_first(self.stage.backlog_s, now_s(), ends_s)
+            self.stage.check_first(user, ends_s)
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
                 message, prepared = await asyncio.to_thread(self._read, data, start)

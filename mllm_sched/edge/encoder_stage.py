@@ -97,6 +97,11 @@ class EncoderStage:
         """Seconds of encoding that wait or run, as predicted."""
         return self.queue.backlog_s + self._running_s()
 
+    def check_first(self, user: User, ends_s: float) -> None:
+        """Refuse a request of a user before its upload, if there is no hope for any."""
+        entry = Entry(user.name, None, now_s(), ends_s, self.admission.unknown_s, None, user.weight)
+        self.admission.check_first(self._ahead_s(entry), now_s(), ends_s)
+
     async def encode(self, pending: Pending) -> list[Done]:
         """The features of all items, once it was the request's turn.
 
@@ -108,7 +113,7 @@ class EncoderStage:
             See ``ClosedLoop.encode``.
         """
         entry = self._entry(pending)
-        self.admission.check(entry, self.queue.ahead_s(entry) + self._running_s(), now_s())
+        self.admission.check(entry, self._ahead_s(entry), now_s())
         try:
             pushed_out = self.queue.put(entry)
         except QueueFull as error:
@@ -147,8 +152,11 @@ class EncoderStage:
             weight=pending.user.weight,
         )
 
+    def _ahead_s(self, entry: Entry) -> float:
+        return self.queue.ahead_s(entry) + self._running_s()
+
     def _cost_s(self, pending: Pending) -> float:
-        return sum(self.admission.encode_s(one.modality) for one in pending.prepared)
+        return sum(self.admission.encode_s(one.modality, one.kind) for one in pending.prepared)
 
     def _running_s(self) -> float:
         return sum(self._cost_s(pending) for pending in self._running)
@@ -187,7 +195,10 @@ class EncoderStage:
         done = self.loop.encode(works)
         for work, one in zip(works, done, strict=True):
             energy_j = one.run.energy_j or math.nan  # 0: the meter was gone
-            self.admission.encoded(work.prepared.modality, one.run.latency_s, energy_j)
+            prepared = work.prepared
+            self.admission.encoded(
+                prepared.modality, one.run.latency_s / len(works), energy_j, prepared.kind
+            )
         return done
 
     def _show(self) -> None:
