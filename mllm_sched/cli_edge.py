@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,6 @@ def _journal(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.dashboard import dashboard
+    from mllm_sched.edge.dashboard import as_text
 
-    print(json.dumps(dashboard(), indent=2))
+    print(as_text(), end="")
