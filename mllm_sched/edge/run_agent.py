@@ -60,7 +60,7 @@ def run_agent(config: AgentConfig) -> None:
         if not learner.scheduler.steps:
             rows = learn_from(config.siblings, learner, config.scatter, config.client_security)
             say(log, "learned-from-siblings", rows=rows)
-        metrics = Metrics(runtime.space, _violation_rate(learner))
+        metrics = Metrics(runtime.space, config.scheduler.violations)
         opened.callback(metrics.close)
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
@@ -118,11 +118,6 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         log.critical("an agent's own task ended", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _violation_rate(learner: Learner) -> float:
-    """Share of tasks that the rule lets be above the limit, or one in twenty if it has none."""
-    return float(getattr(learner.scheduler, "violation_rate", 0.05))
 
 
 def open_runtime_of(config: AgentConfig) -> Runtime:
