@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mllm_sched import cli_pipeline, paths
+from mllm_sched import cli_edge, cli_pipeline, paths
 from mllm_sched.devices import device_names, open_device
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.harness.reading import HarnessError
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.set_defaults(command=_profile)
 
     cli_pipeline.add_commands(commands)
+    cli_edge.add_commands(commands)
 
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
     judged.set_defaults(command=lambda options: claims.main(["--print"]))
@@ -253,3 +254,7 @@ def _save(table: pd.DataFrame, path: Path | None) -> None:
     if path is not None:
         path.write_bytes(as_csv(table))
         print(f"{len(table)} rows in {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

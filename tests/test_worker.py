@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from mllm_sched.harness.worker import Worker, WorkerError
+from mllm_sched.harness.child import WorkerError
+from mllm_sched.harness.worker import Worker
 
 STUB = """
 import json, os, sys, time

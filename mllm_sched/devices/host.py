@@ -97,7 +97,8 @@ class HostDevice(LiveDevice):
     def _on_cpu(self) -> bool:
         return self.component == "cpu"
 
-    def _request(self, arm: Arm) -> dict[str, Any]:
+    def request(self, arm: Arm) -> dict[str, Any]:
+        """The arm itself, on the component."""
         return {"component": self.component, "threads": 1, **arm.levels}
 
 

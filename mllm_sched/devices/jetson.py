@@ -107,10 +107,12 @@ class JetsonDevice(LiveDevice):
         finally:
             self.clocks.close()
 
-    def _set(self, arm: Arm) -> dict[str, Any]:
+    def bring(self, arm: Arm) -> dict[str, Any]:
+        """Set the clocks of the arm's power level."""
         return {"clocks": self.clocks.set_level(int(arm.levels["power_w"]), self.imitate)}
 
-    def _request(self, arm: Arm) -> dict[str, Any]:
+    def request(self, arm: Arm) -> dict[str, Any]:
+        """Component, precision and threads; on an imitation, this machine's CPU."""
         component = str(arm.levels["component"])
         if self.imitated:
             return {"component": "cpu", "precision": "fp32", "threads": 1}

@@ -11,8 +11,9 @@ from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.cpu_time import CpuTimeMeter
+from mllm_sched.harness.mended import MendedMeter
 from mllm_sched.harness.meters import PowerMeter
-from mllm_sched.harness.reading import HarnessError, MeterError, Reading
+from mllm_sched.harness.reading import HarnessError, Reading
 from mllm_sched.harness.thermals import Thermals
 from mllm_sched.harness.worker import OPEN_TIMEOUT_S, Worker
 from mllm_sched.measurement import Measurement
@@ -26,7 +27,7 @@ class LiveDevice(ABC):
     """Runs one encoder in a process of its own, and measures it.
 
     A subclass says what its arms are (``space``), what an arm asks of the encoder's process
-    (``_request``), and may do something before each arm (``_set``).
+    (``request``), and may do something before each arm (``bring``).
 
     Parameters
     ----------
@@ -77,10 +78,13 @@ class LiveDevice(ABC):
         self.weights_seed = weights_seed
         self.timeout_s = timeout_s
         self.worker = Worker()
-        self._open_meter = open_meter
-        self.meter = open_meter()
+        self.mended = MendedMeter(open_meter)
         self.energy_evidence = self.meter.evidence
-        self._meter_broke = False
+
+    @property
+    def meter(self) -> PowerMeter:
+        """What measures the energy; another one after it broke."""
+        return self.mended.meter
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Run the task on the arm, now.
@@ -131,12 +135,11 @@ class LiveDevice(ABC):
         HarnessError
             If the machine cannot be brought there, or the encoder cannot be opened.
         """
-        if self._meter_broke:
-            self._reopen_meter()
-        facts = self._set(arm)
+        meter = self.mended.usable()
+        facts = self.bring(arm)
         opened = self.worker.ask({"do": "open", **self._wanted(arm)}, OPEN_TIMEOUT_S)
-        if isinstance(self.meter, CpuTimeMeter):
-            self.meter.pid = self.worker.pid
+        if isinstance(meter, CpuTimeMeter):
+            meter.pid = self.worker.pid
         return {**opened, **facts}
 
     def work(self, arm: Arm) -> Callable[[float], Calls]:
@@ -149,15 +152,7 @@ class LiveDevice(ABC):
 
     def note(self, error: HarnessError) -> None:
         """Take note of what went wrong: a meter that broke is opened anew before the next arm."""
-        self._meter_broke = self._meter_broke or isinstance(error, MeterError)
-
-    def _reopen_meter(self) -> None:
-        self.meter.close()
-        try:
-            self.meter = self._open_meter()
-        except (OSError, ValueError) as error:
-            raise MeterError(f"the meter cannot be opened again: {error}") from error
-        self._meter_broke = False
+        self.mended.note(error)
 
     def state(self) -> dict[str, str]:
         """What else decides the numbers, for the record."""
@@ -166,13 +161,14 @@ class LiveDevice(ABC):
     def close(self) -> None:
         """End the encoder's process and close the meter. Closing twice does nothing."""
         self.worker.close()
-        self.meter.close()
+        self.mended.close()
 
     @abstractmethod
-    def _request(self, arm: Arm) -> dict[str, Any]:
-        """What is asked of the encoder's process for this arm."""
+    def request(self, arm: Arm) -> dict[str, Any]:
+        """What is asked of the encoder's process for this arm: component, precision, threads."""
 
-    def _set(self, arm: Arm) -> dict[str, Any]:
+    def bring(self, arm: Arm) -> dict[str, Any]:
+        """Bring the machine, without the encoder, to the arm; what was done, for the record."""
         return {}
 
     def _load(self, arm: Arm) -> float:
@@ -185,7 +181,7 @@ class LiveDevice(ABC):
             "seed": self.weights_seed,
             "cache": str(paths.CACHE),
             "batch": 1,
-            **self._request(arm),
+            **self.request(arm),
         }
 
     def _calls(self, arm: Arm, seconds: float, calls: int = 1) -> Calls:

@@ -60,6 +60,9 @@ class Users:
             if user.token_sha256 and other != user.name:
                 raise ValueError(f"user {number} ({user.name}), token_sha256: {other} has it too")
 
+    def __len__(self) -> int:
+        return len(self._users)
+
     @classmethod
     def read(cls, path: str | Path) -> Users:
         """The users in a YAML file; a file that others may read is complained of in the log.

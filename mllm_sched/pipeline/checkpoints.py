@@ -14,7 +14,7 @@ import torch
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
 from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
-from mllm_sched.pipeline.small_models import small_config, small_model
+from mllm_sched.pipeline.small_models import build, small_config, small_model
 from mllm_sched.pipeline.split import split
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,6 +49,29 @@ def load_encoders(
         Of the weights in memory: ``float32``, ``bfloat16`` or ``float16``.
     """
     return _load_halves(name, seed, dtype, "language")[0].only(modalities)
+
+
+def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> EncoderHalf:
+    """The edge's half without weights: it prepares items and knows shapes, and encodes nothing.
+
+    Parameters are those of ``load_encoders``. No weight is ever in memory.
+
+    Examples
+    --------
+    >>> half = bare_encoders("small-llava")
+    >>> next(half.model.parameters()).device
+    device(type='meta')
+    """
+    if not name.startswith(CHECKPOINT):
+        with torch.device("meta"):
+            model = build(small_config(name)).eval()
+        return split(model, small_identity(name, seed))[0].only(modalities)
+    from transformers import AutoConfig
+
+    source = name.removeprefix(CHECKPOINT)
+    with torch.device("meta"):
+        model = _model_class(source)(AutoConfig.from_pretrained(source)).eval()
+    return split(model, checkpoint_identity(source), source)[0].only(modalities)
 
 
 def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:

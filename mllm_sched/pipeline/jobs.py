@@ -6,7 +6,7 @@ import asyncio
 from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -163,6 +163,10 @@ class Jobs:
             )
         return job
 
+    def knows(self, name: str) -> bool:
+        """Whether that request is being answered, or its answer is held."""
+        return name in self._jobs
+
     def take(self, name: str, digest: bytes) -> Slot:
         """A place for one more request; RefusedError, RESOURCE_EXHAUSTED, if there is none.
 
@@ -226,13 +230,17 @@ class Jobs:
 
 
 class Slot:
-    """A place among the requests that are served; given back on leaving, unless kept."""
+    """A place among the requests that are served; given back on leaving, unless kept.
+
+    What else the request takes may hang on it: ``also`` is closed when the place is given back.
+    """
 
     def __init__(self, jobs: Jobs, request: tuple[str, bytes]) -> None:
         self._jobs: Jobs | None = jobs
         self._all, self._request = jobs, request
         self._kept = False
         self._upload: asyncio.Timeout | None = None
+        self.also = ExitStack()
         jobs.taken += 1
 
     def __enter__(self) -> Slot:
@@ -245,12 +253,24 @@ class Slot:
 
     @asynccontextmanager
     async def upload(self, ends_s: float) -> AsyncIterator[None]:
-        """A block that ends with TimeoutError then, or when the same request comes again."""
-        async with asyncio.timeout_at(ends_s) as self._upload:
-            try:
-                yield
-            finally:
-                self._upload = None
+        """A block that ends with TimeoutError when the same request comes again.
+
+        Raises
+        ------
+        RefusedError
+            DEADLINE_EXCEEDED, then.
+        """
+        try:
+            async with asyncio.timeout_at(ends_s) as self._upload:
+                try:
+                    yield
+                finally:
+                    self._upload = None
+        except TimeoutError:
+            if asyncio.get_running_loop().time() < ends_s:
+                raise  # too slow, or sent again
+            late = "the deadline passed before the whole message came"
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, late) from None
 
     def give_way(self) -> None:
         """The same request came by another connection: stop this upload, free its place."""
@@ -272,3 +292,4 @@ class Slot:
         jobs, self._jobs = self._jobs, None
         if jobs is not None:
             jobs.taken -= 1
+            self.also.close()

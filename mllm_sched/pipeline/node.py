@@ -27,8 +27,9 @@ from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.service import abort, code_of, deadline_of
 from mllm_sched.pipeline.wire import Message, pack, unpack
-from mllm_sched.pipeline.wire_header import MismatchError, WireError
+from mllm_sched.pipeline.wire_header import WireError
 from mllm_sched.pipeline.wire_rules import Rules
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Node(rpc.NodeServicer):
         try:
             if self.language is None:
                 raise RefusedError(Status.UNIMPLEMENTED, "this node holds no LLM")
-            ends_s = self._ends_s(context)
+            ends_s = deadline_of(context, self.limits.answer_s)
             start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
             if job := self.jobs.find(start.id, start.sha256):
                 job.extend(ends_s)
@@ -116,7 +117,7 @@ class Node(rpc.NodeServicer):
             async for event in job.follow(start.have, start.so_far):
                 yield event
         except Exception as error:
-            await self._abort(context, error)
+            await abort(context, error)
 
     async def Encode(
         self, pieces: AsyncIterator[pb.Piece], context: Any
@@ -126,7 +127,7 @@ class Node(rpc.NodeServicer):
         try:
             if self.encoders is None:
                 raise RefusedError(Status.UNIMPLEMENTED, "this node holds no encoders")
-            ends_s = self._ends_s(context)
+            ends_s = deadline_of(context, self.limits.answer_s)
             start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
             with self._take(start) as slot:
                 times = _Times()
@@ -141,18 +142,16 @@ class Node(rpc.NodeServicer):
                 yield piece
             yield pb.Piece(times=times.message())
         except Exception as error:
-            await self._abort(context, error)
+            await abort(context, error)
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, finish what was begun."""
         self.draining = True
         await self.jobs.drain(grace_s)
 
-    def _ends_s(self, context: Any) -> float:
-        """When the caller stops waiting, on the loop's clock."""
-        left_s = context.time_remaining()
-        left_s = self.limits.answer_s if left_s is None else min(left_s, self.limits.answer_s)
-        return asyncio.get_running_loop().time() + left_s
+    def close(self) -> None:
+        """End what computes."""
+        self.compute.close()
 
     async def _begin(self, start: pb.Start, pieces: AsyncIterator[pb.Piece], ends_s: float) -> Job:
         with self._take(start) as slot:
@@ -176,15 +175,9 @@ class Node(rpc.NodeServicer):
         ends_s: float,
         times: _Times,
     ) -> Message:
-        try:
-            async with slot.upload(ends_s):
-                data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
-                message = await asyncio.to_thread(unpack, data, self.rules)
-        except TimeoutError:
-            if asyncio.get_running_loop().time() < ends_s:
-                raise  # too slow, or sent again
-            late = "the deadline passed before the whole message came"
-            raise RefusedError(Status.DEADLINE_EXCEEDED, late) from None
+        async with slot.upload(ends_s):
+            data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
+            message = await asyncio.to_thread(unpack, data, self.rules)
         if message.header.id != start.id:
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
         return message
@@ -197,7 +190,7 @@ class Node(rpc.NodeServicer):
             late = f"the deadline passed after {len(job.tokens)} tokens"
             job.end(failure=RefusedError(Status.DEADLINE_EXCEEDED, late))
         except ValueError as error:
-            job.end(failure=RefusedError(_code(error), str(error)))
+            job.end(failure=RefusedError(code_of(error), str(error)))
         except Exception:
             log.exception("request %s failed", message.header.id)
             job.end(failure=RefusedError(Status.INTERNAL, "the model failed; see the node's log"))
@@ -251,24 +244,3 @@ class Node(rpc.NodeServicer):
     async def _admit(self, context: Any) -> None:
         if not self.security.allows(context.invocation_metadata()):
             await context.abort(Status.UNAUTHENTICATED, "no token, or a wrong one")
-
-    async def _abort(self, context: Any, error: Exception) -> None:
-        code = _code(error)
-        if code is Status.INTERNAL:
-            log.error("a request failed", exc_info=error)
-            await context.abort(code, "the node failed; see its log")
-        text = str(error) or "the message came too slowly, or again by another connection"
-        # Text that a caller sent may be in it, and gRPC sends no status at all for some of that.
-        await context.abort(code, text.encode("unicode_escape").decode())
-
-
-def _code(error: Exception) -> grpc.StatusCode:
-    if isinstance(error, RefusedError):
-        return error.code
-    if isinstance(error, MismatchError):
-        return Status.FAILED_PRECONDITION
-    if isinstance(error, ValueError):
-        return Status.INVALID_ARGUMENT
-    if isinstance(error, TimeoutError):  # of an upload: sent again, it may succeed
-        return Status.UNAVAILABLE
-    return Status.INTERNAL

@@ -1,4 +1,4 @@
-"""Nodes as child processes: for experiments and tests on one machine."""
+"""Services as child processes: for experiments and tests on one machine."""
 
 from __future__ import annotations
 
@@ -9,45 +9,38 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
-from mllm_sched.pipeline.serve import READY
+from mllm_sched.pipeline.service import READY
 
 START_TIMEOUT_S = 120.0
 
 
-class NodeProcess:
-    """A node in a process of its own, listening on a loopback port unless told otherwise.
+class ServiceProcess:
+    """A service in a process of its own, on a loopback port unless its command says otherwise.
 
     Parameters
     ----------
-    options
-        Of ``python -m mllm_sched.pipeline.serve``.
-    port
-        To listen on; 0 takes a free one.
+    command
+        To start it. It is given ``--parent`` with this process, and has to end with it.
     inside
         Begins the command, so that it may run in a network namespace. It has to become the
-        command, not to start it: a node ends when it is no longer a child of this process.
+        command, not to start it: a service ends when it is no longer a child of this process.
 
     Raises
     ------
     RuntimeError
         On ``start``, if it is running already, or if it ends or says nothing instead of listening;
         with its last words.
-
-    Examples
-    --------
-    >>> with NodeProcess("--model", "small-llava") as node:  # doctest: +SKIP
-    ...     client = EdgeClient(node.address)
     """
 
-    def __init__(self, *options: str, port: int = 0, inside: Sequence[str] = ()) -> None:
-        self._options, self._inside = options, inside
-        self._host, self._port = "", port
+    def __init__(self, *command: str, inside: Sequence[str] = ()) -> None:
+        self._command, self._inside = command, inside
+        self._host, self._port = "", 0
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
 
-    def __enter__(self) -> NodeProcess:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -61,12 +54,17 @@ class NodeProcess:
         return f"{self._host}:{self._port}"
 
     @property
+    def alive(self) -> bool:
+        """Whether it was started and has not ended since."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """Of the running process."""
         assert self._process, "not started"
         return self._process.pid
 
-    def start(self) -> NodeProcess:
+    def start(self) -> Self:
         """Start it and wait until it listens."""
         self.begin()
         self.wait()
@@ -75,10 +73,10 @@ class NodeProcess:
     def begin(self) -> None:
         """Start it; ``wait`` tells when it listens, so that several may load at once."""
         if self._process:
-            raise RuntimeError(f"the node runs already, as process {self.pid}; stop it first")
+            raise RuntimeError(f"it runs already, as process {self.pid}; stop it first")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
         self._process = subprocess.Popen(
-            [*self._inside, sys.executable, "-m", "mllm_sched.pipeline.serve", *self._command()],
+            [*self._inside, *self._whole_command(), "--parent", str(os.getpid())],
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -95,7 +93,7 @@ class NodeProcess:
         if not line.startswith(READY):
             words = self.log()
             self.kill()
-            raise RuntimeError(f"the node did not start: {' '.join(words[-1:])}")
+            raise RuntimeError(f"it did not start: {' '.join(words[-1:])}")
         self._host, _, port = line.removeprefix(READY).strip().rpartition(":")
         self._port = int(port)
 
@@ -113,8 +111,8 @@ class NodeProcess:
         """End it gracefully. Stopping twice does nothing."""
         self._end(force=False)
 
-    def _command(self) -> Sequence[str]:
-        return [*self._options, "--port", str(self._port), "--parent", str(os.getpid())]
+    def _whole_command(self) -> Sequence[str]:
+        return self._command
 
     def _end(self, *, force: bool) -> None:
         process, self._process = self._process, None
@@ -128,3 +126,29 @@ class NodeProcess:
         for stream in (process.stdout, self._log):
             if stream:
                 stream.close()
+
+
+class NodeProcess(ServiceProcess):
+    """A node of the pipeline.
+
+    Parameters
+    ----------
+    options
+        Of ``python -m mllm_sched.pipeline.serve``.
+    port
+        To listen on; 0 takes a free one, and the same again after a restart.
+    inside
+        See ``ServiceProcess``.
+
+    Examples
+    --------
+    >>> with NodeProcess("--model", "small-llava") as node:  # doctest: +SKIP
+    ...     client = EdgeClient(node.address)
+    """
+
+    def __init__(self, *options: str, port: int = 0, inside: Sequence[str] = ()) -> None:
+        super().__init__(sys.executable, "-m", "mllm_sched.pipeline.serve", *options, inside=inside)
+        self._port = port
+
+    def _whole_command(self) -> Sequence[str]:
+        return [*self._command, "--port", str(self._port)]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mllm_sched.tasks import MODALITIES
 
+if TYPE_CHECKING:
+    import torch
+
 AUDIO_HZ = 16000.0
 CUTS = ("input", "encoder", "projector")
 """Where a model may be cut: before its encoder, after it, or after its projector."""
+WIRE_TYPES = ("float32", "float16", "bfloat16", "int8")
+"""Types that features may have on the wire."""
 
 RAW = {"image": (np.uint8, 3), "video": (np.uint8, 4), "audio": (np.int16, 1)}
 

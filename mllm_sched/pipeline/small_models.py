@@ -2,6 +2,7 @@
 
 They speak nonsense, at the speed of their size. What they are for is exact: whether a request
 answered in two halves gives the same numbers as in one. Their tokens are bytes, then markers.
+``llava-clip-b32`` has an encoder of real size before a small LLM, so that encoding is what costs.
 """
 
 from __future__ import annotations
@@ -42,11 +43,8 @@ def _rope_text(width: int, layers: int) -> dict[str, Any]:
     return {**_text(width, layers), "rope_parameters": rope}
 
 
-def _llava(width: int, layers: int) -> Any:
-    from transformers import LlavaConfig
-
-    vision = {
-        "model_type": "clip_vision_model",
+def _clip(width: int, layers: int) -> dict[str, Any]:
+    return {
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers + 1,
@@ -55,13 +53,30 @@ def _llava(width: int, layers: int) -> Any:
         "patch_size": 14,
         "projection_dim": 32,
     }
+
+
+CLIP_B32 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 512,
+}
+"""CLIP ViT-B/32, as large as the real one."""
+
+
+def _llava(vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    from transformers import LlavaConfig
+
     return LlavaConfig(
-        vision_config=vision,
-        text_config={"model_type": "llama", **_text(2 * width, layers)},
+        vision_config={"model_type": "clip_vision_model", **vision},
+        text_config={"model_type": "llama", **text},
         image_token_index=IMAGE,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=16,
+        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
     )
 
 
@@ -143,10 +158,11 @@ def _qwen_omni(width: int, layers: int) -> Any:
     )
 
 
-# Name to configuration, by width of the encoder and layers of each half.
+# Name to configuration, mostly by width of the encoder and layers of each half.
 SMALL_MODELS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
-        "small-llava": lambda: _llava(64, 3),
+        "small-llava": lambda: _llava(_clip(64, 3), _text(128, 3)),
+        "llava-clip-b32": lambda: _llava(CLIP_B32, _text(128, 3)),
         "small-voxtral": lambda: _voxtral(32, 3),
         "small-qwen2.5-vl": lambda: _qwen_vision(64, 3),
         "small-qwen2.5-omni": lambda: _qwen_omni(64, 3),

@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_sched.pipeline.requests import CUTS, Layout
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
+from mllm_sched.pipeline.requests import CUTS, WIRE_TYPES, Layout
 from mllm_sched.tasks import MODALITIES
 
 VERSION = 1

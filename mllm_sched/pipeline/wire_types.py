@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WIRE_TYPES = ("float32", "float16", "bfloat16", "int8")
+from mllm_sched.pipeline.requests import WIRE_TYPES
 
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCALE_BYTES = 4  # of each row in int8

@@ -12,10 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
-from mllm_sched.measurement import check_quantity
 from mllm_sched.schedulers.beliefs import Beliefs
 from mllm_sched.schedulers.decision import Choice, Decision
-from mllm_sched.schedulers.incomplete import IncompleteRuns, Values
+from mllm_sched.schedulers.incomplete import IncompleteRuns, Values, told_bounds, told_values
 from mllm_sched.schedulers.limits import checked_limits, log_limits
 from mllm_sched.schedulers.warm_start import rows
 
@@ -150,14 +149,33 @@ class Scheduler(IncompleteRuns, Beliefs):
             For an unknown or finished decision, or a value that is missing, NaN or not above 0.
             The decision then stays open and can be told again.
         """
-        cell = self._cell_of(decision_id)
-        bounds = self._bounds(above or {}, quantities)
-        values = {} if failed else self._values(quantities, partial=bool(bounds))
+        told = self.would_learn(decision_id, failed=failed, above=above, **quantities)
+        cell, values, bounds = told
         del self._open[decision_id]
         self._charged.pop(decision_id, None)
-        self._observe(cell, values, {} if failed else bounds, self._time(now))
+        self._observe(cell, values, bounds, self._time(now))
         self.steps += 1
         self.plays[cell] += 1
+
+    def would_learn(
+        self,
+        decision_id: int,
+        *,
+        failed: str = "",
+        above: Mapping[str, float] | None = None,
+        **quantities: float,
+    ) -> tuple[int, Values, Values]:
+        """The cell, values and bounds that ``tell`` would learn; nothing is changed.
+
+        Raises
+        ------
+        ValueError
+            As ``tell`` does.
+        """
+        cell = self._cell_of(decision_id)
+        bounds = told_bounds(self.quantities, above or {}, quantities)
+        values = {} if failed else told_values(self.quantities, quantities, partial=bool(bounds))
+        return cell, values, {} if failed else bounds
 
     def cancel(self, decision_id: int) -> None:
         """The arm of that decision never ran, so nothing is learned of it.
@@ -229,6 +247,11 @@ class Scheduler(IncompleteRuns, Beliefs):
         self._open = {int(decision): int(cell) for decision, cell in state["_open"].items()}
         self._charged = {int(decision): risk for decision, risk in state["_charged"].items()}
 
+    @property
+    def changes(self) -> int:
+        """How often the rule noticed, since it was made, that an arm is not what it was."""
+        return 0
+
     @abstractmethod
     def _choose(self, cells: Indices, now: float) -> Choice:
         """Pick one of these cells; ties break to the lowest index."""
@@ -263,20 +286,6 @@ class Scheduler(IncompleteRuns, Beliefs):
             state = "finished" if 0 <= decision_id < self._next_id else "unknown"
             raise ValueError(f"decision {decision_id}: {state}; open decisions: {[*self._open]}")
         return self._open[decision_id]
-
-    def _values(self, quantities: Mapping[str, Any], *, partial: bool = False) -> Values:
-        missing = [name for name in self.quantities if name not in quantities]
-        if missing and not partial:
-            raise ValueError(f"tell: no value for {', '.join(missing)}; or say failed='why'")
-        checked = {name: check_quantity(name, value) for name, value in quantities.items()}
-        return {name: checked[name] for name in self.quantities if name in checked}
-
-    def _bounds(self, above: Mapping[str, float], quantities: Mapping[str, float]) -> Values:
-        twice = sorted(set(above) & set(quantities))
-        if twice:
-            raise ValueError(f"tell: {', '.join(twice)} both as measured and in above=")
-        bounds = {name: check_quantity(f"above {name}", value) for name, value in above.items()}
-        return {name: bounds[name] for name in self.quantities if name in bounds}
 
     def _offset(self, context: Context | None) -> int:
         if self.contexts is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from mllm_sched.measurement import check_quantity
 from mllm_sched.schedulers.state import Stateful
 
 Values = dict[str, float]
@@ -77,3 +79,23 @@ class IncompleteRuns(Stateful, ABC):
             self._learn(cell, {self.objective: self._worst_objective, **values}, now)
         else:
             self._held.append([cell, values])
+
+
+def told_values(names: Sequence[str], quantities: Mapping[str, Any], *, partial: bool) -> Values:
+    """The named quantities of a run, checked; ValueError if one is missing and all are wanted."""
+    missing = [name for name in names if name not in quantities]
+    if missing and not partial:
+        raise ValueError(f"tell: no value for {', '.join(missing)}; or say failed='why'")
+    checked = {name: check_quantity(name, value) for name, value in quantities.items()}
+    return {name: checked[name] for name in names if name in checked}
+
+
+def told_bounds(
+    names: Sequence[str], above: Mapping[str, float], quantities: Mapping[str, float]
+) -> Values:
+    """What a stopped run is known to be above, checked; ValueError if it was measured as well."""
+    twice = sorted(set(above) & set(quantities))
+    if twice:
+        raise ValueError(f"tell: {', '.join(twice)} both as measured and in above=")
+    bounds = {name: check_quantity(f"above {name}", value) for name, value in above.items()}
+    return {name: bounds[name] for name in names if name in bounds}

@@ -34,6 +34,13 @@ class StateError(ValueError):
 
 def save(scheduler: Scheduler, path: str | Path) -> Path:
     """Write a scheduler; see ``Scheduler.save``."""
+    path = Path(path)
+    write_whole(path, packed(scheduler))
+    return path
+
+
+def packed(scheduler: Scheduler) -> bytes:
+    """What ``save`` writes."""
     arrays: Arrays = {}
     body = {
         "rule": scheduler.name,
@@ -42,22 +49,29 @@ def save(scheduler: Scheduler, path: str | Path) -> Path:
     }
     text = json.dumps(body)
     header = {"format": FORMAT, "version": str(VERSION), "body": text}
-    data = to_bytes(arrays, metadata={**header, "sha256": _digest(text, arrays)})
-    path = Path(path)
-    write_whole(path, data)
-    return path
+    return to_bytes(arrays, metadata={**header, "sha256": _digest(text, arrays)})
 
 
 def load(path: str | Path, kind: type[Rule]) -> Rule:
     """Read a scheduler of a kind; see ``Scheduler.load``."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
+    scheduler = unpacked(data, str(path))
+    if not isinstance(scheduler, kind):
+        raise StateError(f"{path}: holds the scheduler {scheduler.name!r}, not {kind.name!r}")
+    return scheduler
+
+
+def unpacked(data: bytes, path: str) -> Scheduler:
+    """The scheduler in what ``packed`` made; errors call it by its ``path``."""
     from mllm_sched.schedulers.registry import SCHEDULERS
 
-    body, arrays = _read(Path(path))
+    body, arrays = _read(data, path)
     rule = SCHEDULERS.get(body.get("rule", ""))
     if rule is None:
         raise StateError(f"{path}: holds the unknown scheduler {body.get('rule')!r}")
-    if not issubclass(rule, kind):
-        raise StateError(f"{path}: holds the scheduler {rule.name!r}, not {kind.name!r}")
     try:
         scheduler = _make(rule, _joined(body["made"], arrays, "made"))
         scheduler.set_state(_joined(body["state"], arrays, "state"))
@@ -66,12 +80,8 @@ def load(path: str | Path, kind: type[Rule]) -> Rule:
     return scheduler
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
+def _read(data: bytes, path: str) -> tuple[dict[str, Any], Arrays]:
     """What a file holds, once everything about it is as it should be."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         header = _metadata(data)
         arrays = {name: _array(tensor) for name, tensor in deserialize(data)}
@@ -142,10 +152,11 @@ def _joined(value: Any, arrays: Arrays, name: str) -> Any:
 
 def _made(scheduler: Scheduler) -> dict[str, Any]:
     """The arguments a scheduler was made with, which it keeps under their names."""
-    own = {name: _plain(getattr(scheduler, name)) for name in _settings(type(scheduler))}
+    contexts = scheduler.contexts.factors if scheduler.contexts else ()
+    own = {name: plain(getattr(scheduler, name)) for name in _settings(type(scheduler))}
     return {
-        "factors": [_factor(factor) for factor in scheduler.space.factors],
-        "contexts": [_factor(f) for f in scheduler.contexts.factors] if scheduler.contexts else [],
+        "factors": [factor_words(factor) for factor in scheduler.space.factors],
+        "contexts": [factor_words(factor) for factor in contexts],
         "objective": scheduler.objective,
         "limits": dict(scheduler.limits),
         "seeds": scheduler.seeds.tolist(),
@@ -174,7 +185,8 @@ def _settings(rule: type[Scheduler]) -> Iterator[str]:
                     yield parameter.name
 
 
-def _factor(factor: Factor) -> dict[str, Any]:
+def factor_words(factor: Factor) -> dict[str, Any]:
+    """A factor as JSON; ``Factor(**words)`` is the factor again."""
     return {
         "name": factor.name,
         "levels": list(factor.levels),
@@ -183,13 +195,14 @@ def _factor(factor: Factor) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting of a rule with its arms and hyperparameters as JSON; arrays stay arrays."""
     if isinstance(value, Arm):
         return {"arm": value.index}
     if isinstance(value, Hyperparameters):
         return {"hyperparameters": asdict(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 

@@ -1,0 +1,96 @@
+"""The commands of the running system: agent, front, users, journal, dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the parser of ``mllm-sched``."""
+    for name, run, text in (
+        ("agent", _agent, "encode for users, adaptively, and have an LLM server answer"),
+        ("front", _front, "one address in front of several agents"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("config", type=Path, metavar="CONFIG.yaml")
+        command.add_argument("--check", action="store_true", help="explain it, start nothing")
+        command.add_argument("--log", default="info", metavar="LEVEL", help="(default %(default)s)")
+        command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
+        command.set_defaults(command=run)
+
+    users = commands.add_parser("users", help="let somebody ask: prints a token, once")
+    users.add_argument("file", type=Path, metavar="USERS.yaml")
+    users.add_argument("name", help="of the user")
+    users.add_argument("--rate", type=float, metavar="HZ", help="requests a second")
+    users.add_argument("--at-once", type=int, metavar="N", help="requests at a time")
+    users.add_argument("--weight", type=float, metavar="N", help="share of the device")
+    users.add_argument("--front", action="store_true", help="may ask on behalf of others")
+    users.set_defaults(command=_users)
+
+    journal = commands.add_parser("journal", help="export what an agent measured")
+    journal.add_argument("file", type=Path, metavar="JOURNAL")
+    journal.add_argument("out", type=Path, metavar="OUT.csv|OUT.parquet")
+    journal.add_argument(
+        "--complete", action="store_true", help="only arms of which the table is a whole space"
+    )
+    journal.set_defaults(command=_journal)
+
+    dashboard = commands.add_parser("dashboard", help="print the Grafana dashboard")
+    dashboard.set_defaults(command=_dashboard)
+
+
+def _agent(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.config import AgentConfig, read_config
+    from mllm_sched.edge.run_agent import explain, run_agent
+
+    config = read_config(options.config, AgentConfig)
+    if options.check:
+        print(explain(config))
+        return
+    _start(options)
+    run_agent(config)
+
+
+def _front(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.config import read_config
+    from mllm_sched.edge.front import explain, run_front
+    from mllm_sched.edge.front_config import FrontConfig
+
+    config = read_config(options.config, FrontConfig)
+    if options.check:
+        print(explain(config))
+        return
+    _start(options)
+    run_front(config)
+
+
+def _start(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.logs import setup
+    from mllm_sched.endings import end_with
+
+    setup(options.log)
+    if options.parent:
+        end_with(options.parent)
+
+
+def _users(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.users import add
+
+    wanted = {"rate_hz": options.rate, "at_once": options.at_once, "weight": options.weight}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    print(add(options.file, options.name, front=options.front, **given))
+
+
+def _journal(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.journal_export import export
+
+    print(export(options.file, options.out, complete=options.complete))
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.dashboard import dashboard
+
+    print(json.dumps(dashboard(), indent=2))

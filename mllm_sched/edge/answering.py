@@ -1,0 +1,138 @@
+"""The LLM server's part of a request: features go there, tokens come back as they are made."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.jobs import Job
+from mllm_sched.pipeline.node_errors import AnswerChanged, NodeBusy
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.requests import Part, Request
+from mllm_sched.pipeline.wire import Message, pack
+
+PAUSE_S = 0.05  # before a server that was busy is asked again
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """Seconds on the server's clock, and until the first token on ours."""
+
+    times: pb.Times
+    first_token_s: float
+
+
+class Answering:
+    """Has the LLM server answer, for several requests at a time.
+
+    Parameters
+    ----------
+    client
+        Of the server; closed with this object.
+    model
+        Identity of the model that the features come from.
+    wire
+        Their type on the way.
+    at_once
+        Requests that the server answers for this agent at a time.
+    """
+
+    def __init__(self, client: EdgeClient, model: str, wire: str, at_once: int) -> None:
+        self._client, self._model, self._wire, self._at_once = client, model, wire, at_once
+        self._threads = ThreadPoolExecutor(at_once, "answer")
+        self._fewer = asyncio.Condition()
+        self.running = 0
+
+    async def room(self) -> None:
+        """Wait until one more answer can begin: features that nobody takes are not made."""
+        async with self._fewer:
+            await self._fewer.wait_for(lambda: self.running < self._at_once)
+
+    async def relay(
+        self, message: Message, parts: Sequence[Part], task: str, job: Job, ends_s: float
+    ) -> Relayed:
+        """Add the tokens of an answer to a job, as they come.
+
+        The server knows the request by its task and its features: if these are made once more and
+        are the same, it finds the answer it has; if they differ, it makes another.
+
+        Parameters
+        ----------
+        message
+            Of the user.
+        parts
+            Features of its items.
+        task
+            Names the request among those of all users.
+        job
+            Takes the tokens.
+        ends_s
+            When the user stops waiting, on ``time.monotonic``.
+
+        Raises
+        ------
+        NodeError
+            If the server does not do its part in time.
+        """
+        name, wanted = _name(task, parts), message.header
+        request = Request(message.prompt, (), wanted.max_new_tokens, id=name)
+        loop = asyncio.get_running_loop()
+
+        def add(token: pb.Token) -> None:
+            loop.call_soon_threadsafe(job.add, token.token, token.logits)
+
+        def follow() -> Relayed:
+            data = pack(request, self._model, parts, self._wire, logits=wanted.logits)
+            return self._follow(data, name, ends_s, add)
+
+        self.running += 1
+        try:
+            return await loop.run_in_executor(self._threads, follow)
+        finally:
+            self.running -= 1
+            async with self._fewer:
+                self._fewer.notify_all()
+
+    def _follow(
+        self, data: bytes, name: str, ends_s: float, add: Callable[[pb.Token], None]
+    ) -> Relayed:
+        """Each token once, also when the server was too busy to go on with an answer."""
+        begun_s, first_s, tokens = time.monotonic(), 0.0, list[int]()
+        while True:
+            try:
+                for event, _ in self._client.events(data, name, _left_s(ends_s)):
+                    if event.WhichOneof("content") == "finished":
+                        return Relayed(event.finished.times, first_s)
+                    first_s = first_s or time.monotonic() - begun_s
+                    if event.token.index >= len(tokens):
+                        tokens.append(event.token.token)
+                        add(event.token)
+                    elif tokens[event.token.index] != event.token.token:
+                        raise AnswerChanged("another answer", grpc.StatusCode.ABORTED)
+            except NodeBusy:
+                if time.monotonic() + PAUSE_S > ends_s:
+                    raise
+                time.sleep(PAUSE_S)
+
+    def close(self) -> None:
+        """Give the connection back; answers under way break off."""
+        self._client.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _left_s(ends_s: float) -> float:
+    return max(0.001, ends_s - time.monotonic())
+
+
+def _name(task: str, parts: Sequence[Part]) -> str:
+    digest = hashlib.sha256(task.encode())
+    for part in parts:
+        digest.update(part.features.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:48]

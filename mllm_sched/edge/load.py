@@ -1,0 +1,181 @@
+"""Users who ask a running system, and what became of their tasks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mllm_sched.pipeline.edge_client import Answer, EdgeClient
+from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeBusy, NodeError
+from mllm_sched.pipeline.prompts import prompt_ids
+from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.wire import pack
+
+QUESTION = b"What is this?"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task of a user.
+
+    Attributes
+    ----------
+    began_s, total_s
+        When it was asked, since the load began, and how long it took, in seconds.
+    outcome
+        ``answered``, ``shed`` (refused for now, with the reason in ``why``), ``late`` (the
+        deadline passed), or ``failed``.
+    tokens
+        Of the answer.
+    tries
+        How often it was sent.
+    agent, arm, latency_s, energy_j, evidence, energy_evidence
+        Of its first item's encoding.
+    """
+
+    user: str
+    id: str
+    began_s: float
+    total_s: float
+    outcome: str
+    why: str = ""
+    tokens: tuple[int, ...] = ()
+    tries: int = 0
+    agent: str = ""
+    arm: str = ""
+    latency_s: float = float("nan")
+    energy_j: float = float("nan")
+    evidence: str = ""
+    energy_evidence: str = ""
+
+
+class User:
+    """Asks one task after another.
+
+    Parameters
+    ----------
+    name
+        Of the user, in the table.
+    client
+        With the user's token.
+    items
+        Makes the raw items of the n-th task.
+    deadline_s
+        Of every task.
+    max_new_tokens
+        Of every answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        client: EdgeClient,
+        items: Callable[[int], Sequence[Item]],
+        deadline_s: float,
+        max_new_tokens: int = 8,
+    ) -> None:
+        self.name, self.client, self.items = name, client, items
+        self.deadline_s, self.max_new_tokens = deadline_s, max_new_tokens
+        self._card = client.describe(60.0)
+
+    def ask(self, number: int, since_s: float = 0.0) -> Asked:
+        """Ask the task of that number, and wait for what becomes of it."""
+        items = tuple(self.items(number))
+        prompt = prompt_ids(self._card.markers, [item.modality for item in items], QUESTION)
+        request = Request(prompt, items, self.max_new_tokens)
+        data, begun_s = pack(request, self._card.model), time.monotonic()
+
+        def asked(outcome: str, **fields: Any) -> Asked:
+            total_s = time.monotonic() - begun_s
+            return Asked(self.name, request.id, begun_s - since_s, total_s, outcome, **fields)
+
+        try:
+            answer = self.client.ask(data, request.id, self.deadline_s)
+        except NodeBusy as busy:
+            return asked("shed", why=str(busy))
+        except DeadlineMissed as late:
+            return asked("late", why=str(late))
+        except NodeError as error:
+            return asked("failed", why=f"{error.code.name}: {error}")
+        return asked("answered", tokens=answer.tokens, tries=answer.tries, **_encoding(answer))
+
+
+def _encoding(answer: Answer) -> dict[str, Any]:
+    if not answer.runs:
+        return {}
+    run = answer.runs[0]
+    return {
+        "agent": run.agent,
+        "arm": run.arm,
+        "latency_s": run.latency_s,
+        "energy_j": run.energy_j or float("nan"),
+        "evidence": run.evidence,
+        "energy_evidence": run.energy_evidence,
+    }
+
+
+def keep_asking(
+    users: Sequence[User],
+    *,
+    seconds: float = float("inf"),
+    tasks: int | None = None,
+    pause_s: Callable[[np.random.Generator], float] = lambda rng: 0.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Let users ask, each in a thread, for some seconds or until each has asked so many tasks.
+
+    Parameters
+    ----------
+    users
+        With clients of their own.
+    seconds, tasks
+        Whichever is over first ends it; a task under way is waited for.
+    pause_s
+        Between a user's tasks; drawn from the user's own generator.
+    seed
+        Of those.
+
+    Returns
+    -------
+    Every task, one row each, in the order they were asked; the columns of ``Asked``.
+    """
+    asked: list[Asked] = []
+    lock, begun_s = threading.Lock(), time.monotonic()
+
+    def work(user: User, rng: np.random.Generator) -> None:
+        number = 0
+        while time.monotonic() - begun_s < seconds and (tasks is None or number < tasks):
+            done = user.ask(number, begun_s)
+            with lock:
+                asked.append(done)
+            number += 1
+            time.sleep(pause_s(rng))
+
+    rngs = np.random.default_rng(seed).spawn(len(users))
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(users, rngs, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return pd.DataFrame(map(asdict, sorted(asked, key=lambda one: one.began_s)))
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's index of fairness: 1 if all shares are equal, 1/n if one has everything.
+
+    Jain, Chiu, Hawe, DEC-TR-301, 1984.
+
+    Examples
+    --------
+    >>> jain([2, 2, 2]), jain([1, 0, 0, 0])
+    (1.0, 0.25)
+    """
+    given = np.asarray(shares, dtype=float)
+    squares = len(given) * float((given**2).sum())
+    return float(given.sum()) ** 2 / squares if squares else 1.0

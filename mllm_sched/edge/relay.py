@@ -1,0 +1,192 @@
+"""One request on its way to its answer, through one edge agent after the other if need be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from mllm_sched.edge.agent_link import Agent, Sent
+from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.front_metrics import FrontMetrics
+from mllm_sched.edge.placement import NoAgentFits, Placed, place
+from mllm_sched.pipeline.jobs import Job, RefusedError
+from mllm_sched.pipeline.pieces import digest_of, pieces_of
+from mllm_sched.pipeline.proto import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+Status = grpc.StatusCode
+
+DRAINING = "draining"  # why an agent takes no new tasks: it shuts down
+_LOST = (Status.UNAVAILABLE, Status.CANCELLED)  # the agent died, or shut down
+
+
+def shed(metrics: FrontMetrics, reason: str, message: str) -> RefusedError:
+    """What a request is refused with for one of the reasons that are counted; counts it."""
+    metrics.shed(reason)
+    code = Status.FAILED_PRECONDITION if reason == "cannot" else Status.RESOURCE_EXHAUSTED
+    return RefusedError(code, message)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request as it came.
+
+    Attributes
+    ----------
+    user, id
+        Name it together.
+    data, sha256
+        The message, and its digest.
+    items
+        Modality of every item.
+    """
+
+    user: str
+    id: str
+    data: bytes = field(repr=False)
+    sha256: bytes = field(repr=False)
+    items: tuple[str, ...]
+
+
+class Relay:
+    """Sends a task to an agent and hands its events on; if the agent is lost, to another.
+
+    No two agents are asked at once, and each process of an agent only once.
+
+    Parameters
+    ----------
+    agents
+        To choose from.
+    task
+        What is sent.
+    search
+        Whether an agent may have it already, so that all are asked for it first.
+    """
+
+    def __init__(self, agents: Agents, task: Task, *, search: bool = False) -> None:
+        self.agents, self.task, self.metrics = agents, task, agents.metrics
+        self._search = search
+        self._tried: set[tuple[str, str]] = set()
+        self._refusal: RefusedError | None = None  # of the last agent that had no place
+
+    async def run(self, job: Job) -> None:
+        """Bring the job to its end: the answer, or the status that tells why there is none."""
+        begun_s = asyncio.get_running_loop().time()
+        try:
+            async with job.in_time():
+                finished = await self._answer(job)
+        except TimeoutError:
+            late = f"the deadline passed after {len(job.tokens)} tokens"
+            job.end(failure=RefusedError(Status.DEADLINE_EXCEEDED, late))
+        except RefusedError as refused:
+            job.end(failure=refused)
+        except Exception:
+            log.exception("request %s/%s failed", self.task.user, self.task.id)
+            job.end(failure=RefusedError(Status.INTERNAL, "the front failed; see its log"))
+        else:
+            job.end(finished)
+            total_s = asyncio.get_running_loop().time() - begun_s
+            self.metrics.answered(total_s, _evidence(finished))
+
+    async def _answer(self, job: Job) -> pb.Finished:
+        agent, encode_s = None, 0.0
+        if self._search:
+            agent = await self.agents.holder(self.task.user, self.task.id)
+        while True:
+            if agent is None:
+                agent, placed = self._place(job)
+                encode_s = placed.encode_s
+            ends_s = job.ends_s
+            try:
+                return await self._follow(agent, job, encode_s)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details() or "no reason given"
+            if code is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
+                continue  # of the first caller; another one waits for longer
+            self._judge(agent, job, code, details)
+            agent = None
+
+    def _place(self, job: Job) -> tuple[Agent, Placed]:
+        """The next agent, and what it is expected to take; RefusedError if there is none."""
+        up = self.agents.up()
+        if not up:
+            raise RefusedError(Status.UNAVAILABLE, "no edge agent answers")
+        left = [agent for agent in up if agent.life not in self._tried]
+        taking = {one.label: one for one in left if one.status and one.status.taking}
+        if not taking:
+            raise self._refusal or self._not_taking(left)
+        left_s = job.ends_s - asyncio.get_running_loop().time()
+        try:
+            placed = place(self.task.items, [one.candidate() for one in taking.values()], left_s)
+        except NoAgentFits as none:
+            raise self._refusal or shed(self.metrics, none.reason, str(none)) from None
+        return taking[placed.name], placed
+
+    def _not_taking(self, agents: list[Agent]) -> RefusedError:
+        """Why no agent that is left takes tasks."""
+        reasons = {agent.status.why_not for agent in agents if agent.status}
+        if all(reason.startswith(DRAINING) for reason in reasons):
+            return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
+        told = "; ".join(sorted(reasons))
+        return shed(self.metrics, "queue-full", f"no edge agent takes tasks: {told}")
+
+    async def _follow(self, agent: Agent, job: Job, encode_s: float) -> pb.Finished:
+        """Add the agent's events to the job until the last, which is returned."""
+        self.metrics.placed(agent.address)
+        with agent.sending(encode_s) as sent:
+            left_s = max(0.001, job.ends_s - asyncio.get_running_loop().time())
+            call = agent.generate(self._pieces(job, sent), self.task.user, left_s)
+            try:
+                async for event in call:
+                    if event.WhichOneof("content") == "finished":
+                        _check_count(event.finished.tokens, job)
+                        return event.finished
+                    _check_count(event.token.index, job)
+                    job.add(event.token.token, event.token.logits)
+            finally:
+                call.cancel()
+        raise _broken_off()
+
+    async def _pieces(self, job: Job, sent: Sent) -> AsyncIterator[pb.Piece]:
+        """The request, for all that comes behind the tokens that the job has."""
+        task = self.task
+        start = pb.Start(id=task.id, bytes=len(task.data), sha256=task.sha256)
+        if job.tokens:
+            start.have, start.so_far = len(job.tokens), digest_of(job.tokens)
+        for piece in pieces_of(task.data, start):
+            yield piece
+        sent.at_s = asyncio.get_running_loop().time()
+
+    def _judge(self, agent: Agent, job: Job, code: grpc.StatusCode, details: str) -> None:
+        """Go on with the next agent, or raise what the user is told."""
+        refusal = RefusedError(code, details)
+        self._tried.add(agent.life)
+        if code in _LOST:
+            agent.lost(details)
+            self.metrics.moved(agent.address)
+        elif code is Status.RESOURCE_EXHAUSTED or (code is Status.ABORTED and not job.tokens):
+            self._refusal = refusal
+        else:
+            raise refusal
+
+
+def _check_count(told: int, job: Job) -> None:
+    """No token twice, and none left out."""
+    if told != len(job.tokens):
+        message = f"the edge agent told of {told} tokens, {len(job.tokens)} came"
+        raise RefusedError(Status.DATA_LOSS, message)
+
+
+def _broken_off() -> grpc.aio.AioRpcError:
+    """A stream that ended well, but without its last event."""
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(Status.UNAVAILABLE, nothing, nothing, "the answer broke off")
+
+
+def _evidence(finished: pb.Finished) -> str:
+    """Of the latency of an answer: measured only if all of it was."""
+    return next((run.evidence for run in finished.runs if run.evidence != "measured"), "measured")

@@ -1,0 +1,213 @@
+"""An agent as a process: opened from its configuration, explained, served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import grpc
+
+from mllm_sched.arms import Arm
+from mllm_sched.edge.agent import Agent
+from mllm_sched.edge.agent_talk import AgentTalk
+from mllm_sched.edge.answering import Answering
+from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
+from mllm_sched.edge.config import AgentConfig, ConfigError
+from mllm_sched.edge.encoder_stage import EncoderStage
+from mllm_sched.edge.fair_queue import FairQueue
+from mllm_sched.edge.journal import Journal, read_journal
+from mllm_sched.edge.learner import Learner, SchedulerSpec
+from mllm_sched.edge.logs import say
+from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
+from mllm_sched.edge.runtime import Runtime, open_runtime
+from mllm_sched.edge.siblings import learn_from
+from mllm_sched.edge.users import Users
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.node_errors import NodeError
+from mllm_sched.pipeline.service import SERVICE, serve
+
+log = logging.getLogger(__name__)
+AGENT_SERVICE = "mllm_sched.edge.Agent"
+SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answered
+ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
+
+
+def run_agent(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration asks for what is not there.
+    OSError
+        If the device, the journal or an address cannot be had.
+    """
+    with ExitStack() as opened:
+        runtime = open_runtime_of(config)
+        opened.callback(runtime.close)
+        users = users_of(config)
+        spec = spec_of(config, runtime)
+        journal = opened.enter_context(open_journal(config))
+        learner = Learner(journal, spec)
+        opened.callback(learner.close)
+        if not learner.scheduler.steps:
+            rows = learn_from(config.siblings, learner, config.scatter, config.client_security)
+            say(log, "learned-from-siblings", rows=rows)
+        metrics = Metrics(runtime.space)
+        opened.callback(metrics.close)
+        if config.metrics:
+            host, _, port = config.metrics.rpartition(":")
+            metrics.serve(host, int(port), open_to_all=config.open)
+        asyncio.run(_serve(config, runtime, learner, journal, users, metrics))
+
+
+async def _serve(
+    config: AgentConfig,
+    runtime: Runtime,
+    learner: Learner,
+    journal: Journal,
+    users: Users,
+    metrics: Metrics,
+) -> None:
+    client = EdgeClient(config.server, config.client_security)
+    answering = Answering(client, runtime.identity, config.wire, config.answers_at_once)
+    loop = ClosedLoop(config.name, runtime, learner, config.scheduler.limit_s, config.cut, metrics)
+    queue = FairQueue(config.queue.waiting, config.queue.per_user)
+    stage = EncoderStage(loop, queue, sizes_of(config), answering, metrics)
+    limits = Limits(config.queue.waiting + SPARE)
+    agent = Agent(
+        config.name, stage, answering, journal, users, limits, config.server_security, metrics
+    )
+
+    def add(server: grpc.aio.Server) -> None:
+        agent_rpc.add_AgentServicer_to_server(AgentTalk(agent), server)
+
+    dispatching = asyncio.create_task(stage.dispatch())
+    dispatching.add_done_callback(_must_not_end)
+    say(log, "agent-started", agent=config.name, device=config.device, boot=agent.boot)
+    try:
+        await serve(agent, config.host, config.port, add=add, names=(SERVICE, AGENT_SERVICE))
+    finally:
+        dispatching.cancel()
+
+
+def _must_not_end(task: asyncio.Task[None]) -> None:
+    """An agent whose dispatcher died would take tasks for ever and encode none."""
+    if not task.cancelled():
+        log.critical("the dispatcher ended", exc_info=task.exception())
+        asyncio.get_running_loop().stop()
+
+
+def open_runtime_of(config: AgentConfig) -> Runtime:
+    """The device of a configuration; ConfigError names the field that it does not like."""
+    try:
+        return open_runtime(
+            config.device,
+            config.model,
+            seed=config.seed,
+            modalities=config.modalities,
+            settings=config.device_settings,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"device {config.device}, model {config.model}: {error}") from error
+
+
+def open_journal(config: AgentConfig) -> Journal:
+    """Its journal, as this process's own."""
+    journal = config.journal
+    return Journal(
+        journal.path,
+        durability=journal.durability,
+        keep_days=journal.keep_days,
+        keep_answers_s=journal.keep_answers_s,
+    )
+
+
+def users_of(config: AgentConfig) -> Users:
+    """Those who may ask; anybody, where no file names them."""
+    return Users.read(config.users_file) if config.users_file else Users.anyone()
+
+
+def sizes_of(config: AgentConfig) -> tuple[int, ...]:
+    """How many items of a kind may be encoded in one call: powers of two."""
+    return tuple(size for size in (1, 2, 4, 8) if size <= config.queue.batch)
+
+
+def spec_of(config: AgentConfig, runtime: Runtime) -> SchedulerSpec:
+    """The scheduler that the configuration asks for, over the device's arms."""
+    scheduler = config.scheduler
+    return SchedulerSpec(
+        name=scheduler.name,
+        space=runtime.space,
+        limits={"latency_s": scheduler.limit_s},
+        seeds=_trusted(config, runtime),
+        rng=scheduler.seed,
+        contexts=contexts_of(runtime.modalities, sizes_of(config)),
+        settings=scheduler.settings,
+    )
+
+
+def _trusted(config: AgentConfig, runtime: Runtime) -> Sequence[Arm]:
+    try:
+        given = [runtime.space.arm(**levels) for levels in config.scheduler.trusted]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scheduler.trusted: {error}") from error
+    return given or runtime.trusted
+
+
+def explain(config: AgentConfig) -> str:
+    """What an agent of this configuration would do, after opening all of it but its addresses.
+
+    Raises as ``run_agent``. The journal is read, not taken: the agent may be running.
+    """
+    runtime = open_runtime_of(config)
+    try:
+        spec = spec_of(config, runtime)
+        scheduler = spec.make()
+        return "\n".join(
+            [
+                f"agent {config.name} listens on {config.listen}, metrics on {config.metrics}",
+                f"users: {_who_may_ask(config)}",
+                runtime.describe(),
+                f"scheduler {spec.name}: least {spec.objective}, encoding within "
+                f"{config.scheduler.limit_s:g} s; {scheduler.cells} cells to learn",
+                f"  trusted: {'; '.join(map(str, spec.seeds)) or 'none'}",
+                f"queue: {config.queue.waiting} may wait, {config.queue.per_user} of a user; "
+                f"up to {config.queue.batch} items of a kind in one call",
+                f"journal {config.journal.path}: {_journal_state(config)}",
+                f"LLM server {config.server}: {_server_state(config, runtime)}",
+            ]
+        )
+    finally:
+        runtime.close()
+
+
+def _who_may_ask(config: AgentConfig) -> str:
+    count = len(users_of(config))
+    return f"{count}, in {config.users_file}" if config.users_file else "anybody, as one user"
+
+
+def _journal_state(config: AgentConfig) -> str:
+    if not config.journal.path.exists():
+        return "none yet"
+    return f"{len(read_journal(config.journal.path))} measurements"
+
+
+def _server_state(config: AgentConfig, runtime: Runtime) -> str:
+    try:
+        with EdgeClient(config.server, config.client_security) as client:
+            card = client.describe(ASK_SERVER_S)
+    except NodeError as error:
+        return f"does not answer now ({error})"
+    if card.model != runtime.identity:
+        raise ConfigError(
+            f"server {config.server} holds another model ({card.name}) than {config.model}; "
+            "give both the same model and seed"
+        )
+    if config.cut not in card.cuts:
+        raise ConfigError(f"server {config.server} takes {', '.join(card.cuts)}, not {config.cut}")
+    return f"answers, holds {card.name}"

@@ -1,0 +1,141 @@
+"""What an agent and its front have in common: users ask, each for what is theirs, each thing once.
+
+Both speak the protocol of the pipeline's node, so that its client is the users' client too.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from mllm_sched.edge.gate import Gate
+from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.users import User, Users
+from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.pieces import read_start
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.service import abort, deadline_of
+
+Status = grpc.StatusCode
+BEHALF = "on-behalf-of"
+
+
+class UserService(rpc.NodeServicer):
+    """Takes requests of users, and hands each to ``_begin`` once.
+
+    Parameters
+    ----------
+    users
+        Who may ask.
+    limits
+        Of all users together.
+    security
+        Certificates; a token says who asks.
+    """
+
+    def __init__(self, users: Users, limits: Limits, security: Security) -> None:
+        self.users, self.limits, self.security = users, limits, security
+        self.gate = Gate()
+        self.jobs = Jobs(limits.requests)
+        self.boot = uuid.uuid4().hex
+        self.draining = False
+
+    @abstractmethod
+    def card(self) -> pb.Card:
+        """What is taken here."""
+
+    @abstractmethod
+    async def _begin(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
+        """Receive a request that was never seen, and launch its answer."""
+
+    def _finished(self, user: User, start: pb.Start) -> Job | None:
+        """An answer that was given before this process began, if there is one."""
+        return None
+
+    async def Describe(self, request: pb.Nothing, context: Any) -> pb.Card:
+        """What is taken here, for those who may ask."""
+        await self.check(context)
+        return self.card()
+
+    async def Generate(
+        self, pieces: AsyncIterator[pb.Piece], context: Any
+    ) -> AsyncIterator[pb.Event]:
+        """Tokens of the answer, as they come. Sent again, a request finds its answer."""
+        try:
+            user = self._who(context)
+            start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
+            ends_s = deadline_of(context, self.limits.answer_s)
+            job = self.jobs.find(key_of(user, start), start.sha256)
+            if job:
+                job.extend(ends_s)
+            elif not (job := self._finished(user, start)):
+                job = await self._begin(user, start, pieces, ends_s)
+            async for event in job.follow(start.have, start.so_far):
+                yield event
+        except Exception as error:
+            if isinstance(error, Refusal):
+                context.set_trailing_metadata(error.metadata)
+            await abort(context, error)
+
+    async def Encode(self, pieces: Any, context: Any) -> AsyncIterator[pb.Piece]:
+        """Not served: features go to the LLM server, not back to users."""
+        await context.abort(Status.UNIMPLEMENTED, "ask with Generate")
+        yield pb.Piece()  # never reached; makes this a stream
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, finish what was begun."""
+        self.draining = True
+        await self.jobs.drain(grace_s)
+
+    async def check(self, context: Any) -> User:
+        """The user who calls; the call ends here if there is none."""
+        try:
+            return self._who(context)
+        except RefusedError as error:
+            await abort(context, error)
+            raise
+
+    def _who(self, context: Any) -> User:
+        """The user whose token came with the call, or on whose behalf a front asks."""
+        metadata = dict(context.invocation_metadata() or ())
+        token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
+        user = self.users.who(token or None)
+        if user is None:
+            raise RefusedError(Status.UNAUTHENTICATED, "no token, or a wrong one")
+        behalf = metadata.get(BEHALF)
+        if behalf is None:
+            return user
+        if not user.front:
+            raise RefusedError(Status.PERMISSION_DENIED, "only a front may ask for others")
+        return self.users.named(str(behalf))
+
+    def _take(self, user: User, start: pb.Start) -> Slot:
+        """A place for one more request of this user, as long as its job lasts."""
+        if self.draining:
+            raise Refusal("draining", "this node shuts down; ask another, or later")
+        slot = self.jobs.take(key_of(user, start), start.sha256)
+        try:
+            self.gate.enter(user, now_s())
+        except Refusal:
+            slot.release()
+            raise
+        slot.also.callback(self.gate.leave, user)
+        return slot
+
+
+def key_of(user: User, start: pb.Start) -> str:
+    """Names a request among those of all users: nobody finds another's by its id."""
+    return f"{user.name}/{start.id}"
+
+
+def now_s() -> float:
+    """The clock of queues and gates, in seconds."""
+    return time.monotonic()

@@ -1,0 +1,174 @@
+"""A whole running system on this machine, as child processes: for experiments and tests."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from mllm_sched.edge.users import add
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
+from mllm_sched.pipeline.security import Security
+
+FRONT = "front"
+
+
+class LocalSystem:
+    """An LLM server, edge agents, and a front if it is wanted, each in a process of its own.
+
+    Everything is written into one folder: configurations, users, journals. Ports of the loopback
+    are drawn once, so that a process that was killed comes back at the same address.
+
+    Parameters
+    ----------
+    folder
+        Made if it is missing. Journals that lie there already are gone on with.
+    agents
+        Settings of every agent, by name, as in its YAML file; what is left out here is filled in.
+    model
+        Of agents and server.
+    front
+        Whether there is a front.
+    users
+        Who may ask, with their limits; anybody, as one user, if there is none.
+    server_options
+        Further options of the LLM server.
+    llm
+        Address that agents find the server at, if it is not the server's own: that of a link.
+
+    Examples
+    --------
+    >>> agents = {"edge-1": {"scheduler": {"limit_s": 0.2}}}
+    >>> with LocalSystem(folder, agents) as system:  # doctest: +SKIP
+    ...     with system.client() as client:
+    ...         answer = client.ask(data, request.id, deadline_s=10)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        agents: Mapping[str, Mapping[str, Any]],
+        *,
+        model: str = "small-llava",
+        front: bool = False,
+        users: Mapping[str, Mapping[str, Any]] | None = None,
+        server_options: Sequence[str] = (),
+        llm: str = "",
+    ) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model, self._llm = model, llm
+        self.server = NodeProcess("--model", model, *server_options, port=_free_port())
+        self.tokens: dict[str, str] = {}
+        self._users_file = self._write_users(users, front) if users else None
+        self._addresses = {name: f"127.0.0.1:{_free_port()}" for name in [*agents, FRONT]}
+        self.metrics = {name: f"127.0.0.1:{_free_port()}" for name in [*agents, FRONT]}
+        self._settings = dict(agents)
+        self.agents = {name: self._process("agent", name) for name in agents}
+        self.front = self._process("front", FRONT) if front else None
+
+    def __enter__(self) -> LocalSystem:
+        return self.start()
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """Where users ask: the front, or the first agent."""
+        return self._addresses[FRONT if self.front else next(iter(self.agents))]
+
+    @property
+    def processes(self) -> dict[str, ServiceProcess]:
+        """By name; ``server`` is that of the LLM."""
+        front = {FRONT: self.front} if self.front else {}
+        return {"server": self.server, **self.agents, **front}
+
+    def address_of(self, name: str) -> str:
+        """Of an agent."""
+        return self._addresses[name]
+
+    def journal(self, name: str) -> Path:
+        """Of an agent."""
+        return self.folder / f"{name}.journal"
+
+    def client(self, user: str = "", agent: str = "") -> EdgeClient:
+        """A client for a user, of the whole system or of one agent."""
+        address = self._addresses[agent] if agent else self.address
+        return EdgeClient(address, Security(self.tokens.get(user)))
+
+    def start(self) -> LocalSystem:
+        """Start everything and wait until it listens; what runs already is left."""
+        try:
+            self.server.start()
+            for name, agent in self.agents.items():
+                self._write_agent(name)
+                agent.begin()
+            for agent in self.agents.values():
+                agent.wait()
+            if self.front:
+                self._write_front()
+                self.front.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End everything in order: those who ask before those who are asked."""
+        for process in reversed(list(self.processes.values())):
+            process.stop()
+
+    def _process(self, command: str, name: str) -> ServiceProcess:
+        file = str(self.folder / f"{name}.yaml")
+        return ServiceProcess(sys.executable, "-m", "mllm_sched.cli", command, file)
+
+    def _write_users(self, users: Mapping[str, Mapping[str, Any]], front: bool) -> Path:
+        file = self.folder / "users.yaml"
+        file.unlink(missing_ok=True)
+        for name, limits in users.items():
+            self.tokens[name] = add(file, name, **limits)
+        if front:
+            self.tokens[FRONT] = add(file, FRONT, front=True)
+            (self.folder / "front.token").write_text(self.tokens[FRONT])
+        return file
+
+    def _common(self, name: str) -> dict[str, Any]:
+        common = {
+            "name": name,
+            "listen": self._addresses[name],
+            "metrics": self.metrics[name],
+        }
+        if self._users_file:
+            common["users_file"] = str(self._users_file)
+        return common
+
+    def _write_agent(self, name: str) -> None:
+        given = {
+            **self._common(name),
+            "server": self._llm or self.server.address,
+            "model": self.model,
+            "journal": {"path": str(self.journal(name))},
+            **self._settings[name],
+        }
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(given))
+
+    def _write_front(self) -> None:
+        given = {**self._common(FRONT), "agents": [self._addresses[name] for name in self.agents]}
+        if self._users_file:
+            given["token_file"] = str(self.folder / "front.token")
+        (self.folder / f"{FRONT}.yaml").write_text(yaml.safe_dump(given))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

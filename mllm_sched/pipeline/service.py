@@ -1,0 +1,141 @@
+"""What every service behind gRPC does alike: is served, and says why it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from mllm_sched.pipeline.jobs import RefusedError
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.wire_header import MismatchError
+
+log = logging.getLogger(__name__)
+
+READY = "listening on"
+SERVICE = "mllm_sched.pipeline.Node"
+SPARE_CALLS = 16  # beyond the limit of requests: to be refused politely, described, checked
+GRACE_S = 10.0
+LARGEST_PIECE = 1 << 20
+
+
+class Service(Protocol):
+    """What speaks the protocol of a node, and can be served."""
+
+    limits: Limits
+    security: Security
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, finish what was begun, within so many seconds."""
+
+    def close(self) -> None:
+        """Give back what it holds; nothing is asked of it any more."""
+
+
+class Checks(health.HealthServicer):
+    """The health check, without the streams of ``Watch``: they would hold places for ever."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """Not served; a client that knows the protocol does not ask again."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+
+async def serve(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    add: Callable[[grpc.aio.Server], None] = lambda server: None,
+    names: Sequence[str] = (SERVICE,),
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun, for ten seconds at most.
+
+    Prints one line with the address once it listens.
+
+    Parameters
+    ----------
+    port
+        0 takes a free one.
+    add
+        Adds further servicers to the server.
+    names
+        Of all services, for the health check.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be listened on.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", LARGEST_PIECE),
+            ("grpc.so_reuseport", 0),  # two services on one port would share its requests
+        ],
+        maximum_concurrent_rpcs=service.limits.requests + SPARE_CALLS,
+    )
+    checks = Checks()
+    rpc.add_NodeServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    add(server)
+    bound = _listen(server, f"{host}:{port}", service.security)
+    await server.start()
+    for name in ("", *names):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    print(f"{READY} {host}:{bound}", flush=True)
+    await stopped.wait()
+    await checks.enter_graceful_shutdown()
+    await service.drain(GRACE_S)
+    await server.stop(grace=1.0)
+    service.close()
+
+
+def _listen(server: grpc.aio.Server, address: str, security: Security) -> int:
+    credentials = security.server_credentials()
+    try:
+        if credentials:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
+
+
+def deadline_of(context: Any, longest_s: float) -> float:
+    """When the caller stops waiting, at most ``longest_s`` from now, on the loop's clock."""
+    left_s = context.time_remaining()
+    left_s = longest_s if left_s is None else min(left_s, longest_s)
+    return asyncio.get_running_loop().time() + left_s
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The status that tells a caller of an error."""
+    if isinstance(error, RefusedError):
+        return error.code
+    if isinstance(error, MismatchError):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    if isinstance(error, ValueError):
+        return grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, TimeoutError):  # of an upload: sent again, it may succeed
+        return grpc.StatusCode.UNAVAILABLE
+    return grpc.StatusCode.INTERNAL
+
+
+async def abort(context: Any, error: Exception) -> None:
+    """End a call with the status of an error; one that is a defect is told in the log alone."""
+    code = code_of(error)
+    if code is grpc.StatusCode.INTERNAL and not isinstance(error, RefusedError):
+        log.error("a request failed", exc_info=error)
+        await context.abort(code, "the node failed; see its log")
+    text = str(error) or "the message came too slowly, or again by another connection"
+    # Text that a caller sent may be in it, and gRPC sends no status at all for some of that.
+    await context.abort(code, text.encode("unicode_escape").decode())

@@ -1,0 +1,241 @@
+"""Small edge agents for tests of what stands before them: real sockets, predictable answers."""
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from mllm_sched.edge.proto import agent_pb2 as pb
+from mllm_sched.edge.proto import agent_pb2_grpc as rpc
+from mllm_sched.endings import end_with
+from mllm_sched.pipeline.jobs import Jobs, RefusedError
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.pieces import read_rest, read_start
+from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
+from mllm_sched.pipeline.security import Security, token_of
+from mllm_sched.pipeline.service import READY, abort, deadline_of, serve
+
+MODEL = "f" * 64
+FRONT_TOKEN = "the front's own"
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a fake agent behaves.
+
+    Attributes
+    ----------
+    tokens, step_s
+        Length of an answer, and seconds for each token.
+    offset
+        Added to every token: an agent that answers otherwise than the rest.
+    limit
+        Tasks at a time.
+    ledger
+        File that gets a line for every task that is begun here.
+    """
+
+    name: str = "a"
+    tokens: int = 5
+    step_s: float = 0.0
+    offset: int = 0
+    limit: int = 64
+    model: str = MODEL
+    latency_s: float = 0.1
+    energy_j: float = 1.0
+    answer_s: float = 0.1
+    infeasible: bool = False
+    ledger: str = ""
+
+
+def answer_of(data, tokens=5, offset=0):
+    """The tokens that every fake agent answers these bytes with."""
+    first = int.from_bytes(hashlib.sha256(data).digest()[:2], "little") + offset
+    return tuple(first + index for index in range(tokens))
+
+
+class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
+    """A node and an agent in one."""
+
+    def __init__(self, ways=Ways()):
+        self.ways, self.boot = ways, uuid.uuid4().hex
+        self.limits, self.security = Limits(ways.limit), Security()
+        self.jobs = Jobs(ways.limit)
+        self.draining, self.why_not = False, ""
+        self.asked = []  # user and id of every call
+        self.begun = []
+
+    async def Describe(self, request, context):
+        await self._check(context)
+        return node_pb2.Card(
+            model=self.ways.model,
+            name=self.ways.name,
+            encoders=["image", "audio"],
+            cuts=["input"],
+            max_bytes=self.limits.bytes,
+            max_new_tokens=64,
+            boot=self.boot,
+        )
+
+    async def Status(self, request, context):
+        await self._check(context)
+        ways = self.ways
+        told = {"latency_s": ways.latency_s, "energy_j": ways.energy_j}
+        why_not = "draining" if self.draining else self.why_not
+        return pb.AgentStatus(
+            name=ways.name,
+            boot=self.boot,
+            model=ways.model,
+            taking=not why_not,
+            why_not=why_not,
+            running=self.jobs.taken,
+            backlog_s=self.jobs.taken * ways.latency_s,
+            answer_s=ways.answer_s,
+            predictions=[pb.Prediction(modality="image", infeasible=ways.infeasible, **told)],
+        )
+
+    async def Holds(self, request, context):
+        await self._check(context)
+        return pb.HeldReply(held=f"{request.user}/{request.id}" in self.jobs._jobs)
+
+    async def Generate(self, pieces, context):
+        await self._check(context)
+        try:
+            user = dict(context.invocation_metadata())["on-behalf-of"]
+            ends_s = deadline_of(context, 60)
+            start = await read_start(pieces, self.limits.bytes, 5)
+            key = f"{user}/{start.id}"
+            self.asked.append(key)
+            job = self.jobs.find(key, start.sha256)
+            if job is None:
+                if self.draining:
+                    raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the node shuts down")
+                with self.jobs.take(key, start.sha256) as slot:
+                    data, _ = await read_rest(pieces, start, 5)
+                    self._begins(key)
+                    job = self.jobs.launch(key, start.sha256, ends_s, slot, self._work(data))
+            async for event in job.follow(start.have, start.so_far):
+                yield event
+        except Exception as error:
+            await abort(context, error)
+
+    def _begins(self, key):
+        self.begun.append(key)
+        if self.ways.ledger:
+            with Path(self.ways.ledger).open("a") as ledger:
+                ledger.write(f"{self.ways.name} {key}\n")
+
+    def _work(self, data):
+        async def work(job):
+            for token in answer_of(data, self.ways.tokens, self.ways.offset):
+                await asyncio.sleep(self.ways.step_s)
+                job.add(token)
+            run = node_pb2.Run(agent=self.ways.name, evidence="measured")
+            job.end(node_pb2.Finished(tokens=len(job.tokens), runs=[run]))
+
+        return work
+
+    async def _check(self, context):
+        if token_of(context.invocation_metadata()) != FRONT_TOKEN:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token, or a wrong one")
+
+    async def drain(self, grace_s):
+        self.draining = True
+        await self.jobs.drain(grace_s)
+
+    def close(self):
+        pass
+
+
+@asynccontextmanager
+async def listening(servicer, *adds, port=0):
+    """The servicer on a loopback port, in this very loop; its port."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    for add in (node_pb2_grpc.add_NodeServicer_to_server, *adds):
+        add(servicer, server)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield bound
+    finally:
+        await server.stop(None)
+
+
+def fake(servicer, port=0):
+    """A fake agent on a port, in this very loop."""
+    return listening(servicer, rpc.add_AgentServicer_to_server, port=port)
+
+
+class Program:
+    """A program on the loopback in a process of its own, which may be killed and started again."""
+
+    def __init__(self, *command):
+        self._command = command
+        self.port = 0
+
+    def start(self):
+        self._process = subprocess.Popen(
+            [sys.executable, *self._command, str(self.port), str(os.getpid())],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self._process.stdout.readline()
+        assert line.startswith(READY), line
+        self.port = int(line.rpartition(":")[2])
+        return self
+
+    def kill(self):
+        self._process.kill()
+        self._ended()
+
+    def stop(self):
+        self._process.terminate()
+        self._ended()
+
+    def _ended(self):
+        self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *error):
+        if self._process.returncode is None:
+            self.kill()
+
+
+def agent_program(ways):
+    """A fake agent as a program."""
+    return Program(__file__, json.dumps(asdict(ways)))
+
+
+async def until(condition, timeout_s=20.0):
+    """Wait for something to become so."""
+    ends_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < ends_s, "it did not become so"
+        await asyncio.sleep(0.01)
+
+
+def main():
+    ways, port, parent = sys.argv[1:]
+    end_with(int(parent))
+    agent = FakeAgent(replace(Ways(), **json.loads(ways)))
+
+    def add(server):
+        rpc.add_AgentServicer_to_server(agent, server)
+
+    asyncio.run(serve(agent, "127.0.0.1", int(port), add=add))
+
+
+if __name__ == "__main__":
+    main()

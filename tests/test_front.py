@@ -1,0 +1,448 @@
+"""One address in front of several edge agents."""
+
+import asyncio
+import hashlib
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+import yaml
+from edge_fakes import (
+    FRONT_TOKEN,
+    MODEL,
+    FakeAgent,
+    Program,
+    Ways,
+    agent_program,
+    answer_of,
+    fake,
+    listening,
+    until,
+)
+
+from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.front import Front
+from mllm_sched.edge.users import Users
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.node_errors import (
+    AnswerChanged,
+    NodeBusy,
+    NodeUnreachable,
+    RequestRefused,
+)
+from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.wire import pack
+
+Status = grpc.StatusCode
+TOKENS = {"ann": "token of ann", "bob": "token of bob"}
+AS_FRONT = Security(FRONT_TOKEN)
+
+
+class Told:
+    """Metrics that a test can read."""
+
+    def __init__(self):
+        self.placements, self.moves, self.sheds, self.evidence = [], [], [], []
+
+    def placed(self, agent):
+        self.placements.append(agent)
+
+    def moved(self, agent):
+        self.moves.append(agent)
+
+    def shed(self, reason):
+        self.sheds.append(reason)
+
+    def agents(self, up, down):
+        self.up, self.down = up, down
+
+    def answered(self, total_s, evidence):
+        self.evidence.append(evidence)
+
+
+@pytest.fixture
+def users_file(tmp_path):
+    path = tmp_path / "users.yaml"
+    users = [
+        {
+            **{"name": name, "token_sha256": hashlib.sha256(token.encode()).hexdigest()},
+            **{"rate_hz": 1000.0, "burst": 1000, "at_once": 40},
+        }
+        for name, token in TOKENS.items()
+    ]
+    path.write_text(yaml.safe_dump(users))
+    return path
+
+
+class System:
+    """A front in this loop, in front of agents at some ports."""
+
+    def __init__(self, front, port):
+        self.front, self.agents, self.told = front, front.agents, front.agents.metrics
+        self.address = f"127.0.0.1:{port}"
+
+    async def ask(self, data, name, user="ann", deadline_s=20.0):
+        return await asyncio.to_thread(ask, self.address, data, name, user, deadline_s)
+
+
+def ask(address, data, name, user="ann", deadline_s=20.0):
+    with EdgeClient(address, Security(TOKENS[user])) as client:
+        return client.ask(data, name, deadline_s)
+
+
+@asynccontextmanager
+async def system(users, *ports, poll_s=0.1, **options):
+    agents = Agents(
+        [f"127.0.0.1:{port}" for port in ports], AS_FRONT, poll_s=poll_s, metrics=Told()
+    )
+    async with agents.watched():
+        front = Front(agents, Users.read(users), **options)
+        async with listening(front) as port:
+            yield System(front, port)
+
+
+@asynccontextmanager
+async def running(users, *fakes, **options):
+    """A front, and fake agents in this loop."""
+    async with AsyncExitStack() as stack:
+        ports = [await stack.enter_async_context(fake(one)) for one in fakes]
+        yield await stack.enter_async_context(system(users, *ports, **options))
+
+
+def message(name="1", model=MODEL, side=8, **options):
+    item = Item("image", np.zeros((side, side, 3), np.uint8))
+    return pack(Request((1, 2), (item,), id=name, max_new_tokens=5), model, **options)
+
+
+def test_an_answer_comes_through_unchanged_and_is_made_once(users_file):
+    async def main():
+        agent, data = FakeAgent(), message()
+        async with running(users_file, agent) as system:
+            answer = await system.ask(data, "1")
+            assert (answer.tokens, answer.tries) == (answer_of(data), 1)
+            assert [run.agent for run in answer.runs] == ["a"]
+            assert (await system.ask(data, "1")).tokens == answer.tokens
+            card = await asyncio.to_thread(describe, system.address)
+            assert (card.model, list(card.cuts), list(card.encoders)) == (
+                MODEL,
+                ["input"],
+                ["audio", "image"],
+            )
+        assert agent.asked == agent.begun == ["ann/1"]
+        assert system.told.evidence == ["measured"]
+
+    asyncio.run(main())
+
+
+def describe(address):
+    with EdgeClient(address, Security(TOKENS["ann"])) as client:
+        return client.describe()
+
+
+def test_encoding_alone_is_left_to_nodes(users_file):
+    def encode(address):
+        with EdgeClient(address, Security(TOKENS["ann"])) as client:
+            item = Item("image", np.zeros((8, 8, 3), np.uint8))
+            client.encode(Request((1,), (item,)), MODEL, 5.0)
+
+    async def main():
+        async with running(users_file, FakeAgent()) as system:
+            with pytest.raises(RequestRefused, match="a front has no encoders") as refused:
+                await asyncio.to_thread(encode, system.address)
+            assert refused.value.code is Status.UNIMPLEMENTED
+
+    asyncio.run(main())
+
+
+def test_a_wrong_token_is_refused_whatever_is_asked(users_file):
+    def wrong(address, token):
+        with EdgeClient(address, Security(token)) as client:
+            for question in (client.describe, lambda: client.ask(message(), "1", 5.0)):
+                with pytest.raises(RequestRefused, match="no token, or a wrong one") as refused:
+                    question()
+                assert refused.value.code is Status.UNAUTHENTICATED
+
+    async def main():
+        agent = FakeAgent()
+        async with running(users_file, agent) as system:
+            for token in (None, "another", FRONT_TOKEN):
+                await asyncio.to_thread(wrong, system.address, token)
+        assert not agent.asked
+
+    asyncio.run(main())
+
+
+def test_users_cannot_read_the_answer_of_another_by_its_id(users_file):
+    async def main():
+        agent = FakeAgent()
+        ours, theirs = message(), message(side=9)
+        async with running(users_file, agent) as system:
+            assert (await system.ask(ours, "1")).tokens == answer_of(ours)
+            assert (await system.ask(theirs, "1", "bob")).tokens == answer_of(theirs)
+            assert (await system.ask(ours, "1", "bob", 2.0)).tokens is None
+
+    async def same_bytes():
+        agent, data = FakeAgent(), message()
+        async with running(users_file, agent) as system:
+            await system.ask(data, "1")
+            await system.ask(data, "1", "bob")
+        assert agent.begun == ["ann/1", "bob/1"]
+
+    with pytest.raises(RequestRefused, match="sent before, with other bytes"):
+        asyncio.run(main())
+    asyncio.run(same_bytes())
+
+
+def test_a_burst_is_spread_over_agents_that_are_equal(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name, step_s=0.02)) for name in "abc"]
+        async with running(users_file, *fakes, poll_s=5.0) as system:
+            names = [str(number) for number in range(18)]
+            await asyncio.gather(*(system.ask(message(name), name) for name in names))
+        assert [len(agent.begun) for agent in fakes] == [6, 6, 6]
+
+    asyncio.run(main())
+
+
+def test_the_agent_of_least_energy_is_asked_until_a_deadline_needs_a_faster_one(users_file):
+    async def main():
+        frugal = FakeAgent(Ways("frugal", latency_s=3.0, energy_j=1.0))
+        fast = FakeAgent(Ways("fast", latency_s=0.1, energy_j=2.0))
+        async with running(users_file, frugal, fast) as system:
+            await system.ask(message("1"), "1", deadline_s=20)
+            await system.ask(message("2"), "2", deadline_s=2)
+        assert (frugal.begun, fast.begun) == (["ann/1"], ["ann/2"])
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_nobody_can_meet_is_shed_with_the_reason(users_file):
+    async def main():
+        agent = FakeAgent(Ways(latency_s=30.0, answer_s=10.0))
+        async with running(users_file, agent) as system:
+            with pytest.raises(NodeBusy, match=r"too late: 40\.00 s needed, \d\.\d\d s left"):
+                await system.ask(message(), "1", deadline_s=5.0)
+            assert system.told.sheds == ["too-late"]
+        assert not agent.asked
+
+    asyncio.run(main())
+
+
+def test_what_no_agent_can_encode_in_its_limit_is_refused(users_file):
+    async def main():
+        async with running(users_file, FakeAgent(Ways(infeasible=True))) as system:
+            with pytest.raises(RequestRefused, match="can encode image within its limit"):
+                await system.ask(message(), "1")
+            assert system.told.sheds == ["cannot"]
+
+    asyncio.run(main())
+
+
+def test_a_full_agent_leaves_tasks_to_the_next_and_the_last_refusal_is_told(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name, limit=1, step_s=0.1)) for name in "ab"]
+        async with running(users_file, *fakes, poll_s=5.0) as system:
+            fakes[0].jobs.limit = 0
+            first = asyncio.create_task(system.ask(message("1"), "1"))
+            await until(lambda: fakes[1].begun)
+            with pytest.raises(NodeBusy, match="busy: 1 requests are served now"):
+                await system.ask(message("2"), "2")
+            assert (await first).tokens == answer_of(message("1"))
+        assert [agent.begun for agent in fakes] == [[], ["ann/1"]]
+        assert not system.told.moves
+
+    asyncio.run(main())
+
+
+def test_agents_that_say_they_take_nothing_are_not_asked(users_file):
+    async def main():
+        agent = FakeAgent()
+        agent.why_not = "queue-full"
+        async with running(users_file, agent) as system:
+            with pytest.raises(NodeBusy, match="no edge agent takes tasks: queue-full"):
+                await system.ask(message(), "1")
+            agent.why_not = ""
+            await until(lambda: system.agents.all[0].status.taking)
+            await system.ask(message(), "1")
+        assert agent.asked == ["ann/1"]
+
+    asyncio.run(main())
+
+
+def test_an_agent_of_another_model_is_named_and_never_used(users_file, caplog):
+    async def main():
+        odd, *fakes = FakeAgent(Ways("odd", model="0" * 64)), FakeAgent(), FakeAgent(Ways("b"))
+        async with running(users_file, odd, *fakes) as system:
+            for name in "1234":
+                await system.ask(message(name), name)
+            assert (system.told.up, system.told.down) == (2, 1)
+            with pytest.raises(RequestRefused, match="made for model 000000000000"):
+                await system.ask(message("5", "0" * 64), "5")
+        assert not odd.asked
+
+    asyncio.run(main())
+    assert caplog.text.count("edge agent odd at 127.0.0.1") >= 1
+    assert caplog.text.count("is not used: it holds model 000000000000") == 1
+
+
+def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
+    users_file, tmp_path
+):
+    ways = Ways(tokens=20, step_s=0.05, ledger=str(tmp_path / "ledger"))
+
+    async def main():
+        with agent_program(ways) as doomed, agent_program(replace(ways, name="b")) as other:
+            async with system(users_file, doomed.port, other.port) as front:
+                data = message()
+                asked = asyncio.create_task(front.ask(data, "1"))
+                await until(lambda: job_of(front, "ann/1") and job_of(front, "ann/1").tokens)
+                doomed.kill()
+                answer = await asked
+                assert answer.tokens == answer_of(data, 20)
+                assert (answer.tries, [run.agent for run in answer.runs]) == (1, ["b"])
+                assert front.told.moves == [f"127.0.0.1:{doomed.port}"]
+                assert not front.agents.all[0].up
+                await asyncio.to_thread(doomed.start)
+                await until(lambda: front.agents.all[0].up)
+                assert (await front.ask(message("2"), "2")).runs[0].agent == "a"
+
+    asyncio.run(main())
+    assert (tmp_path / "ledger").read_text().splitlines() == ["a ann/1", "b ann/1", "a ann/2"]
+
+
+def job_of(system, key):
+    return system.front.jobs._jobs.get(key)
+
+
+def test_an_agent_that_shuts_down_mid_answer_hands_over(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name, tokens=20, step_s=0.05)) for name in "ab"]
+        async with running(users_file, *fakes) as system:
+            data = message()
+            asked = asyncio.create_task(system.ask(data, "1"))
+            await until(lambda: job_of(system, "ann/1") and job_of(system, "ann/1").tokens)
+            await fakes[0].drain(0.0)
+            answer = await asked
+            assert (answer.tokens, answer.tries) == (answer_of(data, 20), 1)
+        assert [len(agent.begun) for agent in fakes] == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_another_agent_begins_differently_is_begun_again_for_the_user(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name, 20, 0.05, offset)) for name, offset in (("a", 0), ("b", 1))]
+        async with running(users_file, *fakes) as system:
+            data = message()
+            asked = asyncio.create_task(system.ask(data, "1"))
+            await until(lambda: job_of(system, "ann/1") and job_of(system, "ann/1").tokens)
+            await fakes[0].drain(0.0)
+            assert (await asked).tokens == answer_of(data, 20, 1)
+        assert [len(agent.begun) for agent in fakes] == [1, 1]  # b is not asked to begin twice
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_follows_by_itself_is_told_that_the_answer_changed(users_file):
+    def follow(address, data, seen):
+        with EdgeClient(address, Security(TOKENS["ann"])) as client:
+            for event, _ in client.events(data, "1", 20.0):
+                seen.append(event.token.token)
+
+    async def main():
+        fakes = [FakeAgent(Ways(name, 20, 0.05, offset)) for name, offset in (("a", 0), ("b", 1))]
+        async with running(users_file, *fakes) as system:
+            seen = []
+            following = asyncio.create_task(
+                asyncio.to_thread(follow, system.address, message(), seen)
+            )
+            await until(lambda: seen)
+            await fakes[0].drain(0.0)
+            with pytest.raises(AnswerChanged, match="begins differently"):
+                await following
+
+    asyncio.run(main())
+
+
+def test_with_no_agent_up_a_caller_waits_until_one_returns(users_file):
+    async def main():
+        data = message()
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(fake(FakeAgent()))
+            front = await stack.enter_async_context(system(users_file, port))
+            assert (await front.ask(data, "1")).tries == 1
+            ...
+
+    async def returning():
+        data, first, second = message(), FakeAgent(), FakeAgent()
+        async with AsyncExitStack() as stack:
+            front_alone = AsyncExitStack()
+            port = await front_alone.enter_async_context(fake(first))
+            front = await stack.enter_async_context(system(users_file, port))
+            await front_alone.aclose()
+            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
+                await front.ask(data, "1", deadline_s=0.5)
+            waiting = asyncio.create_task(front.ask(data, "1"))
+            await asyncio.sleep(0.3)
+            await stack.enter_async_context(fake(second, port))
+            answer = await waiting
+            assert answer.tokens == answer_of(data) and answer.tries > 1
+        assert (first.begun, second.begun) == ([], ["ann/1"])
+
+    asyncio.run(main())
+    asyncio.run(returning())
+
+
+def front_program(folder, users, *ports):
+    (folder / "token").write_text(FRONT_TOKEN)
+    settings = {
+        "agents": [f"127.0.0.1:{port}" for port in ports],
+        "users_file": str(users),
+        "token_file": "token",
+        "poll_s": 0.1,
+    }
+    (folder / "front.yaml").write_text(yaml.safe_dump(settings))
+    return Program("-c", FRONT, str(folder / "front.yaml"))
+
+
+FRONT = """
+import sys
+from mllm_sched.edge.front import run_front
+from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.endings import end_with
+end_with(int(sys.argv[3]))
+config = FrontConfig.read(sys.argv[1])
+run_front(config.model_copy(update={"listen": f"127.0.0.1:{sys.argv[2]}"}))
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_front_restarted_mid_answer_finds_the_agent_that_has_it(users_file, tmp_path, end):
+    async def main():
+        fakes = [FakeAgent(Ways(name, tokens=20, step_s=0.1)) for name in "ab"]
+        async with AsyncExitStack() as stack:
+            ports = [await stack.enter_async_context(fake(one)) for one in fakes]
+            program = front_program(tmp_path, users_file, *ports)
+            await asyncio.to_thread(program.start)
+            data, seen = message(), []
+
+            def follow():
+                with EdgeClient(f"127.0.0.1:{program.port}", Security(TOKENS["ann"])) as client:
+                    seen.extend(client.events(data, "1", 30.0))
+
+            following = asyncio.create_task(asyncio.to_thread(follow))
+            await until(lambda: fakes[0].begun)
+            await asyncio.to_thread(getattr(program, end))
+            fakes[0].why_not = "queue-full"  # what it has goes on all the same
+            await asyncio.to_thread(program.start)
+            await following
+            await asyncio.to_thread(program.kill)
+        *tokens, last = [event for event, _ in seen]
+        assert tuple(event.token.token for event in tokens) == answer_of(data, 20)
+        assert last.finished.tokens == 20
+        assert [agent.begun for agent in fakes] == [["ann/1"], []]
+
+    asyncio.run(main())

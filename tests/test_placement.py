@@ -1,0 +1,132 @@
+"""Which edge agent a task goes to."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.edge.placement import Candidate, NoAgentFits, Prediction, place
+
+MODALITIES = ("audio", "image", "video")
+ALL = frozenset(MODALITIES)
+seconds = st.floats(0, 100)
+
+
+def agent(name="a", latency_s=0.1, energy_j=1.0, **other):
+    prediction = Prediction(latency_s, energy_j)
+    return Candidate(name, ALL, dict.fromkeys(MODALITIES, prediction), **other)
+
+
+@st.composite
+def agents(draw):
+    names = draw(st.lists(st.text("abc", min_size=1, max_size=3), unique=True, max_size=6))
+    prediction = st.builds(Prediction, seconds, seconds, st.booleans())
+    return [
+        Candidate(
+            name,
+            draw(st.frozensets(st.sampled_from(MODALITIES))),
+            draw(st.dictionaries(st.sampled_from(MODALITIES), prediction)),
+            draw(seconds),
+            draw(seconds),
+            draw(st.integers(0, 9)),
+        )
+        for name in names
+    ]
+
+
+def outcome(*asked):
+    try:
+        return place(*asked)
+    except NoAgentFits as none:
+        return none.reason, str(none)
+
+
+@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, st.randoms())
+def test_the_choice_is_the_same_in_any_order_and_in_time_and_able(known, items, left_s, random):
+    shuffled = random.sample(known, len(known))
+    chosen = outcome(items, known, left_s)
+    assert chosen == outcome(items, shuffled, left_s)
+    if isinstance(chosen, tuple):
+        return
+    there = {one.name: one for one in known}[chosen.name]
+    assert there.modalities >= set(items)
+    assert chosen.total_s <= left_s
+    assert chosen.total_s == there.backlog_s + chosen.encode_s + there.answer_s
+    for item in items:
+        assert item not in there.predictions or not there.predictions[item].infeasible
+
+
+@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, seconds)
+def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, more_s):
+    chosen, later = outcome(items, known, left_s), outcome(items, known, left_s + more_s)
+    if not isinstance(chosen, tuple):
+        assert later.energy_j <= chosen.energy_j * 1.05 + 1e-9
+
+
+@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4))
+def test_without_a_deadline_no_feasible_agent_needs_clearly_less_energy(known, items):
+    chosen = outcome(items, known)
+    for one in known:
+        alone = outcome(items, [one])
+        if isinstance(alone, tuple) or set(items) - set(one.predictions):
+            continue  # cannot, or is guessed at from others
+        assert chosen.energy_j <= alone.energy_j * 1.05 + 1e-9
+
+
+@given(st.integers(1, 6), st.integers(0, 60), st.booleans())
+def test_equal_agents_get_equally_many_tasks_also_if_nothing_is_known_of_them(
+    count, tasks, is_known
+):
+    fleet = [agent(str(number)) for number in range(count)]
+    fleet = fleet if is_known else [replace(one, predictions={}) for one in fleet]
+    got = Counter({one.name: 0 for one in fleet})
+    for _ in range(tasks):
+        placed = place(["image"], fleet)
+        got[placed.name] += 1
+        fleet = [
+            replace(one, backlog_s=one.backlog_s + placed.encode_s, tasks=one.tasks + 1)
+            if one.name == placed.name
+            else one
+            for one in fleet
+        ]
+    assert max(got.values()) - min(got.values()) <= 1
+
+
+def test_the_frugal_agent_is_taken_until_it_would_be_late():
+    frugal, fast = agent("frugal", 0.5, 1.0), agent("fast", 0.1, 3.0)
+    assert place(["image"], [frugal, fast]).name == "frugal"
+    assert place(["image"], [frugal, fast], 0.3).name == "fast"
+    waiting = replace(frugal, backlog_s=5.0)
+    assert place(["image"], [waiting, fast], 4.0).name == "fast"
+
+
+def test_a_few_percent_of_energy_are_not_worth_waiting_for():
+    busy, idle = agent("a", energy_j=1.0, backlog_s=2.0), agent("b", energy_j=1.04)
+    assert place(["image"], [busy, idle]).name == "b"
+
+
+def test_a_new_agent_is_tried_as_soon_as_the_others_are_busier():
+    known = [agent("a", 0.1, 1.0, backlog_s=0.5), agent("b", 0.3, 9.0)]
+    new = Candidate("new", ALL)
+    placed = place(["image", "audio"], [*known, new])
+    assert (placed.name, placed.encode_s, placed.energy_j) == ("new", 0.4, 2.0)
+
+
+def test_a_meter_that_was_gone_makes_no_agent_look_free_of_cost():
+    gone = agent("a", energy_j=float("nan"))
+    assert place(["image"], [gone, agent("b", energy_j=2.0)]).energy_j == 2.0
+    assert place(["image"], [gone]).name == "a"
+
+
+def test_what_no_agent_can_do_is_told_with_the_reason():
+    with pytest.raises(NoAgentFits, match=r"too late: 1\.10 s needed, 0\.50 s left") as late:
+        place(["image"], [agent(answer_s=1.0), agent("b", answer_s=2.0)], 0.5)
+    assert late.value.reason == "too-late"
+    infeasible = Candidate("a", ALL, {"video": Prediction(1.0, 1.0, infeasible=True)})
+    with pytest.raises(NoAgentFits, match="can encode image and video within its limit") as cannot:
+        place(["image", "video"], [infeasible])
+    assert cannot.value.reason == "cannot"
+    with pytest.raises(NoAgentFits, match="no edge agent here encodes audio"):
+        place(["audio"], [Candidate("a", frozenset(["image"]))])
