@@ -52,7 +52,7 @@ class User:
     front: bool = False
 
 
-_READER, _NAME = TypeAdapter(User), TypeAdapter(Name)
+_NAME = TypeAdapter(Name)
 
 
 def user_of(number: int, entry: Any) -> User:
@@ -66,7 +66,7 @@ def user_of(number: int, entry: Any) -> User:
     if not isinstance(entry, dict):
         raise ValueError(f"user {number}: expected fields and their values")
     try:
-        user = _READER.validate_python(entry)
+        user = User(**{str(name): value for name, value in entry.items()})
     except ValidationError as error:
         faults = "; ".join(_said(fault) for fault in error.errors(include_input=False))
         raise ValueError(f"user {number}{_name_in(entry)}, {faults}") from None

@@ -51,10 +51,10 @@ class Users:
 
     def __init__(self, users: Sequence[User], everyone: User | None = None) -> None:
         self._users, self._everyone = tuple(users), everyone
-        self._named = {user.name: user for user in users}
+        self._named: dict[str, User] = {}
         digests: dict[str, str] = {}
         for number, user in enumerate(users, 1):
-            if self._named[user.name] is not user:
+            if self._named.setdefault(user.name, user) is not user:
                 raise ValueError(f"user {number}, name: {user.name} stands there twice")
             other = digests.setdefault(user.token_sha256, user.name)
             if user.token_sha256 and other != user.name:
