@@ -56,7 +56,7 @@ def _agent(options: argparse.Namespace) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from mllm_sched.edge.config import read_config
-    from mllm_sched.edge.front import explain, run_front
+    from mllm_sched.edge.run_front import explain, run_front
     from mllm_sched.edge.front_config import FrontConfig
 
     config = read_config(options.config, FrontConfig)
