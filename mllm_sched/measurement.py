@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import fastparquet
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
@@ -139,22 +140,32 @@ def to_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Check a table and write it as CSV; the folder is made if it is missing."""
+    """Check a table and write it: ``.parquet`` as Parquet, all else as CSV.
+
+    The folder is made if it is missing.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_table(table, str(path)).to_csv(path, index=False)
+    table = check_table(table, str(path))
+    if path.suffix == ".parquet":
+        fastparquet.write(str(path), table, compression="GZIP", write_index=False)
+    else:
+        table.to_csv(path, index=False)
     return path
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV table of measurements.
+    """Read a table of measurements: ``.parquet`` as Parquet, all else as CSV.
 
     Raises
     ------
     TableError
         Names the row of the file, the column and the value, and what was expected.
     """
-    table = pd.read_csv(path, dtype={"failed": str}, keep_default_na=True)
+    if Path(path).suffix == ".parquet":
+        table = fastparquet.ParquetFile(str(path)).to_pandas()
+    else:
+        table = pd.read_csv(path, dtype={"failed": str}, keep_default_na=True)
     return check_table(table, str(path))
 
 

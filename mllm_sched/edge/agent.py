@@ -14,7 +14,7 @@ from functools import partial
 
 import grpc
 
-from mllm_sched.edge.admission import Refusal
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import Done
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending

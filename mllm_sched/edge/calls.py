@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mllm_sched.edge.admission import Refusal
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User
 
 

@@ -6,6 +6,7 @@ decision before the encoder starts, and each measurement before anybody is told 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import grpc
 from mllm_sched.arms import Arm, Factor, Level
 from mllm_sched.edge.journal import JournalError
 from mllm_sched.edge.learner import Learner
+from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import Metrics
 from mllm_sched.edge.runtime import Encoded, Prepared, Runtime
 from mllm_sched.pipeline.jobs import RefusedError
@@ -24,6 +26,7 @@ from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Part
 from mllm_sched.schedulers.decision import Decision
 
+log = logging.getLogger(__name__)
 TRIES = 2  # arms that a task is tried on before it fails
 PAUSE_S = 0.2  # before the journal is tried again
 
@@ -133,7 +136,7 @@ class ClosedLoop:
         return decision
 
     def _context(self, works: Sequence[Work]) -> Mapping[str, Level] | None:
-        given = {"modality": works[0].prepared.modality, "batch": len(works)}
+        given: dict[str, Level] = {"modality": works[0].prepared.modality, "batch": len(works)}
         contexts = self.learner.scheduler.contexts
         return {name: given[name] for name in contexts.names} if contexts else None
 
@@ -157,7 +160,11 @@ class ClosedLoop:
                     self.limit_s,
                     *(self.runtime.evidence, self.runtime.energy_evidence),
                 )
+        before = self.learner.scheduler.changes
         self._patiently(lambda: self._learn(decision, encoded, works), _last(works))
+        if self.learner.scheduler.changes > before:
+            self.metrics.alarm("drift")
+            say(log, "drift", "warning", arm=str(decision.arm), modality=modality)
 
     def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
         facts = self._facts(works)

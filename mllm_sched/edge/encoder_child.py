@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mllm_sched import paths
 from mllm_sched.edge.encoder_process import TORCH
 from mllm_sched.harness.child import serve
 from mllm_sched.pipeline.checkpoints import load_encoders
@@ -39,6 +40,7 @@ class Encoders:
     def __init__(self, name: str, seed: int, modalities: Sequence[str]) -> None:
         self.half = load_encoders(name, modalities, seed)
         self._models: dict[str, Any] = {"float32": self.half.model}
+        self._sessions: dict[tuple[str, str, str], Callable[[Inputs], Tensor]] = {}
         self._call: Callable[[], list[Tensor]] | None = None
         self._features: list[Tensor] = []
 
@@ -72,10 +74,11 @@ class Encoders:
             place, _, key = name.partition(".")
             items[int(place)][key] = tensor
         torch.set_num_threads(request["threads"])
-        if request["component"] == TORCH:
-            encode = self._with_torch(request["precision"], modality, items)
+        precision, component = request["precision"], request["component"]
+        if component == TORCH:
+            encode = self._with_torch(precision, modality, items)
         else:
-            encode = self._with_onnx(request["component"], request["precision"], modality, items)
+            encode = self._with_onnx(precision, component, modality, items)
 
         @torch.inference_mode()
         def call() -> list[Tensor]:
@@ -107,6 +110,20 @@ class Encoders:
             return rows if alone else list(rows[0].chunk(len(items)))
 
         return features
+
+    def _with_onnx(
+        self, precision: str, component: str, modality: str, items: Sequence[Inputs]
+    ) -> Callable[[], list[Tensor]]:
+        """Features of each item, one by one: what was built for the component takes one shape."""
+        from mllm_sched.pipeline.export_half import open_half  # a board alone has need of it
+
+        key = precision, component, modality
+        if key not in self._sessions:
+            self._sessions[key] = open_half(
+                self.half, modality, items[0], component, precision, paths.CACHE
+            )
+        session = self._sessions[key]
+        return lambda: [session(item) for item in items]
 
     def _model(self, precision: str) -> Any:
         if precision not in self._models:

@@ -27,6 +27,9 @@ __all__ = ["EncoderProcess", "HangError", "How", "Prepared"]
 
 TORCH = "torch"
 REMEMBERED = 1024  # kinds that were warmed up
+# Threads that wait for each other sleep. If they spin, a call that shares its cores with another
+# process takes several times as long and as much CPU time.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,8 @@ class EncoderProcess(Child):
         open_timeout_s: float,
     ) -> None:
         held = json.dumps({"name": model, "seed": seed, "modalities": list(modalities)})
-        super().__init__([sys.executable, "-m", "mllm_sched.edge.encoder_child", held])
+        command = [sys.executable, "-m", "mllm_sched.edge.encoder_child", held]
+        super().__init__(command, ENVIRONMENT)
         self.timeout_s = timeout_s
         self.open_timeout_s = open_timeout_s
         self._warm: set[Hashable] = set()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from mllm_sched.edge.admission import Admission, Refusal
+from mllm_sched.edge.admission import Admission
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import ClosedLoop, Done, Work
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
@@ -184,7 +186,8 @@ class EncoderStage:
     def _measured(self, works: Sequence[Work]) -> list[Done]:
         done = self.loop.encode(works)
         for work, one in zip(works, done, strict=True):
-            self.admission.encoded(work.prepared.modality, one.run.latency_s, one.run.energy_j)
+            energy_j = one.run.energy_j or math.nan  # 0: the meter was gone
+            self.admission.encoded(work.prepared.modality, one.run.latency_s, energy_j)
         return done
 
     def _show(self) -> None:

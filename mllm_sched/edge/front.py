@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from mllm_sched.edge.admission import Refusal
 from mllm_sched.edge.agent_link import Agent
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.held_bytes import HeldBytes
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.relay import Relay, Task
 from mllm_sched.edge.service import UserService, key_of
 from mllm_sched.edge.users import User, Users

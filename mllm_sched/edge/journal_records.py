@@ -26,8 +26,9 @@ class Event:
         Seconds of service; see ``Journal.now_s``.
     kind
         ``started``, ``decided``, ``measured``, ``cancelled``, ``warm-start``, ``limits``,
-        ``clock`` (the wall clock was set back), ``resumed`` (it can be written again) or
-        ``relearned`` (another version of the rule began anew from the measurements).
+        ``clock`` (the wall clock was set back), ``resumed`` (a call failed, and memory was built
+        anew from the journal) or ``relearned`` (another version of the rule learned from the
+        measurements).
     decision
         ``Decision.id`` of what it is about, if it is about one.
     body

@@ -90,12 +90,13 @@ def _row(event: Event) -> dict[str, Any]:
     body, told = event.body, event.body["told"]
     row = {
         **{"event": event.id, "at_s": event.now_s, "user": "", "decision": event.decision},
-        **(body["context"] or {}),
+        **(body["context"] or {}),  # here for the order of the columns
         **body["levels"],
         **FACTS,
     }
     row |= {name: value for name, value in body["facts"].items() if name in row}
     row |= {"failed": told["failed"] or _stopped(told["above"])} | told["quantities"]
+    row |= body["context"] or {}
     row["energy_evidence"] = row["energy_evidence"] or row["evidence"]
     return row | {name: body[name] for name in LAST}
 

@@ -53,10 +53,15 @@ def setup(level: str = "info", stream: TextIO | None = None) -> None:
     if level not in LEVELS:
         raise ValueError(f"log level {level!r}: expected one of {', '.join(LEVELS)}")
     handler = _Handler(stream or sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mllm_sched").setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def formatter() -> logging.Formatter:
+    """Makes a line of a record; for a handler that is not the one of ``setup``."""
+    return _Formatter()
 
 
 def say(log: logging.Logger, event: str, level: str = "info", **fields: Any) -> None:

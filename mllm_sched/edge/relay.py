@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from mllm_sched.edge.admission import Refusal
 from mllm_sched.edge.agent_link import Agent, Sent
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.pieces import digest_of, pieces_of
 from mllm_sched.pipeline.proto import node_pb2 as pb

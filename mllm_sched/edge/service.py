@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 
-from mllm_sched.edge.admission import Refusal
 from mllm_sched.edge.calls import Calls
 from mllm_sched.edge.gate import Gate
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
 from mllm_sched.pipeline.limits import Limits

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from mllm_sched.endings import end_with
@@ -47,10 +47,15 @@ class Child:
     ----------
     command
         What runs the other side, which calls ``serve``.
+    environment
+        Variables that it gets beside this process's own.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self._command = command
+        self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -102,6 +107,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env={**os.environ, **self._environment},
             bufsize=0,
             start_new_session=True,  # a Ctrl-C is for the side that asks
         )

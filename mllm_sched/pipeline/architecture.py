@@ -29,11 +29,14 @@ class Architecture(ABC):
         Path of the module, by modality. A projector may lie within its encoder.
     language
         Paths of the LLM's modules.
+    exportable
+        Whether its encoders become ONNX files: they take one shape, whatever the input.
     """
 
     encoders: Mapping[str, str]
     projectors: Mapping[str, str]
     language: Sequence[str] = ("model.language_model", "lm_head")
+    exportable = False
 
     @abstractmethod
     def processor(self, config: Any, modality: str) -> Any:

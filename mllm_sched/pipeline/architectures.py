@@ -26,6 +26,7 @@ class Llava(Architecture):
 
     encoders: Mapping[str, str] = {"image": "model.vision_tower"}
     projectors: Mapping[str, str] = {"image": "model.multi_modal_projector"}
+    exportable = True
 
     def processor(self, config: Any, modality: str) -> Any:
         from transformers import CLIPImageProcessorPil
@@ -64,6 +65,7 @@ class Voxtral(Architecture):
 
     encoders: Mapping[str, str] = {"audio": "model.audio_tower"}
     projectors: Mapping[str, str] = {"audio": "model.multi_modal_projector"}
+    exportable = True
 
     def processor(self, config: Any, modality: str) -> Any:
         from transformers import WhisperFeatureExtractor

@@ -58,7 +58,7 @@ def export_encoder(
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    with _written_whole(path) as unfinished, _quiet():
+    with written_whole(path) as unfinished, quiet():
         if precision == "fp32":
             _export(name, seed, unfinished)
         else:
@@ -153,7 +153,7 @@ def _quantise(name: str, source: Path, path: Path) -> None:
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A file to write; it takes its name only when it is complete."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="unfinished-") as scratch:
         unfinished = Path(scratch) / path.name
@@ -162,7 +162,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's and the quantiser's advice, which nobody can act on here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

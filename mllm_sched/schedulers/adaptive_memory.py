@@ -53,6 +53,8 @@ class AdaptiveMemory(Stateful):
         Runs of each cell that were told, failed ones among them, shape (cells,).
     kinds
         A number for each combination of categorical levels, shape (cells,).
+    changes
+        Noticed since this object was made.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("beliefs", "trials", "_detector")
@@ -73,6 +75,7 @@ class AdaptiveMemory(Stateful):
         self.kinds = _kinds(cells)
         self.trials = np.zeros(len(cells))
         self._detector = ChangeDetector(means, len(cells))
+        self.changes = 0
 
     def learn(self) -> None:
         """Learn the kernels anew where enough was told."""
@@ -157,6 +160,7 @@ class AdaptiveMemory(Stateful):
             surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
             changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
             if any(changed.values()):
+                self.changes += 1
                 self.forget(int(self.kinds[cell]))
             else:  # a single outlier moves nothing far
                 for name, surprise in surprises.items():

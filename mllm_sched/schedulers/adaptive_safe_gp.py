@@ -130,6 +130,11 @@ class AdaptiveSafeGP(Scheduler):
         """Of the logs of the quantities; of power instead of energy, if that is modelled."""
         return self.memory.beliefs
 
+    @property
+    def changes(self) -> int:
+        """See ``Scheduler``."""
+        return self.memory.changes
+
     def _choose(self, cells: Indices, now: float) -> Choice:
         self._try_again(cells)
         self.memory.learn()

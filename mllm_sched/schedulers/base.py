@@ -247,6 +247,11 @@ class Scheduler(IncompleteRuns, Beliefs):
         self._open = {int(decision): int(cell) for decision, cell in state["_open"].items()}
         self._charged = {int(decision): risk for decision, risk in state["_charged"].items()}
 
+    @property
+    def changes(self) -> int:
+        """How often the rule noticed, since it was made, that an arm is not what it was."""
+        return 0
+
     @abstractmethod
     def _choose(self, cells: Indices, now: float) -> Choice:
         """Pick one of these cells; ties break to the lowest index."""

@@ -19,6 +19,15 @@ RECORDED = paths.DATA / "closed_loop"
 ADAPTIVE, FIXED = "Adaptive safe GP", "Fixed at full power"
 WINDOW = 25  # tasks of a moving median
 ARM = ("precision", "threads")
+METRICS = {
+    "mllm_sched_decisions_total": "decisions",
+    "mllm_sched_tasks_total": "tasks encoded",
+    "mllm_sched_energy_joules_total": "energy, J",
+    "mllm_sched_violations_total": "above the limit",
+    "mllm_sched_safe_arms": "arms certified",
+    "mllm_sched_shed_total": "requests refused",
+}
+"""Of an agent, and how a notebook calls them."""
 
 
 def read_recorded(path: str | Path) -> pd.DataFrame:

@@ -1,0 +1,62 @@
+"""Why a request is turned away, in words for the user and in a status for its program."""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+
+from mllm_sched.pipeline.jobs import RefusedError
+
+_BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
+_GONE = grpc.StatusCode.UNAVAILABLE
+REASONS = {
+    "rate": _BUSY,  # more requests a second than the user may send
+    "at-once": _BUSY,  # more requests under way than the user may have
+    "queue-full": _BUSY,  # no place in the queue
+    "pushed-out": _BUSY,  # its place went to a user with less waiting
+    "too-late": _BUSY,  # too much work goes before it
+    "cannot": grpc.StatusCode.FAILED_PRECONDITION,  # not in time even if nothing else ran
+    "journal": _GONE,  # nothing can be written down
+    "draining": _GONE,  # the process ends
+}
+_TICK_S = 0.001  # an invitation to come back at once would be none
+
+
+class Refusal(RefusedError):
+    """A request that is not served now.
+
+    Parameters
+    ----------
+    reason
+        One of ``REASONS``.
+    message
+        For the user, whose own it is: names nobody else.
+    retry_s
+        After how many seconds it is worth asking again, if that is known; 0 if not.
+
+    Examples
+    --------
+    >>> refusal = Refusal("rate", "2 requests a second are allowed", retry_s=0.25)
+    >>> print(refusal, refusal.code.name, dict(refusal.metadata))
+    rate: 2 requests a second are allowed; ask again in 0.25 s RESOURCE_EXHAUSTED \
+{'refused': 'rate', 'retry-s': '0.25'}
+    """
+
+    def __init__(self, reason: str, message: str, *, retry_s: float = 0.0) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"reason {reason!r}: expected one of {', '.join(REASONS)}")
+        self.reason = reason
+        self.retry_s = max(retry_s, _TICK_S) if 0 < retry_s < math.inf else 0.0
+        again = f"; ask again in {self.retry_s:.3g} s" if self.retry_s else ""
+        super().__init__(REASONS[reason], f"{reason}: {message}{again}")
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The same for programs, as metadata at the end of a call."""
+        told = (("refused", self.reason),)
+        return (*told, ("retry-s", f"{self.retry_s:.3g}")) if self.retry_s else told
+
+
+class Turned(Refusal):
+    """A request that did not get past the ``Gate``: its user sends too many."""

@@ -1,0 +1,175 @@
+"""Who may ask, and how much: one YAML file, which holds digests of tokens and never a token.
+
+- name: ann
+token_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+rate_hz: 5.0
+- name: front
+token_sha256: 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
+front: true
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import logging
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mllm_sched.edge.user import User, user_of
+
+log = logging.getLogger(__name__)
+
+LONGEST_TOKEN = 256  # characters; what is longer was not made here
+ANYONE = "anyone"
+
+
+class Users:
+    """All who may ask.
+
+    Parameters
+    ----------
+    users
+        With digests; no name or digest twice.
+    everyone
+        As whom those without a token are served; nobody is by default.
+
+    Raises
+    ------
+    ValueError
+        For a name or digest that stands there twice.
+    """
+
+    def __init__(self, users: Sequence[User], everyone: User | None = None) -> None:
+        self._users, self._everyone = tuple(users), everyone
+        self._named = {user.name: user for user in users}
+        digests: dict[str, str] = {}
+        for number, user in enumerate(users, 1):
+            if self._named[user.name] is not user:
+                raise ValueError(f"user {number}, name: {user.name} stands there twice")
+            other = digests.setdefault(user.token_sha256, user.name)
+            if user.token_sha256 and other != user.name:
+                raise ValueError(f"user {number} ({user.name}), token_sha256: {other} has it too")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Users:
+        """The users in a YAML file; a file that others may read is complained of in the log.
+
+        Raises
+        ------
+        ValueError
+            Names the file, the entry and the field; never what could be a token.
+        OSError
+            If it cannot be read.
+        """
+        path = Path(path)
+        if path.stat().st_mode & 0o077:
+            log.warning("%s: others than its owner can use it; `chmod 600` it", path)
+        return _parsed(path, path.read_bytes())
+
+    @classmethod
+    def anyone(cls) -> Users:
+        """For a system without tokens: whoever reaches it is one and the same user, unlimited."""
+        return cls([], User(ANYONE, rate_hz=math.inf, at_once=1 << 30, front=True))
+
+    def who(self, token: str | None) -> User | None:
+        """Whose token it is, if anyone's.
+
+        Takes the same time whoever it is: digests are compared in constant time, with all users.
+        """
+        if self._everyone is not None:
+            return self._everyone
+        if not token or len(token) > LONGEST_TOKEN or not token.isascii():
+            return None
+        given, found = _sha256(token), None
+        for user in self._users:
+            if hmac.compare_digest(user.token_sha256, given):
+                found = user
+        return found
+
+    def named(self, name: str) -> User:
+        """Whom a front asks for; one that is not known here was admitted there, so has no limits.
+
+        Raises
+        ------
+        ValueError
+            If that can be no user's name.
+        """
+        if (user := self._named.get(name)) is not None:
+            return user
+        try:
+            return User(name, rate_hz=math.inf, at_once=1 << 30)
+        except ValidationError as error:
+            raise ValueError(f"name of a user: {error.errors()[0]['msg']}") from None
+
+
+def new_token() -> str:
+    """A token that nobody can guess: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def add(path: str | Path, name: str, **limits: Any) -> str:
+    """Add a user to a file, which is made if need be.
+
+    The token is returned to be shown once: the file has its digest only. What already stands in the
+    file stays as it is, comments too. Services read it at their start.
+
+    Parameters
+    ----------
+    limits
+        Fields of ``User``.
+
+    Raises
+    ------
+    ValueError
+        If the file is not valid, or would not be with this user; nothing is written then.
+    OSError
+        If it cannot be written; nothing is changed then.
+    """
+    path, token = Path(path), new_token()
+    entry = {"name": name, "token_sha256": _sha256(token), **limits}
+    text = yaml.safe_dump([entry], sort_keys=False).encode()
+    _parsed(path, text)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "rb+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # two at a time would both find the name free
+        before = file.readall()
+        addition = text if before.endswith(b"\n") or not before else b"\n" + text
+        _parsed(path, before + addition)
+        try:
+            if file.write(addition) != len(addition):
+                raise OSError(f"{path}: no room for one more user")
+            os.fsync(file)
+        except OSError:
+            file.truncate(len(before))
+            raise
+    return token
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _parsed(path: Path, content: bytes) -> Users:
+    try:
+        entries = yaml.safe_load(content.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:  # whose text quotes the line
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}: not YAML{where}") from None
+    if not (isinstance(entries, list) and entries):
+        raise ValueError(f"{path}: expected a list of users, each `- name: ...`")
+    try:
+        return Users([user_of(number, entry) for number, entry in enumerate(entries, 1)])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,55 @@
+"""Journals for tests: an agent's life in short."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from mllm_sched import ArmSpace, Factor
+from mllm_sched.edge.learner import SchedulerSpec
+
+SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30, 60], log=True)])
+FACTS = {"modality": "image", "encoder": "small", "evidence": "simulated", "user": "ada"}
+
+
+def spec(name="safe-gp-ucb", **changed):
+    given = {"limits": {"latency_s": 0.2}, "seeds": [SPACE[2], SPACE[5]], "rng": 3, **changed}
+    return SchedulerSpec(name, SPACE, **given)
+
+
+def taken(arm, number=0):
+    """What an arm takes: the same numbers for the same task."""
+    spread = np.random.default_rng([arm.index, number]).uniform(0.9, 1.1, 2)
+    latency_s = (0.08 if arm.component == "gpu" else 0.15) * (30 / arm.power_w) ** 0.5
+    return {"latency_s": latency_s * spread[0], "energy_j": arm.power_w * latency_s * spread[1]}
+
+
+def work(learner, tasks, first=0):
+    """Measure some tasks, one after the other."""
+    for number in range(first, first + tasks):
+        decision = learner.ask([f"ada/{number}/0"])
+        learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
+
+
+def as_after_a_crash(path: Path, folder: Path) -> Path:
+    """The files as they would be found if their process ended now."""
+    folder.mkdir()
+    for end in ("", "-wal"):
+        if (file := path.with_name(f"{path.name}{end}")).exists():
+            shutil.copy(file, folder / file.name)
+    return folder / path.name
+
+
+def alike(one, other):
+    """Whether two states are the same to the last bit."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, np.ndarray):
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
+    return one == other and type(one) is type(other)

@@ -1,0 +1,247 @@
+"""Edge agents as real processes: with an LLM server, users, and whatever may go wrong."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import ExitStack
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from mllm_sched.edge.journal import read_journal
+from mllm_sched.edge.load import User, keep_asking
+from mllm_sched.edge.proto import agent_pb2 as apb
+from mllm_sched.edge.proto import agent_pb2_grpc as arpc
+from mllm_sched.edge.service import BEHALF
+from mllm_sched.edge.siblings import experience_of
+from mllm_sched.edge.system import LocalSystem
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.media import panned_video, photograph, speech_like
+from mllm_sched.pipeline.node_errors import NodeError, RequestRefused
+from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.prompts import prompt_ids
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.wire import pack
+
+MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
+USERS = {
+    "ana": {},
+    "ben": {},
+    "few": {"rate_hz": 1.0, "burst": 2},
+    "boss": {"front": True},
+}
+AGENT = {
+    "device": "host",
+    "scheduler": {"limit_s": 0.5},
+    "device_settings": {"timeout_s": 1.5},
+    "queue": {"batch": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("system")
+    with LocalSystem(folder, {"edge-1": AGENT}, model=MODEL, users=USERS) as running:
+        with running.client("ana") as client:
+            User("ana", client, images, 60.0).ask(0)  # everything is loaded
+        yield running
+
+
+@pytest.fixture
+def ana(system):
+    with system.client("ana") as client:
+        yield client
+
+
+def images(number):
+    return (Item("image", np.roll(photograph("china", 56, 84), 3 * number, axis=1)),)
+
+
+def message(client, items, new_tokens=NEW_TOKENS, name=None):
+    card = client.describe(60.0)
+    prompt = prompt_ids(card.markers, [item.modality for item in items], b"What is this?")
+    named = {"id": name} if name else {}
+    request = Request(prompt, items, new_tokens, **named)
+    return request, pack(request, card.model)
+
+
+def measured(system):
+    return read_journal(system.journal("edge-1"))
+
+
+def stub_of(opened, system, user):
+    channel = opened.enter_context(grpc.insecure_channel(system.address_of("edge-1")))
+    return channel, Security(system.tokens[user]).metadata
+
+
+def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
+    before = len(measured(system))
+    items = (
+        *images(1),
+        Item("audio", speech_like(1.0)),
+        Item("video", panned_video("flower", 1.0, 2.0, 56, 84), 2.0),
+    )
+    request, data = message(ana, items)
+    answer = ana.ask(data, request.id, 60.0)
+    assert len(answer.tokens) == NEW_TOKENS
+    new = measured(system).iloc[before:]
+    assert list(new["modality"]) == ["image", "audio", "video"]
+    assert list(new["latency_s"]) == [run.latency_s for run in answer.runs]
+    assert list(new["user"]) == ["ana"] * 3
+    assert {run.agent for run in answer.runs} == {"edge-1"}
+    assert {run.evidence for run in answer.runs} == {"measured"}
+
+
+def test_a_task_that_is_sent_again_is_not_run_again(system, ana):
+    request, data = message(ana, images(2))
+    first = ana.ask(data, request.id, 60.0)
+    before = len(measured(system))
+    again = ana.ask(data, request.id, 60.0)
+    assert again.tokens == first.tokens and again.runs == first.runs
+    assert len(measured(system)) == before
+
+
+def test_nobody_gets_at_the_answer_of_another_by_its_id(system, ana):
+    request, data = message(ana, images(3))
+    ana.ask(data, request.id, 60.0)
+    before = len(measured(system))
+    with system.client("ben") as ben:
+        answer = ben.ask(data, request.id, 60.0)  # the same bytes even: a task of ben's own
+    assert len(answer.tokens) == NEW_TOKENS
+    new = measured(system).iloc[before:]
+    assert list(new["user"]) == ["ben"]
+    with pytest.raises(RequestRefused, match="with other bytes"):
+        other = message(ana, images(4), name=request.id)[1]
+        ana.ask(other, request.id, 60.0)
+
+
+def test_without_a_token_or_with_a_wrong_one_nothing_is_told(system):
+    for security in (Security(), Security("wrong" * 8)):
+        with EdgeClient(system.address, security) as stranger:
+            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
+                stranger.describe(10.0)
+            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
+                stranger.ask(b"x" * 100, "id", 10.0)
+
+
+def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, ana):
+    request, data = message(ana, images(5))
+    with ExitStack() as opened:
+        channel, mine = stub_of(opened, system, "ana")
+        calls = pieces_of(data, start_of(data, request.id))
+        stub = rpc.NodeStub(channel)
+        with pytest.raises(grpc.RpcError, match="only a front may ask for others"):
+            list(stub.Generate(calls, metadata=(*mine, (BEHALF, "ben")), timeout=20))
+        with pytest.raises(grpc.RpcError, match="for fronts and agents"):
+            arpc.AgentStub(channel).Status(apb.Nothing(), metadata=mine, timeout=20)
+        channel, front = stub_of(opened, system, "boss")
+        status = arpc.AgentStub(channel).Status(apb.Nothing(), metadata=front, timeout=20)
+        assert status.taking and status.name == "edge-1"
+        assert {p.modality for p in status.predictions} >= {"image"}
+        assert all(p.latency_s > 0 and p.energy_j > 0 for p in status.predictions)
+        before = len(measured(system))
+        calls = pieces_of(data, start_of(data, request.id))
+        list(rpc.NodeStub(channel).Generate(calls, metadata=(*front, (BEHALF, "ben")), timeout=60))
+        assert list(measured(system).iloc[before:]["user"]) == ["ben"]
+        held = apb.Held(user="ben", id=request.id)
+        assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=20).held
+
+
+def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
+    table = experience_of(system.address, Security(system.tokens["boss"]))
+    assert len(table) == len(measured(system))
+    assert {"precision", "threads", "latency_s"} <= set(table) and "user" not in table
+
+
+def test_too_many_requests_a_second_are_refused_for_that_user_alone(system):
+    with system.client("few") as few, system.client("ben") as ben:
+        asked = [User("few", few, images, 20.0, 1).ask(number) for number in range(5)]
+        assert "shed" in [one.outcome for one in asked]
+        assert all("rate" in one.why for one in asked if one.outcome == "shed")
+        assert User("ben", ben, images, 60.0, 1).ask(0).outcome == "answered"
+
+
+def test_a_deadline_that_nothing_can_meet_is_refused_at_once(system, ana):
+    request, data = message(ana, images(6), new_tokens=500)
+    begun_s = time.monotonic()
+    with pytest.raises(NodeError):
+        ana.ask(data, request.id, 0.02)
+    assert time.monotonic() - begun_s < 2
+
+
+def test_what_waits_together_is_encoded_in_one_call(system):
+    with ExitStack() as opened:
+        users = [
+            User(name, opened.enter_context(system.client(name)), images, 60.0, 2)
+            for name in ("ana", "ben")
+            for _ in range(4)
+        ]
+        asked = keep_asking(users, tasks=5)
+    assert set(asked["outcome"]) == {"answered"}
+    assert measured(system)["batch"].max() > 1
+
+
+def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, ana):
+    before = len(measured(system))
+    agent = psutil.Process(system.agents["edge-1"].pid)
+    (child,) = agent.children()
+    child.suspend()  # it is killed by the agent, and another one started
+    request, data = message(ana, images(7))
+    answer = ana.ask(data, request.id, 60.0)
+    assert len(answer.tokens) == NEW_TOKENS
+    new = measured(system).iloc[before:]
+    assert "stopped: latency_s above" in new["failed"].iloc[0]
+    assert new["failed"].iloc[-1] == ""
+
+
+def test_a_locked_journal_stops_nothing_for_good_and_loses_nothing(system, ana):
+    other = sqlite3.connect(system.journal("edge-1"))
+    other.execute("BEGIN EXCLUSIVE")
+    request, data = message(ana, images(8))
+    results = []
+    asking = threading.Thread(target=lambda: results.append(ana.ask(data, request.id, 60.0)))
+    before = len(measured(system))  # who reads is not locked out
+    asking.start()
+    time.sleep(3.0)
+    assert not results  # nothing is acknowledged that is not written
+    other.rollback()
+    other.close()
+    asking.join()
+    assert len(results[0].tokens) == NEW_TOKENS
+    assert len(measured(system)) == before + 1
+
+
+def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(system, ana):
+    request, data = message(ana, images(9), new_tokens=40)
+    agent, before = system.agents["edge-1"], measured(system)
+    tokens = []
+    for event, tries in ana.events(data, request.id, 90.0):
+        if event.WhichOneof("content") == "finished":
+            break
+        tokens.append(event.token.token)
+        if len(tokens) == 3:
+            os.kill(agent.pid, signal.SIGKILL)
+            agent.kill()
+            agent.start()
+    assert tries > 1 and len(tokens) == 40
+    after = measured(system)
+    assert after.iloc[: len(before)].equals(before)
+    arms = after.iloc[len(before) :][["precision", "threads"]]
+    assert 1 <= len(arms) <= 2 and len(arms.drop_duplicates()) == 1
+
+
+def test_an_answer_of_before_a_restart_is_found_in_the_journal(system, ana):
+    request, data = message(ana, images(10))
+    first = ana.ask(data, request.id, 60.0)
+    agent = system.agents["edge-1"]
+    agent.stop()
+    agent.start()
+    before = len(measured(system))
+    assert ana.ask(data, request.id, 60.0).tokens == first.tokens
+    assert len(measured(system)) == before

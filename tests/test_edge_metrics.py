@@ -1,0 +1,409 @@
+"""What an agent and a front tell Prometheus, and the server that it scrapes."""
+
+import contextlib
+import itertools
+import json
+import math
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mllm_sched import ArmSpace, Factor, paths
+from mllm_sched.edge import families, scrape
+from mllm_sched.edge.dashboard import as_text, dashboard
+from mllm_sched.edge.metrics import FrontMetrics, Metrics
+from mllm_sched.edge.scrape import MetricsServer
+from mllm_sched.schedulers.decision import Decision
+
+SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30])])
+SECRETS = ("Bearer t0k3n-of-ann", "ann@example.org", "request-4711")
+RAW = re.compile(r"mllm_sched_\w+")
+
+
+def samples(metrics):
+    """Every series by its name and labels."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.text()):
+        for sample in family.samples:
+            found[sample.name.removeprefix("mllm_sched_"), *sorted(sample.labels.items())] = (
+                sample.value
+            )
+    return found
+
+
+def one(metrics, name, **labels):
+    return samples(metrics).get((name, *sorted(labels.items())))
+
+
+def decision(arm, safe_arms=None, infeasible=False):
+    return Decision(0, arm, "tested", False, None, {}, safe_arms, infeasible)
+
+
+def used():
+    """An agent's metrics and a front's, after one of everything."""
+    agent, front = Metrics(SPACE), FrontMetrics(["edge-1", "edge-2"])
+    agent.decided(decision(SPACE[0], safe_arms=2), "image")
+    agent.measured(SPACE[0], "image", 0.15, 3.0, 0.2, "measured", "estimated")
+    agent.failed(SPACE[1], "hung")
+    agent.answered(1.0, 0.3, "measured")
+    agent.shed("rate")
+    agent.queue(3, 2, 1.5)
+    agent.alarm("drift")
+    agent.journal(4096, ok=True)
+    front.placed("edge-1")
+    front.moved("edge-1")
+    front.shed("too-late")
+    front.agents(1, 1)
+    front.answered(1.0, "measured")
+    return agent, front
+
+
+@pytest.fixture
+def served():
+    """A server of its own metrics, closed afterwards: the port."""
+    metrics = Metrics(SPACE)
+    yield metrics.serve()
+    metrics.close()
+
+
+def get(port, path="/metrics"):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_measured_task_counts_once_wherever_it_should():
+    agent, _ = used()
+    what = {"modality": "image", "evidence": "measured"}
+    assert one(agent, "tasks_total", **what) == 1
+    assert one(agent, "encode_latency_seconds_sum", **what) == 0.15
+    assert one(agent, "encode_latency_seconds_bucket", le="0.125", **what) == 0
+    assert one(agent, "encode_latency_seconds_bucket", le="0.15", **what) == 1
+    assert one(agent, "violations_total", **what) == 0
+    assert one(agent, "limit_seconds") == 0.2
+    assert one(agent, "meter_up") == 1
+
+
+def test_a_decision_tells_its_arm_and_the_safe_set():
+    agent, _ = used()
+    assert one(agent, "decisions_total", modality="image") == 1
+    chosen = {key: value for key, value in samples(agent).items() if key[0] == "arm_chosen_total"}
+    assert len(chosen) == len(SPACE) and sum(chosen.values()) == 1
+    assert one(agent, "safe_arms", modality="image") == 2
+    assert one(agent, "infeasible", modality="image") == 0
+    agent.decided(decision(SPACE[0], safe_arms=0, infeasible=True), "image")
+    assert one(agent, "safe_arms", modality="image") == 0
+    assert one(agent, "infeasible", modality="image") == 1
+
+
+def test_a_rule_that_certifies_no_arms_is_not_one_with_an_empty_safe_set():
+    agent = Metrics(SPACE)
+    agent.decided(decision(SPACE[0]), "image")
+    assert math.isnan(one(agent, "safe_arms", modality="image"))
+
+
+def test_a_task_at_the_limit_is_within_it_and_one_above_is_a_violation():
+    agent = Metrics(SPACE)
+    for latency_s in (0.2, 0.2 + 1e-9, 0.5):
+        agent.measured(SPACE[0], "audio", latency_s, 1.0, 0.2, "measured")
+    assert one(agent, "violations_total", modality="audio", evidence="measured") == 2
+
+
+def test_energy_carries_its_own_evidence_and_that_of_latency_if_it_has_none():
+    agent, _ = used()
+    agent.measured(SPACE[0], "image", 0.1, 2.0, 0.2, "simulated")
+    total = {
+        evidence: one(agent, "energy_joules_total", arm=str(SPACE[0]), evidence=evidence)
+        for evidence in ("measured", "estimated", "simulated")
+    }
+    assert total == {"measured": None, "estimated": 3.0, "simulated": 2.0}
+    assert one(agent, "task_energy_joules_count", modality="image", evidence="simulated") == 1
+
+
+@pytest.mark.parametrize("energy_j", [None, math.nan, 0.0])
+def test_a_meter_that_is_gone_is_told_and_adds_no_energy(energy_j):
+    agent = Metrics(SPACE)
+    agent.measured(SPACE[0], "image", 0.1, energy_j, 0.2, "measured")
+    assert one(agent, "meter_up") == 0
+    assert one(agent, "tasks_total", modality="image", evidence="measured") == 1
+    assert not any(key[0] == "task_energy_joules_count" for key in samples(agent))
+    agent.measured(SPACE[0], "image", 0.1, 1.0, 0.2, "measured")
+    assert one(agent, "meter_up") == 1
+
+
+@pytest.mark.parametrize("latency_s", [math.nan, math.inf, 0.0, -1.0])
+def test_a_latency_that_is_none_is_refused_and_spoils_no_sum(latency_s):
+    agent, _ = used()
+    with pytest.raises(ValueError, match="latency_s="):
+        agent.measured(SPACE[0], "image", latency_s, 1.0, 0.2, "measured")
+    assert one(agent, "encode_latency_seconds_sum", modality="image", evidence="measured") == 0.15
+    assert one(agent, "tasks_total", modality="image", evidence="measured") == 1
+
+
+def test_what_is_not_known_yet_is_neither_up_nor_down():
+    agent = Metrics(SPACE)
+    for name in ("meter_up", "journal_up", "journal_bytes", "limit_seconds"):
+        assert math.isnan(one(agent, name))
+
+
+def test_counters_start_at_zero_so_that_their_first_step_shows():
+    agent = Metrics(SPACE)
+    assert one(agent, "shed_total", reason="too-late") == 0
+    assert one(agent, "alarms_total", kind="drift") == 0
+    assert one(agent, "arm_chosen_total", arm=str(SPACE[0])) == 0
+
+
+def test_secrets_that_are_fed_in_become_other_and_make_no_series():
+    agent, front = used()
+    stranger = ArmSpace([Factor("user", list(SECRETS))])
+    for secret, arm in zip(SECRETS, stranger, strict=True):
+        agent.shed(secret)
+        agent.alarm(secret)
+        agent.failed(arm, secret)
+        agent.measured(arm, secret, 0.1, 1.0, 0.2, secret, secret)
+        agent.answered(1.0, 0.5, secret)
+        front.placed(secret)
+        front.moved(secret)
+        front.shed(secret)
+        front.answered(1.0, secret)
+    text = agent.text() + front.text()
+    assert not [secret for secret in SECRETS if secret in text]
+    assert one(agent, "shed_total", reason="other") == 3
+    assert one(agent, "tasks_total", modality="other", evidence="other") == 3
+    assert one(front, "front_placed_total", agent="other") == 3
+
+
+def test_agents_in_one_process_count_for_themselves():
+    first, second = Metrics(SPACE), Metrics(SPACE)
+    first.shed("rate")
+    assert one(first, "shed_total", reason="rate") == 1
+    assert one(second, "shed_total", reason="rate") == 0
+
+
+def test_names_follow_the_conventions_of_prometheus():
+    units = {"seconds", "joules", "bytes"}
+    for family in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES):
+        assert str(family).startswith("mllm_sched_") and family.says.endswith(".")
+        assert (family.kind is families.Counter) == str(family).endswith("_total")
+        assert not re.search(r"_(ms|s|j|mj|kb|mb)(_|$)", str(family))
+        if family.kind is families.Histogram:
+            assert units & set(str(family).split("_"))
+    names = [name for metrics in used() for name, *_ in samples(metrics)]
+    assert not [name for name in names if name.endswith("_created")]
+
+
+def test_a_front_tells_where_tasks_went_and_who_is_there():
+    _, front = used()
+    assert one(front, "front_placed_total", agent="edge-1") == 1
+    assert one(front, "front_moved_total", agent="edge-2") == 0
+    assert one(front, "front_agents", state="down") == 1
+    assert one(front, "front_answer_latency_seconds_count", evidence="measured") == 1
+
+
+def test_threads_that_tell_at_once_lose_nothing():
+    agent = Metrics(SPACE)
+
+    def tell():
+        for _ in range(500):
+            agent.measured(SPACE[0], "image", 0.1, 1.0, 0.2, "measured")
+
+    threads = [threading.Thread(target=tell) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert one(agent, "tasks_total", modality="image", evidence="measured") == 4000
+
+
+def test_telling_a_task_takes_no_time_that_matters():
+    space = ArmSpace.agx_orin()
+    agent = Metrics(space)
+    begun = time.process_time()
+    for _ in range(200):
+        tell_of_one_task(agent, space[7])
+    assert (time.process_time() - begun) / 200 < 1e-3  # a hundredth of a task of 100 ms
+
+
+def tell_of_one_task(agent, arm):
+    agent.decided(decision(arm, safe_arms=2), "image")
+    agent.queue(3, 1, 0.5)
+    agent.measured(arm, "image", 0.1, 3.0, 0.2, "measured", "estimated")
+    agent.journal(4096, ok=True)
+    agent.answered(1.0, 0.3, "measured")
+    agent.queue(2, 1, 0.4)
+
+
+def test_metrics_are_at_one_path_and_nothing_else_is(served):
+    status, text = get(served)
+    assert status == 200 and "mllm_sched_build_info" in text
+    assert get(served, "/metrics?name[]=mllm_sched_violation_rate")[0] == 200
+    for path in ("/", "/metrics/", "/favicon.ico", "/metrics/../etc/passwd", "/debug"):
+        assert get(served, path)[0] == 404
+
+
+def test_only_reading_is_possible(served):
+    request = urllib.request.Request(f"http://127.0.0.1:{served}/metrics", data=b"x" * 10_000)
+    with pytest.raises((urllib.error.HTTPError, OSError)) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert getattr(refused.value, "code", 501) == 501
+    assert get(served)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_others_than_this_machine_are_refused_unless_that_is_meant(host):
+    with pytest.raises(ValueError, match="open_to_all"):
+        Metrics(SPACE).serve(host)
+
+
+def test_open_to_all_listens_everywhere():
+    metrics = Metrics(SPACE)
+    assert get(metrics.serve("0.0.0.0", open_to_all=True))[0] == 200
+    metrics.close()
+
+
+def test_closing_twice_does_nothing_and_the_port_is_free_again():
+    metrics = Metrics(SPACE)
+    metrics.close()  # never served
+    port = metrics.serve()
+    with pytest.raises(ValueError, match=f"served on port {port}"):
+        metrics.serve()
+    metrics.close()
+    metrics.close()
+    assert metrics.serve(port=port) == port
+    metrics.close()
+    with pytest.raises(OSError, match="refused"):
+        get(port)
+
+
+def test_a_port_that_is_taken_is_an_error_and_nothing_is_left_running(served):
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="in use"):
+        Metrics(SPACE).serve(port=served)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /metrics HTTP/1.1\r\nHost: x",
+        b"GET /" + b"a" * 200_000,
+        b"GET /metrics HTTP/1.1\r\n" + b"X: " + b"a" * 200_000,
+        b"GET /metrics HTTP/1.1\r\n" + b"X: a\r\n" * 5000,
+        b"\x16\x03\x01\x02\x00" * 100,
+    ],
+    ids=["silent", "half", "long line", "long header", "many headers", "TLS"],
+)
+def test_a_slow_or_huge_request_is_cut_off_and_hangs_nobody(sent):
+    server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        with contextlib.suppress(OSError):  # it may be cut off while it still sends
+            client.sendall(sent)
+        assert get(server.port)[0] == 200  # while the other is there
+        with contextlib.suppress(ConnectionError):
+            while client.recv(65536):
+                continue
+    server.close()
+
+
+def test_a_client_that_sends_a_byte_at_a_time_is_cut_off_all_the_same():
+    server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            drip(client)
+    server.close()
+
+
+def drip(client):
+    for byte in itertools.cycle(b"GET /metrics HTTP/1.1\r\nX: a"):
+        client.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
+    server = MetricsServer(Metrics(SPACE).registry, request_s=0.8)
+    address = ("127.0.0.1", server.port)
+    clients = [socket.create_connection(address, timeout=20) for _ in range(scrape.AT_ONCE)]
+    late = socket.create_connection(address, timeout=20)
+    assert late.recv(1) == b""
+    for client in clients:
+        assert client.recv(1) == b""  # cut off
+        client.close()
+    late.close()
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError):
+            assert get(server.port)[0] == 200
+            break
+        assert time.monotonic() < deadline
+    server.close()
+
+
+def panels():
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboard_in_the_repository_is_the_one_that_is_made():
+    file = paths.ROOT / "mllm_sched" / "edge" / "grafana.json"
+    assert file.read_text() == as_text(), "python -m mllm_sched.edge.dashboard > that file"
+    assert json.loads(as_text()) == dashboard()
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap():
+    made = dashboard()
+    assert made["schemaVersion"] >= 36 and made["uid"] and made["title"]
+    ids = [panel["id"] for panel in made["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for place in (panel["gridPos"] for panel in made["panels"]):
+        assert place["x"] >= 0 and place["x"] + place["w"] <= 24
+        cells = set(
+            itertools.product(
+                range(place["x"], place["x"] + place["w"]),
+                range(place["y"], place["y"] + place["h"]),
+            )
+        )
+        assert not cells & taken
+        taken |= cells
+
+
+def test_every_panel_says_what_it_shows_in_what_unit_of_which_agent():
+    names = [variable["name"] for variable in dashboard()["templating"]["list"]]
+    assert names == ["datasource", "instance"]
+    for panel in panels():
+        assert panel["description"] and panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            chosen = '{instance=~"$instance"}' in target["expr"]
+            assert chosen != ("mllm_sched_front_" in target["expr"]), target["expr"]
+            labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            grouped = re.search(r"by \(([\w, ]+)\)", target["expr"])
+            assert labels <= set(grouped[1].split(", ") if grouped else ["instance"])
+
+
+def test_panels_and_alerts_ask_for_metrics_that_exist_and_leave_none_out():
+    there = {f"mllm_sched_{name}" for metrics in used() for name, *_ in samples(metrics)}
+    shown = {
+        name
+        for panel in panels()
+        for each in panel["targets"]
+        for name in RAW.findall(each["expr"])
+    }
+    alerts = (paths.ROOT / "mllm_sched" / "edge" / "alerts.yml").read_text()
+    assert shown | set(RAW.findall(alerts)) <= there
+    for family in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES):
+        assert any(name.startswith(str(family)) for name in shown), family
+
+
+def test_the_page_on_monitoring_names_every_metric():
+    page = (paths.ROOT / "docs" / "monitoring.md").read_text()
+    every = {str(each) for each in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES)}
+    assert {name for name in every if f"`{name.removeprefix('mllm_sched_')}`" not in page} == set()

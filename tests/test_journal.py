@@ -1,0 +1,288 @@
+"""The journal: what is in it, how long, and who may read it."""
+
+import json
+import logging
+import math
+import multiprocessing
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+import pytest
+from journals import FACTS, SPACE, spec, taken, work
+
+from mllm_sched import Task
+from mllm_sched.devices.trace import TraceDevice
+from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError, read_journal
+from mllm_sched.edge.journal_export import export
+from mllm_sched.edge.learner import Learner
+from mllm_sched.measurement import TableError, read_table, write_table
+
+HOUR_S = 3600.0
+
+
+class Clocks:
+    """A wall clock that is set, and seconds that pass evenly."""
+
+    def __init__(self):
+        self.wall_s, self.even_s = 1e9, 50.0
+
+    def sleep(self, seconds):
+        self.wall_s += seconds
+        self.even_s += seconds
+
+    def journal(self, path, **given):
+        return Journal(path, wall=lambda: self.wall_s, monotonic=lambda: self.even_s, **given)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def clocks():
+    return Clocks()
+
+
+def test_an_answer_is_kept_once_per_user_and_request(path):
+    with Journal(path) as journal:
+        assert journal.answer("ada", "1") is None
+        journal.keep_answer("ada", "1", b"digest", [5, 2**40], b"end")
+        journal.keep_answer("bob", "1", b"other", [], b"")
+        with pytest.raises(AlreadyAnswered, match="'1' of user 'ada'"):
+            journal.keep_answer("ada", "1", b"digest", [9], b"end")
+    with Journal(path) as journal:
+        kept = journal.answer("ada", "1")
+        assert (kept.digest, kept.tokens, kept.finished) == (b"digest", (5, 2**40), b"end")
+        assert journal.answer("bob", "1").tokens == ()
+
+
+def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, caplog):
+    with clocks.journal(path) as journal:
+        assert journal.now_s() == 0.0
+        clocks.sleep(100)
+        clocks.wall_s -= 5000  # set back while it runs
+        assert journal.now_s() == 100.0
+        journal.append("started", {})
+        clocks.wall_s += 9000  # and forth
+        assert journal.now_s() == 100.0
+        journal.append("started", {})
+    clocks.even_s = 3.0  # another boot
+    clocks.wall_s += 40
+    with clocks.journal(path) as journal:
+        assert journal.now_s() == 140.0
+        journal.append("started", {})
+    clocks.wall_s -= 7000
+    with caplog.at_level(logging.WARNING), clocks.journal(path) as journal:
+        assert journal.now_s() == 140.0
+        assert "7000.0 s before its last event" in caplog.text
+        last = list(journal.events())[-1]
+        assert (last.kind, last.body) == ("clock", {"stepped_back_s": 7000.0})
+        clocks.sleep(10)
+        assert journal.now_s() == 150.0
+    assert [event.now_s for event in events_of(path, clocks)] == [100.0, 100.0, 140.0, 140.0]
+
+
+def events_of(path, clocks):
+    with clocks.journal(path) as journal:
+        return list(journal.events())
+
+
+def test_a_second_agent_is_refused_by_name(path):
+    with (
+        Journal(path),
+        pytest.raises(JournalError, match=r"process \d+ writes it; stop") as refused,
+    ):
+        Journal(path)
+    assert refused.value.reason == "locked"
+    Journal(path).close()
+
+
+def test_events_cannot_be_rewritten(path):
+    with Journal(path) as journal:
+        journal.append("started", {})
+    with closing(sqlite3.connect(path)) as other:
+        with pytest.raises(sqlite3.IntegrityError, match="only added"):
+            other.execute("UPDATE events SET now_s = 7")
+
+
+def test_a_journal_of_a_newer_schema_is_refused(path):
+    Journal(path).close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
+        other.commit()
+    with pytest.raises(JournalError, match=r"of schema 2; this package writes schema 1\. Use"):
+        Journal(path)
+
+
+def test_a_body_without_a_place_in_json_is_refused(path):
+    with Journal(path) as journal:
+        journal.append("started", {"array": np.arange(2), "number": np.float32(0.5)})
+        assert list(journal.events())[0].body == {"array": [0, 1], "number": 0.5}
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            journal.append("started", {"number": math.nan})
+        with pytest.raises(TypeError, match="has no place in a journal"):
+            journal.append("started", {"path": path})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"durability": "none"}, "expected one of process, power"),
+        ({"keep_days": 0}, "keep_days=0: expected above 0"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(path, given, said):
+    with pytest.raises(ValueError, match=said):
+        Journal(path, **given)
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_durability_is_what_the_database_is_told(path, durability):
+    with Journal(path, durability=durability) as journal:
+        level = journal._database.execute("PRAGMA synchronous").fetchone()[0]
+        assert level == {"process": 1, "power": 2}[durability]
+
+
+def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks):
+    with clocks.journal(path, keep_days=1.0, keep_answers_s=60.0) as journal:
+        learner = Learner(journal, spec(), snapshot_every=100_000)
+        work(learner, 30)
+        journal.keep_answer("ada", "old", b"", [], b"")
+        clocks.sleep(25 * HOUR_S)
+        assert len(read_journal(path)) == 30  # no snapshot covers them
+        work(learner, 2, first=30)
+        journal.keep_answer("ada", "new", b"", [], b"")
+        learner.close()
+        assert read_journal(path)["decision"].tolist() == [30, 31]
+        assert journal.answer("ada", "old") is None and journal.answer("ada", "new")
+        clocks.sleep(50 * HOUR_S)
+        learner.close()
+        assert len(list(journal.events())) == 1  # the clock goes on from it
+    with clocks.journal(path) as journal:
+        assert Learner(journal, spec()).scheduler.steps == 32
+        assert journal.now_s() == 75 * HOUR_S
+
+
+def test_the_file_does_not_grow_without_bound(path, clocks):
+    sizes = []
+    with clocks.journal(path, keep_days=0.01, keep_answers_s=60.0) as journal:
+        learner = Learner(journal, spec(), snapshot_every=200)
+        for turn in range(12):
+            for number in range(turn * 50, turn * 50 + 50):
+                work(learner, 1, first=number)
+                journal.keep_answer("ada", str(number), b"d" * 32, range(500), b"e" * 500)
+            clocks.sleep(HOUR_S)
+            sizes.append(path.stat().st_size)
+    assert max(sizes[6:]) <= 1.2 * max(sizes[:6])
+
+
+def write_on(path, begun, stop):
+    """A process that measures until it is told to stop."""
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"), snapshot_every=100)
+        tasks = 0
+        while not stop.is_set() or not tasks:
+            work(learner, 20, first=tasks)
+            tasks += 20
+            begun.set()
+        learner.close()
+
+
+def test_it_is_read_while_another_process_writes_it(path):
+    context = multiprocessing.get_context("fork")
+    begun, stop = context.Event(), context.Event()
+    writer = context.Process(target=write_on, args=(path, begun, stop))
+    writer.start()
+    assert begun.wait(30)
+    lengths = [len(read_journal(path)) for _ in range(30)]
+    with closing(sqlite3.connect(path)) as reader:  # one that stays within a transaction
+        reader.execute("BEGIN")
+        first = reader.execute("SELECT COUNT(*) FROM events").fetchone()[0]
+        while len(read_journal(path)) <= lengths[-1] + 40:
+            assert writer.is_alive()
+        assert reader.execute("SELECT COUNT(*) FROM events").fetchone()[0] == first
+    stop.set()
+    writer.join(30)
+    assert writer.exitcode == 0
+    table = read_journal(path)
+    assert lengths == sorted(lengths) and 0 < lengths[0] and lengths[-1] < len(table)
+    assert table["decision"].tolist() == list(range(len(table)))
+
+
+def test_a_journal_that_is_not_there_or_holds_nothing_reads_so(path):
+    with pytest.raises(FileNotFoundError, match="the agent makes it"):
+        read_journal(path)
+    Journal(path).close()
+    assert read_journal(path).empty
+    with Journal(path) as journal:
+        Learner(journal, spec())
+        assert {"component", "power_w", "latency_s"} <= set(read_journal(path))
+        with pytest.raises(TableError, match="nothing was measured yet"):
+            export(path, path.with_suffix(".csv"))
+
+
+def measure(learner, arms, encoder="small"):
+    for number, arm in enumerate(arms):
+        decision = learner.ask([f"ada/{number}/0"], available=[arm])
+        learner.tell(decision.id, facts={**FACTS, "encoder": encoder}, **taken(arm, number))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_export_opens_as_a_trace(path, tmp_path, kind):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"))
+        measure(learner, [*SPACE, *SPACE])
+        failing = learner.ask(["ada/9/0"], available=[SPACE[1]])
+        learner.tell(failing.id, failed="no memory", facts=FACTS)
+        done = export(path, tmp_path / f"out.{kind}")
+    assert (done.rows, done.missing) == (13, ())
+    trace = TraceDevice(done.path)
+    assert trace.space.names == SPACE.names and len(trace.space) == len(SPACE)
+    assert trace.evidence == "simulated"
+    mean = np.mean([taken(SPACE[3], number)["latency_s"] for number in (3, 9)])
+    assert trace.expected(
+        trace.space[trace.space.index(SPACE[3])], Task("image", "small")
+    ).latency_s == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_partial_export_says_what_lacks_and_keeps_the_whole_part_if_asked(path, tmp_path, caplog):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"))
+        measure(learner, [SPACE[index] for index in (0, 2, 3, 4, 5)])
+        measure(learner, [SPACE[index] for index in (0, 2, 3, 5)], "large")
+        partial = export(path, tmp_path / "partial.csv")
+        assert partial.missing == (str(SPACE[1]), str(SPACE[4]))
+        assert "lacks 2 arms, so it does not open" in caplog.text
+        with pytest.raises(TableError, match="lacks"):
+            TraceDevice(partial.path)
+        whole = export(path, tmp_path / "whole.parquet", complete=True)
+        assert whole.levels == {"component": ("gpu", "cpu"), "power_w": (15, 60)}
+        assert (whole.rows, whole.missing) == (8, ())
+        assert len(TraceDevice(whole.path).space) == 4
+        with pytest.raises(ValueError, match=r"ends in \.csv or \.parquet"):
+            export(path, tmp_path / "out.json")
+
+
+def test_an_export_names_a_fact_that_nobody_gave(path, tmp_path):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"))
+        decision = learner.ask(["ada/0/0"])
+        learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
+        with pytest.raises(TableError, match="column modality: '': expected one of image"):
+            export(path, tmp_path / "out.csv")
+
+
+def test_a_table_is_the_same_as_csv_and_as_parquet(tmp_path):
+    row = {**SPACE[0].levels, **FACTS, "latency_s": 0.1, "energy_j": 2.0, "failed": ""}
+    table = pd.DataFrame(
+        [row, {**row, "latency_s": math.nan, "energy_j": math.nan, "failed": "no"}]
+    )
+    table = table.drop(columns="user")
+    one, other = (
+        read_table(write_table(table, tmp_path / f"t.{kind}")) for kind in ("csv", "parquet")
+    )
+    pd.testing.assert_frame_equal(one, other)
+    assert json.loads(other.to_json(orient="records"))[1]["failed"] == "no"

@@ -1,0 +1,265 @@
+"""A scheduler that is rebuilt from its journal."""
+
+import logging
+import math
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journals import FACTS, SPACE, alike, as_after_a_crash, spec, taken, work
+
+from mllm_sched import Factor
+from mllm_sched.edge import replay
+from mllm_sched.edge.journal import Journal, JournalError, read_journal
+from mllm_sched.edge.learner import Learner
+from mllm_sched.schedulers.bandits import UCB
+from mllm_sched.schedulers.decision import Choice
+
+CALLS = ["ask", "ask", "tell", "tell", "cancel", "failed", "above", "limits", "warm", "clock"]
+OTHER_BOARD = pd.DataFrame(
+    [
+        {**SPACE[0].levels, "latency_s": 0.11, "energy_j": 2.5, "failed": ""},
+        {**SPACE[1].levels, "latency_s": math.nan, "energy_j": math.nan, "failed": "no memory"},
+    ]
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.db"
+
+
+def one_call(learner, call, number, going, clock):
+    """Do one of the things an agent does."""
+    if call == "clock":
+        clock[0] += 1.7
+    elif call == "limits":
+        learner.change_limits({"latency_s": 0.1 + 0.02 * (number % 7)})
+    elif call == "warm":
+        learner.warm_start(OTHER_BOARD, 0.2 * (number % 2))
+    elif call == "ask":
+        some = SPACE[number % 3 :] if number % 2 else None
+        going.append(learner.ask([f"ada/{number}/0"], available=some))
+    elif going:
+        decision = going.pop(number % len(going))
+        if call == "tell":
+            learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
+        elif call == "cancel":
+            learner.cancel(decision.id, "no longer wanted")
+        elif call == "failed":
+            learner.tell(decision.id, failed="no memory", latency_s=math.nan, facts=FACTS)
+        else:
+            learner.tell(decision.id, above={"latency_s": 0.5}, facts=FACTS)
+
+
+@pytest.mark.parametrize("rule", ["safe-gp-ucb", "adaptive-safe-gp", "ucb", "thompson"])
+@settings(max_examples=12)
+@given(calls=st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 99)), max_size=25))
+def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(rule, calls):
+    clock = [0.0]
+    made = spec(rule, settings={"forget_rate": 0.01} if rule == "safe-gp-ucb" else {})
+    with tempfile.TemporaryDirectory() as name:
+        folder, going = Path(name), []
+        with Journal(folder / "journal.db", monotonic=lambda: clock[0]) as journal:
+            learner = Learner(journal, made, snapshot_every=7)
+            for call, number in calls:
+                one_call(learner, call, number, going, clock)
+            left = as_after_a_crash(folder / "journal.db", folder / "left")
+            for decision in sorted(going, key=lambda decision: decision.id):
+                learner.scheduler.cancel(decision.id)
+            expected = learner.scheduler.state()
+        with Journal(left) as journal:
+            found = Learner(journal, made)
+            assert alike(found.scheduler.state(), expected)
+            tasks = {f"ada/{number}/0" for call, number in calls if call == "ask"}
+            assert set(found.repeats) <= tasks
+            assert len(found.repeats) <= len(going)
+
+
+def test_a_context_is_done_again_as_well(path, tmp_path):
+    made = spec("adaptive-safe-gp", contexts=[Factor("modality", ["image", "audio"])])
+    with Journal(path) as journal:
+        learner = Learner(journal, made)
+        for number in range(6):
+            context = {"modality": ["image", "audio"][number % 2]}
+            decision = learner.ask([f"ada/{number}/0"], context=context)
+            learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
+        expected = learner.scheduler.state()
+        left = as_after_a_crash(path, tmp_path / "left")
+        assert read_journal(path)["modality"].tolist() == ["image", "audio"] * 3
+    with Journal(left) as journal:
+        assert alike(Learner(journal, made).scheduler.state(), expected)
+
+
+def test_what_was_interrupted_may_run_on_the_same_arm_again_after_any_number_of_crashes(
+    path, tmp_path
+):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec())
+        work(learner, 2)
+        begun = learner.ask(["ada/7/0", "ada/7/1"])
+        first = as_after_a_crash(path, tmp_path / "first")
+    with Journal(first) as journal:
+        Learner(journal, spec())
+        second = as_after_a_crash(first, tmp_path / "second")
+    with Journal(second) as journal:
+        learner = Learner(journal, spec())
+        assert learner.repeats == {"ada/7/0": begun.arm, "ada/7/1": begun.arm}
+        learner.ask(["ada/7/0"], available=[learner.repeats["ada/7/0"]])
+        assert set(learner.repeats) == {"ada/7/1"}
+
+
+def test_a_row_has_all_that_was_said_of_a_task(path):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec())
+        work(learner, 1)
+        decision = learner.ask(["bob/1/0"])
+        learner.tell(decision.id, above={"latency_s": 2.0}, facts={**FACTS, "user": "bob"})
+        table = read_journal(path)
+        assert len(read_journal(path, after=int(table["event"][0]))) == 1
+    row = table.iloc[0]
+    assert (row["component"], row["power_w"], row["user"]) == ("gpu", 60, "ada")
+    assert row["latency_s"] == taken(SPACE[2], 0)["latency_s"]
+    assert (row["limit_s"], row["reason"], row["failed"]) == (0.2, "trusted seed", "")
+    assert table["failed"][1] == "stopped: latency_s above 2"
+    assert math.isnan(table["latency_s"][1]) and table["user"][1] == "bob"
+
+
+def test_a_journal_of_another_scheduler_is_refused_with_what_differs(path):
+    with Journal(path) as journal:
+        work(Learner(journal, spec()), 2)
+        with pytest.raises(ValueError, match=r"of another scheduler \(name: safe-gp-ucb, here ucb"):
+            Learner(journal, spec("ucb"))
+        with pytest.raises(ValueError, match=r"rng: 3, here 4.*or with a new journal"):
+            Learner(journal, spec(rng=4))
+        with pytest.raises(ValueError, match="limits:"):
+            Learner(journal, spec(limits={"latency_s": 0.2, "energy_j": 9.0}))
+
+
+def test_another_value_of_a_limit_is_a_change_of_it(path):
+    with Journal(path) as journal:
+        work(Learner(journal, spec()), 2)
+    for _ in range(2):
+        with Journal(path) as journal:
+            learner = Learner(journal, spec(limits={"latency_s": 0.3}))
+            assert learner.scheduler.limits == {"latency_s": 0.3}
+            assert [event.kind for event in journal.events()].count("limits") == 1
+
+
+def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec())
+        decision = learner.ask(["ada/0/0"])
+        before, events = learner.scheduler.state(), len(list(journal.events()))
+        for mistake in ({"latency_s": 0.1}, {"latency_s": -1.0, "energy_j": 1.0}):
+            with pytest.raises(ValueError, match=r"tell: no value|expected a finite"):
+                learner.tell(decision.id, facts=FACTS, **mistake)
+        with pytest.raises(ValueError, match="unknown"):
+            learner.cancel(99, "why")
+        with pytest.raises(ValueError, match="lacks the columns"):
+            learner.warm_start(OTHER_BOARD.drop(columns="power_w"))
+        with pytest.raises(ValueError, match="expected one on each"):
+            learner.change_limits({"energy_j": 1.0})
+        with pytest.raises(ValueError, match="no arm to choose from"):
+            learner.ask(["ada/1/0"], available=[])
+        work(learner, 1, first=5)
+        learner.tell(decision.id, facts=FACTS, **taken(decision.arm))
+        kinds = [event.kind for event in journal.events()][events:]
+        assert [kind for kind in kinds if kind != "resumed"] == ["decided", "measured", "measured"]
+        assert before["_next_id"] == 1 and learner.scheduler.state()["_next_id"] == 2
+
+
+class OtherUCB(UCB):
+    """A later version of the rule, which chooses otherwise."""
+
+    def _choose(self, cells, now):
+        return Choice(int(cells[-1]), "the last")
+
+
+def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
+    path, tmp_path, monkeypatch, caplog
+):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"))
+        learner.warm_start(OTHER_BOARD, 0.2)
+        work(learner, 8)
+        learner.change_limits({"latency_s": 0.25})
+        decision = learner.ask(["ada/99/0"])
+        left = as_after_a_crash(path, tmp_path / "left")
+        plays = learner.scheduler.state()["counts"]
+    monkeypatch.setitem(replay_rules(), "ucb", OtherUCB)
+    with Journal(left) as journal, caplog.at_level(logging.WARNING):
+        learner = Learner(journal, spec("ucb"))
+        assert "cannot be done again" in caplog.text and "decision 0 was" in caplog.text
+        assert learner.scheduler.state()["counts"].tolist() == plays.tolist()
+        assert learner.scheduler.limits == {"latency_s": 0.25}
+        assert learner.repeats == {"ada/99/0": decision.arm}
+        assert learner.ask(["ada/100/0"]).id == decision.id + 1
+        expected = learner.scheduler.state()
+        again = as_after_a_crash(left, tmp_path / "again")
+        learner.scheduler.cancel(decision.id + 1)
+        expected = learner.scheduler.state()
+    caplog.clear()
+    with Journal(again) as journal:
+        assert alike(Learner(journal, spec("ucb")).scheduler.state(), expected)
+    assert "cannot be done again" not in caplog.text
+
+
+def replay_rules():
+    from mllm_sched.schedulers.registry import SCHEDULERS
+
+    return SCHEDULERS
+
+
+def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, caplog):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec())
+        work(learner, 5)
+        learner.close()
+
+    def unreadable(*_):
+        raise ValueError("does not fit this version")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "unpacked", unreadable)
+        with Journal(path) as journal, caplog.at_level(logging.WARNING):
+            learner = Learner(journal, spec())
+            assert "does not fit this version" in caplog.text
+            assert learner.scheduler.beliefs["latency_s"].sd().min() < 0.2
+            expected = learner.scheduler.state()
+    with Journal(path) as journal:
+        assert alike(Learner(journal, spec()).scheduler.state(), expected)
+
+
+def test_after_a_refused_write_memory_is_as_the_journal_says(path):
+    with Journal(path, busy_s=0.01) as journal:
+        learner = Learner(journal, spec("thompson"))
+        work(learner, 3)
+        going = learner.ask(["ada/50/0"])
+        before = learner.scheduler.state()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for _ in range(2):
+                with pytest.raises(JournalError, match="locked"):
+                    learner.ask(["ada/51/0"])
+            with pytest.raises(JournalError, match="locked"):
+                learner.tell(going.id, facts=FACTS, **taken(going.arm))
+            other.execute("ROLLBACK")
+        learner.tell(going.id, facts=FACTS, **taken(going.arm))
+        assert learner.ask(["ada/51/0"]).id == going.id + 1
+        assert before["steps"] == 3 and learner.scheduler.steps == 4
+
+
+def test_a_snapshot_leaves_nothing_to_do_again(path, caplog):
+    with Journal(path) as journal:
+        learner = Learner(journal, spec())
+        work(learner, 4)
+        learner.close()
+    with Journal(path) as journal, caplog.at_level(logging.INFO):
+        assert Learner(journal, spec()).scheduler.steps == 4
+    assert ": 0 events done again" in caplog.text
