@@ -77,6 +77,7 @@ def user_of(number: int, entry: Any) -> User:
 
 def _said(fault: Any) -> str:
     where = ".".join(map(str, fault["loc"]))
+    where = where if len(where) <= 32 else "a field"
     if fault["type"] == "unexpected_keyword_argument":
         return f"{where}: no such field; expected {', '.join(User.__dataclass_fields__)}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

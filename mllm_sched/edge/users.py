@@ -1,11 +1,12 @@
 """Who may ask, and how much: one YAML file, which holds digests of tokens and never a token.
 
-- name: ann
-token_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-rate_hz: 5.0
-- name: front
-token_sha256: 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
-front: true
+It is a list of entries, which services read at their start::
+
+    - name: ann
+      token_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+      rate_hz: 5.0
+
+See ``User`` for the fields, and ``add``, which writes them.
 """
 
 from __future__ import annotations
@@ -158,18 +159,33 @@ def _sha256(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes no field twice, as happens where the dash of an entry is forgotten."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        fields = super().construct_mapping(node, deep)
+        if len(fields) < len(node.value):
+            raise ValueError(
+                f"a field stands twice in the entry of line {node.start_mark.line + 1}"
+            )
+        return fields
+
+
 def _parsed(path: Path, content: bytes) -> Users:
     try:
-        entries = yaml.safe_load(content.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:  # whose text quotes the line
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}: not YAML{where}") from None
-    if not (isinstance(entries, list) and entries):
-        raise ValueError(f"{path}: expected a list of users, each `- name: ...`")
-    try:
-        return Users([user_of(number, entry) for number, entry in enumerate(entries, 1)])
+        return Users(_entries(content))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _entries(content: bytes) -> list[User]:
+    try:
+        entries = yaml.load(content.decode(), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:  # whose text quotes the line
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"not YAML{f' in line {mark.line + 1}' if mark else ''}") from None
+    if not (isinstance(entries, list) and entries):
+        raise ValueError("expected a list of users, each `- name: ...`")
+    return [user_of(number, entry) for number, entry in enumerate(entries, 1)]
