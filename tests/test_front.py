@@ -188,8 +188,8 @@ def test_users_cannot_read_the_answer_of_another_by_its_id(users_file):
             assert answer.tokens == answer_of(theirs) != answer_of(ours)
             with pytest.raises(RequestRefused, match="sent before, with other bytes"):
                 await system.ask(ours, "1", "bob")  # of its own, not of the other's
-            await system.ask(ours, "2", "bob")
-            await system.ask(ours, "2")
+            await system.ask(message("2"), "2", "bob")
+            await system.ask(message("2"), "2")
         assert agent.begun == ["ann/1", "bob/1", "bob/2", "ann/2"]
 
     asyncio.run(main())
