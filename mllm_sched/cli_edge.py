@@ -55,8 +55,8 @@ def _agent(options: argparse.Namespace) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from mllm_sched.edge.config import read_config
-    from mllm_sched.edge.front import explain, run_front
     from mllm_sched.edge.front_config import FrontConfig
+    from mllm_sched.edge.run_front import explain, run_front
 
     config = read_config(options.config, FrontConfig)
     if options.check:
