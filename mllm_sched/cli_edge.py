@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,8 @@ def _agent(options: argparse.Namespace) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from mllm_sched.edge.config import read_config
-    from mllm_sched.edge.front import explain, run_front
     from mllm_sched.edge.front_config import FrontConfig
+    from mllm_sched.edge.run_front import explain, run_front
 
     config = read_config(options.config, FrontConfig)
     if options.check:
@@ -91,6 +90,6 @@ def _journal(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.dashboard import dashboard
+    from mllm_sched.edge.dashboard import as_text
 
-    print(json.dumps(dashboard(), indent=2))
+    print(as_text(), end="")

@@ -3,8 +3,7 @@
 import asyncio
 import hashlib
 import json
-import os
-import subprocess
+import socket
 import sys
 import time
 import uuid
@@ -20,9 +19,10 @@ from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs, RefusedError
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.pieces import read_rest, read_start
+from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
-from mllm_sched.pipeline.security import Security, token_of
-from mllm_sched.pipeline.service import READY, abort, deadline_of, serve
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.service import abort, deadline_of, serve
 
 MODEL = "f" * 64
 FRONT_TOKEN = "the front's own"
@@ -90,7 +90,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
         await self._check(context)
         ways = self.ways
         told = {"latency_s": ways.latency_s, "energy_j": ways.energy_j}
-        why_not = "draining" if self.draining else self.why_not
+        why_not = "the agent shuts down" if self.draining else self.why_not
         return pb.AgentStatus(
             name=ways.name,
             boot=self.boot,
@@ -105,7 +105,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
 
     async def Holds(self, request, context):
         await self._check(context)
-        return pb.HeldReply(held=f"{request.user}/{request.id}" in self.jobs._jobs)
+        return pb.HeldReply(held=self.jobs.knows(f"{request.user}/{request.id}"))
 
     async def Generate(self, pieces, context):
         await self._check(context)
@@ -145,7 +145,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
         return work
 
     async def _check(self, context):
-        if token_of(context.invocation_metadata()) != FRONT_TOKEN:
+        if not Security(FRONT_TOKEN).allows(context.invocation_metadata()):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token, or a wrong one")
 
     async def drain(self, grace_s):
@@ -175,47 +175,15 @@ def fake(servicer, port=0):
     return listening(servicer, rpc.add_AgentServicer_to_server, port=port)
 
 
-class Program:
-    """A program on the loopback in a process of its own, which may be killed and started again."""
-
-    def __init__(self, *command):
-        self._command = command
-        self.port = 0
-
-    def start(self):
-        self._process = subprocess.Popen(
-            [sys.executable, *self._command, str(self.port), str(os.getpid())],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = self._process.stdout.readline()
-        assert line.startswith(READY), line
-        self.port = int(line.rpartition(":")[2])
-        return self
-
-    def kill(self):
-        self._process.kill()
-        self._ended()
-
-    def stop(self):
-        self._process.terminate()
-        self._ended()
-
-    def _ended(self):
-        self._process.wait()
-        self._process.stdout.close()
-
-    def __enter__(self):
-        return self.start()
-
-    def __exit__(self, *error):
-        if self._process.returncode is None:
-            self.kill()
-
-
 def agent_program(ways):
-    """A fake agent as a program."""
-    return Program(__file__, json.dumps(asdict(ways)))
+    """A fake agent in a process of its own, which may be killed and started again."""
+    return ServiceProcess(sys.executable, __file__, json.dumps(asdict(ways)), str(free_port()))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 async def until(condition, timeout_s=20.0):
@@ -227,7 +195,7 @@ async def until(condition, timeout_s=20.0):
 
 
 def main():
-    ways, port, parent = sys.argv[1:]
+    ways, port, _, parent = sys.argv[1:]
     end_with(int(parent))
     agent = FakeAgent(replace(Ways(), **json.loads(ways)))
 

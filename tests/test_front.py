@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -13,11 +14,11 @@ from edge_fakes import (
     FRONT_TOKEN,
     MODEL,
     FakeAgent,
-    Program,
     Ways,
     agent_program,
     answer_of,
     fake,
+    free_port,
     listening,
     until,
 )
@@ -32,12 +33,14 @@ from mllm_sched.pipeline.node_errors import (
     NodeUnreachable,
     RequestRefused,
 )
+from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
 
 Status = grpc.StatusCode
 TOKENS = {"ann": "token of ann", "bob": "token of bob"}
+AT_ONCE = 20
 AS_FRONT = Security(FRONT_TOKEN)
 
 
@@ -69,11 +72,12 @@ def users_file(tmp_path):
     users = [
         {
             **{"name": name, "token_sha256": hashlib.sha256(token.encode()).hexdigest()},
-            **{"rate_hz": 1000.0, "burst": 1000, "at_once": 40},
+            **{"rate_hz": 1000.0, "burst": 1000, "at_once": AT_ONCE},
         }
         for name, token in TOKENS.items()
     ]
     path.write_text(yaml.safe_dump(users))
+    path.chmod(0o600)
     return path
 
 
@@ -99,7 +103,7 @@ async def system(users, *ports, poll_s=0.1, **options):
         [f"127.0.0.1:{port}" for port in ports], AS_FRONT, poll_s=poll_s, metrics=Told()
     )
     async with agents.watched():
-        front = Front(agents, Users.read(users), **options)
+        front = Front("front", agents, Users.read(users), **options)
         async with listening(front) as port:
             yield System(front, port)
 
@@ -137,9 +141,9 @@ def test_an_answer_comes_through_unchanged_and_is_made_once(users_file):
     asyncio.run(main())
 
 
-def describe(address):
+def describe(address, deadline_s=10.0):
     with EdgeClient(address, Security(TOKENS["ann"])) as client:
-        return client.describe()
+        return client.describe(deadline_s)
 
 
 def test_encoding_alone_is_left_to_nodes(users_file):
@@ -150,7 +154,7 @@ def test_encoding_alone_is_left_to_nodes(users_file):
 
     async def main():
         async with running(users_file, FakeAgent()) as system:
-            with pytest.raises(RequestRefused, match="a front has no encoders") as refused:
+            with pytest.raises(RequestRefused, match="ask with Generate") as refused:
                 await asyncio.to_thread(encode, system.address)
             assert refused.value.code is Status.UNIMPLEMENTED
 
@@ -177,23 +181,18 @@ def test_a_wrong_token_is_refused_whatever_is_asked(users_file):
 
 def test_users_cannot_read_the_answer_of_another_by_its_id(users_file):
     async def main():
-        agent = FakeAgent()
-        ours, theirs = message(), message(side=9)
+        agent, ours, theirs = FakeAgent(), message(), message(side=9)
         async with running(users_file, agent) as system:
-            assert (await system.ask(ours, "1")).tokens == answer_of(ours)
-            assert (await system.ask(theirs, "1", "bob")).tokens == answer_of(theirs)
-            assert (await system.ask(ours, "1", "bob", 2.0)).tokens is None
+            await system.ask(ours, "1")
+            answer = await system.ask(theirs, "1", "bob")
+            assert answer.tokens == answer_of(theirs) != answer_of(ours)
+            with pytest.raises(RequestRefused, match="sent before, with other bytes"):
+                await system.ask(ours, "1", "bob")  # of its own, not of the other's
+            await system.ask(message("2"), "2", "bob")
+            await system.ask(message("2"), "2")
+        assert agent.begun == ["ann/1", "bob/1", "bob/2", "ann/2"]
 
-    async def same_bytes():
-        agent, data = FakeAgent(), message()
-        async with running(users_file, agent) as system:
-            await system.ask(data, "1")
-            await system.ask(data, "1", "bob")
-        assert agent.begun == ["ann/1", "bob/1"]
-
-    with pytest.raises(RequestRefused, match="sent before, with other bytes"):
-        asyncio.run(main())
-    asyncio.run(same_bytes())
+    asyncio.run(main())
 
 
 def test_a_burst_is_spread_over_agents_that_are_equal(users_file):
@@ -223,7 +222,7 @@ def test_a_deadline_that_nobody_can_meet_is_shed_with_the_reason(users_file):
     async def main():
         agent = FakeAgent(Ways(latency_s=30.0, answer_s=10.0))
         async with running(users_file, agent) as system:
-            with pytest.raises(NodeBusy, match=r"too late: 40\.00 s needed, \d\.\d\d s left"):
+            with pytest.raises(NodeBusy, match=r"too-late: 40\.00 s needed, \d\.\d\d s left"):
                 await system.ask(message(), "1", deadline_s=5.0)
             assert system.told.sheds == ["too-late"]
         assert not agent.asked
@@ -284,8 +283,9 @@ def test_an_agent_of_another_model_is_named_and_never_used(users_file, caplog):
         assert not odd.asked
 
     asyncio.run(main())
-    assert caplog.text.count("edge agent odd at 127.0.0.1") >= 1
-    assert caplog.text.count("is not used: it holds model 000000000000") == 1
+    (said,) = [one for one in caplog.records if one.message == "agent-of-another-model"]
+    assert said.fields["agent"].startswith("odd at 127.0.0.1")
+    assert (said.levelname, said.fields["holds"]) == ("ERROR", "0" * 12)
 
 
 def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
@@ -295,7 +295,7 @@ def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
 
     async def main():
         with agent_program(ways) as doomed, agent_program(replace(ways, name="b")) as other:
-            async with system(users_file, doomed.port, other.port) as front:
+            async with system(users_file, port_of(doomed), port_of(other)) as front:
                 data = message()
                 asked = asyncio.create_task(front.ask(data, "1"))
                 await until(lambda: job_of(front, "ann/1") and job_of(front, "ann/1").tokens)
@@ -303,7 +303,7 @@ def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
                 answer = await asked
                 assert answer.tokens == answer_of(data, 20)
                 assert (answer.tries, [run.agent for run in answer.runs]) == (1, ["b"])
-                assert front.told.moves == [f"127.0.0.1:{doomed.port}"]
+                assert front.told.moves == [doomed.address]
                 assert not front.agents.all[0].up
                 await asyncio.to_thread(doomed.start)
                 await until(lambda: front.agents.all[0].up)
@@ -311,6 +311,10 @@ def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
 
     asyncio.run(main())
     assert (tmp_path / "ledger").read_text().splitlines() == ["a ann/1", "b ann/1", "a ann/2"]
+
+
+def port_of(program):
+    return int(program.address.rpartition(":")[2])
 
 
 def job_of(system, key):
@@ -369,54 +373,39 @@ def test_a_caller_that_follows_by_itself_is_told_that_the_answer_changed(users_f
 
 def test_with_no_agent_up_a_caller_waits_until_one_returns(users_file):
     async def main():
-        data = message()
+        data, first, second, port = message(), FakeAgent(), FakeAgent(), free_port()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(fake(FakeAgent()))
-            front = await stack.enter_async_context(system(users_file, port))
-            assert (await front.ask(data, "1")).tries == 1
-            ...
-
-    async def returning():
-        data, first, second = message(), FakeAgent(), FakeAgent()
-        async with AsyncExitStack() as stack:
-            front_alone = AsyncExitStack()
-            port = await front_alone.enter_async_context(fake(first))
-            front = await stack.enter_async_context(system(users_file, port))
-            await front_alone.aclose()
+            async with fake(first, port):
+                front = await stack.enter_async_context(system(users_file, port))
             with pytest.raises(NodeUnreachable, match="no edge agent answers"):
                 await front.ask(data, "1", deadline_s=0.5)
+            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
+                await asyncio.to_thread(describe, front.address, 0.5)
             waiting = asyncio.create_task(front.ask(data, "1"))
             await asyncio.sleep(0.3)
             await stack.enter_async_context(fake(second, port))
             answer = await waiting
-            assert answer.tokens == answer_of(data) and answer.tries > 1
+            assert answer.tokens == answer_of(data)
+            assert answer.tries > 1
         assert (first.begun, second.begun) == ([], ["ann/1"])
 
     asyncio.run(main())
-    asyncio.run(returning())
 
 
 def front_program(folder, users, *ports):
     (folder / "token").write_text(FRONT_TOKEN)
     settings = {
+        "name": "front",
+        "listen": f"127.0.0.1:{free_port()}",
+        "metrics": f"127.0.0.1:{free_port()}",
         "agents": [f"127.0.0.1:{port}" for port in ports],
         "users_file": str(users),
         "token_file": "token",
         "poll_s": 0.1,
     }
-    (folder / "front.yaml").write_text(yaml.safe_dump(settings))
-    return Program("-c", FRONT, str(folder / "front.yaml"))
-
-
-FRONT = """
-import sys
-from mllm_sched.edge.front import run_front
-from mllm_sched.edge.front_config import FrontConfig
-from mllm_sched.endings import end_with
-end_with(int(sys.argv[3]))
-config = FrontConfig.read(sys.argv[1])
-run_front(config.model_copy(update={"listen": f"127.0.0.1:{sys.argv[2]}"}))
-"""
+    file = folder / "front.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return ServiceProcess(sys.executable, "-m", "mllm_sched.cli", "front", str(file))
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
@@ -430,7 +419,7 @@ def test_a_front_restarted_mid_answer_finds_the_agent_that_has_it(users_file, tm
             data, seen = message(), []
 
             def follow():
-                with EdgeClient(f"127.0.0.1:{program.port}", Security(TOKENS["ann"])) as client:
+                with EdgeClient(program.address, Security(TOKENS["ann"])) as client:
                     seen.extend(client.events(data, "1", 30.0))
 
             following = asyncio.create_task(asyncio.to_thread(follow))

@@ -44,6 +44,16 @@ def test_an_event_is_one_object_with_its_fields_in_utc(stream):
     }
 
 
+def test_an_event_can_bring_the_traceback_of_what_is_handled(stream):
+    try:
+        raise OSError("disk full")
+    except OSError:
+        logs.say(LOG, "request-failed", "error", trace=True, agent="edge-1")
+    (line,) = lines(stream)
+    assert (line["event"], line["agent"]) == ("request-failed", "edge-1")
+    assert "OSError: disk full" in line["exc_info"]
+
+
 def test_an_ordinary_message_is_the_event_log(stream):
     logging.getLogger("grpc").warning("%s of %d", "two", 3)
     (line,) = lines(stream)

@@ -18,6 +18,7 @@ from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import Done
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending
 from mllm_sched.edge.journal import Journal, JournalError
+from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import Metrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
@@ -159,7 +160,7 @@ class Agent(UserService):
         except NodeError as error:
             self._refuse(job, RefusedError(error.code, f"the LLM server: {error}"), "server")
         except Exception:
-            log.exception("a request failed", extra={"event": "request-failed"})
+            say(log, "request-failed", "error", trace=True)
             failed = RefusedError(Status.INTERNAL, "the agent failed; see its log")
             self._refuse(job, failed, "failed")
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import grpc
 
+from mllm_sched.edge.logs import say
 from mllm_sched.edge.placement import Candidate, Prediction
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
+from mllm_sched.edge.service import BEHALF
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
 from mllm_sched.pipeline.security import Security
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # an agent that takes longer to tell how it is counts as down
-ON_BEHALF_OF = "on-behalf-of"
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -110,7 +111,7 @@ class Agent:
 
     def generate(self, pieces: AsyncIterator[node_pb2.Piece], user: str, left_s: float) -> Any:
         """The call that sends a task and brings its events."""
-        metadata = (*self._metadata, (ON_BEHALF_OF, user))
+        metadata = (*self._metadata, (BEHALF, user))
         return self._node.Generate(pieces, timeout=left_s, metadata=metadata)
 
     async def holds(self, user: str, name: str) -> bool:
@@ -119,14 +120,14 @@ class Agent:
         try:
             reply = await self._agent.Holds(asked, timeout=ANSWER_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            log.warning("edge agent %s does not tell of %s: %s", self.label, name, error.details())
+            say(log, "agent-silent", "warning", agent=self.label, why=error.details())
             return False
         return bool(reply.held)
 
     def lost(self, why: str) -> None:
         """It broke off: it counts as down until it answers again, and is asked at once."""
         if self.up:
-            log.warning("edge agent %s is down: %s", self.label, why)
+            say(log, "agent-lost", "warning", agent=self.label, why=why)
             self.status = None
             self._hurry.set()
 
@@ -144,7 +145,7 @@ class Agent:
         was_up, self.status = self.up, status
         self.name, self.model, self.boot = status.name, status.model, status.boot
         if not was_up:
-            log.info("edge agent %s is up", self.label)
+            say(log, "agent-up", agent=self.label, boot=self.boot)
         self._sent = [sent for sent in self._sent if sent.at_s >= asked_s]
 
     async def pause(self, pause_s: float) -> None:

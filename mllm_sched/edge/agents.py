@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from mllm_sched.edge.agent_link import Agent
 from mllm_sched.edge.front_metrics import UNTOLD, FrontMetrics
+from mllm_sched.edge.logs import say
 from mllm_sched.pipeline.security import Security
 
 log = logging.getLogger(__name__)
@@ -90,10 +91,8 @@ class Agents:
         model = self.model
         foreign = {agent for agent in self.all if agent.model not in ("", model)}
         for agent in foreign - self._foreign:
-            log.error(
-                "edge agent %s is not used: it holds model %s, the others %s",
-                *(agent.label, agent.model[:12], model[:12]),
-            )
+            about = {"agent": agent.label, "holds": agent.model[:12], "others": model[:12]}
+            say(log, "agent-of-another-model", "error", **about)
         self._foreign = foreign
         up = len(self.up())
         self.metrics.agents(up, len(self.all) - up)

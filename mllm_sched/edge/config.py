@@ -122,12 +122,16 @@ class SchedulerSection(Section):
     trusted
         Arms that are held to be within it before anything is known, by their levels; by default
         those that the device says.
+    violations
+        Share of tasks that may be measured above the limit before an alert fires; a rule does not
+        see it.
     settings
         Of the rule itself; see its class.
     """
 
     name: str = "adaptive-safe-gp"
     limit_s: Positive
+    violations: Share = 0.05
     trusted: Sequence[dict[str, Level]] = ()
     seed: int = 0
     settings: dict[str, Any] = {}

@@ -69,10 +69,8 @@ class Encoders:
         """What is to be called, ready to be: models loaded, inputs put together."""
         modality, cut = request["modality"], request["cut"]
         layouts = [_layout(**fields) for fields in request["layouts"]]
-        items: list[Inputs] = [{} for _ in layouts]
-        for name, tensor in inputs.items():
-            place, _, key = name.partition(".")
-            items[int(place)][key] = tensor
+        rows = {name: stacked.unbind() for name, stacked in inputs.items()}
+        items = [{name: rows[name][place] for name in rows} for place in range(len(layouts))]
         torch.set_num_threads(request["threads"])
         precision, component = request["precision"], request["component"]
         if component == TORCH:

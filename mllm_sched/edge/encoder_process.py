@@ -17,6 +17,7 @@ import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -127,11 +128,7 @@ class EncoderProcess(Child):
             "cut": cut,
             "warm_up": warm_up and cold,
         }
-        inputs = {
-            f"{place}.{name}": tensor.contiguous()
-            for place, each in enumerate(batch)
-            for name, tensor in each.inputs.items()
-        }
+        inputs = {name: torch.stack([each.inputs[name] for each in batch]) for name in first.inputs}
         self.exchange(request, save(inputs), self.open_timeout_s if cold else self.timeout_s)
         if len(self._warm) >= REMEMBERED:
             self._warm.clear()

@@ -11,15 +11,13 @@ from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from mllm_sched.edge.refusals import REASONS
 from mllm_sched.measurement import EVIDENCE
 from mllm_sched.tasks import MODALITIES
 
 NAMESPACE = "mllm_sched"
 OTHER = "other"  # stands for whatever is not in the lists below
-SHED = (
-    *("rate", "at-once", "queue-full", "pushed-out"),
-    *("too-late", "cannot", "journal", "draining"),
-)
+SHED = (*REASONS, "deadline", "server", "failed")
 FAILURES = ("raised", "crashed", "hung", "memory")
 ALARMS = ("drift", "journal", "meter", "clock", "worker")
 VALUES = {

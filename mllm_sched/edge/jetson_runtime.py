@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.devices.trusted import full_power_arms
 from mllm_sched.edge.encoder_process import How, Prepared
@@ -73,6 +73,7 @@ class JetsonRuntime(Runtime):
         except ValueError:
             self.board.close()
             raise
+        self._level: Level | None = None
         self.trusted = full_power_arms(self.space)
         self.evidence, self.energy_evidence = self.board.evidence, self.board.energy_evidence
         self.meter = self.board.meter.source
@@ -96,13 +97,21 @@ class JetsonRuntime(Runtime):
 
     def _encode(self, arm: Arm, prepared: Sequence[Prepared], cut: str) -> Encoded:
         how = self._how(arm)
-        self.board.bring(arm)
+        self._set_level(arm)
         self.process.bring(prepared, cut, how)
         latency_s, energy_j, lost = metered(
             self.board.mended, self.process.pid, lambda: self.process.run(how.load)
         )
         parts = self.process.features(prepared, cut)
         return Encoded(parts, latency_s, energy_j, meter_lost=lost)
+
+    def _set_level(self, arm: Arm) -> None:
+        """Set the clocks if another level is wanted; that takes longer than many a call."""
+        wanted = arm.levels["power_w"]
+        if self._level != wanted:
+            self._level = None  # unknown, if this fails
+            self.board.bring(arm)
+            self._level = wanted
 
     def _how(self, arm: Arm) -> How:
         asked, load = self.board.request(arm), float(arm.levels["load"])

@@ -30,10 +30,13 @@ from mllm_sched.edge.journal_records import (
     digest,
 )
 from mllm_sched.edge.journal_schema import (
+    EVENT,
     JournalError,
     broken,
     create,
     errors_named,
+    event_digest,
+    event_of,
     meta,
     open_reader,
     open_writer,
@@ -123,7 +126,7 @@ class Journal:
         if holder is not None:
             return holder
         with errors_named(self.path), closing(open_reader(self.path)) as database:
-            writer = meta(database, "writer")
+            writer = meta(database, self.path, "writer")
         raise JournalError(
             "locked",
             f"journal {self.path}: process {writer} writes it; "
@@ -165,7 +168,8 @@ class Journal:
         """Write an event; it is committed when this returns. Raises JournalError if it is not."""
         now_s = self.now_s() if now_s is None else now_s
         text = as_json(body)
-        row = (now_s, self._wall(), kind, decision, text, digest(text.encode()))
+        crc = event_digest(now_s, kind, decision, text.encode())
+        row = (now_s, self._wall(), kind, decision, text, crc)
         with self.lock, errors_named(self.path):
             cursor = self._database.execute(
                 "INSERT INTO events (now_s, utc, kind, decision, body, crc) "
@@ -177,17 +181,13 @@ class Journal:
     def events(self, after: int = 0) -> Iterator[Event]:
         """What was written after an event, in its order; JournalError if a body was damaged."""
         while rows := self._page(after):
-            for after, now_s, kind, decision, text, crc in rows:
-                if digest(text.encode()) != crc:
-                    raise broken(self.path, f"event {after} is damaged")
-                yield Event(after, now_s, kind, decision, json.loads(text))
+            after = rows[-1][0]
+            yield from (event_of(row, self.path) for row in rows)
 
     def _page(self, after: int) -> list[tuple[Any, ...]]:
         with self.lock, errors_named(self.path):
             return self._database.execute(
-                "SELECT id, now_s, kind, decision, CAST(body AS TEXT), crc FROM events "
-                "WHERE id > ? ORDER BY id LIMIT ?",
-                (after, PAGE),
+                f"SELECT {EVENT} FROM events WHERE id > ? ORDER BY id LIMIT ?", (after, PAGE)
             ).fetchall()
 
     def answer(self, user: str, id: str) -> StoredAnswer | None:
@@ -220,12 +220,15 @@ class Journal:
     def meta(self, name: str) -> str | None:
         """A word about the journal itself, such as ``spec``; None if it was never written."""
         with self.lock, errors_named(self.path):
-            return meta(self._database, name)
+            return meta(self._database, self.path, name)
 
     def set_meta(self, name: str, value: str) -> None:
         """Write such a word."""
         with self.lock, errors_named(self.path):
-            self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+            self._database.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
+                (name, value, digest(value.encode())),
+            )
 
     def snapshot(self) -> Snapshot | None:
         """The last one; JournalError if it was damaged."""

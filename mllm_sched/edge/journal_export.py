@@ -159,7 +159,7 @@ def _products(
             yield (*chosen, tuple(np.flatnonzero(done).tolist()))
         return
     for places in _subsets(range(len(done))):
-        rest = done[list(places)].all(axis=0)
+        rest: NDArray[np.bool_] = np.logical_and.reduce(done[list(places)])
         if rest.any():
             yield from _products(rest, (*chosen, places))
 

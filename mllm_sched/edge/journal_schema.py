@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from mllm_sched.edge.journal_records import Event, digest
 
 VERSION = 1
 
@@ -23,7 +27,7 @@ CREATE TABLE events (
     kind TEXT NOT NULL,
     decision INTEGER,
     body TEXT NOT NULL,           -- JSON
-    crc INTEGER NOT NULL          -- CRC-32 of the body
+    crc INTEGER NOT NULL          -- of all but id and utc; see event_digest
 );
 CREATE TRIGGER events_stay BEFORE UPDATE ON events
     BEGIN SELECT RAISE(ABORT, 'events are only added'); END;
@@ -35,8 +39,8 @@ CREATE TABLE snapshots (
     after INTEGER PRIMARY KEY, scheduler BLOB NOT NULL, standing TEXT NOT NULL,
     crc INTEGER NOT NULL
 );
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-INSERT INTO meta VALUES ('schema', '{VERSION}');
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
+INSERT INTO meta VALUES ('schema', '{VERSION}', {digest(str(VERSION).encode())});
 COMMIT;
 """
 
@@ -77,15 +81,18 @@ def errors_named(path: Path) -> Iterator[None]:
     """A block whose SQLite errors become ``JournalError``."""
     try:
         yield
+    except UnicodeDecodeError as error:  # of what SQLite has to say of damaged tables
+        raise broken(path, "damaged: text that is none") from error
     except sqlite3.DatabaseError as error:
-        if not hasattr(error, "sqlite_errorcode"):  # a wrong call, not a journal's state
+        if isinstance(error, sqlite3.ProgrammingError):  # a wrong call, not a journal's state
             raise
         reason = _reason(error, path)
         raise JournalError(reason, f"journal {path}: {error}; {ADVICE[reason]}") from error
 
 
 def _reason(error: sqlite3.DatabaseError, path: Path) -> str:
-    kind = error.sqlite_errorcode & 0xFF  # without the details in the upper bytes
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none: text that is none
+    kind = code & 0xFF  # without the details in the upper bytes
     if kind == sqlite3.SQLITE_IOERR and _disk_full(path.parent):
         return "full"  # no room for the index beside the file reads as a failed write
     return REASONS.get(kind, "broken")
@@ -151,7 +158,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     if found != "ok":
         raise broken(path, f"damaged: {found}")
     try:
-        version = meta(database, "schema")
+        version = meta(database, path, "schema")
     except sqlite3.OperationalError as error:
         raise broken(path, f"a database, but no journal ({error})") from error
     if version != str(VERSION):
@@ -169,7 +176,28 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-def meta(database: sqlite3.Connection, name: str) -> str | None:
-    """A word about the journal itself, if it was written down."""
-    row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return None if row is None else str(row[0])
+def meta(database: sqlite3.Connection, path: Path, name: str) -> str | None:
+    """A word about the journal itself, if it was written down; JournalError if it was damaged."""
+    row = database.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    value, crc = str(row[0]), row[1]
+    if digest(value.encode()) != crc:
+        raise broken(path, f"its {name} is damaged")
+    return value
+
+
+def event_digest(now_s: float, kind: str, decision: int | None, body: bytes) -> int:
+    """Of what an event says; when the wall clock says that it was is no matter."""
+    return digest(f"{now_s!r} {kind} {decision} ".encode(), body)
+
+
+EVENT = "id, now_s, kind, decision, CAST(body AS BLOB), crc"  # columns that ``event_of`` reads
+
+
+def event_of(row: tuple[Any, ...], path: Path) -> Event:
+    """The event in a row of ``EVENT``; JournalError if it was damaged."""
+    id_, now_s, kind, decision, body, crc = row
+    if event_digest(now_s, kind, decision, body) != crc:
+        raise broken(path, f"event {id_} is damaged")
+    return Event(id_, now_s, kind, decision, json.loads(body))

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mllm_sched.edge.journal_records import Event
-from mllm_sched.edge.journal_schema import errors_named, meta, open_reader
+from mllm_sched.edge.journal_schema import EVENT, errors_named, event_of, meta, open_reader
 
 FIRST = ("event", "at_s", "user", "decision")
 FACTS: dict[str, Any] = {  # what a row says of a task, and what if nobody said it
@@ -53,25 +53,19 @@ def read_journal(path: str | Path, after: int = 0) -> pd.DataFrame:
     """
     path = Path(path)
     with errors_named(path), closing(open_reader(path)) as database:
-        words = meta(database, "spec")
+        words = meta(database, path, "spec")
         rows = database.execute(
-            "SELECT id, now_s, decision, body FROM events "
-            "WHERE kind = 'measured' AND id > ? ORDER BY id",
-            (after,),
+            f"SELECT {EVENT} FROM events WHERE kind = 'measured' AND id > ? ORDER BY id", (after,)
         ).fetchall()
     spec = json.loads(words) if words else {"factors": []}
-    measured = (
-        Event(id_, now_s, "measured", decision, json.loads(body))
-        for id_, now_s, decision, body in rows
-    )
-    return table_of(measured, _names(spec))
+    return table_of((event_of(row, path) for row in rows), _names(spec))
 
 
 def read_spec(path: str | Path) -> Mapping[str, Any]:
     """What makes the scheduler of a journal, as ``SchedulerSpec.words``; empty before its start."""
     path = Path(path)
     with errors_named(path), closing(open_reader(path)) as database:
-        words = meta(database, "spec")
+        words = meta(database, path, "spec")
     return json.loads(words) if words else {}
 
 

@@ -64,17 +64,22 @@ def formatter() -> logging.Formatter:
     return _Formatter()
 
 
-def say(log: logging.Logger, event: str, level: str = "info", **fields: Any) -> None:
+def say(
+    log: logging.Logger, event: str, level: str = "info", *, trace: bool = False, **fields: Any
+) -> None:
     """Log that something happened.
 
     Parameters
     ----------
     event
         Short and always the same for the same thing, so that it can be counted: ``agent-died``.
+    trace
+        Whether to add the traceback of the exception that is being handled.
     fields
         What is to be known of it, units in their names.
     """
-    log.log(logging.getLevelName(level.upper()), event, extra={"fields": fields})
+    number = logging.getLevelName(level.upper())
+    log.log(number, event, exc_info=trace, extra={"fields": fields})
 
 
 def redacted(value: Any, name: str = "", depth: int = 0) -> Any:

@@ -6,7 +6,7 @@ import math
 import platform
 from collections.abc import Collection, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,12 +15,14 @@ from prometheus_client import (
     generate_latest,
 )
 
-from mllm_sched.arms import Arm
 from mllm_sched.edge import families as known
 from mllm_sched.edge.families import NAMESPACE, OTHER, VALUES, Family
 from mllm_sched.edge.scrape import MetricsServer
 from mllm_sched.measurement import check_quantity
-from mllm_sched.schedulers.decision import Decision
+
+if TYPE_CHECKING:  # a front does without PyTorch
+    from mllm_sched.arms import Arm
+    from mllm_sched.schedulers import Decision
 
 
 class Exposed:

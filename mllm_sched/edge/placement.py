@@ -121,7 +121,7 @@ def place(
     in_time = [plan for plan in plans if plan[0].total_s <= left_s]
     if not in_time:
         soonest_s = min(plan.total_s for plan, _ in plans)
-        message = f"too late: {soonest_s:.2f} s needed, {left_s:.2f} s left"
+        message = f"{soonest_s:.2f} s needed, {left_s:.2f} s left"
         raise NoAgentFits("too-late", message)
     least_j = min(plan.energy_j for plan, _ in in_time)
     frugal = [one for one in in_time if one[0].energy_j <= least_j * (1 + SAME_ENERGY)]

@@ -11,8 +11,8 @@ import grpc
 
 from mllm_sched.edge.agent_link import Agent, Sent
 from mllm_sched.edge.agents import Agents
-from mllm_sched.edge.front_metrics import FrontMetrics
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.pieces import digest_of, pieces_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -20,15 +20,8 @@ from mllm_sched.pipeline.proto import node_pb2 as pb
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
 
-DRAINING = "draining"  # why an agent takes no new tasks: it shuts down
+SHUTS_DOWN = "shuts down"  # why an agent takes no new tasks, as its status tells
 _LOST = (Status.UNAVAILABLE, Status.CANCELLED)  # the agent died, or shut down
-
-
-def shed(metrics: FrontMetrics, reason: str, message: str) -> RefusedError:
-    """What a request is refused with for one of the reasons that are counted; counts it."""
-    metrics.shed(reason)
-    code = Status.FAILED_PRECONDITION if reason == "cannot" else Status.RESOURCE_EXHAUSTED
-    return RefusedError(code, message)
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,8 @@ class Relay:
             late = f"the deadline passed after {len(job.tokens)} tokens"
             job.end(failure=RefusedError(Status.DEADLINE_EXCEEDED, late))
         except RefusedError as refused:
+            if isinstance(refused, Refusal):
+                self.metrics.shed(refused.reason)
             job.end(failure=refused)
         except Exception:
             log.exception("request %s/%s failed", self.task.user, self.task.id)
@@ -118,21 +113,13 @@ class Relay:
         left = [agent for agent in up if agent.life not in self._tried]
         taking = {one.label: one for one in left if one.status and one.status.taking}
         if not taking:
-            raise self._refusal or self._not_taking(left)
+            raise self._refusal or _not_taking(left)
         left_s = job.ends_s - asyncio.get_running_loop().time()
         try:
             placed = place(self.task.items, [one.candidate() for one in taking.values()], left_s)
         except NoAgentFits as none:
-            raise self._refusal or shed(self.metrics, none.reason, str(none)) from None
+            raise self._refusal or Refusal(none.reason, str(none)) from None
         return taking[placed.name], placed
-
-    def _not_taking(self, agents: list[Agent]) -> RefusedError:
-        """Why no agent that is left takes tasks."""
-        reasons = {agent.status.why_not for agent in agents if agent.status}
-        if all(reason.startswith(DRAINING) for reason in reasons):
-            return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
-        told = "; ".join(sorted(reasons))
-        return shed(self.metrics, "queue-full", f"no edge agent takes tasks: {told}")
 
     async def _follow(self, agent: Agent, job: Job, encode_s: float) -> pb.Finished:
         """Add the agent's events to the job until the last, which is returned."""
@@ -172,6 +159,14 @@ class Relay:
             self._refusal = refusal
         else:
             raise refusal
+
+
+def _not_taking(agents: list[Agent]) -> RefusedError:
+    """Why no agent that is left takes tasks."""
+    reasons = {agent.status.why_not for agent in agents if agent.status}
+    if all(SHUTS_DOWN in reason for reason in reasons):
+        return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
+    return Refusal("queue-full", f"no edge agent takes tasks: {'; '.join(sorted(reasons))}")
 
 
 def _check_count(told: int, job: Job) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -17,7 +19,7 @@ from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
-from mllm_sched.edge.journal import Journal, read_journal
+from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import Metrics
@@ -33,6 +35,7 @@ from mllm_sched.pipeline.service import SERVICE, serve
 log = logging.getLogger(__name__)
 AGENT_SERVICE = "mllm_sched.edge.Agent"
 SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answered
+WATCH_S = 2.0  # between two looks at the journal
 ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 
 
@@ -57,7 +60,7 @@ def run_agent(config: AgentConfig) -> None:
         if not learner.scheduler.steps:
             rows = learn_from(config.siblings, learner, config.scatter, config.client_security)
             say(log, "learned-from-siblings", rows=rows)
-        metrics = Metrics(runtime.space)
+        metrics = Metrics(runtime.space, config.scheduler.violations)
         opened.callback(metrics.close)
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
@@ -86,20 +89,35 @@ async def _serve(
     def add(server: grpc.aio.Server) -> None:
         agent_rpc.add_AgentServicer_to_server(AgentTalk(agent), server)
 
-    dispatching = asyncio.create_task(stage.dispatch())
-    dispatching.add_done_callback(_must_not_end)
+    tasks = [asyncio.create_task(stage.dispatch()), asyncio.create_task(_watch(journal, metrics))]
+    for task in tasks:
+        task.add_done_callback(_must_not_end)
     say(log, "agent-started", agent=config.name, device=config.device, boot=agent.boot)
     try:
         await serve(agent, config.host, config.port, add=add, names=(SERVICE, AGENT_SERVICE))
     finally:
-        dispatching.cancel()
+        for task in tasks:
+            task.cancel()
+
+
+async def _watch(journal: Journal, metrics: Metrics) -> None:
+    """Say how large the journal is, and whether it can be read and written, for ever."""
+    while True:
+        try:
+            await asyncio.to_thread(journal.set_meta, "seen", str(journal.now_s()))
+            is_up = True
+        except JournalError as error:
+            is_up = False
+            say(log, "journal-down", "error", why=str(error), reason=error.reason)
+        metrics.journal(journal.size_bytes(), is_up)
+        await asyncio.sleep(WATCH_S)
 
 
 def _must_not_end(task: asyncio.Task[None]) -> None:
-    """An agent whose dispatcher died would take tasks for ever and encode none."""
+    """An agent whose dispatcher died would take tasks for ever and encode none: let it end."""
     if not task.cancelled():
-        log.critical("the dispatcher ended", exc_info=task.exception())
-        asyncio.get_running_loop().stop()
+        log.critical("an agent's own task ended", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_runtime_of(config: AgentConfig) -> Runtime:

@@ -70,6 +70,7 @@ class MetricsServer:
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 2 * AT_ONCE  # else a burst would wait for its packets to be sent again
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, request_s: float) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

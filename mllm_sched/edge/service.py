@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from mllm_sched.edge.calls import Calls
 from mllm_sched.edge.gate import Gate
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
@@ -43,7 +44,7 @@ class UserService(rpc.NodeServicer):
 
     def __init__(self, users: Users, limits: Limits, security: Security) -> None:
         self.users, self.limits, self.security = users, limits, security
-        self.gate = Gate()
+        self.gate, self.calls = Gate(), Calls()
         self.jobs = Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
         self.draining = False
@@ -62,8 +63,12 @@ class UserService(rpc.NodeServicer):
 
     async def Describe(self, request: pb.Nothing, context: Any) -> pb.Card:
         """What is taken here, for those who may ask."""
-        await self.check(context)
-        return self.card()
+        try:
+            self._who(context)
+            return self.card()
+        except Exception as error:
+            await abort(context, error)
+            raise
 
     async def Generate(
         self, pieces: AsyncIterator[pb.Piece], context: Any
@@ -71,15 +76,16 @@ class UserService(rpc.NodeServicer):
         """Tokens of the answer, as they come. Sent again, a request finds its answer."""
         try:
             user = self._who(context)
-            start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
-            ends_s = deadline_of(context, self.limits.answer_s)
-            job = self.jobs.find(key_of(user, start), start.sha256)
-            if job:
-                job.extend(ends_s)
-            elif not (job := self._finished(user, start)):
-                job = await self._begin(user, start, pieces, ends_s)
-            async for event in job.follow(start.have, start.so_far):
-                yield event
+            with self.calls.of(user):
+                start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
+                ends_s = deadline_of(context, self.limits.answer_s)
+                job = self.jobs.find(key_of(user, start), start.sha256)
+                if job:
+                    job.extend(ends_s)
+                elif not (job := self._finished(user, start)):
+                    job = await self._begin(user, start, pieces, ends_s)
+                async for event in job.follow(start.have, start.so_far):
+                    yield event
         except Exception as error:
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)

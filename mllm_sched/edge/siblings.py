@@ -10,6 +10,7 @@ import grpc
 import pandas as pd
 
 from mllm_sched.edge.learner import Learner
+from mllm_sched.edge.logs import say
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.measurement import TableError, check_table
@@ -45,10 +46,7 @@ def _usable(address: str, learner: Learner, security: Security) -> pd.DataFrame 
         _check_arms(table, learner)
     except (grpc.RpcError, TableError, ValueError) as error:
         why = error.details() if isinstance(error, grpc.Call) else str(error)
-        log.warning(
-            "nothing learned from a sibling",
-            extra={"event": "sibling-left-out", "sibling": address, "why": why},
-        )
+        say(log, "sibling-left-out", "warning", sibling=address, why=why)
         return None
     return table
 

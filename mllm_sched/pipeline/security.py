@@ -76,17 +76,6 @@ class Security:
         return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
-def token_of(metadata: object) -> str | None:
-    """The token that a call came with, if it did.
-
-    >>> token_of([("authorization", "Bearer secret")])
-    'secret'
-    """
-    given = str(dict(metadata or ()).get(METADATA, ""))  # type: ignore[call-overload]
-    kind, _, token = given.partition(" ")
-    return token if kind == "Bearer" and token else None
-
-
 def check_host(host: str, security: Security, *, is_open: bool = False) -> None:
     """Refuse to listen beyond this machine without certificates.
 
