@@ -57,7 +57,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], "board": [], "[A-Z]*": []}
+html_sidebars = {"index": [], "board": [], "going_further": [], "[A-Z]*": []}
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "navbar_persistent": ["search-button"],

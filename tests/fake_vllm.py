@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,7 +40,7 @@ class FakeVLLM(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.key, self.embeds, self.grid = key, embeds, grid
         self.fault, self.first_s = fault, first_s
-        self.seen, self.calls = [], 0
+        self.seen, self.calls, self.wrong = [], 0, []
         self.stopped = threading.Event()
 
     @property
@@ -56,6 +57,13 @@ class FakeVLLM(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         self.server_close()
+        if self.wrong:
+            raise self.wrong[0]
+
+    def handle_error(self, *_):
+        """A client that left is none of its troubles; a request out of order is."""
+        if not isinstance(error := sys.exception(), OSError):
+            self.wrong.append(error)
 
 
 class _Handler(BaseHTTPRequestHandler):
