@@ -25,7 +25,7 @@ export MLLM_SCHED_DASK := $(DASK)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test browser lint lab app notebooks claims bench peers site proto checksums clean
+.PHONY: help env reproduce test browser lint lab app notebooks claims bench system peers site proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,12 @@ bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a s
 
 peers: $(STAMP) build/peers/.installed ## Our schedulers against BoTorch, SafeOpt and others, half an hour
 	$(RUN) benchmarks/against_peers.py
+
+system: $(STAMP) ## The running system, measured: a closed loop, many users, kills, what deciding costs; 15 minutes
+	$(RUN) benchmarks/closed_loop.py --out build/closed_loop
+	$(RUN) benchmarks/edge_load.py
+	$(RUN) benchmarks/edge_kill.py
+	$(RUN) benchmarks/decision_overhead.py
 
 # Into a folder of their own and without what they depend on, so that .venv stays what the lock says.
 build/peers/.installed: benchmarks/requirements.txt $(STAMP)

@@ -32,6 +32,7 @@ from mllm_sched.edge.run_agent import open_runtime_of, spec_of
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
+from mllm_sched.pipeline.small_models import END
 from mllm_sched.schedulers import Scheduler
 from mllm_sched.schedulers.saving import unpacked
 
@@ -120,12 +121,12 @@ def judged(table: pd.DataFrame, journals: list[Path]) -> Counter[str]:
                     measured |= set(tasks[event.decision])
             states += not same_as_journal(journal, path.with_suffix(".yaml"))
     keys = answered["user"] + "/" + answered["id"] + "/0"
-    short = answered["tokens"].map(len) < NEW_TOKENS
+    whole = answered["tokens"].map(lambda some: len(some) == NEW_TOKENS or some[-1] == END)
     return Counter(
         {
             "answered, not in a journal": int((~keys.isin(measured)).sum()),
             "answered twice": int(answered["id"].duplicated().sum()),
-            "short": int(short.sum()),
+            "short": int((~whole).sum()),
             "states that differ": states,
         }
     )

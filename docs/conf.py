@@ -57,7 +57,8 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], "board": [], "monitoring": [], "[A-Z]*": []}
+PAGES = ("index", "board", "running", "monitoring", "going_further", "[A-Z]*")  # without a sidebar
+html_sidebars: dict[str, list[str]] = {page: [] for page in PAGES}
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "navbar_persistent": ["search-button"],

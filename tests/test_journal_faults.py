@@ -26,9 +26,12 @@ def path(tmp_path):
 
 
 @contextmanager
-def small_disk(folder):
-    """A file system of a megabyte there; False where nobody may mount one."""
+def small_disk(folder, wanted):
+    """A file system of a megabyte there; False where nobody may mount one, or wants to."""
     folder.mkdir()
+    if not wanted:
+        yield False
+        return
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     mounted = shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
     try:
@@ -65,8 +68,9 @@ def until_refused(learner, told, going):
         told.append(done)
 
 
-def test_a_full_disk_stops_the_scheduler_and_loses_no_measurement(tmp_path):
-    with small_disk(tmp_path / "disk") as mounted:
+@pytest.mark.parametrize("real", [True, False])
+def test_a_full_disk_stops_the_scheduler_and_loses_no_measurement(tmp_path, real):
+    with small_disk(tmp_path / "disk", real) as mounted:
         with Journal(tmp_path / "disk" / "journal.db") as journal:
             learner, told, going = Learner(journal, spec("thompson")), [], [None]
             work(learner, 5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mllm_sched.edge import users as module
 from mllm_sched.edge.gate import Gate
-from mllm_sched.edge.refusals import REASONS, Refusal, Turned
+from mllm_sched.edge.refusals import REASONS, Refusal
 from mllm_sched.edge.user import User
 from mllm_sched.edge.users import LONGEST_TOKEN, Users, add, new_token
 
@@ -200,12 +200,12 @@ def test_a_burst_passes_and_then_the_rate_holds():
     for _ in range(3):
         gate.enter(user, 10.0)
     with pytest.raises(
-        Turned, match=r"^rate: 2 requests a second are allowed; ask again"
+        Refusal, match=r"^rate: 2 requests a second are allowed; ask again"
     ) as turned:
         gate.enter(user, 10.0)
     assert (turned.value.reason, turned.value.retry_s) == ("rate", pytest.approx(0.5))
     gate.enter(user, 10.0 + turned.value.retry_s)
-    with pytest.raises(Turned):
+    with pytest.raises(Refusal):
         gate.enter(user, 10.6)
 
 
@@ -213,7 +213,7 @@ def test_requests_at_once_are_counted_and_given_back():
     gate, user = Gate(), User("ann", at_once=2)
     gate.enter(user, 0.0)
     gate.enter(user, 0.0)
-    with pytest.raises(Turned, match="at-once: 2 of your requests are under way") as turned:
+    with pytest.raises(Refusal, match="at-once: 2 of your requests are under way") as turned:
         gate.enter(user, 0.0)
     assert turned.value.reason == "at-once"
     gate.leave(user)
@@ -224,7 +224,7 @@ def test_a_user_who_is_turned_away_does_not_push_its_own_turn_further_off():
     gate, user = Gate(), User("ann", rate_hz=1.0, burst=1)
     gate.enter(user, 0.0)
     for tick in range(100):
-        with pytest.raises(Turned):
+        with pytest.raises(Refusal):
             gate.enter(user, tick / 101)
     gate.enter(user, 1.0)
 
@@ -232,7 +232,7 @@ def test_a_user_who_is_turned_away_does_not_push_its_own_turn_further_off():
 def test_one_user_at_its_limit_leaves_the_others_alone():
     gate, greedy, other = Gate(), User("ann", rate_hz=1.0, burst=1), User("bob")
     gate.enter(greedy, 0.0)
-    with pytest.raises(Turned):
+    with pytest.raises(Refusal):
         gate.enter(greedy, 0.0)
     gate.enter(other, 0.0)
 
@@ -245,7 +245,7 @@ def test_users_who_are_gone_are_forgotten_at_the_gate_and_those_inside_are_not()
         gate.enter(user, number / 10)
         gate.leave(user)
     assert len(gate) < 5
-    with pytest.raises(Turned, match="at-once"):
+    with pytest.raises(Refusal, match="at-once"):
         gate.enter(inside, 1e6)
 
 
@@ -265,7 +265,7 @@ def test_no_span_of_time_sees_more_requests_than_burst_and_rate_allow(pauses, ra
         now_s += pause_s
         try:
             gate.enter(user, now_s)
-        except Turned as turned:
+        except Refusal as turned:
             now_s += turned.retry_s  # as told, and then it may
             gate.enter(user, now_s)
         gate.leave(user)

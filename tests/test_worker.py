@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from mllm_sched.harness.child import WorkerError
+from mllm_sched.harness.child import Child, HangError, WorkerError
 from mllm_sched.harness.worker import Worker
 
 STUB = """
@@ -82,6 +83,38 @@ def test_a_long_answer_comes_whole_and_at_once(stub):
     began = time.monotonic()
     assert len(stub.ask({"do": "long"}, 10)) == 200_000
     assert time.monotonic() - began < 5
+
+
+ECHO = """
+from mllm_sched.harness.child import serve
+serve(lambda: lambda request, data: (len(data), data[::-1]))
+"""
+
+
+def test_bytes_go_behind_a_message_and_come_behind_its_answer():
+    child = Child([sys.executable, "-c", ECHO])
+    for data in (b"", b"ab\n", os.urandom(3_000_000)):
+        said, behind = child.exchange({"do": "turn"}, data, 30)
+        assert said == len(data) and bytes(behind) == data[::-1]
+    child.close()
+
+
+def test_one_that_does_not_take_what_is_sent_is_killed_in_time(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(HangError) as hung:
+        stub.exchange({"do": "go"}, bytes(3_000_000), 0.5)  # more than a pipe holds
+    assert hung.value.after_s == 0.5 and not alive(pid)
+
+
+def test_one_that_is_killed_while_it_is_asked_is_told_of_at_once(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    killing = threading.Timer(0.3, stub.kill)
+    killing.start()
+    with pytest.raises(WorkerError, match="killed by SIGKILL"):
+        stub.ask({"do": "hang"}, 60)
+    killing.join()
+    assert not alive(pid)
 
 
 def test_closing_ends_the_process_and_may_be_repeated(stub):

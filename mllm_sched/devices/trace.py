@@ -26,7 +26,8 @@ class TraceDevice:
     Parameters
     ----------
     path
-        CSV in the schema of ``measurement.py``; relative to the caller's folder or the repository.
+        CSV or Parquet in the schema of ``measurement.py``; relative to the caller's folder or the
+        repository.
     seed
         Of the draws.
     space

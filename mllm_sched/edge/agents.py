@@ -91,8 +91,13 @@ class Agents:
         model = self.model
         foreign = {agent for agent in self.all if agent.model not in ("", model)}
         for agent in foreign - self._foreign:
-            about = {"agent": agent.label, "holds": agent.model[:12], "others": model[:12]}
-            say(log, "agent-of-another-model", "error", **about)
+            holds, others = agent.model[:12], model[:12]
+            say(
+                *(log, "agent-of-another-model", "error"),
+                agent=agent.label,
+                holds=holds,
+                others=others,
+            )
         self._foreign = foreign
         up = len(self.up())
         self.metrics.agents(up, len(self.all) - up)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import islice
 
-from mllm_sched.edge.refusals import Turned
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User
 
 _ROUNDING_S = 1e-6  # of sums of clock readings
@@ -33,7 +33,7 @@ class Gate:
     >>> gate.enter(user, 0.0)
     >>> gate.enter(user, 0.25)
     Traceback (most recent call last):
-    mllm_sched.edge.refusals.Turned: rate: 2 requests a second are allowed; ask again in 0.25 s
+    mllm_sched.edge.refusals.Refusal: rate: 2 requests a second are allowed; ask again in 0.25 s
     >>> gate.enter(user, 0.5)
     """
 
@@ -53,17 +53,19 @@ class Gate:
 
         Raises
         ------
-        Turned
-            ``at-once`` or ``rate``. It then counts for nothing.
+        Refusal
+            ``at-once`` or ``rate``; the request then counts for nothing.
         """
         self._forget(now_s)
         one = self._passes.get(user.name, _Pass())
         if one.inside >= user.at_once:
             message = f"{user.at_once} of your requests are under way, which is the most"
-            raise Turned("at-once", f"{message}; wait for an answer")
+            raise Refusal("at-once", f"{message}; wait for an answer")
         early_s = one.full_s - (user.burst - 1) / user.rate_hz - now_s
         if early_s > _ROUNDING_S:
-            raise Turned("rate", f"{user.rate_hz:g} requests a second are allowed", retry_s=early_s)
+            raise Refusal(
+                "rate", f"{user.rate_hz:g} requests a second are allowed", retry_s=early_s
+            )
         one.inside += 1
         one.full_s = max(one.full_s, now_s) + 1 / user.rate_hz
         self._passes[user.name] = one

@@ -71,7 +71,7 @@ class Journal:
         Days of service after which events go. Only what the last snapshot covers is dropped, so
         the scheduler loses nothing; the rows of the table are gone, so export them before.
     keep_answers_s
-        Seconds after which an answer can no longer be asked for again.
+        Seconds after which an answer may be dropped; then it cannot be asked for again.
     wall, monotonic
         The clocks, in seconds.
 
@@ -125,11 +125,13 @@ class Journal:
         holder = locked(self.path.with_name(f"{self.path.name}.lock"))
         if holder is not None:
             return holder
-        with errors_named(self.path), closing(open_reader(self.path)) as database:
-            writer = meta(database, self.path, "writer")
+        writer = None
+        if self.path.exists():
+            with errors_named(self.path), closing(open_reader(self.path)) as database:
+                writer = meta(database, self.path, "writer")
         raise JournalError(
             "locked",
-            f"journal {self.path}: process {writer} writes it; "
+            f"journal {self.path}: process {writer or 'unknown'} writes it; "
             "stop that agent, or give this one a journal of its own",
         )
 

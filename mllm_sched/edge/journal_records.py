@@ -63,7 +63,7 @@ class Snapshot:
 
 def as_json(body: Mapping[str, Any]) -> str:
     """Compact; numbers of NumPy as numbers. ValueError for NaN, which JSON has not."""
-    return json.dumps(body, separators=(",", ":"), default=_plain, allow_nan=False)
+    return _ENCODER.encode(body)
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,3 +87,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays and numbers of NumPy
         return value.tolist()
     raise TypeError(f"{value!r}: a {type(value).__name__} has no place in a journal")
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_plain, allow_nan=False)

@@ -155,11 +155,11 @@ def _plan(
     encode_s = energy_j = 0.0
     for modality in items:
         known, guess = candidate.predictions.get(modality), guesses[modality]
-        encode_s += _first_finite(known and known.latency_s, guess.latency_s)
-        energy_j += _first_finite(known and known.energy_j, guess.energy_j)
+        encode_s += _first_finite(known.latency_s if known else math.nan, guess.latency_s)
+        energy_j += _first_finite(known.energy_j if known else math.nan, guess.energy_j)
     total_s = candidate.backlog_s + encode_s + candidate.answer_s
     return Placed(candidate.name, encode_s, total_s, energy_j), candidate.tasks
 
 
-def _first_finite(value: float | None, otherwise: float) -> float:
-    return value if value is not None and math.isfinite(value) else otherwise
+def _first_finite(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise

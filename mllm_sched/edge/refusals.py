@@ -56,7 +56,3 @@ class Refusal(RefusedError):
         """The same for programs, as metadata at the end of a call."""
         told = (("refused", self.reason),)
         return (*told, ("retry-s", f"{self.retry_s:.3g}")) if self.retry_s else told
-
-
-class Turned(Refusal):
-    """A request that did not get past the ``Gate``: its user sends too many."""

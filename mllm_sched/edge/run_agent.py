@@ -189,7 +189,7 @@ def explain(config: AgentConfig) -> str:
         return "\n".join(
             [
                 f"agent {config.name} listens on {config.listen}, metrics on {config.metrics}",
-                f"users: {_who_may_ask(config)}",
+                f"users: {users_of(config).describe()}",
                 runtime.describe(),
                 f"scheduler {spec.name}: least {spec.objective}, encoding within "
                 f"{config.scheduler.limit_s:g} s; {scheduler.cells} cells to learn",
@@ -202,11 +202,6 @@ def explain(config: AgentConfig) -> str:
         )
     finally:
         runtime.close()
-
-
-def _who_may_ask(config: AgentConfig) -> str:
-    count = len(users_of(config))
-    return f"{count}, in {config.users_file}" if config.users_file else "anybody, as one user"
 
 
 def _journal_state(config: AgentConfig) -> str:

@@ -39,8 +39,18 @@ class LocalSystem:
         Who may ask, with their limits; anybody, as one user, if there is none.
     server_options
         Further options of the LLM server.
+
+    Attributes
+    ----------
     llm
-        Address that agents find the server at, if it is not the server's own: that of a link.
+        Address at which agents find the server: its own, unless that of a link to it is put here
+        before the start.
+    server, agents, front
+        The processes.
+    tokens
+        Of the users, and of the front.
+    metrics
+        Where each process tells its metrics.
 
     Examples
     --------
@@ -59,12 +69,12 @@ class LocalSystem:
         front: bool = False,
         users: Mapping[str, Mapping[str, Any]] | None = None,
         server_options: Sequence[str] = (),
-        llm: str = "",
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model, self._llm = model, llm
-        self.server = NodeProcess("--model", model, *server_options, port=_free_port())
+        self.model, port = model, _free_port()
+        self.server = NodeProcess("--model", model, *server_options, port=port)
+        self.llm = f"127.0.0.1:{port}"
         self.tokens: dict[str, str] = {}
         self._users_file = self._write_users(users, front) if users else None
         self._addresses = {name: f"127.0.0.1:{_free_port()}" for name in [*agents, FRONT]}
@@ -154,7 +164,7 @@ class LocalSystem:
     def _write_agent(self, name: str) -> None:
         given = {
             **self._common(name),
-            "server": self._llm or self.server.address,
+            "server": self.llm,
             "model": self.model,
             "journal": {"path": str(self.journal(name))},
             **self._settings[name],

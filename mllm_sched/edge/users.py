@@ -60,8 +60,11 @@ class Users:
             if user.token_sha256 and other != user.name:
                 raise ValueError(f"user {number} ({user.name}), token_sha256: {other} has it too")
 
-    def __len__(self) -> int:
-        return len(self._users)
+    def describe(self) -> str:
+        """Who may ask, in words."""
+        if self._everyone:
+            return "anybody, as one user without limits"
+        return f"{len(self._users)}, each by a token"
 
     @classmethod
     def read(cls, path: str | Path) -> Users:

@@ -1,0 +1,59 @@
+"""The page on existing engines: its sketch is one that an agent and a cluster could read."""
+
+import re
+
+import pytest
+import yaml
+
+from mllm_sched import paths
+from mllm_sched.edge.config import AgentConfig
+
+PAGE = (paths.ROOT / "docs" / "going_further.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def objects():
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    return {each["kind"]: each for each in yaml.safe_load_all(text)}
+
+
+@pytest.fixture(scope="module")
+def agent(objects):
+    return yaml.safe_load(objects["ConfigMap"]["data"]["agent.yaml"])
+
+
+@pytest.fixture(scope="module")
+def container(objects):
+    (container,) = objects["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def test_the_agent_of_the_sketch_is_configured_as_agents_are(agent):
+    assert AgentConfig.model_validate(agent).device == "agx-orin"
+
+
+def test_probes_and_prometheus_ask_where_the_agent_listens(objects, agent, container):
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert agent["listen"].endswith(f":{ports['grpc']}")
+    assert agent["metrics"].endswith(f":{ports['metrics']}")
+    assert container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
+    assert container["livenessProbe"]["tcpSocket"]["port"] == ports["grpc"]
+    (scraped,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert scraped["port"] in ports
+    chosen = objects["PodMonitor"]["spec"]["selector"]["matchLabels"]
+    assert chosen == objects["DaemonSet"]["spec"]["template"]["metadata"]["labels"]
+
+
+def test_whatever_the_agent_reads_and_writes_is_mounted(objects, agent, container):
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    volumes = {each["name"] for each in objects["DaemonSet"]["spec"]["template"]["spec"]["volumes"]}
+    assert set(mounts) == volumes
+    for path in (container["args"][-1], agent["users_file"], agent["journal"]["path"]):
+        assert any(path.startswith(f"{folder}/") for folder in mounts.values()), path
+
+
+def test_each_engine_is_said_to_have_never_run_here():
+    assert "None of it ever ran here" in PAGE
+    for engine in ("vLLM", "Ray Serve", "Kubernetes", "KubeEdge", "Dynamo", "Triton"):
+        assert engine in PAGE
+    assert len(PAGE.splitlines()) <= 120
