@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
+from mllm_sched.pipeline.requests import WIRE_TYPES
 
 MODALITIES = ("image", "audio", "video")
 

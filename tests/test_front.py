@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import os
+import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 
 import grpc
@@ -23,10 +25,17 @@ from edge_fakes import (
     until,
 )
 
+from mllm_sched.edge import agent_link
 from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.calls import Calls
+from mllm_sched.edge.config import ConfigError, read_config
 from mllm_sched.edge.front import Front
-from mllm_sched.edge.users import Users
+from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.run_front import explain
+from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
     NodeBusy,
@@ -139,6 +148,14 @@ def test_an_answer_comes_through_unchanged_and_is_made_once(users_file):
         assert system.told.evidence == ["measured"]
 
     asyncio.run(main())
+
+
+def follow(address, data, seen, deadline_s=20.0):
+    """Add every token to a list, as it comes."""
+    with EdgeClient(address, Security(TOKENS["ann"])) as client:
+        for event, _ in client.events(data, "1", deadline_s):
+            if event.WhichOneof("content") == "token":
+                seen.append(event.token.token)
 
 
 def describe(address, deadline_s=10.0):
@@ -351,11 +368,6 @@ def test_an_answer_that_another_agent_begins_differently_is_begun_again_for_the_
 
 
 def test_a_caller_that_follows_by_itself_is_told_that_the_answer_changed(users_file):
-    def follow(address, data, seen):
-        with EdgeClient(address, Security(TOKENS["ann"])) as client:
-            for event, _ in client.events(data, "1", 20.0):
-                seen.append(event.token.token)
-
     async def main():
         fakes = [FakeAgent(Ways(name, 20, 0.05, offset)) for name, offset in (("a", 0), ("b", 1))]
         async with running(users_file, *fakes) as system:
@@ -405,33 +417,205 @@ def front_program(folder, users, *ports):
     }
     file = folder / "front.yaml"
     file.write_text(yaml.safe_dump(settings))
-    return ServiceProcess(sys.executable, "-m", "mllm_sched.cli", "front", str(file))
+    return ServiceProcess(sys.executable, "-c", FRONT, str(file))
 
 
-@pytest.mark.parametrize("end", ["kill", "stop"])
-def test_a_front_restarted_mid_answer_finds_the_agent_that_has_it(users_file, tmp_path, end):
+FRONT = """
+import sys
+from pathlib import Path
+from mllm_sched.edge.config import read_config
+from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.run_front import run_front
+from mllm_sched.endings import end_with
+end_with(int(sys.argv[3]))
+run_front(read_config(Path(sys.argv[1]), FrontConfig))
+"""
+
+
+def test_a_front_killed_mid_answer_finds_the_agent_that_has_it_when_it_returns(
+    users_file, tmp_path
+):
     async def main():
-        fakes = [FakeAgent(Ways(name, tokens=20, step_s=0.1)) for name in "ab"]
+        fakes = [FakeAgent(Ways(name, tokens=20, step_s=0.05)) for name in "ab"]
         async with AsyncExitStack() as stack:
             ports = [await stack.enter_async_context(fake(one)) for one in fakes]
             program = front_program(tmp_path, users_file, *ports)
             await asyncio.to_thread(program.start)
             data, seen = message(), []
-
-            def follow():
-                with EdgeClient(program.address, Security(TOKENS["ann"])) as client:
-                    seen.extend(client.events(data, "1", 30.0))
-
-            following = asyncio.create_task(asyncio.to_thread(follow))
-            await until(lambda: fakes[0].begun)
-            await asyncio.to_thread(getattr(program, end))
-            fakes[0].why_not = "queue-full"  # what it has goes on all the same
+            following = asyncio.create_task(
+                asyncio.to_thread(follow, program.address, data, seen, 60.0)
+            )
+            await until(lambda: seen)
+            await asyncio.to_thread(program.kill)
+            fakes[0].why_not = "full"  # what it has it goes on with all the same
             await asyncio.to_thread(program.start)
             await following
-            await asyncio.to_thread(program.kill)
-        *tokens, last = [event for event, _ in seen]
-        assert tuple(event.token.token for event in tokens) == answer_of(data, 20)
-        assert last.finished.tokens == 20
+            await asyncio.to_thread(program.stop)
+        assert tuple(seen) == answer_of(data, 20)
         assert [agent.begun for agent in fakes] == [["ann/1"], []]
 
     asyncio.run(main())
+
+
+def test_a_front_that_is_told_to_end_finishes_what_was_begun(users_file):
+    async def main():
+        agent, data = FakeAgent(Ways(tokens=20, step_s=0.02)), message()
+        async with running(users_file, agent) as system:
+            asked = asyncio.create_task(system.ask(data, "1"))
+            await until(lambda: agent.begun)
+            draining = asyncio.create_task(system.front.drain(10.0))
+            with pytest.raises(NodeUnreachable, match="shuts down"):
+                await system.ask(message("2"), "2", deadline_s=0.2)
+            assert (await asked).tokens == answer_of(data, 20)
+            await draining
+        assert agent.begun == ["ann/1"]
+
+    asyncio.run(main())
+
+
+def test_a_task_whose_link_was_cut_goes_back_to_the_agent_that_went_on_with_it(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name, tokens=3, step_s=0.3)) for name in "ab"]
+        ports = [free_port(), free_port()]
+        async with AsyncExitStack() as stack, AsyncExitStack() as links:
+            for one, port in zip(fakes, ports, strict=True):
+                await links.enter_async_context(fake(one, port))
+            front = await stack.enter_async_context(system(users_file, *ports))
+            front.front._young_until_s = 0.0
+            asked = asyncio.create_task(front.ask(message(), "1"))
+            await until(lambda: fakes[0].begun)
+            await links.aclose()
+            await until(lambda: front.told.up == 0)
+            for one, port in zip(reversed(fakes), reversed(ports), strict=True):
+                await stack.enter_async_context(fake(one, port))
+            await until(lambda: front.told.up == 2)
+            assert (await asked).tokens == answer_of(message(), 3)
+        assert [agent.begun for agent in fakes] == [["ann/1"], []]
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_hangs_gets_no_new_tasks_and_loses_the_one_it_has(
+    users_file, tmp_path, monkeypatch
+):
+    waits = ("keepalive_time", "keepalive_timeout", "http2.ping_timeout")
+    quick = [(f"grpc.{name}_ms", 300) for name in waits]
+    monkeypatch.setattr(agent_link, "ANSWER_S", 0.5)
+    monkeypatch.setattr(agent_link, "_OPTIONS", quick)
+    ways = Ways(tokens=20, step_s=0.05)
+
+    async def main():
+        with agent_program(ways) as hung, agent_program(replace(ways, name="b")) as other:
+            async with system(users_file, port_of(hung), port_of(other)) as front:
+                asked = asyncio.create_task(front.ask(message(), "1"))
+                await until(lambda: job_of(front, "ann/1") and job_of(front, "ann/1").tokens)
+                os.kill(hung.pid, signal.SIGSTOP)
+                try:
+                    await until(lambda: not front.agents.all[0].up)
+                    assert (await front.ask(message("2"), "2")).runs[0].agent == "b"
+                    assert (await asked).runs[0].agent == "b"
+                finally:
+                    os.kill(hung.pid, signal.SIGCONT)
+                await until(lambda: front.agents.all[0].up)
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_is_too_large_is_refused_by_its_first_piece(users_file):
+    async def main():
+        async with running(users_file, FakeAgent(), limits=Limits(bytes=5000)) as system:
+            with pytest.raises(RequestRefused, match="expected 8 to 5000"):
+                await system.ask(message(side=64), "1")
+            assert (await asyncio.to_thread(describe, system.address)).max_bytes == 5000
+            assert system.front.held.total == 0
+
+    asyncio.run(main())
+
+
+def test_a_user_whose_requests_take_the_memory_leaves_room_for_others(users_file):
+    async def main():
+        size = len(message("1"))
+        agent = FakeAgent(Ways(step_s=0.1))
+        async with running(users_file, agent, held_bytes=5 * size) as system:
+            asked = [
+                asyncio.create_task(system.ask(message(name), name)) for name in ("1", "2", "3")
+            ]
+            ended = await asyncio.gather(*asked, return_exceptions=True)
+            (refused,) = [one for one in ended if isinstance(one, NodeBusy)]
+            assert "no room for" in str(refused)
+            first = asyncio.create_task(system.ask(message("4"), "4"))
+            second = asyncio.create_task(system.ask(message("5"), "5"))
+            await until(lambda: system.front.held.total == 2 * size)
+            await system.ask(message("6"), "6", "bob")
+            await asyncio.gather(first, second)
+            assert system.front.held.total == 0
+
+    asyncio.run(main())
+
+
+def test_a_user_who_asks_for_more_at_once_than_allowed_is_turned_away_alone(users_file):
+    async def main():
+        agent = FakeAgent(Ways(step_s=0.1))
+        async with running(users_file, agent) as system:
+            names = [str(number) for number in range(AT_ONCE + 3)]
+            asked = [system.ask(message(name), name) for name in names]
+            ended = asyncio.gather(*asked, return_exceptions=True)
+            await until(lambda: system.told.sheds.count("at-once") == 3)
+            await system.ask(message("1"), "1", "bob")
+            assert sum(isinstance(one, NodeBusy) for one in await ended) == 3
+
+    asyncio.run(main())
+
+
+def test_calls_that_bring_nothing_are_few_for_each_user(users_file):
+    calls = Calls()
+    user = User("ann", at_once=1)
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(calls.of(user))
+        with pytest.raises(Refusal, match="4 calls of ann are open"), calls.of(user):
+            pass
+        with calls.of(User("bob", at_once=1)):
+            pass
+    with calls.of(user):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"agents": []}, "agents: .*at least 1 item"),
+        ({"agents": ["a:1", "a:1"], "open": True}, "a:1 stands there twice"),
+        ({"agents": ["edge.example:50061"]}, "others can reach it"),
+        ({"agents": ["127.0.0.1"]}, "expected HOST:PORT"),
+        ({"listen": "0.0.0.0:50060"}, "others can reach it"),
+        ({"held_bytes": 1 << 20}, "expected at most half of held_bytes"),
+        ({"pol_s": 1}, "pol_s.*Extra inputs"),
+        ({"poll_s": 0}, "poll_s.*greater than or equal"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_used_are_named(tmp_path, settings, wrong):
+    file = tmp_path / "front.yaml"
+    file.write_text(yaml.safe_dump({"name": "f", "agents": ["127.0.0.1:50061"], **settings}))
+    with pytest.raises(ConfigError, match=wrong):
+        read_config(file, FrontConfig)
+
+
+def test_a_front_explains_what_it_would_do_and_how_its_agents_are(users_file, tmp_path):
+    async def main():
+        odd = FakeAgent(Ways("odd", model="0" * 64))
+        async with AsyncExitStack() as stack:
+            ports = [await stack.enter_async_context(fake(one)) for one in (FakeAgent(), odd)]
+            front_program(tmp_path, users_file, *ports, free_port())
+            return await asyncio.to_thread(
+                explain, read_config(tmp_path / "front.yaml", FrontConfig)
+            )
+
+    told = asyncio.run(main())
+    assert "front front listens on 127.0.0.1:" in told
+    assert "edge agent a at 127.0.0.1" in told
+    assert "image, audio; takes tasks" in told or "audio, image; takes tasks" in told
+    assert "holds another model than most" in told
+    assert "does not answer now" in told
+    assert FRONT_TOKEN not in told

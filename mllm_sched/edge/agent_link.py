@@ -29,6 +29,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 5000),  # a link that is cut ends the answers that came over it
     ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),  # done by the relay, which knows what came already
 ]

@@ -10,8 +10,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mllm_sched.arms import Level
+from mllm_sched.pipeline.requests import WIRE_TYPES
 from mllm_sched.pipeline.security import Security, check_host
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
 
 Loaded = TypeVar("Loaded", bound="Section")
 
