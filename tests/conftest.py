@@ -1,4 +1,4 @@
-"""One small notebook in the place of the repository's."""
+"""What several test modules share: exported encoders, and a small notebook for the repository's."""
 
 import nbformat
 import pytest
@@ -11,6 +11,13 @@ n: int = 3  # how many
 speed: float = 1.0  # metres per second
 name: str = "a"  # whatever
 """
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, worker_id):
+    """Where small encoders are exported to, once for all tests; processes may ask at once."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder if worker_id == "master" else folder.parent) / "encoders"
 
 
 @pytest.fixture

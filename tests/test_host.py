@@ -35,11 +35,6 @@ class CountingMeter:
         pass
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def host(cache, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", cache)

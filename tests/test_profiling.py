@@ -37,11 +37,6 @@ class QuickMeter(CpuTimeMeter):
     min_window_s = 0.02
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def host(cache, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", cache)
@@ -414,7 +409,10 @@ def snapshot(root):
 
 
 def test_twenty_times_kill_9_loses_no_arm_doubles_none_and_leaves_no_clock(board, cache, tmp_path):
-    """Each round starts anew, goes on where the last one was, and is killed after a random time."""
+    """Each round starts anew, goes on where the last one was, and is killed at a random time.
+
+    Every other one is killed a moment after it has changed a clock.
+    """
     before, out = snapshot(board.root), tmp_path / "t.csv"
     runner = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(board.root), str(out), str(cache)],
@@ -431,7 +429,9 @@ def test_twenty_times_kill_9_loses_no_arm_doubles_none_and_leaves_no_clock(board
     dice, rows, killed, changed = random.Random(5), [], 0, 0
     while killed < 20:
         child = begun()
-        time.sleep(dice.uniform(0.05, 2.5))
+        while killed % 2 and snapshot(board.root) == before and os.path.exists(f"/proc/{child}"):
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0.0, 0.8))
         os.kill(child, signal.SIGKILL) if os.path.exists(f"/proc/{child}") else None
         killed += int(runner.stdout.readline()) == -signal.SIGKILL
         changed += snapshot(board.root) != before

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from mllm_sched import paths
+from mllm_sched.pipeline.export import PRECISIONS, export_encoder
 from mllm_sched.study.notebooks import GO_ON
 
 sys.path.insert(0, str(paths.ROOT / "benchmarks"))
@@ -19,7 +20,8 @@ from same_on_dask import cluster, differing
 
 PROGRAM = [sys.executable, str(paths.ROOT / "benchmarks" / "same_on_dask.py"), "--workers", "2"]
 SMALL = ("steps=30", "no_cpu_seeds=1", "replay_steps=5", "replay_seeds=2", "live_steps=2")
-SMALL += ("live_encoder=tiny-resnet",)  # a large one takes half a minute to export
+ENCODER = "tiny-resnet"  # a large one takes half a minute to export
+SMALL += (f"live_encoder={ENCODER}",)
 
 
 def command(folder, *pairs):
@@ -32,9 +34,13 @@ def compare(folder, *pairs):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, cache):
     """As `make reproduce SEEDS=1000 DASK=...`, but smaller; the folder, and what was said."""
     folder = tmp_path_factory.mktemp("compared")
+    for precision in PRECISIONS:
+        export_encoder(ENCODER, precision, folder=cache)
+    for name in ("local", "dask"):  # an export takes longer than all that is compared
+        shutil.copytree(cache, folder / name / "build" / "cache")
     return folder, compare(folder, *SMALL)
 
 

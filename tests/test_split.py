@@ -18,7 +18,7 @@ from decoupled import (
 from transformers import BertConfig, BertModel
 
 from mllm_sched.pipeline.architectures import UnsupportedError
-from mllm_sched.pipeline.checkpoints import load_encoders, load_language
+from mllm_sched.pipeline.checkpoints import bare_encoders, load_encoders, load_language
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import small_model
 from mllm_sched.pipeline.split import split
@@ -67,6 +67,34 @@ def test_a_picture_three_pixels_high_is_not_taken_for_three_colours():
     inputs, _ = halves("small-llava")[0].prepare(Item("image", pixels))
     (red, green, blue) = inputs["pixel_values"][0].mean((1, 2)).tolist()
     assert red > 1 > green and red > 1 > blue
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_half_without_weights_prepares_items_as_one_with_them(name):
+    bare, whole_half = bare_encoders(name), halves(name)[0]
+    modules = [bare.model, *bare.projectors.values()]
+    assert all(weights.is_meta for module in modules for weights in module.parameters())
+    assert (bare.identity, bare.modalities) == (whole_half.identity, whole_half.modalities)
+    for modality in MODALITIES[name]:
+        inputs, layout = bare.prepare(item(modality))
+        expected, same_layout = whole_half.prepare(item(modality))
+        assert layout == same_layout
+        assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+
+
+def test_a_half_without_weights_can_be_had_of_a_checkpoint(tmp_path):
+    small_model("small-llava").save_pretrained(tmp_path)
+    bare = bare_encoders(f"hf:{tmp_path}")
+    assert bare.identity == load_encoders(f"hf:{tmp_path}").identity
+    assert all(weights.is_meta for weights in bare.model.parameters())
+
+
+def test_a_small_model_may_have_an_encoder_of_real_size():
+    half = bare_encoders("llava-clip-b32")
+    inputs, layout = half.prepare(item("image"))
+    assert inputs["pixel_values"].shape == (1, 3, 224, 224)
+    assert half.architecture.encoded_shape(half.config, "image", layout) == (49, 768)
+    assert half.memory_bytes > 4 * 87_000_000
 
 
 @pytest.mark.parametrize("how", [torch.zeros_like, lambda rows: rows.flip(0)])

@@ -100,9 +100,9 @@ class Agent(UserService):
             markers=markers_of(self.runtime.half),
         )
 
-    def _finished(self, user: User, start: pb.Start) -> Job | None:
+    async def _finished(self, user: User, start: pb.Start) -> Job | None:
         """An answer of before a restart, from the journal."""
-        stored = self.journal.answer(user.name, start.id)
+        stored = await asyncio.to_thread(self.journal.answer, user.name, start.id)
         if stored is None:
             return None
         if stored.digest != start.sha256:
@@ -207,9 +207,11 @@ class Agent(UserService):
                 self._journal_rests_until = now_s() + REST_S
                 await asyncio.sleep(REST_S / 5)
 
-    def holds(self, user: str, name: str) -> bool:
+    async def holds(self, user: str, name: str) -> bool:
         """Whether a user's request is here, under way or answered."""
-        return self.jobs.knows(f"{user}/{name}") or self.journal.answer(user, name) is not None
+        if self.jobs.knows(f"{user}/{name}"):
+            return True
+        return await asyncio.to_thread(self.journal.answer, user, name) is not None
 
     def close(self) -> None:
         """Let what runs end, and give back what the parts hold."""

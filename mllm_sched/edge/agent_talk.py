@@ -56,7 +56,7 @@ class AgentTalk(rpc.AgentServicer):
     async def Holds(self, request: pb.Held, context: Any) -> pb.HeldReply:
         """Whether the agent has a user's request, under way or answered."""
         await self._check(context)
-        return pb.HeldReply(held=self.agent.holds(request.user, request.id))
+        return pb.HeldReply(held=await self.agent.holds(request.user, request.id))
 
     async def Experience(self, request: pb.Nothing, context: Any) -> AsyncIterator[pb.Rows]:
         """Every measurement so far, as CSV."""

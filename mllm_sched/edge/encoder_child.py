@@ -9,6 +9,7 @@ import copy
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,8 +135,10 @@ def _converted(model: Any, precision: str) -> Any:
     if precision == "bfloat16":
         return copy.deepcopy(model).to(torch.bfloat16)
     if precision == INT8:
-        linear = {torch.nn.Linear}
-        return torch.ao.quantization.quantize_dynamic(model, linear, dtype=torch.qint8)
+        with warnings.catch_warnings():  # PyTorch's successor to it is a package of its own
+            warnings.simplefilter("ignore")
+            linear = {torch.nn.Linear}
+            return torch.ao.quantization.quantize_dynamic(model, linear, dtype=torch.qint8)
     raise ValueError(f"precision={precision!r}: expected float32, bfloat16 or int8")
 
 

@@ -110,10 +110,6 @@ class Line:
         self.share_s = self.share_s - due.entry.share_s if self.entries else 0.0  # rounding ends
         return due
 
-    def turn_s(self, virtual_s: float) -> float:
-        """When its next entry starts, or would; a user without any has no turn in the past."""
-        return self.start_s if self.entries else max(self.start_s, virtual_s)
-
     def before(self, turn_s: float, due: Due) -> float:
         """Seconds of its entries that start before that turn, or at it with an earlier deadline."""
         start_s, cost_s = self.start_s, 0.0

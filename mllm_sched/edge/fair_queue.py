@@ -167,7 +167,7 @@ class FairQueue:
         """
         due = self._due.get(entry, Due(entry.ends_s, self._arrivals, entry))
         line = self._lines.get(entry.user) or Line(entry.user, self._virtual_s)
-        turn_s, ahead_s = line.turn_s(self._virtual_s), 0.0
+        turn_s, ahead_s = line.start_s, 0.0
         for own in line.entries[: bisect_left(line.entries, due)]:
             turn_s, ahead_s = turn_s + own.entry.share_s, ahead_s + own.entry.cost_s
         for other in self._orders.get("turns", ()):
@@ -209,7 +209,6 @@ class FairQueue:
         return start_s, self._drop(line, 0)
 
     def _add(self, line: Line, due: Due) -> None:
-        line.start_s = line.turn_s(self._virtual_s)
         line.add(due)
         self._due[due.entry] = due
         self._by_deadline.add(due)

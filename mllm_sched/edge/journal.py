@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from mllm_sched.edge.journal_clock import ServiceClock
+from mllm_sched.edge.journal_file import JournalFile
 from mllm_sched.edge.journal_records import (
     AlreadyAnswered,
     Event,
@@ -33,27 +31,21 @@ from mllm_sched.edge.journal_schema import (
     EVENT,
     JournalError,
     broken,
-    create,
     errors_named,
     event_digest,
     event_of,
-    meta,
-    open_reader,
-    open_writer,
 )
 from mllm_sched.edge.journal_view import read_journal
-from mllm_sched.files import locked
 
 __all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer", "read_journal"]
 
 DAY_S = 86_400.0
-DURABILITIES = ("process", "power")
 PAGE = 1000  # events read, and pages given back to the disk, at a time
 
 log = logging.getLogger(__name__)
 
 
-class Journal:
+class Journal(JournalFile):
     """The one writer of a journal; others read it meanwhile with ``read_journal``.
 
     Parameters
@@ -100,40 +92,17 @@ class Journal:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        if durability not in DURABILITIES:
-            known = ", ".join(DURABILITIES)
-            raise ValueError(f"durability={durability!r}: expected one of {known}")
         for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: expected above 0")
-        self.path = Path(path)
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
-        self.lock = threading.RLock()  # held over a write and what has to follow it
         self._wall = wall
-        self._holder = self._held()
+        super().__init__(Path(path), durability=durability, busy_s=busy_s)
         try:
-            if not self.path.exists():
-                create(self.path)
-            self._database = open_writer(self.path, durability=durability, busy_s=busy_s)
             self._clock = self._set_clock(monotonic)
-            self.set_meta("writer", str(os.getpid()))
         except BaseException:
-            self._holder.close()
+            self.close()
             raise
-
-    def _held(self) -> IO[str]:
-        holder = locked(self.path.with_name(f"{self.path.name}.lock"))
-        if holder is not None:
-            return holder
-        writer = None
-        if self.path.exists():
-            with errors_named(self.path), closing(open_reader(self.path)) as database:
-                writer = meta(database, self.path, "writer")
-        raise JournalError(
-            "locked",
-            f"journal {self.path}: process {writer or 'unknown'} writes it; "
-            "stop that agent, or give this one a journal of its own",
-        )
 
     def _set_clock(self, monotonic: Callable[[], float]) -> ServiceClock:
         with errors_named(self.path):
@@ -219,19 +188,6 @@ class Journal:
                 message = f"request {id!r} of user {user!r}: answered before; send what is kept"
                 raise AlreadyAnswered(message) from error
 
-    def meta(self, name: str) -> str | None:
-        """A word about the journal itself, such as ``spec``; None if it was never written."""
-        with self.lock, errors_named(self.path):
-            return meta(self._database, self.path, name)
-
-    def set_meta(self, name: str, value: str) -> None:
-        """Write such a word."""
-        with self.lock, errors_named(self.path):
-            self._database.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
-                (name, value, digest(value.encode())),
-            )
-
     def snapshot(self) -> Snapshot | None:
         """The last one; JournalError if it was damaged."""
         with self.lock, errors_named(self.path):
@@ -267,32 +223,3 @@ class Journal:
         ).fetchone()
         before = until if young is None else min(until, young[0])
         self._database.execute(f"DELETE FROM {table} WHERE {key} < ?", (before,))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self.lock, errors_named(self.path):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-
-    def size_bytes(self) -> int:
-        """Of the file and of what SQLite keeps beside it."""
-        files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
-        return sum(file.stat().st_size for file in files if file.exists())
-
-    def close(self) -> None:
-        """Let go of the file; everything is in it already."""
-        with self.lock:
-            self._database.close()
-            self._holder.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -57,7 +57,7 @@ class UserService(rpc.NodeServicer):
     async def _begin(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
         """Receive a request that was never seen, and launch its answer."""
 
-    def _finished(self, user: User, start: pb.Start) -> Job | None:
+    async def _finished(self, user: User, start: pb.Start) -> Job | None:
         """An answer that was given before this process began, if there is one."""
         return None
 
@@ -82,7 +82,7 @@ class UserService(rpc.NodeServicer):
                 job = self.jobs.find(key_of(user, start), start.sha256)
                 if job:
                     job.extend(ends_s)
-                elif not (job := self._finished(user, start)):
+                elif not (job := await self._finished(user, start)):
                     job = await self._begin(user, start, pieces, ends_s)
                 async for event in job.follow(start.have, start.so_far):
                     yield event

@@ -101,9 +101,14 @@ def inputs(height: int = 420, width: int = 616, seconds: float = 5.0) -> tuple[I
 
 
 def strategy_runs(
-    on: Bench, mbit_s: float, delay_s: float, new_tokens: int, repeats: int = 1
+    on: Bench,
+    mbit_s: float,
+    delay_s: float,
+    new_tokens: int,
+    repeats: int = 1,
+    items: Sequence[Item] = (),
 ) -> pd.DataFrame:
-    """Every strategy over one link, after one request each that warms up.
+    """Every strategy over one link, after one request each that warms up; asked of ``inputs``.
 
     Returns
     -------
@@ -112,7 +117,7 @@ def strategy_runs(
     ``tokens_equal`` (the share of tokens equal to All Edge's), and ``payload_bytes`` (the items or
     features in what is sent).
     """
-    items = inputs()
+    items = items or inputs()
     outcomes: dict[str, list[Outcome]] = {name: [] for name, *_ in RUNS}
     addresses = [edge.address for edge in on.edges]
     with Link(on.server.address, up_mbit_s=mbit_s, down_mbit_s=mbit_s, delay_s=delay_s) as link:

@@ -1,0 +1,108 @@
+"""The file of a journal, held by the one process that writes it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Self
+
+from mllm_sched.edge.journal_records import digest
+from mllm_sched.edge.journal_schema import (
+    JournalError,
+    create,
+    errors_named,
+    meta,
+    open_reader,
+    open_writer,
+)
+from mllm_sched.files import locked
+
+DURABILITIES = ("process", "power")
+
+
+class JournalFile:
+    """Opened, and made if it is missing; see ``Journal`` for its parameters and errors.
+
+    Attributes
+    ----------
+    lock
+        Held over a write and whatever has to follow it before the next one.
+    """
+
+    def __init__(self, path: Path, *, durability: str, busy_s: float) -> None:
+        if durability not in DURABILITIES:
+            known = ", ".join(DURABILITIES)
+            raise ValueError(f"durability={durability!r}: expected one of {known}")
+        self.path, self.lock = path, threading.RLock()
+        self._holder = self._held()
+        try:
+            if not path.exists():
+                create(path)
+            self._database = open_writer(path, durability=durability, busy_s=busy_s)
+        except BaseException:
+            self._holder.close()
+            raise
+        try:
+            self.set_meta("writer", str(os.getpid()))
+        except BaseException:
+            self.close()
+            raise
+
+    def _held(self) -> IO[str]:
+        holder = locked(self.path.with_name(f"{self.path.name}.lock"))
+        if holder is not None:
+            return holder
+        writer = None
+        if self.path.exists():
+            with errors_named(self.path), closing(open_reader(self.path)) as database:
+                writer = meta(database, self.path, "writer")
+        raise JournalError(
+            "locked",
+            f"journal {self.path}: process {writer or 'unknown'} writes it; "
+            "stop that agent, or give this one a journal of its own",
+        )
+
+    def meta(self, name: str) -> str | None:
+        """A word about the journal itself, such as ``spec``; None if it was never written."""
+        with self.lock, errors_named(self.path):
+            return meta(self._database, self.path, name)
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Write such a word."""
+        with self.lock, errors_named(self.path):
+            self._database.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
+                (name, value, digest(value.encode())),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self.lock, errors_named(self.path):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def size_bytes(self) -> int:
+        """Of the file and of what SQLite keeps beside it."""
+        files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Let go of the file; everything is in it already."""
+        with self.lock:
+            self._database.close()
+            self._holder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
