@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -48,8 +49,7 @@ from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
 
 Status = grpc.StatusCode
-TOKENS = {"ann": "token of ann", "bob": "token of bob"}
-AT_ONCE = 20
+TOKENS = {name: f"token of {name}" for name in ("ann", "bob", "cyd")}
 AS_FRONT = Security(FRONT_TOKEN)
 
 
@@ -81,7 +81,7 @@ def users_file(tmp_path):
     users = [
         {
             **{"name": name, "token_sha256": hashlib.sha256(token.encode()).hexdigest()},
-            **{"rate_hz": 1000.0, "burst": 1000, "at_once": AT_ONCE},
+            **{"rate_hz": 1000.0, "burst": 1000, "at_once": 2 if name == "cyd" else 20},
         }
         for name, token in TOKENS.items()
     ]
@@ -108,6 +108,7 @@ def ask(address, data, name, user="ann", deadline_s=20.0):
 
 @asynccontextmanager
 async def system(users, *ports, poll_s=0.1, **options):
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))  # of callers
     agents = Agents(
         [f"127.0.0.1:{port}" for port in ports], AS_FRONT, poll_s=poll_s, metrics=Told()
     )
@@ -215,7 +216,8 @@ def test_users_cannot_read_the_answer_of_another_by_its_id(users_file):
 def test_a_burst_is_spread_over_agents_that_are_equal(users_file):
     async def main():
         fakes = [FakeAgent(Ways(name, step_s=0.02)) for name in "abc"]
-        async with running(users_file, *fakes, poll_s=5.0) as system:
+        limits = Limits(requests=32)
+        async with running(users_file, *fakes, poll_s=5.0, limits=limits) as system:
             names = [str(number) for number in range(18)]
             await asyncio.gather(*(system.ask(message(name), name) for name in names))
         assert [len(agent.begun) for agent in fakes] == [6, 6, 6]
@@ -259,7 +261,7 @@ def test_what_no_agent_can_encode_in_its_limit_is_refused(users_file):
 
 def test_a_full_agent_leaves_tasks_to_the_next_and_the_last_refusal_is_told(users_file):
     async def main():
-        fakes = [FakeAgent(Ways(name, limit=1, step_s=0.1)) for name in "ab"]
+        fakes = [FakeAgent(Ways(name, limit=1, step_s=0.3)) for name in "ab"]
         async with running(users_file, *fakes, poll_s=5.0) as system:
             fakes[0].jobs.limit = 0
             first = asyncio.create_task(system.ask(message("1"), "1"))
@@ -534,35 +536,48 @@ def test_an_upload_that_is_too_large_is_refused_by_its_first_piece(users_file):
 
 def test_a_user_whose_requests_take_the_memory_leaves_room_for_others(users_file):
     async def main():
-        size = len(message("1"))
-        agent = FakeAgent(Ways(step_s=0.1))
+        size, agent = len(message("1")), FakeAgent(Ways(step_s=0.3))
         async with running(users_file, agent, held_bytes=5 * size) as system:
-            asked = [
-                asyncio.create_task(system.ask(message(name), name)) for name in ("1", "2", "3")
-            ]
-            ended = await asyncio.gather(*asked, return_exceptions=True)
-            (refused,) = [one for one in ended if isinstance(one, NodeBusy)]
-            assert "no room for" in str(refused)
-            first = asyncio.create_task(system.ask(message("4"), "4"))
-            second = asyncio.create_task(system.ask(message("5"), "5"))
-            await until(lambda: system.front.held.total == 2 * size)
-            await system.ask(message("6"), "6", "bob")
-            await asyncio.gather(first, second)
-            assert system.front.held.total == 0
+            held = system.front.held
+            asked = [asyncio.create_task(system.ask(message(name), name)) for name in "12"]
+            await until(lambda: held.total == 2 * size)
+            with pytest.raises(NodeBusy, match=f"no room for {size} bytes"):
+                await system.ask(message("3"), "3")
+            await system.ask(message("4"), "4", "bob")
+            await asyncio.gather(*asked)
+            assert held.total == 0
+            assert system.told.sheds == ["queue-full"]
+            await system.ask(message("3"), "3")
+
+    asyncio.run(main())
+
+
+def test_a_front_that_serves_as_many_as_it_may_says_so_and_counts_it(users_file):
+    async def main():
+        agent = FakeAgent(Ways(step_s=0.2))
+        async with running(users_file, agent, limits=Limits(requests=1)) as system:
+            asked = asyncio.create_task(system.ask(message("1"), "1"))
+            await until(lambda: agent.begun)
+            with pytest.raises(NodeBusy, match="1 requests are served now"):
+                await system.ask(message("2"), "2", "bob")
+            assert system.told.sheds == ["queue-full"]
+            await asked
 
     asyncio.run(main())
 
 
 def test_a_user_who_asks_for_more_at_once_than_allowed_is_turned_away_alone(users_file):
     async def main():
-        agent = FakeAgent(Ways(step_s=0.1))
+        agent = FakeAgent(Ways(step_s=0.3))
         async with running(users_file, agent) as system:
-            names = [str(number) for number in range(AT_ONCE + 3)]
-            asked = [system.ask(message(name), name) for name in names]
-            ended = asyncio.gather(*asked, return_exceptions=True)
-            await until(lambda: system.told.sheds.count("at-once") == 3)
-            await system.ask(message("1"), "1", "bob")
-            assert sum(isinstance(one, NodeBusy) for one in await ended) == 3
+            asked = [asyncio.create_task(system.ask(message(name), name, "cyd")) for name in "12"]
+            await until(lambda: len(agent.begun) == 2)
+            with pytest.raises(NodeBusy, match="at-once"):
+                await system.ask(message("3"), "3", "cyd")
+            assert system.told.sheds == ["at-once"]
+            await system.ask(message("3"), "3", "bob")
+            await asyncio.gather(*asked)
+            await system.ask(message("3"), "3", "cyd")
 
     asyncio.run(main())
 

@@ -104,8 +104,9 @@ class Front(UserService):
                     self._remember(key, job)
 
                 return self.jobs.launch(key, start.sha256, ends_s, slot, work)
-        except Refusal as refusal:
-            self.agents.metrics.shed(refusal.reason)
+        except RefusedError as refused:
+            if isinstance(refused, Refusal) or refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self.agents.metrics.shed(getattr(refused, "reason", "queue-full"))
             raise
 
     def _hold(self, user: User, size: int, slot: Slot) -> None:

@@ -95,13 +95,14 @@ class Relay:
             if agent is None:
                 agent, placed = self._place(job)
                 encode_s = placed.encode_s
-            ends_s = job.ends_s
+            ends_s, life = job.ends_s, agent.life
             try:
                 return await self._follow(agent, job, encode_s)
             except grpc.aio.AioRpcError as error:
                 code, details = error.code(), error.details() or "no reason given"
             if code is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
                 continue  # of the first caller; another one waits for longer
+            self._tried.add(life)
             self._judge(agent, job, code, details)
             agent = None
 
@@ -151,7 +152,6 @@ class Relay:
     def _judge(self, agent: Agent, job: Job, code: grpc.StatusCode, details: str) -> None:
         """Go on with the next agent, or raise what the user is told."""
         refusal = RefusedError(code, details)
-        self._tried.add(agent.life)
         if code in _LOST:
             agent.lost(details)
             self.metrics.moved(agent.address)
