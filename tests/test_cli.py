@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from mllm_sched import cli
+from mllm_sched import cli, cli_study
 
 TRACE = "trace:data/published/orin_sweep_trace.csv"
 
@@ -54,7 +54,7 @@ def test_a_wrong_call_is_one_line_and_status_2(call, message, capsys):
 
 
 def test_what_a_device_did_before_it_broke_is_kept(tmp_path, monkeypatch, capsys):
-    device = cli.open_device("agx-orin-sim")
+    device = cli_study.open_device("agx-orin-sim")
     intact, calls = device.run, []
 
     def breaks(arm, task):
@@ -64,7 +64,7 @@ def test_what_a_device_did_before_it_broke_is_kept(tmp_path, monkeypatch, capsys
         return intact(arm, task)
 
     monkeypatch.setattr(device, "run", breaks)
-    monkeypatch.setattr(cli, "open_device", lambda *args, **settings: device)
+    monkeypatch.setattr(cli_study, "open_device", lambda *args, **settings: device)
     file = tmp_path / "run.csv"
     assert cli.main(["run", "--limit", "0.2", "--out", str(file)]) == 1
     assert "stopped after 7 tasks: no power" in capsys.readouterr().err

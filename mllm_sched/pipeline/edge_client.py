@@ -36,7 +36,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished in silence is noticed
+    ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished in silence is noticed,
+    ("grpc.http2.ping_timeout_ms", 10_000),  # so long after
     ("grpc.use_local_subchannel_pool", 1),  # clients do not share a connection
     ("grpc.enable_retries", 0),  # done here, where the request's id is known
     ("grpc.max_receive_message_length", MESSAGE_BYTES + (1 << 20)),  # logits of a prompt
