@@ -11,6 +11,7 @@ import pandas as pd
 
 from mllm_sched.study.lineup import ADAPTIVE, SAFE
 from mllm_sched.study.many_users import Scenario
+from mllm_sched.study.many_users_boards import nominal_means
 from mllm_sched.study.many_users_sweep import play_all
 from mllm_sched.study.metrics import highest, interval, lowest
 from mllm_sched.study.runner import Rule
@@ -46,6 +47,11 @@ def by_rule(base: Scenario) -> dict[str, Scenario]:
     """Two boards before ample LLM servers, under every rule of ``RULES``."""
     here = replace(base, edges=2, llm_servers=32, frugal_first=False)
     return {rule.label: replace(here, rule=rule) for rule in RULES}
+
+
+def all_arms_s() -> float:
+    """Seconds in which a board runs every arm once for each modality."""
+    return float(sum(means.latency_s.sum() for means in nominal_means().values()))
 
 
 def fairness_runs(base: Scenario, seeds: int, **spread: Any) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def sharing(table: pd.DataFrame, *, evidence: str) -> Sequence[Axes]:
         ax.set(xlabel="scatter between boards", ylabel=label)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         titled(ax, head, evidence)
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
     return axes
 

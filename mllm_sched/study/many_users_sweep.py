@@ -17,7 +17,7 @@ from mllm_sched.study.many_users_system import play
 from mllm_sched.study.metrics import interval
 from mllm_sched.study.spread import spread
 
-TASKS = 600  # that are asked in a scenario of ``lasting``, unless that is too short
+TASKS = 400  # that are asked in a scenario of ``lasting``, unless that is too short
 SHORTEST_S = 10.0
 BASE = Scenario()
 QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
