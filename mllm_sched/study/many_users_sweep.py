@@ -18,7 +18,7 @@ from mllm_sched.study.metrics import interval
 from mllm_sched.study.spread import spread
 
 TASKS = 400  # that are asked in a scenario of ``lasting``, unless that is too short
-SHORTEST_S = 10.0
+SHORTEST_S = 7.0
 BASE = Scenario()
 QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
 
