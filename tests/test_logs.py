@@ -146,7 +146,9 @@ def test_no_text_of_a_user_leaves_its_line_or_moves_the_cursor(text):
         assert json.loads(line)["user"] == text
 
 
-@pytest.mark.parametrize("text", [FORGED, "a\r\nb", "\x1b[2J", "\x00\x7f\x9b", "\ud800", "\u2028"])
+@pytest.mark.parametrize(
+    "text", [FORGED, "a\r\nb", "\x1b[2J", "\x00\x7f\x9b", "\ud800", "\u2028"], ids=ascii
+)
 def test_control_characters_and_lone_surrogates_are_escaped(stream, text):
     logs.say(LOG, "asked", user=text)
     LOG.warning("from %s", text)

@@ -85,10 +85,10 @@ def single(runtime):
     return runtime.space.arm(precision="float32", threads=1)
 
 
-def test_its_arms_are_precision_and_threads_and_full_precision_on_all_cores_is_trusted(host):
+def test_its_arms_are_precision_and_threads_and_all_cores_are_trusted_in_two_precisions(host):
     assert host.space.names == ("precision", "threads")
-    (trusted,) = host.trusted
-    assert (trusted.precision, trusted.threads) == ("float32", thread_levels()[-1])
+    trusted = [(arm.precision, arm.threads) for arm in host.trusted]
+    assert trusted == [(precision, thread_levels()[-1]) for precision in ("float32", "int8")]
 
 
 def test_every_arm_runs_and_is_measured(host):

@@ -13,10 +13,14 @@ from mllm_sched.harness.mended import MendedMeter
 from mllm_sched.harness.meters import PowerMeter, open_meter
 
 PRECISIONS = ("float32", "bfloat16", "int8")
+TRUSTED = ("float32", "int8")  # bfloat16 is slow where the processor has no instructions for it
 
 
 class HostRuntime(Runtime):
     """This machine's processor, through PyTorch; its arms are precision x threads.
+
+    All cores in float32 and in int8 are trusted. A rule that tries no kind of arm of which none is
+    trusted, such as ``adaptive-safe-gp``, leaves bfloat16 alone unless one is named as trusted.
 
     Latency is that of the encoder's call, of inputs that are tensors already. Energy is of the same
     call: measured where the processor's counters can be read, and estimated from CPU time
@@ -52,7 +56,7 @@ class HostRuntime(Runtime):
         self.space = ArmSpace(
             [Factor("precision", PRECISIONS), Factor("threads", threads, log=True)]
         )
-        self.trusted = [self.space.arm(precision="float32", threads=threads[-1])]
+        self.trusted = [self.space.arm(precision=p, threads=threads[-1]) for p in TRUSTED]
         self.meters = MendedMeter(meter)
         self.evidence = "measured"
         self.energy_evidence = self.meters.meter.evidence

@@ -52,7 +52,9 @@ class FinitePosterior(Stateful):
 
     def __init__(self, mean: ArrayLike, covariance: ArrayLike, noise_variance: float) -> None:
         prior = np.asarray(covariance, dtype=np.float64, order="C")
-        self.prior_covariance = prior.copy() if prior.flags.writeable else prior  # shared
+        self.prior_covariance = (
+            prior.copy() if prior.flags.writeable else prior
+        )  # else it is shared
         cells = len(self.prior_covariance)
         if self.prior_covariance.shape != (cells, cells):
             raise ValueError(f"covariance of shape {self.prior_covariance.shape}: expected square")
