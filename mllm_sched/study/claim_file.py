@@ -28,11 +28,15 @@ class Condition:
         Row of the notebook's ``claims.csv``.
     at_least, at_most
         Bounds; None stands for what the claim itself asks for.
+    unit, evidence
+        Of its number, where they are not the claim's.
     """
 
     key: str
     at_least: float | None = None
     at_most: float | None = None
+    unit: str = ""
+    evidence: str = ""
 
     def holds(self, low: float, high: float, bounds: tuple[float, float]) -> bool:
         """Whether the interval lies within the condition's own bounds, else within the claim's."""
@@ -172,11 +176,14 @@ def _check(claim: Claim) -> None:
         raise ValueError(
             f"claim {claim.id!r}: give notebook, show and tests, or untestable, or not_run"
         )
-    for name, allowed in (("unit", UNITS), ("evidence", EVIDENCE), ("direction", DIRECTIONS)):
-        if getattr(claim, name) not in allowed:
+    said: list[tuple[str, str, tuple[str, ...]]] = [("direction", claim.direction, DIRECTIONS)]
+    for one in (claim, *claim.tests):
+        for name, allowed in (("unit", UNITS), ("evidence", EVIDENCE)):
+            said.append((name, getattr(one, name) or getattr(claim, name), allowed))
+    for name, given, known in said:
+        if given not in known:
             raise ValueError(
-                f"claim {claim.id!r}: {name} {getattr(claim, name)!r}: "
-                f"expected one of {', '.join(allowed)}"
+                f"claim {claim.id!r}: {name} {given!r}: expected one of {', '.join(known)}"
             )
     if math.isnan(claim.value) or not claim.tolerance >= 0:
         raise ValueError(f"claim {claim.id!r}: give value, and a tolerance of 0 or more")

@@ -82,11 +82,12 @@ def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
     if missing:
         raise ValueError(f"claim {claim.id!r}: {file.name} of {claim.notebook} lacks {missing}")
     shown, verdict = numbers.loc[claim.show], claim.verdict(numbers)
-    for key in (claim.show, *(test.key for test in claim.tests)):
-        if numbers.loc[key, "evidence"] != claim.evidence:
+    wanted = {test.key: test.evidence or claim.evidence for test in claim.tests}
+    for key, evidence in {claim.show: claim.evidence, **wanted}.items():
+        if numbers.loc[key, "evidence"] != evidence:
             raise ValueError(
                 f"claim {claim.id!r}: {key!r} is {numbers.loc[key, 'evidence']}, "
-                f"but claims.yaml says {claim.evidence}"
+                f"but claims.yaml says {evidence}"
             )
     return {
         **row,
@@ -152,7 +153,7 @@ def _filled(claim: Claim, reason: str, numbers: pd.DataFrame) -> str:
 
 def _missed(claim: Claim, test: Condition, numbers: pd.DataFrame) -> str:
     """A condition that does not hold, with our number."""
-    return f"{test.key} is {_printed(numbers.loc[test.key, 'value'], claim.unit)}"
+    return f"{test.key} is {_printed(numbers.loc[test.key, 'value'], test.unit or claim.unit)}"
 
 
 def _documents(table: pd.DataFrame) -> dict[Path, str]:

@@ -28,6 +28,7 @@ SCHEDULER_COLOURS = {
     "Thompson": "#029e73",
     "Epsilon-greedy": "#cc78bc",
     "Fixed at full power": "#949494",
+    "Fixed": "#949494",
     "Random": "#ca9161",
     "Oracle": "#000000",
 }
