@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.wire import pack
 
 QUESTION = b"What is this?"
+REMEMBERED = 8  # requests of a user that can be sent again
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,32 @@ class User:
         self.name, self.client, self.items = name, client, items
         self.deadline_s, self.max_new_tokens = deadline_s, max_new_tokens
         self._card = client.describe(60.0)
+        self._answered: deque[tuple[str, bytes]] = deque(maxlen=REMEMBERED)
 
     def ask(self, number: int, since_s: float = 0.0) -> Asked:
         """Ask the task of that number, and wait for what becomes of it."""
         items = tuple(self.items(number))
         prompt = prompt_ids(self._card.markers, [item.modality for item in items], QUESTION)
         request = Request(prompt, items, self.max_new_tokens)
-        data, begun_s = pack(request, self._card.model), time.monotonic()
+        data = pack(request, self._card.model)
+        asked = self._send(request.id, data, since_s)
+        if asked.outcome == "answered":
+            self._answered.append((request.id, data))
+        return asked
+
+    def ask_again(self) -> list[Asked]:
+        """Send the last requests that were answered once more, each under its id."""
+        return [self._send(name, data) for name, data in self._answered]
+
+    def _send(self, name: str, data: bytes, since_s: float = 0.0) -> Asked:
+        begun_s = time.monotonic()
 
         def asked(outcome: str, **fields: Any) -> Asked:
             total_s = time.monotonic() - begun_s
-            return Asked(self.name, request.id, begun_s - since_s, total_s, outcome, **fields)
+            return Asked(self.name, name, begun_s - since_s, total_s, outcome, **fields)
 
         try:
-            answer = self.client.ask(data, request.id, self.deadline_s)
+            answer = self.client.ask(data, name, self.deadline_s)
         except NodeBusy as busy:
             return asked("shed", why=str(busy))
         except DeadlineMissed as late:
