@@ -7,6 +7,9 @@ import numpy as np
 
 from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge.learner import SchedulerSpec
+from mllm_sched.schedulers.state import same_state as alike
+
+__all__ = ["alike"]
 
 SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30, 60], log=True)])
 FACTS = {"modality": "image", "encoder": "small", "evidence": "simulated", "user": "ada"}
@@ -38,18 +41,3 @@ def as_after_a_crash(path: Path, folder: Path) -> Path:
         if (file := path.with_name(f"{path.name}{end}")).exists():
             shutil.copy(file, folder / file.name)
     return folder / path.name
-
-
-def alike(one, other):
-    """Whether two states are the same to the last bit."""
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(alike, one, other))
-    if isinstance(one, np.ndarray):
-        return (
-            one.dtype == other.dtype
-            and one.shape == other.shape
-            and one.tobytes() == other.tobytes()
-        )
-    return one == other and type(one) is type(other)

@@ -102,12 +102,12 @@ class AdaptiveMemory(Stateful):
             suspect |= z < -SUSPECT
         return probability, suspect
 
-    def learned(self, cells: Indices, trials: int, running: Indices) -> Array:
-        """Least share of variance that so many trials of a cell would take away."""
-        least = np.ones(len(cells))
+    def learned(self, cells: Indices, trials: Sequence[int], running: Indices) -> Array:
+        """Least share of variance that trials would take away, shape (trials, cells)."""
+        often, least = np.asarray(trials)[:, None], np.ones((len(trials), len(cells)))
         for belief in self.beliefs.values():
             variance = belief.sd_after(running)[cells] ** 2
-            least = np.minimum(least, variance / (variance + belief.noise_variance / trials))
+            least = np.minimum(least, variance / (variance + belief.noise_variance / often))
         return least
 
     def tell(self, cell: int, values: Values) -> None:

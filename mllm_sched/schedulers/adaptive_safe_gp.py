@@ -37,6 +37,7 @@ from mllm_sched.schedulers.variance_components import VarianceComponents
 Array = NDArray[np.float64]
 
 TRIALS = (1, 2, 4, 8, 16)  # of one arm, weighed together
+OFTEN = np.array(TRIALS)[:, None]
 MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
 LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
 PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
@@ -276,10 +277,8 @@ class AdaptiveSafeGP(Scheduler):
         if not len(worthy):
             return worth
         value, cost, risk = value[worthy], cost[worthy], risk[worthy]
-        net, running = np.full(len(worthy), -1.0), self._running()
-        for trials in TRIALS:
-            learned = self.memory.learned(cells[worthy], trials, running)
-            net = np.maximum(net, value * learned / trials - cost)
+        learned = self.memory.learned(cells[worthy], TRIALS, self._running())
+        net = np.maximum((value * learned / OFTEN - cost).max(axis=0), -1.0)
         # Where a little of the budget buys most: it is better kept until more is known.
         worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
         return worth

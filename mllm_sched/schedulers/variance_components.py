@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,7 @@ class VarianceComponents(Stateful):
         self._elsewhere = np.zeros(len(space))  # precision of what another board said
         self._elsewhere_means = np.zeros(len(space))
         self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
+        self._noise_variance: float | None = None  # until it is asked for, after each measurement
         self._prior_mean, self._centred = mean, False
         self._told = 0
         self._due = 2
@@ -94,9 +95,17 @@ class VarianceComponents(Stateful):
     @property
     def noise_variance(self) -> float:
         """Of one measurement, from the scatter within cells."""
-        variance, weight = self._noise_prior
-        freedom = np.maximum(self.counts - 1, 0).sum()
-        return float((weight * variance + self._squares.sum()) / (weight + freedom))
+        if self._noise_variance is None:
+            variance, weight = self._noise_prior
+            freedom = np.maximum(self.counts - 1, 0).sum()
+            told = float((weight * variance + self._squares.sum()) / (weight + freedom))
+            self._noise_variance = told
+        return self._noise_variance
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See ``Stateful``."""
+        super().set_state(state)
+        self._noise_variance = None
 
     def surprise(self, cell: int, value: float) -> float:
         """How many standard deviations a measurement is off what is expected of it."""
@@ -115,6 +124,7 @@ class VarianceComponents(Stateful):
         off = value - self._means[cell]
         self._means[cell] += off / self.counts[cell]
         self._squares[cell] += off * (value - self._means[cell])
+        self._noise_variance = None
         self.posterior.tell(cell, value)
 
     def tell_elsewhere(
@@ -153,7 +163,7 @@ class VarianceComponents(Stateful):
         variance, weight = self._noise_prior
         freedom = weight + np.maximum(self.counts[cells] - 1, 0).sum()
         told = (weight * variance + self._squares[cells].sum()) / freedom
-        self._noise_prior = (told, min(freedom, 10.0))
+        self._noise_prior, self._noise_variance = (told, min(freedom, 10.0)), None
         for statistic in (self.counts, self._means, self._squares, self._elsewhere):
             statistic[cells] = 0.0
         self._rebuild(self._weights)
