@@ -22,6 +22,7 @@ ADAPTIVE, FULL, INT8 = "Adaptive safe GP", "Fixed, float32", "Fixed, int8"
 NUMBER = ("value", "low", "high", "n")
 BLOCK, DRAWS = 10, 2000  # tasks that are drawn together, and how often
 WINDOW = 25  # tasks of a moving median
+APART = 0.07  # of the height of a figure: names are at least so far from each other
 ARM = ("precision", "threads")
 METRICS = {
     "mllm_sched_decisions_total": "decisions",
@@ -165,7 +166,8 @@ def learning(table: pd.DataFrame, limit_s: float, evidence: str, energy_evidence
 
 def _series(table: pd.DataFrame, column: str, ax: Axes) -> None:
     """Points, the moving median, and the scheduler's name at the end of its line."""
-    top = table[column].quantile(0.995) * 1.15
+    ax.set_ylim(0, table[column].quantile(0.995) * 1.15)
+    ends: dict[str, float] = {}
     for scheduler, rows in table.groupby("scheduler", sort=False):
         at = rows["task"] * (table["task"].max() / rows["task"].max())  # asked meanwhile
         colour = scheduler_colour(str(scheduler))
@@ -173,13 +175,15 @@ def _series(table: pd.DataFrame, column: str, ax: Axes) -> None:
         middle = rows[column].rolling(WINDOW, min_periods=1).median()
         line = "--" if scheduler == INT8 else "-"
         ax.plot(at, middle, color=colour, linewidth=1.5, linestyle=line)
+        ends[str(scheduler)] = middle.iloc[-1] / ax.get_ylim()[1]
+    below = -1.0
+    for scheduler, height in sorted(ends.items(), key=lambda end: end[1]):
+        below = max(height, below + APART)
         ax.annotate(
-            str(scheduler),
-            (at.iloc[-1], middle.iloc[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            color=colour,
+            scheduler,
+            (1.0, below),
+            xycoords="axes fraction",
+            color=scheduler_colour(scheduler),
             va="center",
             fontsize=9,
         )
-    ax.set_ylim(0, top)
