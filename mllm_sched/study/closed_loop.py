@@ -164,6 +164,14 @@ def learning(table: pd.DataFrame, limit_s: float, evidence: str, energy_evidence
     return figure
 
 
+def as_it_learns(journal: pd.DataFrame, limit_s: float) -> Figure:
+    """The same for a journal that is being written, of an agent that learns."""
+    evidence = {name: journal[name].iloc[0] for name in ("evidence", "energy_evidence")}
+    figure = learning(numbered(journal.assign(scheduler=ADAPTIVE)), limit_s, **evidence)
+    plt.close(figure)  # it is shown by whoever asked for it
+    return figure
+
+
 def _series(table: pd.DataFrame, column: str, ax: Axes) -> None:
     """Points, the moving median, and the scheduler's name at the end of its line."""
     ax.set_ylim(0, table[column].quantile(0.995) * 1.15)
