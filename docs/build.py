@@ -2,8 +2,8 @@
 
 The documents at the root of the repository link to each other, to notebooks, figures and files by
 their relative paths. So the site's source is a folder in which all of that lies where it lies in
-the repository, with the pages of ``docs/`` beside it, and no link has to be rewritten. Files that
-git does not know are left out.
+the repository, with the pages of ``docs/`` beside it, and no link has to be rewritten but those of
+the root to these pages. Files that git does not know are left out.
 
 ``python docs/build.py build/site`` builds; ``--links`` asks the outside links too.
 """
@@ -48,6 +48,8 @@ def lay_out(source: Path) -> None:
     for path in sources():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, source / path)
+    for path in source.glob("*.md"):
+        path.write_text(path.read_text().replace("](docs/", "]("))
     for path in [*DOCS.glob("*.md"), *DOCS.glob("*.rst")]:
         shutil.copy(path, source)
     write_pages(source / "results")

@@ -30,8 +30,8 @@ templates_path = [str(DOCS / "_templates")]  # autosummary would look beside the
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!mllm_sched).*"),  # other packages: their indices would need the network
-    (r"py:.*", r".*\._\w+|mllm_sched\..*\.(Result|Rule)"),  # private bases, type variables
-    (r"py:.*", r"mllm_sched\.pipeline\.proto\..*"),  # generated code
+    (r"py:.*", r".*\._\w+|mllm_sched\..*\.(Kind|Loaded|Result|Rule)"),  # private, type variables
+    (r"py:.*", r"mllm_sched\.(edge|pipeline)\.proto\..*"),  # generated code
 ]
 highlight_language = "none"  # commands and messages; Python says that it is Python
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mllm_sched.edge.logs import LEVELS
+
+Service = tuple[type[Any], Callable[[Any], str], Callable[[Any], None]]
 
 
 def add_commands(commands: Any) -> None:
     """Add them to the parser of ``mllm-sched``."""
-    for name, run, text in (
-        ("agent", _agent, "encode for users, adaptively, and have an LLM server answer"),
-        ("front", _front, "one address in front of several agents"),
+    for name, text in (
+        ("agent", "encode for users, adaptively, and have an LLM server answer"),
+        ("front", "one address in front of several agents"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("config", type=Path, metavar="CONFIG.yaml")
         command.add_argument("--check", action="store_true", help="explain it, start nothing")
-        command.add_argument("--log", default="info", metavar="LEVEL", help="(default %(default)s)")
+        command.add_argument("--log", default="info", choices=LEVELS, help="(default %(default)s)")
         command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
-        command.set_defaults(command=run)
+        command.set_defaults(command=_serve, service=name)
 
     users = commands.add_parser("users", help="let somebody ask: prints a token, once")
     users.add_argument("file", type=Path, metavar="USERS.yaml")
@@ -41,32 +46,33 @@ def add_commands(commands: Any) -> None:
     dashboard.set_defaults(command=_dashboard)
 
 
-def _agent(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.config import AgentConfig, read_config
-    from mllm_sched.edge.run_agent import explain, run_agent
+def _serve(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.config import read_config
 
-    config = read_config(options.config, AgentConfig)
+    kind, explain, run = _agent() if options.service == "agent" else _front()
+    config = read_config(options.config, kind)
     if options.check:
         print(explain(config))
         return
-    _start(options)
-    run_agent(config)
+    _log_and_end_with(options)
+    run(config)
 
 
-def _front(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.config import read_config
+def _agent() -> Service:
+    from mllm_sched.edge.config import AgentConfig
+    from mllm_sched.edge.run_agent import explain, run_agent
+
+    return AgentConfig, explain, run_agent
+
+
+def _front() -> Service:  # which does without PyTorch
     from mllm_sched.edge.front_config import FrontConfig
     from mllm_sched.edge.run_front import explain, run_front
 
-    config = read_config(options.config, FrontConfig)
-    if options.check:
-        print(explain(config))
-        return
-    _start(options)
-    run_front(config)
+    return FrontConfig, explain, run_front
 
 
-def _start(options: argparse.Namespace) -> None:
+def _log_and_end_with(options: argparse.Namespace) -> None:
     from mllm_sched.edge.logs import setup
     from mllm_sched.endings import end_with
 
@@ -86,7 +92,13 @@ def _users(options: argparse.Namespace) -> None:
 def _journal(options: argparse.Namespace) -> None:
     from mllm_sched.edge.journal_export import export
 
-    print(export(options.file, options.out, complete=options.complete))
+    written = export(options.file, options.out, complete=options.complete)
+    print(f"{written.path}: {written.rows} measurements")
+    for name, levels in written.levels.items():
+        print(f"  {name}: {', '.join(map(str, levels))}")
+    if written.missing:
+        print(f"  {len(written.missing)} arms of these levels lack a measurement:")
+        print(*(f"    {arm}" for arm in written.missing), sep="\n")
 
 
 def _dashboard(options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import socket
 import sys
 import time
 import uuid
@@ -13,10 +12,12 @@ from pathlib import Path
 
 import grpc
 
+from mllm_sched.edge.ports import free_port
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
+from mllm_sched.edge.refusals import Refusal
 from mllm_sched.endings import end_with
-from mllm_sched.pipeline.jobs import Jobs, RefusedError
+from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.pieces import read_rest, read_start
 from mllm_sched.pipeline.processes import ServiceProcess
@@ -71,6 +72,11 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
         self.limits, self.security = Limits(ways.limit), Security()
         self.jobs = Jobs(ways.limit)
         self.draining, self.why_not = False, ""
+        self.infeasible = ways.infeasible
+        self.heals = False  # whether it meets its limit again once it has encoded one more task
+        self.refusal = None  # what it turns every new task away with
+        self.mute = asyncio.Event()  # cleared: it does not tell what it has
+        self.mute.set()
         self.asked = []  # user and id of every call
         self.begun = []
 
@@ -97,14 +103,16 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
             model=ways.model,
             taking=not why_not,
             why_not=why_not,
+            draining=self.draining,
             running=self.jobs.taken,
             backlog_s=self.jobs.taken * ways.latency_s,
             answer_s=ways.answer_s,
-            predictions=[pb.Prediction(modality="image", infeasible=ways.infeasible, **told)],
+            predictions=[pb.Prediction(modality="image", infeasible=self.infeasible, **told)],
         )
 
     async def Holds(self, request, context):
         await self._check(context)
+        await self.mute.wait()
         return pb.HeldReply(held=self.jobs.knows(f"{request.user}/{request.id}"))
 
     async def Generate(self, pieces, context):
@@ -118,7 +126,9 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
             job = self.jobs.find(key, start.sha256)
             if job is None:
                 if self.draining:
-                    raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the node shuts down")
+                    raise Refusal("draining", "the node shuts down")
+                if self.refusal:
+                    raise self.refusal
                 with self.jobs.take(key, start.sha256) as slot:
                     data, _ = await read_rest(pieces, start, 5)
                     self._begins(key)
@@ -126,10 +136,13 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
             async for event in job.follow(start.have, start.so_far):
                 yield event
         except Exception as error:
+            if isinstance(error, Refusal):
+                context.set_trailing_metadata(error.metadata)
             await abort(context, error)
 
     def _begins(self, key):
         self.begun.append(key)
+        self.infeasible = self.infeasible and not self.heals
         if self.ways.ledger:
             with Path(self.ways.ledger).open("a") as ledger:
                 ledger.write(f"{self.ways.name} {key}\n")
@@ -178,12 +191,6 @@ def fake(servicer, port=0):
 def agent_program(ways):
     """A fake agent in a process of its own, which may be killed and started again."""
     return ServiceProcess(sys.executable, __file__, json.dumps(asdict(ways)), str(free_port()))
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 async def until(condition, timeout_s=20.0):

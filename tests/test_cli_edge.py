@@ -13,6 +13,8 @@ from mllm_sched import cli, open_device
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.system import LocalSystem
+from mllm_sched.harness.child import Child
 
 GOOD = {
     "name": "edge-1",
@@ -23,6 +25,8 @@ GOOD = {
     "scheduler": {"limit_s": 0.2},
     "journal": {"path": "edge-1.journal"},
 }
+
+SPACE = open_device("agx-orin-sim", power_levels=[15, 30], components=["gpu", "dla"]).space
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
     assert cli.main(["agent", write(), "--check"]) == 0
     said = capsys.readouterr().out
     for words in (
-        "agent edge-1 listens on 127.0.0.1:0, metrics on None",
+        "agent edge-1 listens on 127.0.0.1:0, no metrics",
         "users: anybody, as one user without limits",
         "component(3) x power_w(4) x load(5) = 60 arms",
         "latency simulated, energy simulated",
@@ -53,6 +57,32 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
     assert not (tmp_path / "edge-1.journal").exists()
 
 
+def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
+    write, tmp_path, capsys, monkeypatch
+):
+    with Journal(tmp_path / "edge-1.journal") as journal:
+        learner = Learner(journal, SchedulerSpec("ucb", SPACE, {"latency_s": 0.2}))
+        decision = learner.ask(["ana/1/0"])
+        learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Child, "start", lambda child: pytest.fail("an encoder was started"))
+        assert cli.main(["agent", write(), "--check"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "edge-1.journal" in line)
+    assert "1 measurement of another scheduler, so it will be refused (name: ucb, here" in line
+    assert "power_w: here also 50, 60" in line and len(line) - len(str(tmp_path)) < 300
+    assert cli.main(["agent", write()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "of another scheduler (name: ucb, here adaptive-safe-gp; " in said
+    assert len(said) - len(str(tmp_path)) < 450
+
+
+def test_a_log_level_that_is_none_is_refused_by_check_as_well(write, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["agent", write(), "--check", "--log", "loud"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'loud'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -64,7 +94,7 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
         ({"scheduler": {"limit_s": 0.2, "name": "magic"}}, "scheduler 'magic': expected one of"),
         ({"device": "agx-orin"}, "this is no Jetson AGX Orin"),
         ({"users_file": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"limit": 3}, "limit: 3: Extra inputs"),
+        ({"limit": 3}, "limit: Extra inputs"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line_before_anything_starts(write, changes, said, capsys):
@@ -73,8 +103,11 @@ def test_what_cannot_be_is_said_in_one_line_before_anything_starts(write, change
     assert len(lines) == 1 and said in lines[0]
 
 
-def test_an_agent_serves_until_it_is_told_to_stop_and_logs_in_json(write, tmp_path):
-    command = [sys.executable, "-m", "mllm_sched.cli", "agent", write()]
+def test_a_front_serves_until_it_is_told_to_stop_and_logs_in_json(tmp_path):
+    file = tmp_path / "front.yaml"
+    front = {"name": "front", "listen": "127.0.0.1:0", "agents": ["127.0.0.1:1"]}
+    file.write_text(yaml.safe_dump(front))
+    command = [sys.executable, "-m", "mllm_sched.cli", "front", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().startswith("listening on 127.0.0.1:")
@@ -82,9 +115,7 @@ def test_an_agent_serves_until_it_is_told_to_stop_and_logs_in_json(write, tmp_pa
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
     assert process.returncode == 0
-    events = [json.loads(line)["event"] for line in log.splitlines()]
-    assert "agent-started" in events
-    assert (tmp_path / "edge-1.journal").exists()
+    assert "front-started" in [json.loads(line)["event"] for line in log.splitlines()]
 
 
 def test_a_second_agent_on_the_same_journal_is_refused(write, tmp_path, capsys):
@@ -105,16 +136,38 @@ def test_a_token_is_shown_once_and_stands_in_no_file(tmp_path, capsys):
     assert "ana stands there twice" in capsys.readouterr().err
 
 
-def test_a_journal_becomes_a_trace_that_opens_as_a_device(tmp_path, capsys):
-    space = open_device("agx-orin-sim", power_levels=[15, 30], components=["gpu", "dla"]).space
-    spec = SchedulerSpec("ucb", space, {"latency_s": 0.2})
-    path = tmp_path / "a.journal"
+def test_the_token_of_a_front_is_for_its_owner_alone(tmp_path):
+    token = tmp_path / "front.token"
+    token.write_text("of before")
+    token.chmod(0o644)
+    LocalSystem(tmp_path, {"edge-1": {}}, front=True, users={"ana": {}})
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() != "of before"
+
+
+def journal_of(folder, tasks):
+    path, spec = folder / "a.journal", SchedulerSpec("ucb", SPACE, {"latency_s": 0.2})
     with Journal(path) as journal:
         learner = Learner(journal, spec)
-        for number in range(2 * len(space)):
+        for number in range(tasks):
             decision = learner.ask([f"ana/{number}/0"])
             facts = {"modality": "image", "encoder": "resnet-50", "evidence": "simulated"}
             learner.tell(decision.id, latency_s=0.1, energy_j=1.0, facts=facts)
+    return path
+
+
+def test_an_export_says_what_is_in_it_and_which_arms_lack(tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    assert cli.main(["journal", str(journal_of(tmp_path, 6)), str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{out}: 6 measurements"
+    assert {"  component: gpu", "  power_w: 15, 30"} < set(said)
+    lacks = said.index("  4 arms of these levels lack a measurement:")
+    arms = {str(arm) for arm in SPACE}
+    assert len(said[lacks + 1 :]) == 4 and {line.strip() for line in said[lacks + 1 :]} < arms
+
+
+def test_a_journal_becomes_a_trace_that_opens_as_a_device(tmp_path, capsys):
+    space, path = SPACE, journal_of(tmp_path, 2 * len(SPACE))
     for name in ("out.csv", "out.parquet"):
         out = tmp_path / name
         assert cli.main(["journal", str(path), str(out), "--complete"]) == 0

@@ -1,15 +1,23 @@
 """The loop of an agent: ask, encode, tell, with whatever may go wrong on the way."""
 
+import asyncio
+import logging
 import math
 import sqlite3
+import threading
 import time
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mllm_sched import make_scheduler
 from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.edge import run_agent
 from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, Work, contexts_of
 from mllm_sched.edge.encoder_process import Prepared
+from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.metrics import Metrics
@@ -35,6 +43,8 @@ class Scripted:
     def encode(self, arm, prepared, cut):
         self.ran.append(arm)
         fields = self.script.pop(0) if self.script else {}
+        if callable(fields):
+            fields = fields()
         if fields.get("failed"):
             return Encoded(**fields)
         parts = tuple(Part("image", cut, torch.zeros(2, 3), Layout()) for _ in prepared)
@@ -46,12 +56,12 @@ def opened(tmp_path):
     """Opens a loop on one journal, as often as it is asked."""
     journals = []
 
-    def open_loop(rule="ucb", batches=(1,)):
+    def open_loop(rule="ucb", batches=(1,), **clocks):
         for journal in journals:
             journal.close()
         contexts = contexts_of(["image"], batches)
         spec = SchedulerSpec(rule, SPACE, {"latency_s": LIMIT_S}, [TRUSTED], contexts=contexts)
-        journals.append(Journal(tmp_path / "a.journal", busy_s=0.05))
+        journals.append(Journal(tmp_path / "a.journal", busy_s=0.05, **clocks))
         learner = Learner(journals[-1], spec)
         return ClosedLoop("edge-1", Scripted(), learner, LIMIT_S, "projector", Metrics(SPACE))
 
@@ -74,6 +84,10 @@ def exposed(loop, name):
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
+def warned(caplog):
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_what_was_measured_is_in_the_journal_and_in_the_answer(opened):
     loop = opened()
     (done,) = loop.encode([work()])
@@ -86,12 +100,13 @@ def test_what_was_measured_is_in_the_journal_and_in_the_answer(opened):
 
 def test_an_arm_that_fails_is_learned_and_the_task_runs_on_another(opened):
     loop = opened()
-    loop.runtime.script = [{"failed": "the encoder crashed: killed by SIGKILL"}]
+    loop.runtime.script = [{"failed": "the encoder crashed: killed by SIGKILL", "why": "crashed"}]
     (done,) = loop.encode([work()])
     first, second = loop.runtime.ran
     assert first != second and done.run.arm == str(second)
     assert list(rows(loop)["failed"]) == ["the encoder crashed: killed by SIGKILL", ""]
-    assert exposed(loop, "mllm_sched_failures_total") == 1
+    assert exposed(loop, f'mllm_sched_failures_total{{arm="{first}",why="crashed"}}') == 1
+    assert exposed(loop, 'mllm_sched_alarms_total{kind="worker"}') == 1
 
 
 def test_an_arm_that_hangs_counts_as_above_the_time_it_was_waited_for(opened):
@@ -153,8 +168,6 @@ def test_a_journal_that_is_locked_is_waited_for_and_nothing_is_lost(opened):
     class Locking(Scripted):
         def encode(self, *args):
             other.execute("BEGIN EXCLUSIVE")
-            import threading
-
             threading.Timer(0.5, other.rollback).start()
             return super().encode(*args)
 
@@ -193,3 +206,181 @@ def test_contexts_are_what_differs_between_tasks():
     assert contexts_of(["image"], [1]) == []
     names = [factor.name for factor in contexts_of(["image", "audio"], [1, 2])]
     assert names == ["modality", "batch"]
+
+
+def locking(loop):
+    """A connection that holds the journal from the moment that an encoder is at work."""
+    other = sqlite3.connect(loop.learner.journal.path, check_same_thread=False)
+
+    def lock():
+        other.execute("BEGIN EXCLUSIVE")
+        return {}
+
+    loop.runtime.script = [lock]
+    return closing(other)
+
+
+def test_what_a_locked_journal_could_not_take_is_written_before_the_next_decision(opened):
+    loop = opened("adaptive-safe-gp")
+    for number in range(3):
+        with locking(loop) as other:
+            with pytest.raises(JournalError):
+                loop.encode([work(f"ana/{number}/0", seconds=0.3)])
+            assert len(rows(loop)) == number
+            assert exposed(loop, "mllm_sched_tasks_total") == number  # as the journal has it
+            other.rollback()
+        loop.settle()
+        assert len(rows(loop)) == number + 1
+    with locking(loop) as other:
+        with pytest.raises(JournalError):
+            loop.encode([work("ana/9/0", seconds=0.3)])
+        with pytest.raises(JournalError):
+            loop.encode([work("ben/1/0", seconds=0.3)])
+        other.rollback()
+    loop.encode([work("ben/2/0")])
+    assert list(rows(loop)["failed"]) == [""] * 5
+    assert not loop.learner.scheduler._open
+    assert exposed(loop, "mllm_sched_tasks_total") == 5
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space"), RuntimeError("odd"), KeyError("key")])
+def test_a_runtime_that_raises_anything_leaves_no_decision_open(opened, error):
+    loop = opened()
+
+    def raising():
+        raise error
+
+    loop.runtime.script = [raising]
+    loop.encode([work()])
+    assert list(rows(loop)["failed"]) == [f"{type(error).__name__}: {error}", ""]
+    assert not loop.learner.scheduler._open
+    assert exposed(loop, "mllm_sched_failures_total") == 1
+
+
+def test_a_measurement_that_is_no_number_fails_its_arm_and_blocks_nobody(opened):
+    loop = opened()
+    loop.runtime.script = [{"latency_s": math.nan}]
+    loop.encode([work("ana/1/0")])
+    loop.encode([work("ana/2/0")])
+    assert "expected a finite number above 0" in rows(loop)["failed"][0]
+    assert not loop.learner.scheduler._open
+
+
+def test_a_journal_that_takes_no_decision_raises_an_alarm(opened):
+    loop = opened()
+    with closing(sqlite3.connect(loop.learner.journal.path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JournalError):
+            loop.encode([work()])
+    assert exposed(loop, 'mllm_sched_alarms_total{kind="journal"}') == 1
+    assert loop.runtime.ran == []
+
+
+def test_who_closes_waits_for_no_journal(opened):
+    loop = opened()
+    with locking(loop):
+        threading.Timer(0.5, loop.closing.set).start()
+        begun_s = time.monotonic()
+        with pytest.raises(JournalError):
+            loop.encode([work(seconds=60.0)])
+        assert time.monotonic() - begun_s < 20
+
+
+def test_who_closes_tries_no_other_arm_and_blames_none(opened):
+    loop = opened()
+
+    def crashing():
+        loop.closing.set()
+        return {"failed": "the encoder crashed: killed by SIGKILL", "why": "crashed"}
+
+    loop.runtime.script = [crashing]
+    with pytest.raises(EncodingFailed):
+        loop.encode([work()])
+    assert len(loop.runtime.ran) == 1
+    assert rows(loop).empty and not loop.learner.scheduler._open
+
+
+def test_emulation_that_is_slower_than_what_it_emulates_says_so(opened, caplog):
+    loop = opened()
+    loop.runtime.script = [{"behind_s": 0.2}, {"behind_s": 0.3}, {}, {"behind_s": 0.1}]
+    for number in range(4):
+        loop.encode([work(f"ana/{number}/0")])
+    assert exposed(loop, 'mllm_sched_alarms_total{kind="behind"}') == 3
+    assert warned(caplog) == ["behind"] * 2
+
+
+def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(opened):
+    loop = opened()
+    for number in range(4):
+        loop.encode([work(f"ana/{number}/0")])
+    again = opened()
+    for number in (2, 0, 3, 1):
+        again.encode([work(f"ana/{number}/0")])
+    first = loop.runtime.ran
+    assert again.runtime.ran == [first[number] for number in (2, 0, 3, 1)]
+    assert len(set(first)) > 1
+
+
+def test_an_agent_ends_in_order_although_its_journal_is_locked(opened, caplog):
+    loop = opened()
+    with locking(loop) as other:
+        with pytest.raises(JournalError):
+            loop.encode([work(seconds=0.3)])
+        run_agent._leave(loop)
+        assert warned(caplog) == ["journal-left-open"]
+        other.rollback()
+    run_agent._leave(loop)
+    assert len(rows(loop)) == 1  # what could not be written then
+    assert opened().learner.scheduler.steps == 1
+
+
+def test_what_is_expected_before_the_first_task_is_what_the_journal_knows(opened):
+    loop = opened("adaptive-safe-gp")
+    assert expected_of(loop.learner.scheduler, ["image"]) == []
+    loop.encode([work("ana/1/0")])
+    loop.encode([work("ana/2/0")])
+    (expected,) = expected_of(opened("adaptive-safe-gp").learner.scheduler, ["image"])
+    assert expected.latency_s == pytest.approx(0.1, rel=0.2)
+    assert expected.energy_j == pytest.approx(1.0, rel=0.2)
+
+
+def test_expectations_know_modalities_apart():
+    contexts = contexts_of(["image", "audio"], [1, 2])
+    rule = make_scheduler(
+        *("safe-gp-ucb", SPACE),
+        **{"limits": {"latency_s": LIMIT_S}, "seeds": [TRUSTED], "contexts": contexts},
+    )
+    for modality, latency_s in (("image", 0.1), ("audio", 0.05)):
+        for _ in range(6):
+            decision = rule.ask({"modality": modality, "batch": 1}, [TRUSTED])
+            rule.tell(decision.id, latency_s=latency_s, energy_j=1.0)
+    image, audio = expected_of(rule, ["image", "audio"])
+    assert image.latency_s == pytest.approx(0.1, rel=0.2)
+    assert audio.latency_s == pytest.approx(0.05, rel=0.2)
+
+
+def test_a_wall_clock_that_was_set_back_raises_an_alarm(opened):
+    loop = opened()
+    loop.encode([work()])
+    assert exposed(loop, 'mllm_sched_alarms_total{kind="clock"}') == 0
+    again = opened(wall=lambda: time.time() - 3600.0)
+    assert exposed(again, 'mllm_sched_alarms_total{kind="clock"}') == 1
+
+
+def test_an_agent_that_only_answers_drops_old_answers_as_well(opened, monkeypatch):
+    monkeypatch.setattr(run_agent, "WATCH_S", 0.01)
+    monkeypatch.setattr(run_agent, "PRUNE_S", 0.0)
+    loop = opened()
+    journal = loop.learner.journal
+    journal.keep_answers_s = 0.05
+    journal.keep_answer("ana", "1", b"digest", [1], b"end")
+    agent = SimpleNamespace(journal=journal, metrics=loop.metrics, desk=SimpleNamespace(why_not=""))
+
+    async def watched():
+        watching = asyncio.create_task(run_agent._watch(agent))
+        while journal.answer("ana", "1"):
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(watched(), 20))
+    assert exposed(loop, "mllm_sched_journal_up") == 1

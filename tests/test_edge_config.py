@@ -1,9 +1,14 @@
 """The YAML file of an agent, and what is said of it when it is wrong."""
 
+import re
+
 import pytest
 import yaml
 
+from mllm_sched import paths
 from mllm_sched.edge.config import AgentConfig, ConfigError, read_config
+from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.runtime import open_runtime
 
 GOOD = {
     "name": "edge-1",
@@ -30,6 +35,10 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path):
     assert config.journal.path == tmp_path / "edge-1.journal"
     assert config.users_file == tmp_path / "people" / "users.yaml"
     assert str(config.token_file) == "/etc/token"
+    assert read(tmp_path, device="trace:tables/a.csv").device == f"trace:{tmp_path}/tables/a.csv"
+    assert read(tmp_path, device="trace:/tables/a.csv").device == "trace:/tables/a.csv"
+    files = {name: f"{name}.pem" for name in ("certificate", "key", "authority")}
+    assert read(tmp_path, tls=files).tls.key == tmp_path / "key.pem"
 
 
 @pytest.mark.parametrize(
@@ -40,9 +49,11 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path):
         ({"scheduler": {}}, r"scheduler\.limit_s: Field required"),
         ({"sheduler": {}}, "sheduler: .*Extra inputs are not permitted"),
         ({"name": "two words"}, "name: 'two words'"),
-        ({"server": "nowhere"}, "server: expected HOST:PORT"),
-        ({"listen": "127.0.0.1:99999"}, "listen: expected HOST:PORT"),
-        ({"wire": "float8"}, "wire: expected one of float32"),
+        ({"server": "nowhere"}, "server: 'nowhere': expected HOST:PORT"),
+        ({"listen": "127.0.0.1:99999"}, "listen: '127.0.0.1:99999': expected HOST:PORT"),
+        ({"wire": "float8"}, "wire: 'float8': expected one of float32"),
+        ({"server": "llm.example:50051"}, "server: 'llm.example:50051': .*others can reach it"),
+        ({"siblings": ["192.0.2.7:50061"]}, r"siblings\.0: '192.0.2.7:50061': .*others can reach"),
         ({"queue": {"batch": 3}}, r"queue\.batch: 3"),
         ({"queue": {"waiting": 0}}, r"queue\.waiting: 0"),
         ({"journal": {"path": "x", "durability": "none"}}, r"journal\.durability: 'none'"),
@@ -62,6 +73,33 @@ def test_every_fault_is_told_at_once(tmp_path):
     assert "server" in str(error.value) and "wire" in str(error.value)
 
 
+SECRET = "c29tZSBzZWNyZXQ"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token": SECRET},
+        {"scheduler": {"limit_s": 1.0, "token": SECRET}},
+        {"tls": {"token": SECRET}},
+        {"queue": [SECRET]},
+        {"name": {"token": SECRET}},
+    ],
+)
+def test_a_secret_in_a_place_where_none_belongs_is_not_shown(tmp_path, changes):
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, **changes)
+    assert SECRET not in str(error.value)
+
+
+def test_a_line_that_is_no_yaml_is_named_and_not_shown(tmp_path):
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"name: edge-1\ntoken: *{SECRET}\n")
+    with pytest.raises(ConfigError, match="not YAML in line 2") as error:
+        read_config(file, AgentConfig)
+    assert SECRET not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["- a list", "{", "just words", "\x00"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     file = tmp_path / "agent.yaml"
@@ -77,3 +115,23 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_beyond_this_machine_only_if_it_is_meant(tmp_path):
     assert read(tmp_path, listen="0.0.0.0:50061", open=True).host == "0.0.0.0"
+    asked = {"server": "llm.example:50051", "siblings": ["edge.example:50061"]}
+    assert read(tmp_path, **asked, open=True).server == "llm.example:50051"
+    files = {name: f"{name}.pem" for name in ("certificate", "key", "authority")}
+    assert read(tmp_path, **asked, tls=files).server == "llm.example:50051"
+
+
+def test_the_configurations_of_the_page_are_what_agents_and_fronts_read(tmp_path):
+    blocks = re.findall(r"```yaml\n# (.*?)\n(.*?)```", PAGE, re.DOTALL)
+    assert [name for name, _ in blocks] == ["agent.yaml", "front.yaml"]
+    assert PAGE.count("```yaml") == len(blocks)
+    for (name, text), kind in zip(blocks, (AgentConfig, FrontConfig), strict=True):
+        (tmp_path / name).write_text(text)
+        config = read_config(tmp_path / name, kind)
+        assert config.token_file and config.users_file and config.metrics
+    agent = read_config(tmp_path / "agent.yaml", AgentConfig)
+    open_runtime(agent.device, "small-llava", settings=agent.device_settings, start=False).close()
+    assert agent.listen in config.agents and agent.siblings[0] in config.agents
+
+
+PAGE = (paths.ROOT / "docs" / "running.md").read_text()

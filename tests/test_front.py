@@ -26,12 +26,13 @@ from edge_fakes import (
     until,
 )
 
-from mllm_sched.edge import agent_link
+from mllm_sched.edge import agent_link, placement
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.calls import Calls
 from mllm_sched.edge.config import ConfigError, read_config
 from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.metrics import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.run_front import explain
 from mllm_sched.edge.users import User, Users
@@ -43,6 +44,7 @@ from mllm_sched.pipeline.node_errors import (
     NodeUnreachable,
     RequestRefused,
 )
+from mllm_sched.pipeline.pieces import pieces_of, start_of
 from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.security import Security
@@ -53,25 +55,31 @@ TOKENS = {name: f"token of {name}" for name in ("ann", "bob", "cyd")}
 AS_FRONT = Security(FRONT_TOKEN)
 
 
-class Told:
+class Told(FrontMetrics):
     """Metrics that a test can read."""
 
     def __init__(self):
+        super().__init__([])
         self.placements, self.moves, self.sheds, self.evidence = [], [], [], []
 
     def placed(self, agent):
+        super().placed(agent)
         self.placements.append(agent)
 
     def moved(self, agent):
+        super().moved(agent)
         self.moves.append(agent)
 
     def shed(self, reason):
+        super().shed(reason)
         self.sheds.append(reason)
 
     def agents(self, up, down):
+        super().agents(up, down)
         self.up, self.down = up, down
 
     def answered(self, total_s, evidence):
+        super().answered(total_s, evidence)
         self.evidence.append(evidence)
 
 
@@ -249,25 +257,66 @@ def test_a_deadline_that_nobody_can_meet_is_shed_with_the_reason(users_file):
     asyncio.run(main())
 
 
-def test_what_no_agent_can_encode_in_its_limit_is_refused(users_file):
+def test_what_no_agent_encodes_is_refused(users_file):
     async def main():
-        async with running(users_file, FakeAgent(Ways(infeasible=True))) as system:
-            with pytest.raises(RequestRefused, match="can encode image within its limit"):
-                await system.ask(message(), "1")
+        async with running(users_file, FakeAgent()) as system:
+            items = (Item("video", np.zeros((2, 8, 8, 3), np.uint8)),)
+            data = pack(Request((1, 2), items, id="1", max_new_tokens=5), MODEL)
+            with pytest.raises(RequestRefused, match="no edge agent here encodes video"):
+                await system.ask(data, "1")
             assert system.told.sheds == ["cannot"]
+
+    asyncio.run(main())
+
+
+def test_agents_above_their_limit_go_on_answering_and_come_back_once_they_are_within_it(users_file):
+    async def main():
+        slow = FakeAgent(Ways("slow", infeasible=True, energy_j=1.0))
+        frugal = FakeAgent(Ways("frugal", infeasible=True, energy_j=1.0, latency_s=3.0))
+        slow.heals = True
+        async with running(users_file, slow, frugal, poll_s=0.05) as system:
+            known = system.agents.all[0].status
+            await system.ask(message("1"), "1")
+            await until(lambda: system.agents.all[0].status is not known and not told(system))
+            await system.ask(message("2"), "2")
+        assert (slow.begun, frugal.begun) == (["ann/1", "ann/2"], [])
+
+    def told(system):
+        return system.agents.all[0].status.predictions[0].infeasible
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_is_never_chosen_is_tried_again_after_a_while(users_file, monkeypatch):
+    monkeypatch.setattr(placement, "PROBE_S", 0.0)
+    monkeypatch.setattr(placement, "PROBE_TASKS", 4)
+
+    async def main():
+        usual, dear = FakeAgent(Ways("usual")), FakeAgent(Ways("dear", energy_j=2.0))
+        above = FakeAgent(Ways("above", infeasible=True))
+        above.heals = True
+        async with running(users_file, usual, dear, above, poll_s=0.05) as system:
+            for number in range(12):
+                await system.ask(message(str(number)), str(number))
+            await until(lambda: not system.agents.all[2].status.predictions[0].infeasible)
+        assert len(dear.begun) == 2
+        assert (
+            len(above.begun) > 2
+        )  # since it is within its limit it takes turns with the usual one
 
     asyncio.run(main())
 
 
 def test_a_full_agent_leaves_tasks_to_the_next_and_the_last_refusal_is_told(users_file):
     async def main():
-        fakes = [FakeAgent(Ways(name, limit=1, step_s=0.3)) for name in "ab"]
+        fakes = [FakeAgent(Ways(name, limit=1, step_s=0.1)) for name in "ab"]
         async with running(users_file, *fakes, poll_s=5.0) as system:
             fakes[0].jobs.limit = 0
             first = asyncio.create_task(system.ask(message("1"), "1"))
             await until(lambda: fakes[1].begun)
             with pytest.raises(NodeBusy, match="busy: 1 requests are served now"):
                 await system.ask(message("2"), "2")
+            assert system.told.sheds == ["queue-full"]
             assert (await first).tokens == answer_of(message("1"))
         assert [agent.begun for agent in fakes] == [[], ["ann/1"]]
         assert not system.told.moves
@@ -286,6 +335,19 @@ def test_agents_that_say_they_take_nothing_are_not_asked(users_file):
             await until(lambda: system.agents.all[0].status.taking)
             await system.ask(message(), "1")
         assert agent.asked == ["ann/1"]
+
+    asyncio.run(main())
+
+
+def test_with_all_agents_shutting_down_a_caller_is_told_to_come_again(users_file):
+    async def main():
+        agent = FakeAgent()
+        async with running(users_file, agent) as system:
+            await agent.drain(0.0)
+            await until(lambda: system.agents.all[0].status.draining)
+            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
+                await system.ask(message(), "1", deadline_s=0.5)
+        assert not agent.asked
 
     asyncio.run(main())
 
@@ -459,6 +521,82 @@ def test_a_front_killed_mid_answer_finds_the_agent_that_has_it_when_it_returns(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_request_sent_again_finds_its_agent_though_the_front_never_saw_it(
+    users_file, is_answered
+):
+    async def main():
+        fakes = [FakeAgent(Ways(name, step_s=0.02)) for name in "ab"]
+        async with AsyncExitStack() as stack:
+            ports = [await stack.enter_async_context(fake(one)) for one in fakes]
+            async with system(users_file, *reversed(ports)) as before:
+                asked = asyncio.create_task(before.ask(message(), "1"))
+                await until(lambda: fakes[0].begun or fakes[1].begun)
+                if is_answered:
+                    await asked
+            async with system(users_file, *ports) as after:
+                assert (await after.ask(message(), "1")).tokens == answer_of(message())
+            if not is_answered:
+                asked.cancel()
+        assert sum(len(one.begun) for one in fakes) == 1
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_hangs_when_it_is_asked_what_it_has_delays_nobody_for_long(
+    users_file, monkeypatch
+):
+    monkeypatch.setattr(agent_link, "HOLDS_S", 0.1)
+    monkeypatch.setattr(agent_link, "ANSWER_S", 60.0)
+
+    async def main():
+        mute, other = FakeAgent(Ways("mute", energy_j=9.0)), FakeAgent(Ways("other"))
+        mute.mute.clear()
+        async with running(users_file, mute, other) as system:
+            await system.ask(message(), "1")
+        mute.mute.set()
+        assert other.begun == ["ann/1"]
+
+    asyncio.run(main())
+
+
+def test_the_refusal_of_the_last_agent_is_told_with_what_programs_read_and_counted(users_file):
+    async def main():
+        fakes = [FakeAgent(Ways(name)) for name in "ab"]
+        async with running(users_file, *fakes) as system:
+            fakes[0].refusal = Refusal("queue-full", "64 wait", retry_s=0.5)
+            await system.ask(message("1"), "1")  # the other one has room
+            fakes[1].refusal = Refusal("too-late", "9 s needed", retry_s=1.25)
+            ended = await asyncio.to_thread(refused, system.address, message("2"), "2")
+            assert ended.code() is Status.RESOURCE_EXHAUSTED
+            assert ended.details() == "too-late: 9 s needed; ask again in 1.25 s"
+            assert dict(ended.trailing_metadata()) == {"refused": "too-late", "retry-s": "1.25"}
+            assert system.told.sheds == ["too-late"]
+
+    asyncio.run(main())
+
+
+def test_an_agent_whose_journal_is_full_is_not_taken_for_dead(users_file):
+    async def main():
+        full, other = FakeAgent(), FakeAgent(Ways("b"))
+        full.refusal = Refusal("journal", "no space left")
+        async with running(users_file, full, other) as system:
+            assert (await system.ask(message(), "1")).runs[0].agent == "b"
+            assert not system.told.moves
+
+    asyncio.run(main())
+
+
+def refused(address, data, name):
+    """How the call of somebody ended who was turned away."""
+    with EdgeClient(address, Security(TOKENS["ann"])) as client:
+        pieces = pieces_of(data, start_of(data, name))
+        call = client._call(client._stub.Generate, 10.0, pieces)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+        return ended.value
+
+
 def test_a_front_that_is_told_to_end_finishes_what_was_begun(users_file):
     async def main():
         agent, data = FakeAgent(Ways(tokens=20, step_s=0.02)), message()
@@ -483,7 +621,6 @@ def test_a_task_whose_link_was_cut_goes_back_to_the_agent_that_went_on_with_it(u
             for one, port in zip(fakes, ports, strict=True):
                 await links.enter_async_context(fake(one, port))
             front = await stack.enter_async_context(system(users_file, *ports))
-            front.front._young_until_s = 0.0
             asked = asyncio.create_task(front.ask(message(), "1"))
             await until(lambda: fakes[0].begun)
             await links.aclose()
@@ -504,7 +641,7 @@ def test_an_agent_that_hangs_gets_no_new_tasks_and_loses_the_one_it_has(
     quick = [(f"grpc.{name}_ms", 300) for name in waits]
     monkeypatch.setattr(agent_link, "ANSWER_S", 0.5)
     monkeypatch.setattr(agent_link, "_OPTIONS", quick)
-    ways = Ways(tokens=20, step_s=0.05)
+    ways = Ways(tokens=10, step_s=0.05)
 
     async def main():
         with agent_program(ways) as hung, agent_program(replace(ways, name="b")) as other:
@@ -536,7 +673,7 @@ def test_an_upload_that_is_too_large_is_refused_by_its_first_piece(users_file):
 
 def test_a_user_whose_requests_take_the_memory_leaves_room_for_others(users_file):
     async def main():
-        size, agent = len(message("1")), FakeAgent(Ways(step_s=0.3))
+        size, agent = len(message("1")), FakeAgent(Ways(step_s=0.1))
         async with running(users_file, agent, held_bytes=5 * size) as system:
             held = system.front.held
             asked = [asyncio.create_task(system.ask(message(name), name)) for name in "12"]
@@ -554,7 +691,7 @@ def test_a_user_whose_requests_take_the_memory_leaves_room_for_others(users_file
 
 def test_a_front_that_serves_as_many_as_it_may_says_so_and_counts_it(users_file):
     async def main():
-        agent = FakeAgent(Ways(step_s=0.2))
+        agent = FakeAgent(Ways(step_s=0.1))
         async with running(users_file, agent, limits=Limits(requests=1)) as system:
             asked = asyncio.create_task(system.ask(message("1"), "1"))
             await until(lambda: agent.begun)
@@ -568,7 +705,7 @@ def test_a_front_that_serves_as_many_as_it_may_says_so_and_counts_it(users_file)
 
 def test_a_user_who_asks_for_more_at_once_than_allowed_is_turned_away_alone(users_file):
     async def main():
-        agent = FakeAgent(Ways(step_s=0.3))
+        agent = FakeAgent(Ways(step_s=0.1))
         async with running(users_file, agent) as system:
             asked = [asyncio.create_task(system.ask(message(name), name, "cyd")) for name in "12"]
             await until(lambda: len(agent.begun) == 2)

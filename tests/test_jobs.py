@@ -233,3 +233,46 @@ def test_what_an_answer_holds_in_memory_is_not_underrated():
 
     real, told = asyncio.run(main())
     assert real <= told < 3 * real
+
+
+def test_a_request_that_is_launched_twice_is_answered_once():
+    async def main():
+        jobs, begun = Jobs(4), []
+
+        async def work(job):
+            begun.append(job)
+            await asyncio.sleep(0.05)
+            job.end(pb.Finished())
+
+        with jobs.take("a", b"d") as first, jobs.take("b", b"d") as second:
+            job = jobs.launch("a", b"d", 1.0, first, work)
+            assert jobs.launch("a", b"d", FAR_S, second, work) is job
+            with pytest.raises(RefusedError, match="with other bytes"):
+                jobs.launch("a", b"x", FAR_S, second, work)
+        await events(job)
+        await asyncio.sleep(0)
+        assert begun == [job] and job.ends_s == FAR_S and jobs.taken == 0
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_is_complete_just_as_it_gives_way_begins_no_answer():
+    async def main():
+        loop, jobs = asyncio.get_running_loop(), Jobs(4)
+        whole = loop.create_future()
+
+        async def uploading():
+            with jobs.take("a", b"d") as slot:
+                async with slot.upload(FAR_S):
+                    await whole
+                return jobs.launch("a", b"d", FAR_S, slot, lambda job: asyncio.sleep(0))
+
+        first = asyncio.create_task(uploading())
+        await asyncio.sleep(0)
+        whole.set_result(None)  # wakes it in the next turn of the loop; until then it can give way
+        with jobs.take("a", b"d"):
+            with pytest.raises(TimeoutError):
+                await first
+            assert jobs.find("a", b"d") is None and jobs.taken == 1
+
+    asyncio.run(main())

@@ -4,8 +4,12 @@ import json
 import logging
 import math
 import multiprocessing
+import os
 import sqlite3
+import stat
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -58,6 +62,44 @@ def test_an_answer_is_kept_once_per_user_and_request(path):
         kept = journal.answer("ada", "1")
         assert (kept.digest, kept.tokens, kept.finished) == (b"digest", (5, 2**40), b"end")
         assert journal.answer("bob", "1").tokens == ()
+
+
+def test_answers_are_for_their_owner_alone(path):
+    before = os.umask(0o022)
+    try:
+        with Journal(path) as journal:
+            journal.keep_answer("ada", "1", b"digest", [5], b"end")
+            files = [path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm")]
+            assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
+    finally:
+        os.umask(before)
+
+
+def test_an_answer_is_found_at_once_while_the_journal_is_held(path):
+    with Journal(path, busy_s=60.0) as journal:
+        journal.keep_answer("ada", "1", b"digest", [5], b"end")
+        other = sqlite3.connect(path, isolation_level=None)
+        with closing(other), ThreadPoolExecutor(2) as pool:
+            other.execute("BEGIN EXCLUSIVE")
+            writing = pool.submit(journal.append, "started", {})  # waits, and holds the lock
+            while journal.lock.acquire(blocking=False):
+                journal.lock.release()
+                time.sleep(0.01)
+            assert pool.submit(journal.answer, "ada", "1").result(20).tokens == (5,)
+            assert not writing.done()
+            other.execute("ROLLBACK")
+            assert writing.result(60).kind == "started"
+        assert journal.answer("ada", "2") is None
+
+
+def test_answers_go_in_time_although_nothing_is_measured(path, clocks):
+    with clocks.journal(path, keep_answers_s=60.0) as journal:
+        journal.keep_answer("ada", "1", b"digest", [5], b"end")
+        journal.prune()
+        assert journal.answer("ada", "1")
+        clocks.sleep(61)
+        journal.prune()
+        assert journal.answer("ada", "1") is None
 
 
 def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, caplog):
@@ -159,6 +201,7 @@ def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks)
         work(learner, 2, first=30)
         journal.keep_answer("ada", "new", b"", [], b"")
         learner.close()
+        journal.prune()
         assert read_journal(path)["decision"].tolist() == [30, 31]
         assert journal.answer("ada", "old") is None and journal.answer("ada", "new")
         clocks.sleep(50 * HOUR_S)
@@ -178,6 +221,7 @@ def test_the_file_does_not_grow_without_bound(path, clocks):
                 work(learner, 1, first=number)
                 journal.keep_answer("ada", str(number), b"d" * 32, range(500), b"e" * 500)
             clocks.sleep(HOUR_S)
+            journal.prune()
             sizes.append(path.stat().st_size)
     assert max(sizes[6:]) <= 1.2 * max(sizes[:6])
 

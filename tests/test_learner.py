@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from journals import FACTS, SPACE, alike, as_after_a_crash, spec, taken, work
 
 from mllm_sched import Factor
-from mllm_sched.edge import replay
+from mllm_sched.edge import replay, standing
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB
@@ -263,3 +263,69 @@ def test_a_snapshot_leaves_nothing_to_do_again(path, caplog):
     with Journal(path) as journal, caplog.at_level(logging.INFO):
         assert Learner(journal, spec()).scheduler.steps == 4
     assert ": 0 events done again" in caplog.text
+
+
+def killed_while_it_runs(path, made, tmp_path, boots, task="ada/7/0"):
+    """Arms that a task ran on, each of which took the machine down; the journal that was left."""
+    arms = []
+    for boot in range(boots):
+        with Journal(path) as journal:
+            learner = Learner(journal, made)
+            forced = learner.arm_of(task)
+            facts = {**FACTS, "user": "ada"}
+            available = [forced] if forced else None
+            arms.append(learner.ask([task], available=available, facts=facts).arm)
+            tmp_path.mkdir(exist_ok=True)
+            path = as_after_a_crash(path, tmp_path / f"boot-{boot}")
+    return arms, path
+
+
+@pytest.mark.parametrize("rule", ["adaptive-safe-gp", "ucb"])
+def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_path, rule):
+    made = spec(rule)
+    arms, left = killed_while_it_runs(path, made, tmp_path, 3)
+    assert arms[0] == arms[1] != arms[2]
+    with Journal(left) as journal:
+        learner = Learner(journal, made)
+        assert learner.scheduler.steps == 1
+        assert learner.repeats == {"ada/7/0": arms[2]}
+        again = as_after_a_crash(left, tmp_path / "again")
+        expected = learner.scheduler.state()
+    (row,) = read_journal(left).to_dict("records")
+    assert (row["failed"], row["modality"], row["user"]) == ("interrupted twice", "image", "ada")
+    with Journal(again) as journal:  # to the last bit, from its events alone
+        assert alike(Learner(journal, made).scheduler.state(), expected)
+
+
+def test_two_tasks_that_were_interrupted_once_each_blame_no_arm(path, tmp_path):
+    made = spec("ucb")
+    _, path = killed_while_it_runs(path, made, tmp_path / "a", 1, "ada/1/0")
+    _, path = killed_while_it_runs(path, made, tmp_path / "b", 1, "ada/2/0")
+    with Journal(path) as journal:
+        assert Learner(journal, made).scheduler.steps == 0
+
+
+def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path):
+    even_s = [0.0]
+    with Journal(path, monotonic=lambda: even_s[0], keep_answers_s=60.0) as journal:
+        learner = Learner(journal, spec(), snapshot_every=2)
+        work(learner, 3)
+        failing, arm = learner.ask(["ada/9/0"]), learner.arm_of("ada/1/0")
+        learner.tell(failing.id, failed="no memory", facts=FACTS)
+        left = as_after_a_crash(path, tmp_path / "left")
+        even_s[0] += 61.0
+        assert learner.arm_of("ada/1/0") is None
+    assert arm in SPACE
+    with Journal(left, keep_answers_s=60.0) as journal:
+        learner = Learner(journal, spec())
+        assert learner.arm_of("ada/1/0") == arm and learner.repeats == {}
+        assert learner.arm_of("ada/9/0") is learner.arm_of("ada/77/0") is None
+
+
+def test_arms_of_the_tasks_measured_last_alone_are_remembered(path, monkeypatch):
+    monkeypatch.setattr(standing, "MEASURED", 5)
+    with Journal(path) as journal:
+        learner = Learner(journal, spec("ucb"))
+        work(learner, 8)
+        known = [number for number in range(8) if learner.arm_of(f"ada/{number}/0")]
+    assert known == [3, 4, 5, 6, 7]

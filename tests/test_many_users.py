@@ -11,7 +11,7 @@ from mllm_sched.study.fairness import jain_index, max_min_share
 from mllm_sched.study.lineup import SAFE
 from mllm_sched.study.many_users import ANSWERED, OUTCOMES, UNDER_WAY, Scenario
 from mllm_sched.study.many_users_boards import Board, Fleet, experience
-from mllm_sched.study.many_users_front import NOBODY, Means, placed
+from mllm_sched.study.many_users_front import NOBODY, Means, placed, soonest
 from mllm_sched.study.many_users_sharing import COLD, TOLD, joins
 from mllm_sched.study.many_users_sweep import (
     capacity_hz,
@@ -250,6 +250,7 @@ def test_tasks_are_placed_as_the_front_of_the_running_system_places_them(seed, b
         )
     ]
     mine = placed(backlog_s + latency_s, energy_j, left_s)
+    mine = soonest(backlog_s, latency_s, left_s) if mine == NOBODY else mine
     try:
         theirs = int(place(["image"], candidates, left_s).name)
     except NoAgentFits:

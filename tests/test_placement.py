@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.edge.placement import Candidate, NoAgentFits, Prediction, place
+from mllm_sched.edge.placement import (
+    PROBE_S,
+    PROBE_TASKS,
+    Candidate,
+    NoAgentFits,
+    Prediction,
+    place,
+)
 
 MODALITIES = ("audio", "image", "video")
 ALL = frozenset(MODALITIES)
@@ -20,7 +27,7 @@ def agent(name="a", latency_s=0.1, energy_j=1.0, **other):
 
 
 @st.composite
-def agents(draw):
+def agents(draw, due=False):
     names = draw(st.lists(st.text("abc", min_size=1, max_size=3), unique=True, max_size=6))
     prediction = st.builds(Prediction, seconds, seconds, st.booleans())
     return [
@@ -31,9 +38,15 @@ def agents(draw):
             draw(seconds),
             draw(seconds),
             draw(st.integers(0, 9)),
+            draw(st.floats(0, 2 * PROBE_S)) if due else 0.0,
+            draw(st.integers(0, 2 * PROBE_TASKS)) if due else 0,
         )
         for name in names
     ]
+
+
+def infeasible(one, items):
+    return any(item in one.predictions and one.predictions[item].infeasible for item in items)
 
 
 def outcome(*asked):
@@ -43,7 +56,7 @@ def outcome(*asked):
         return none.reason, str(none)
 
 
-@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, st.randoms())
+@given(agents(due=True), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, st.randoms())
 def test_the_choice_is_the_same_in_any_order_and_in_time_and_able(known, items, left_s, random):
     shuffled = random.sample(known, len(known))
     chosen = outcome(items, known, left_s)
@@ -52,16 +65,27 @@ def test_the_choice_is_the_same_in_any_order_and_in_time_and_able(known, items, 
         return
     there = {one.name: one for one in known}[chosen.name]
     assert there.modalities >= set(items)
-    assert chosen.total_s <= left_s
+    assert chosen.total_s - there.backlog_s <= left_s
     assert chosen.total_s == there.backlog_s + chosen.encode_s + there.answer_s
-    for item in items:
-        assert item not in there.predictions or not there.predictions[item].infeasible
+    if not there.is_due and infeasible(there, items):
+        assert all(
+            infeasible(one, items) or isinstance(outcome(items, [one], left_s), tuple)
+            for one in known
+            if not set(items) - set(one.predictions)  # else its latency is a guess from the others
+        )
 
 
 @given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, seconds)
 def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, more_s):
     chosen, later = outcome(items, known, left_s), outcome(items, known, left_s + more_s)
-    if not isinstance(chosen, tuple):
+    if isinstance(chosen, tuple):
+        return
+    assert not isinstance(later, tuple)
+    if chosen.total_s > left_s:  # as soon as it can be, whatever it costs
+        return
+    there = {one.name: one for one in known}
+    if not infeasible(there[chosen.name], items):
+        assert not infeasible(there[later.name], items)
         assert later.energy_j <= chosen.energy_j * 1.05 + 1e-9
 
 
@@ -69,6 +93,8 @@ def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, mor
 def test_without_a_deadline_no_feasible_agent_needs_clearly_less_energy(known, items):
     chosen = outcome(items, known)
     for one in known:
+        if infeasible(one, items):
+            continue
         alone = outcome(items, [one])
         if isinstance(alone, tuple) or set(items) - set(one.predictions):
             continue  # cannot, or is guessed at from others
@@ -124,9 +150,40 @@ def test_what_no_agent_can_do_is_told_with_the_reason():
     with pytest.raises(NoAgentFits, match=r"1\.10 s needed, 0\.50 s left") as late:
         place(["image"], [agent(answer_s=1.0), agent("b", answer_s=2.0)], 0.5)
     assert late.value.reason == "too-late"
-    infeasible = Candidate("a", ALL, {"video": Prediction(1.0, 1.0, infeasible=True)})
-    with pytest.raises(NoAgentFits, match="can encode image and video within its limit") as cannot:
-        place(["image", "video"], [infeasible])
-    assert cannot.value.reason == "cannot"
-    with pytest.raises(NoAgentFits, match="no edge agent here encodes audio"):
+    with pytest.raises(NoAgentFits, match="no edge agent here encodes audio") as cannot:
         place(["audio"], [Candidate("a", frozenset(["image"]))])
+    assert cannot.value.reason == "cannot"
+
+
+def test_where_all_that_waits_makes_it_late_the_soonest_agent_decides_itself():
+    agents = [agent("a", backlog_s=9.0), agent("b", backlog_s=5.0), agent("c", 2.0)]
+    assert place(["image"], agents, 1.0).name == "b"  # its user may have a place before the rest
+
+
+def above_limit(name, latency_s, energy_j, **other):
+    prediction = Prediction(latency_s, energy_j, infeasible=True)
+    return Candidate(name, ALL, dict.fromkeys(MODALITIES, prediction), **other)
+
+
+def test_an_agent_above_its_own_limit_is_asked_only_if_no_other_can_be_in_time():
+    slow, slower = above_limit("slow", 1.0, 2.0), above_limit("slower", 2.0, 1.0)
+    dear = agent("dear", 3.0, 9.0)
+    assert place(["image"], [slow, slower, dear]).name == "dear"
+    assert place(["image"], [slow, slower, dear], 2.5).name == "slow"
+    assert place(["image"], [slow, slower]).name == "slow"  # done first, whatever it takes
+    with pytest.raises(NoAgentFits, match=r"1\.00 s needed"):
+        place(["image"], [slow, slower], 0.5)
+
+
+LEFT_ALONE = {"idle_s": PROBE_S, "passed": PROBE_TASKS}
+
+
+@pytest.mark.parametrize(
+    "left", [agent("left", 1.0, 1.06, **LEFT_ALONE), above_limit("left", 1.0, 9.0, **LEFT_ALONE)]
+)
+def test_an_agent_that_was_left_alone_for_long_gets_a_task_if_it_can_be_in_time(left):
+    usual = agent("usual", 0.1, 1.0)
+    assert place(["image"], [usual, left]).name == "left"
+    assert place(["image"], [usual, left], 0.5).name == "usual"
+    for soon in (replace(left, idle_s=PROBE_S / 2), replace(left, passed=PROBE_TASKS - 1)):
+        assert place(["image"], [usual, soon]).name == "usual"

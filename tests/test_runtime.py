@@ -130,7 +130,8 @@ def test_a_crash_in_mid_call_fails_that_call_and_says_how(host):
     crashed = host.encode(single(host), one(host))
     killing.join()
     assert crashed.failed == "the encoder crashed: killed by SIGKILL"
-    assert crashed.hung_s == 0 and crashed.parts == () and host.process.pid is None
+    assert crashed.why == "crashed" and crashed.hung_s == 0
+    assert crashed.parts == () and host.process.pid is None
 
 
 def test_one_that_hangs_is_killed_in_time_and_the_next_call_is_served_alike(host, monkeypatch):
@@ -142,7 +143,7 @@ def test_one_that_hangs_is_killed_in_time_and_the_next_call_is_served_alike(host
     begun_s = time.monotonic()
     hung = host.encode(single(host), one(host))
     assert time.monotonic() - begun_s < 10
-    assert (hung.failed, hung.hung_s, hung.parts) == ("hangs", 0.5, ())
+    assert (hung.failed, hung.why, hung.hung_s, hung.parts) == ("hangs", "hung", 0.5, ())
     assert math.isnan(hung.latency_s) and not os.path.exists(f"/proc/{pid}")
     monkeypatch.undo()
     (part,) = host.encode(single(host), one(host)).parts
@@ -302,7 +303,7 @@ def test_an_emulated_failure_fails_and_an_emulated_hang_hangs(beside):
     gpu, dla = runtime.trusted
     assert runtime.encode(gpu, one(runtime)).failed == "gpu does not answer"
     hung = runtime.encode(dla, one(runtime))
-    assert (hung.failed, hung.hung_s, hung.parts) == ("hangs", 0.05, ())
+    assert (hung.failed, hung.why, hung.hung_s, hung.parts) == ("hangs", "hung", 0.05, ())
 
 
 def test_an_encoder_of_the_board_stands_for_each_of_the_model(beside):

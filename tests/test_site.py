@@ -17,7 +17,11 @@ sys.path.insert(0, str(DOCS))
 from build import sources  # noqa: E402
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-LEFT_OUT = ("mllm_sched.pipeline.proto", "mllm_sched.harness.imitation.programs")
+LEFT_OUT = (
+    "mllm_sched.edge.proto",
+    "mllm_sched.pipeline.proto",
+    "mllm_sched.harness.imitation.programs",
+)
 LINE = re.compile(r"<[^>]+>")
 
 

@@ -110,14 +110,15 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._answer.add(took_s)
         self._silent_since_s = None
 
-    def service_s(self, entry: Entry) -> float:
+    def service_s(self, entry: Entry, rest_s: float = 0.0) -> float:
         """Seconds from the start of its encoding to the end of its answer, if both go well.
 
-        A task that is let through to see how long it takes is not to be given up: 0.
+        ``rest_s`` of encoding follow, of further items. A task that is let through to see how long
+        it takes is not to be given up: 0.
         """
         if entry in self._probes:
             return 0.0
-        return entry.cost_s * self._ratio.least + self._answer.least
+        return (entry.cost_s + rest_s) * self._ratio.least + self._answer.least
 
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
         """Before an upload, of which nothing is known but its user: refuse what is hopeless.
@@ -141,7 +142,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         if refusal is not None and not self._is_silent(now_s, ends_s):
             raise refusal
 
-    def check(self, entry: Entry, ahead_s: float, now_s: float) -> None:
+    def check(self, entry: Entry, ahead_s: float, now_s: float, rest_s: float = 0.0) -> None:
         """Before an entry is queued: refuse it if it would not be answered in time.
 
         With nothing before it, it is worth a try unless even a quick run would be late. Behind
@@ -152,15 +153,18 @@ send less at a time or with a later deadline; ask again in 0.5 s
         ----------
         ahead_s
             Seconds of encoding that go before it, running ones included.
+        rest_s
+            Seconds of encoding that follow, of further items of the same task.
 
         Raises
         ------
         Refusal
             ``cannot``, ``too-late``.
         """
-        slow_s = entry.cost_s * (1 + self._ratio.spread) + self.answer_s + self._answer.spread
+        encode_s = (entry.cost_s + rest_s) * (1 + self._ratio.spread)
+        slow_s = encode_s + self.answer_s + self._answer.spread
         left_s = entry.ends_s - now_s
-        refusal = self._judged(self.service_s(entry), ahead_s, slow_s, left_s)
+        refusal = self._judged(self.service_s(entry, rest_s), ahead_s, slow_s, left_s)
         if refusal is None:
             return
         if not self._is_silent(now_s, entry.ends_s):

@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import grpc
 
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import Done
-from mllm_sched.edge.encoder_stage import EncoderStage, Pending
-from mllm_sched.edge.journal import Journal, JournalError
+from mllm_sched.edge.encoder_stage import EncoderStage
+from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError
+from mllm_sched.edge.journal_desk import JournalDesk
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.pending import Pending
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
-from mllm_sched.edge.service import UserService, key_of, now_s
+from mllm_sched.edge.service import HELD_BYTES, UserService, key_of, now_s
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.limits import Limits
@@ -32,12 +35,18 @@ from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import Message, unpack
-from mllm_sched.pipeline.wire_header import WireError
+from mllm_sched.pipeline.wire_header import MismatchError, WireError
 from mllm_sched.pipeline.wire_rules import Rules
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
-REST_S = 1.0  # after the journal refused a write, before another task is taken
+PAUSE_S = 0.2  # before the journal is tried again
+SERVER_SAYS = {  # what users hear of an LLM server that does not answer; the log has the rest
+    Status.UNAVAILABLE: "the LLM server cannot be reached",
+    Status.RESOURCE_EXHAUSTED: "the LLM server is busy",
+    Status.DEADLINE_EXCEEDED: "the LLM server did not answer in time",
+    Status.ABORTED: "the answer was made anew and begins differently; ask for all of it",
+}
 
 
 class Agent(UserService):
@@ -53,10 +62,15 @@ class Agent(UserService):
         Has the LLM server answer.
     journal
         Keeps what was answered.
-    users, limits, security
+    users, limits, security, held_bytes
         See ``UserService``.
     metrics
         Told of everything.
+
+    Attributes
+    ----------
+    desk
+        Watches the journal, if that is asked of it.
     """
 
     def __init__(
@@ -69,22 +83,19 @@ class Agent(UserService):
         limits: Limits,
         security: Security,
         metrics: Metrics,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
-        super().__init__(users, limits, security)
+        super().__init__(users, limits, security, metrics, held_bytes)
         self.name, self.stage, self.answering = name, stage, answering
         self.journal, self.metrics = journal, metrics
+        self.desk = JournalDesk(journal, self._journal_down)
         self.runtime = stage.loop.runtime
         self.rules = Rules(self.runtime.half, ["input"], max_new_tokens=limits.new_tokens)
-        self._journal_rests_until = 0.0
 
     @property
     def why_not(self) -> str:
         """Why no new task is taken; empty if it is."""
-        if self.draining:
-            return "the agent shuts down"
-        if now_s() < self._journal_rests_until:
-            return "the journal cannot be written"
-        return ""
+        return "the agent shuts down" if self.draining else self.desk.why_not
 
     def card(self) -> pb.Card:
         """What the agent takes: raw items of its model."""
@@ -102,7 +113,10 @@ class Agent(UserService):
 
     async def _finished(self, user: User, start: pb.Start) -> Job | None:
         """An answer of before a restart, from the journal."""
-        stored = await asyncio.to_thread(self.journal.answer, user.name, start.id)
+        try:
+            stored = await self.desk.answer(user.name, start.id)
+        except JournalError as error:
+            raise self._down(error) from error
         if stored is None:
             return None
         if stored.digest != start.sha256:
@@ -114,67 +128,83 @@ class Agent(UserService):
         job.end(pb.Finished.FromString(stored.finished))
         return job
 
+    def _check_taking(self) -> None:
+        super()._check_taking()
+        if self.why_not:
+            raise Refusal("journal", self.why_not)
+
+    def _journal_down(self) -> None:
+        """Who waits is better off elsewhere."""
+        self.stage.refuse_waiting(Refusal("journal", self.why_not))
+
+    def _down(self, error: JournalError) -> Refusal:
+        self.desk.failed(error)
+        return Refusal("journal", self.why_not)
+
     async def _begin(
         self, user: User, start: pb.Start, pieces: AsyncIterator[pb.Piece], ends_s: float
     ) -> Job:
         with self._take(user, start) as slot:
-            if self.why_not:
-                raise Refusal("journal", self.why_not)
             self.stage.check_first(user, ends_s)
+            self._hold(user, start.bytes, slot)
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
                 message, prepared = await asyncio.to_thread(self._read, data, start)
-            pending = Pending(key_of(user, start), user, prepared, ends_s)
-            work = partial(self._serve, pending, message, start.sha256)
-            return self.jobs.launch(pending.task, start.sha256, ends_s, slot, work)
+            self._hold(user, max(0, _bytes(prepared) - start.bytes), slot)
+            key, work = key_of(user, start), partial(self._serve, user, message, prepared)
+            return self.jobs.launch(key, start.sha256, ends_s, slot, work)
 
     def _read(self, data: bytes, start: pb.Start) -> tuple[Message, tuple[Prepared, ...]]:
-        """A message, and what the encoder takes; refused here is what is wrong, or too long."""
+        """A message without its items, and what the encoder takes in their place.
+
+        Refused here is what is wrong, or too long.
+        """
         message = unpack(data, self.rules)
         if message.header.id != start.id:
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
+        if message.header.logits:  # of a long prompt they are hundreds of megabytes
+            raise MismatchError("logits are not relayed: ask a node for them")
         prepared = tuple(self.runtime.prepare(item) for item in message.items)
         layouts = [(one.modality, one.layout) for one in prepared]
-        wanted = message.header
-        self.rules.check_length(
-            message.prompt, layouts, wanted.max_new_tokens, logits=wanted.logits
-        )
-        return message, prepared
+        self.rules.check_length(message.prompt, layouts, message.header.max_new_tokens)
+        return replace(message, items=()), prepared
 
-    async def _serve(self, pending: Pending, message: Message, digest: bytes, job: Job) -> None:
+    async def _serve(
+        self, user: User, message: Message, prepared: Sequence[Prepared], job: Job
+    ) -> None:
         """The job of a request: encode, answer, or say why not."""
+        pending = Pending(f"{user.name}/{message.header.id}", user, prepared, job)
         try:
             async with job.in_time():
-                done = await self.stage.encode(pending) if pending.prepared else []
-                await self._answer(pending, message, digest, done, job)
+                done = await self.stage.encode(pending)
+                await self._answer(pending, message, done)
         except TimeoutError:
             late = f"the deadline passed after {len(job.tokens)} tokens"
             self._refuse(job, RefusedError(Status.DEADLINE_EXCEEDED, late), "deadline")
         except Refusal as refusal:
             self._refuse(job, refusal, refusal.reason)
         except JournalError as error:
-            self._journal_rests_until = now_s() + REST_S
-            self._refuse(job, Refusal("journal", f"the journal: {error}"), "journal")
+            self._refuse(job, self._down(error), "journal")
         except RefusedError as refused:
             self._refuse(job, refused, "failed")
         except NodeError as error:
-            self._refuse(job, RefusedError(error.code, f"the LLM server: {error}"), "server")
+            self._refuse(job, _server_refusal(error), "server")
         except Exception:
             say(log, "request-failed", "error", trace=True)
             failed = RefusedError(Status.INTERNAL, "the agent failed; see its log")
             self._refuse(job, failed, "failed")
+        finally:
+            self.answering.leave(pending)
 
     def _refuse(self, job: Job, why: RefusedError, reason: str) -> None:
         job.end(failure=why)
         self.metrics.shed(reason)
 
-    async def _answer(
-        self, pending: Pending, message: Message, digest: bytes, done: Sequence[Done], job: Job
-    ) -> None:
+    async def _answer(self, pending: Pending, message: Message, done: Sequence[Done]) -> None:
         """Relay the LLM server's answer; its end goes out once the journal has it."""
-        begun_s = now_s()
+        begun_s, job = now_s(), pending.job
         parts = [one.part for one in done]
-        relayed = await self.answering.relay(message, parts, pending.task, job, pending.ends_s)
+        relayed = await self.answering.relay(message, parts, pending.task, job)
         took_s = now_s() - begun_s
         self.stage.admission.answered(took_s)
         finished = pb.Finished(
@@ -186,35 +216,68 @@ class Agent(UserService):
             ),
             runs=[one.run for one in done],
         )
-        await self._keep(pending.user.name, message.header.id, digest, job, finished)
-        job.end(finished)
+        job.end(await self._keep(pending.user.name, message.header.id, job, finished))
         before_s = begun_s - pending.came_s
         first_s = before_s + relayed.first_token_s if job.tokens else None
         self.metrics.answered(before_s + took_s, first_s, self.runtime.evidence)
 
-    async def _keep(
-        self, user: str, name: str, digest: bytes, job: Job, finished: pb.Finished
-    ) -> None:
-        """In the journal; one that cannot be written is tried until the deadline."""
+    async def _keep(self, user: str, name: str, job: Job, finished: pb.Finished) -> pb.Finished:
+        """In the journal; one that cannot be written is tried until the deadline.
+
+        The end that is kept, of this answer or of the same one given before.
+        """
         answer = list(job.tokens), finished.SerializeToString()
         while True:
             try:
-                return await asyncio.to_thread(
-                    self.journal.keep_answer, user, name, digest, *answer
-                )
+                await self.desk.keep(user, name, job.digest, *answer)
+                return finished
+            except AlreadyAnswered:
+                return await self._kept(user, name, job) or finished
             except JournalError:
                 self.metrics.alarm("journal")
-                self._journal_rests_until = now_s() + REST_S
-                await asyncio.sleep(REST_S / 5)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _kept(self, user: str, name: str, job: Job) -> pb.Finished | None:
+        """The end of the answer in the journal, if the job made the very same; else it is void."""
+        stored = await self.desk.answer(user, name)
+        if stored is None:
+            return None
+        if stored.digest != job.digest:
+            message = f"request {name} was sent before, with other bytes"
+            raise RefusedError(Status.ALREADY_EXISTS, message)
+        if list(stored.tokens) != list(job.tokens):
+            raise RefusedError(Status.ABORTED, SERVER_SAYS[Status.ABORTED])
+        return pb.Finished.FromString(stored.finished)
 
     async def holds(self, user: str, name: str) -> bool:
         """Whether a user's request is here, under way or answered."""
         if self.jobs.knows(f"{user}/{name}"):
             return True
-        return await asyncio.to_thread(self.journal.answer, user, name) is not None
+        try:
+            return await self.desk.answer(user, name) is not None
+        except JournalError:  # one that cannot tell has it not
+            return False
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, finish what was begun; what waits for the journal then gives up."""
+        await super().drain(grace_s)
+        self.stage.loop.closing.set()
 
     def close(self) -> None:
         """Let what runs end, and give back what the parts hold."""
         self.stage.close()
         self.answering.close()
+        self.desk.close()
         self.runtime.close()
+
+
+def _bytes(prepared: Sequence[Prepared]) -> int:
+    return sum(tensor.nbytes for one in prepared for tensor in one.inputs.values())
+
+
+def _server_refusal(error: NodeError) -> RefusedError:
+    """What a user is told: neither addresses nor what is between the agent and its server."""
+    say(log, "server-refused", "warning", code=error.code.name, why=str(error))
+    if error.code in SERVER_SAYS:
+        return RefusedError(error.code, SERVER_SAYS[error.code])
+    return RefusedError(Status.INTERNAL, "the LLM server refused; see the agent's log")

@@ -23,6 +23,7 @@ from mllm_sched.pipeline.security import Security
 log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # an agent that takes longer to tell how it is counts as down
+HOLDS_S = 0.5  # and one that takes longer to tell whether it has a task does not have it
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -62,6 +63,8 @@ class Agent:
         self._metadata = security.metadata
         self._sent: list[Sent] = []
         self._hurry = asyncio.Event()
+        self._tasked_s = -math.inf  # when a task was last sent there, or it came up
+        self.passed = 0  # tasks that others got since then
         credentials = security.channel_credentials()
         self._channel = (
             grpc.aio.secure_channel(address, credentials, _OPTIONS)
@@ -97,7 +100,13 @@ class Agent:
             status.backlog_s + sent_s,
             status.answer_s,
             status.waiting + status.running + len(self._sent),
+            _now_s() - self._tasked_s,
+            self.passed,
         )
+
+    def tasked(self) -> None:
+        """A task goes there."""
+        self._tasked_s, self.passed = _now_s(), 0
 
     @contextmanager
     def sending(self, encode_s: float) -> Iterator[Sent]:
@@ -119,7 +128,7 @@ class Agent:
         """Whether it has that task, under way or answered; one that cannot tell does not."""
         asked = pb.Held(user=user, id=name)
         try:
-            reply = await self._agent.Holds(asked, timeout=ANSWER_S, metadata=self._metadata)
+            reply = await self._agent.Holds(asked, timeout=HOLDS_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             say(log, "agent-silent", "warning", agent=self.label, why=error.details())
             return False
@@ -134,7 +143,7 @@ class Agent:
 
     async def ask(self) -> None:
         """How it is now."""
-        asked_s = asyncio.get_running_loop().time()
+        asked_s = _now_s()
         about = {"timeout": ANSWER_S, "metadata": self._metadata}
         try:
             status = await self._agent.Status(pb.Nothing(), **about)
@@ -147,6 +156,7 @@ class Agent:
         self.name, self.model, self.boot = status.name, status.model, status.boot
         if not was_up:
             say(log, "agent-up", agent=self.label, boot=self.boot)
+            self.tasked()  # of which it knows nothing: others go on as they are
         self._sent = [sent for sent in self._sent if sent.at_s >= asked_s]
 
     async def pause(self, pause_s: float) -> None:
@@ -159,6 +169,10 @@ class Agent:
     async def close(self) -> None:
         """Give the connection back."""
         await self._channel.close()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _prediction(told: pb.Prediction) -> Prediction:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from mllm_sched.edge.agent import Agent
-from mllm_sched.edge.journal import read_journal
+from mllm_sched.edge.experience import experience
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.pipeline.pieces import PIECE_BYTES
@@ -37,6 +38,7 @@ class AgentTalk(rpc.AgentServicer):
             model=agent.runtime.identity,
             taking=not agent.why_not,
             why_not=agent.why_not,
+            draining=agent.draining,
             waiting=len(stage.queue),
             running=stage.running + agent.answering.running,
             backlog_s=stage.backlog_s,
@@ -59,11 +61,9 @@ class AgentTalk(rpc.AgentServicer):
         return pb.HeldReply(held=await self.agent.holds(request.user, request.id))
 
     async def Experience(self, request: pb.Nothing, context: Any) -> AsyncIterator[pb.Rows]:
-        """Every measurement so far, as CSV."""
+        """What was measured of each arm so far, as CSV; nothing if there is nothing."""
         await self._check(context)
-        table = await asyncio.to_thread(read_journal, self.agent.journal.path)
-        columns = [name for name in table if name not in ("user", "task")]
-        text = table[columns].to_csv(index=False).encode()
+        text = await asyncio.to_thread(_as_csv, self.agent.journal.path)
         for place in range(0, len(text), PIECE_BYTES):
             yield pb.Rows(csv=text[place : place + PIECE_BYTES])
 
@@ -71,3 +71,8 @@ class AgentTalk(rpc.AgentServicer):
         user = await self.agent.check(context)
         if not user.front:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this is for fronts and agents")
+
+
+def _as_csv(path: Path) -> bytes:
+    table = experience(path)
+    return b"" if table.empty else table.to_csv(index=False).encode()

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from mllm_sched.edge.agent_link import Agent
-from mllm_sched.edge.front_metrics import UNTOLD, FrontMetrics
 from mllm_sched.edge.logs import say
+from mllm_sched.edge.metrics import FrontMetrics
 from mllm_sched.pipeline.security import Security
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ class Agents:
         See ``Agent``.
     poll_s
         Seconds between two questions to one that answers.
+    metrics
+        Told of everything; by default nobody reads them.
     """
 
     def __init__(
@@ -38,10 +40,10 @@ class Agents:
         security: Security = Security(),
         *,
         poll_s: float = POLL_S,
-        metrics: FrontMetrics = UNTOLD,
+        metrics: FrontMetrics | None = None,
     ) -> None:
         self.all = [Agent(address, security) for address in addresses]
-        self.metrics = metrics
+        self.metrics = metrics or FrontMetrics(addresses)
         self._poll_s = poll_s
         self._foreign: set[Agent] = set()
 
@@ -64,6 +66,12 @@ class Agents:
         asked = self.up()
         replies = await asyncio.gather(*(agent.holds(user, name) for agent in asked))
         return next((agent for agent, held in zip(asked, replies, strict=True) if held), None)
+
+    def gets(self, agent: Agent) -> None:
+        """A task goes to this agent, and not to the others."""
+        for other in self.all:
+            other.passed += 1
+        agent.tasked()
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

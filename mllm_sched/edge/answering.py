@@ -13,12 +13,17 @@ import grpc
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.jobs import Job
-from mllm_sched.pipeline.node_errors import AnswerChanged, NodeBusy
+from mllm_sched.pipeline.node_errors import (
+    AnswerChanged,
+    DeadlineMissed,
+    NodeBusy,
+    NodeUnreachable,
+)
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.wire import Message, pack
 
-PAUSE_S = 0.05  # before a server that was busy is asked again
+PAUSE_S = 0.05  # before the server is asked again
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,32 @@ class Answering:
     """
 
     def __init__(self, client: EdgeClient, model: str, wire: str, at_once: int) -> None:
-        self._client, self._model, self._wire, self._at_once = client, model, wire, at_once
+        self._client, self._model, self._wire, self.at_once = client, model, wire, at_once
         self._threads = ThreadPoolExecutor(at_once, "answer")
-        self._fewer = asyncio.Condition()
-        self.running = 0
+        self._inside: set[object] = set()
+        self._left = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Requests that have a place among the answers."""
+        return len(self._inside)
 
     async def room(self) -> None:
         """Wait until one more answer can begin: features that nobody takes are not made."""
-        async with self._fewer:
-            await self._fewer.wait_for(lambda: self.running < self._at_once)
+        while self.running >= self.at_once:
+            self._left.clear()
+            await self._left.wait()
 
-    async def relay(
-        self, message: Message, parts: Sequence[Part], task: str, job: Job, ends_s: float
-    ) -> Relayed:
+    def enter(self, who: object) -> None:
+        """Take a place, at once: whoever is next must not find it free."""
+        self._inside.add(who)
+
+    def leave(self, who: object) -> None:
+        """Give it back, if there is one."""
+        self._inside.discard(who)
+        self._left.set()
+
+    async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Relayed:
         """Add the tokens of an answer to a job, as they come.
 
         The server knows the request by its task and its features: if these are made once more and
@@ -72,52 +90,46 @@ class Answering:
         task
             Names the request among those of all users.
         job
-            Takes the tokens.
-        ends_s
-            When the user stops waiting, on ``time.monotonic``.
+            Takes the tokens, until nobody waits for it any more.
 
         Raises
         ------
         NodeError
             If the server does not do its part in time.
         """
-        name, wanted = _name(task, parts), message.header
-        request = Request(message.prompt, (), wanted.max_new_tokens, id=name)
+        name = _name(task, parts)
+        request = Request(message.prompt, (), message.header.max_new_tokens, id=name)
         loop = asyncio.get_running_loop()
 
-        def add(token: pb.Token) -> None:
-            loop.call_soon_threadsafe(job.add, token.token, token.logits)
+        def add(token: int) -> None:
+            loop.call_soon_threadsafe(job.add, token)
 
         def follow() -> Relayed:
-            data = pack(request, self._model, parts, self._wire, logits=wanted.logits)
-            return self._follow(data, name, ends_s, add)
+            data = pack(request, self._model, parts, self._wire)
+            return self._follow(data, name, job, add)
 
-        self.running += 1
-        try:
-            return await loop.run_in_executor(self._threads, follow)
-        finally:
-            self.running -= 1
-            async with self._fewer:
-                self._fewer.notify_all()
+        return await loop.run_in_executor(self._threads, follow)
 
-    def _follow(
-        self, data: bytes, name: str, ends_s: float, add: Callable[[pb.Token], None]
-    ) -> Relayed:
-        """Each token once, also when the server was too busy to go on with an answer."""
+    def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Relayed:
+        """Each token once, also when the server was too busy to go on with an answer.
+
+        Another caller may wait for longer than the first did; then the server is asked again.
+        """
         begun_s, first_s, tokens = time.monotonic(), 0.0, list[int]()
         while True:
             try:
-                for event, _ in self._client.events(data, name, _left_s(ends_s)):
+                left_s = max(0.001, job.ends_s - time.monotonic())
+                for event, _ in self._client.events(data, name, left_s):
                     if event.WhichOneof("content") == "finished":
                         return Relayed(event.finished.times, first_s)
                     first_s = first_s or time.monotonic() - begun_s
                     if event.token.index >= len(tokens):
                         tokens.append(event.token.token)
-                        add(event.token)
+                        add(event.token.token)
                     elif tokens[event.token.index] != event.token.token:
                         raise AnswerChanged("another answer", grpc.StatusCode.ABORTED)
-            except NodeBusy:
-                if time.monotonic() + PAUSE_S > ends_s:
+            except (NodeBusy, NodeUnreachable, DeadlineMissed):
+                if time.monotonic() + PAUSE_S > job.ends_s:
                     raise
                 time.sleep(PAUSE_S)
 
@@ -125,10 +137,6 @@ class Answering:
         """Give the connection back; answers under way break off."""
         self._client.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _left_s(ends_s: float) -> float:
-    return max(0.001, ends_s - time.monotonic())
 
 
 def _name(task: str, parts: Sequence[Part]) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -81,6 +84,11 @@ class ClosedLoop:
         Of the features.
     metrics
         Told of everything.
+
+    Attributes
+    ----------
+    closing
+        Once it is set, nothing is waited for, and nothing tried again.
     """
 
     def __init__(
@@ -94,7 +102,12 @@ class ClosedLoop:
     ) -> None:
         self.name, self.runtime, self.learner = name, runtime, learner
         self.limit_s, self.cut, self.metrics = limit_s, cut, metrics
+        self.closing = threading.Event()
         self.infeasible: dict[str, bool] = {}  # by modality, as the last decision had it
+        self._untold: Callable[[], None] | None = None  # writes what the journal could not take
+        self._is_behind = False
+        if learner.journal.stepped_back_s:
+            metrics.alarm("clock")
 
     def encode(self, works: Sequence[Work]) -> list[Done]:
         """Encode items of one kind in one call, on an arm that the scheduler chooses.
@@ -106,7 +119,7 @@ class ClosedLoop:
         EncodingFailed
             If the encoder failed on every arm that was tried.
         """
-        available = self._interrupted(works)
+        available = self._as_before(works)
         tried: list[Arm] = []
         while True:
             decision = self._ask(works, available)
@@ -115,22 +128,42 @@ class ClosedLoop:
             if not encoded.failed:
                 return self._done(works, decision.arm, encoded)
             tried.append(decision.arm)
-            if len(tried) == TRIES or time.monotonic() > _last(works):
+            is_over = self.closing.is_set() or time.monotonic() > _last(works)
+            if is_over or len(tried) == TRIES:
                 raise EncodingFailed(encoded.failed)
             available = [arm for arm in self.runtime.space if arm not in tried] or None
 
-    def _interrupted(self, works: Sequence[Work]) -> list[Arm] | None:
-        """The arm of a task that was under way when the agent died, so that its answer is the same.
+    def settle(self) -> None:
+        """Write what the last task took, if the journal could not take it then.
+
+        Raises
+        ------
+        JournalError
+            As long as it cannot be written.
+        """
+        if self._untold:
+            self._untold()
+            self._untold = None
+
+    def _as_before(self, works: Sequence[Work]) -> list[Arm] | None:
+        """The arm of a task whose answer may have begun, so that it goes on alike.
 
         A batch is not what it was, and its answers may differ in any case.
         """
-        arm = self.learner.repeats.get(works[0].task) if len(works) == 1 else None
+        arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
         return [arm] if arm else None
 
     def _ask(self, works: Sequence[Work], available: Sequence[Arm] | None) -> Decision:
         modality = works[0].prepared.modality
-        tasks = [work.task for work in works]
-        decision = self.learner.ask(tasks, context=self._context(works), available=available)
+        tasks, context = [work.task for work in works], self._context(works)
+        try:
+            self.settle()
+            decision = self.learner.ask(
+                tasks, context=context, available=available, facts=self._facts(works)
+            )
+        except JournalError:
+            self.metrics.alarm("journal")
+            raise
         self.infeasible[modality] = decision.infeasible
         self.metrics.decided(decision, modality)
         return decision
@@ -141,46 +174,65 @@ class ClosedLoop:
         return {name: given[name] for name in contexts.names} if contexts else None
 
     def _run(self, arm: Arm, works: Sequence[Work]) -> Encoded:
-        return self.runtime.encode(arm, [work.prepared for work in works], self.cut)
+        try:
+            return self.runtime.encode(arm, [work.prepared for work in works], self.cut)
+        except Exception as error:  # whatever it is, the decision must not stay open
+            say(log, "runtime-raised", "error", trace=True, arm=str(arm))
+            return Encoded(failed=f"{type(error).__name__}: {error}")
 
     def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
         """Write and learn what it took. A journal that is full or locked is waited for."""
-        modality = works[0].prepared.modality
+        self._raise_alarms(encoded)
+        self._untold = partial(self._write, decision, encoded, works)
+        self._patiently(self.settle, _last(works))
+
+    def _raise_alarms(self, encoded: Encoded) -> None:
         if encoded.meter_lost:
             self.metrics.alarm("meter")
+        if encoded.failed and encoded.why in ("crashed", "hung"):
+            self.metrics.alarm("worker")
+        if encoded.behind_s:
+            self.metrics.alarm("behind")
+        if encoded.behind_s and not self._is_behind:
+            why = "this machine is slower than what it emulates; latencies hold, the time does not"
+            say(log, "behind", "warning", behind_s=encoded.behind_s, why=why)
+        self._is_behind = encoded.behind_s > 0
+
+    def _write(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
+        """Into the journal, then into the scheduler, then into the metrics."""
+        before, modality = self.learner.scheduler.changes, works[0].prepared.modality
+        try:
+            self._learn(decision, encoded, works)
+        except ValueError as error:
+            say(log, "measurement-refused", "error", arm=str(decision.arm), why=str(error))
+            encoded = Encoded(failed=str(error))
+            with suppress(ValueError):  # it was written after all, though the journal denied it
+                self.learner.tell(decision.id, failed=encoded.failed)
         if encoded.failed:
-            self.metrics.failed(decision.arm, _class_of(encoded))
+            self.metrics.failed(decision.arm, encoded.why)
         else:
+            evidence = self.runtime.evidence, self.runtime.energy_evidence
+            took = encoded.latency_s, encoded.energy_j, self.limit_s
             for _ in works:
-                self.metrics.measured(
-                    decision.arm,
-                    modality,
-                    encoded.latency_s,
-                    encoded.energy_j,
-                    self.limit_s,
-                    *(self.runtime.evidence, self.runtime.energy_evidence),
-                )
-        before = self.learner.scheduler.changes
-        self._patiently(lambda: self._learn(decision, encoded, works), _last(works))
+                self.metrics.measured(decision.arm, modality, *took, *evidence)
         if self.learner.scheduler.changes > before:
             self.metrics.alarm("drift")
             say(log, "drift", "warning", arm=str(decision.arm), modality=modality)
 
     def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
-        facts = self._facts(works)
-        if encoded.hung_s:
+        if encoded.failed and self.closing.is_set():  # whoever ends the process ends the encoder
+            self.learner.cancel(decision.id, f"the agent ends: {encoded.failed}")
+        elif encoded.hung_s:
             above = {"latency_s": encoded.hung_s}
-            self.learner.tell(decision.id, above=above, facts={**facts, "failed": encoded.failed})
+            self.learner.tell(decision.id, above=above, facts={"failed": encoded.failed})
         elif encoded.failed:
-            self.learner.tell(decision.id, failed=encoded.failed, facts=facts)
+            self.learner.tell(decision.id, failed=encoded.failed)
         elif encoded.meter_lost:
             # Its latency alone teaches no rule of what an arm costs; the arm did nothing wrong.
-            facts["latency_s"] = encoded.latency_s
+            facts = {**self._facts(works), "latency_s": encoded.latency_s}
             self.learner.cancel(decision.id, f"the meter is gone: {encoded.meter_lost}", facts)
         else:
-            self.learner.tell(
-                decision.id, latency_s=encoded.latency_s, energy_j=encoded.energy_j, facts=facts
-            )
+            self.learner.tell(decision.id, latency_s=encoded.latency_s, energy_j=encoded.energy_j)
 
     def _facts(self, works: Sequence[Work]) -> dict[str, Any]:
         """What a row of the journal says beside arm, latency and energy."""
@@ -203,9 +255,9 @@ class ClosedLoop:
                 return write()
             except JournalError:
                 self.metrics.alarm("journal")
-                if time.monotonic() + PAUSE_S > ends_s:
+                is_over = time.monotonic() + PAUSE_S > ends_s
+                if is_over or self.closing.wait(PAUSE_S):
                     raise
-                time.sleep(PAUSE_S)
 
     def _done(self, works: Sequence[Work], arm: Arm, encoded: Encoded) -> list[Done]:
         run = pb.Run(
@@ -218,14 +270,6 @@ class ClosedLoop:
         )
         assert len(encoded.parts) == len(works)
         return [Done(part, run) for part in encoded.parts]
-
-
-def _class_of(encoded: Encoded) -> str:
-    """What kind of failure it was, for the metrics."""
-    if encoded.hung_s:
-        return "hung"
-    crashed = "crashed" in encoded.failed
-    return "crashed" if crashed else "memory" if "memory" in encoded.failed else "raised"
 
 
 def _last(works: Sequence[Work]) -> float:

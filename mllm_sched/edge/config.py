@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from mllm_sched.arms import Level
+from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.requests import WIRE_TYPES
 from mllm_sched.pipeline.security import Security, check_host
 
+SHOWN = (str, int, float)  # what an error shows; a mapping may have anything in it
 Loaded = TypeVar("Loaded", bound="Section")
 
 
@@ -39,18 +49,43 @@ def _wire(name: str) -> str:
     return name
 
 
+def _in_folder(path: Path, info: ValidationInfo) -> Path:
+    """Relative paths are taken from the folder of the file that they stand in."""
+    return Path((info.context or {}).get("folder", "")) / path
+
+
+def _device(name: str, info: ValidationInfo) -> str:
+    kind, _, file = name.partition(":")
+    return f"{kind}:{_in_folder(Path(file), info)}" if kind == "trace" and file else name
+
+
+def _private(address: str, info: ValidationInfo) -> str:
+    """An address that this side asks: what goes there beyond this machine is encrypted."""
+    if {"open", "tls"} <= set(info.data):  # else they are wrong themselves, and that is said
+        security = Security(None, **_files(info.data["tls"]))
+        check_host(address.rpartition(":")[0], security, is_open=info.data["open"])
+    return address
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+File = Annotated[Path, AfterValidator(_in_folder)]
+Device = Annotated[str, AfterValidator(_device)]
+Asked = Annotated[Address, AfterValidator(_private)]
 
 
 class Tls(Section):
     """PEM files for mutual TLS: this side's certificate and key, and who signs the other side's."""
 
-    certificate: Path
-    key: Path
-    authority: Path
+    certificate: File
+    key: File
+    authority: File
+
+
+def _files(tls: Tls | None) -> dict[str, Any]:
+    return dict(tls) if tls else {}
 
 
 class Listening(Section):
@@ -71,14 +106,14 @@ class Listening(Section):
     tls
         For both directions.
     open
-        Listen beyond this machine in the clear.
+        Listen and ask beyond this machine in the clear.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     listen: Address = "127.0.0.1:50061"
     metrics: Address | None = None
-    users_file: Path | None = None
-    token_file: Path | None = None
+    users_file: File | None = None
+    token_file: File | None = None
     tls: Tls | None = None
     open: bool = False
 
@@ -100,16 +135,23 @@ class Listening(Section):
     @property
     def server_security(self) -> Security:
         """For users: certificates alone, since a token says who asks."""
-        return Security(None, **self._files())
+        return Security(None, **_files(self.tls))
 
     @property
     def client_security(self) -> Security:
         """For the servers that this side asks; OSError if the token's file cannot be read."""
         token = self.token_file.read_text().strip() if self.token_file else None
-        return Security(token, **self._files())
+        return Security(token, **_files(self.tls))
 
-    def _files(self) -> dict[str, Any]:
-        return dict(self.tls) if self.tls else {}
+    def read_users(self) -> Users:
+        """Those who may ask; anybody, where no file names them. Raises as ``Users.read``."""
+        return Users.read(self.users_file) if self.users_file else Users.anyone()
+
+    def describe(self) -> str:
+        """Where it listens, and for whom, in words; two lines. Raises as ``Users.read``."""
+        metrics = f"metrics on {self.metrics}" if self.metrics else "no metrics"
+        users = self.read_users().describe()
+        return f"{self.name} listens on {self.listen}, {metrics}\nusers: {users}"
 
 
 class SchedulerSection(Section):
@@ -147,7 +189,7 @@ class JournalSection(Section):
         price of a sync of the disk for each write.
     """
 
-    path: Path
+    path: File
     durability: Literal["process", "power"] = "process"
     keep_days: Positive = 30.0
     keep_answers_s: Positive = 3600.0
@@ -183,19 +225,19 @@ class AgentConfig(Listening):
         one, as a standard deviation in logs.
     """
 
-    device: str = "host"
+    device: Device = "host"
     device_settings: dict[str, Any] = {}
     model: str = "small-llava"
     seed: int = 0
     modalities: Sequence[str] = ()
-    server: Address
+    server: Asked
     wire: Annotated[str, AfterValidator(_wire)] = "float16"
     cut: Literal["encoder", "projector"] = "projector"
     answers_at_once: Count = 4
     scheduler: SchedulerSection
     journal: JournalSection
     queue: QueueSection = QueueSection()
-    siblings: Sequence[Address] = ()
+    siblings: Sequence[Asked] = ()
     scatter: Positive = 0.2
 
 
@@ -205,19 +247,22 @@ def read_config(path: str | Path, kind: type[Loaded]) -> Loaded:
     Raises
     ------
     ConfigError
-        Names every field that is wrong, its value and what was expected.
+        Names every field that is wrong, its value and what was expected. Of a field that is not
+        known the value is left out: it may be a secret in the wrong place.
     """
     path = Path(path)
     try:
         given = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # whose text quotes the line
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not YAML{where}") from None
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected fields and their values, not {type(given).__name__}")
     try:
-        return _from_folder(kind.model_validate(given), path.parent.resolve())
+        return kind.model_validate(given, context={"folder": path.parent.resolve()})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_said(error)}") from None
 
@@ -226,19 +271,8 @@ def _said(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
         where = ".".join(map(str, fault["loc"])) or "the whole"
-        value = "" if fault["type"] in ("missing", "value_error") else f": {fault['input']!r}"
+        is_shown = fault["type"] != "extra_forbidden" and isinstance(fault["input"], SHOWN)
+        value = f": {fault['input']!r}" if is_shown else ""
         what = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}{value[:80]}: {what}")
     return "; ".join(lines)
-
-
-def _from_folder(section: Loaded, folder: Path) -> Loaded:
-    """The same with every path made absolute."""
-    changed: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Path):
-            changed[name] = folder / value
-        elif isinstance(value, Section):
-            changed[name] = _from_folder(value, folder)
-    return section.model_copy(update=changed)

@@ -83,8 +83,9 @@ class EmulatedRuntime(Runtime):
         if said.failed or said.latency_s > self.timeout_s:
             took_s = min(said.latency_s, self.timeout_s) if said.latency_s > 0 else 0.0
             self._pass(begun_s, took_s)
-            hangs = not said.failed
-            return Encoded(failed=said.failed or "hangs", hung_s=took_s if hangs else 0.0)
+            if said.failed:
+                return Encoded(failed=said.failed)
+            return Encoded(failed="hangs", why="hung", hung_s=took_s)
         self.process.run()
         parts = self.process.features(prepared, cut)
         behind_s = self._pass(begun_s, said.latency_s)

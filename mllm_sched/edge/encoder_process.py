@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mllm_sched.harness.child import Child, HangError
+from mllm_sched.harness.child import Child, CrashError, HangError
 from mllm_sched.pipeline.requests import Layout, Part
 
-__all__ = ["EncoderProcess", "HangError", "How", "Prepared"]
+__all__ = ["CrashError", "EncoderProcess", "HangError", "How", "Prepared"]
 
 TORCH = "torch"
 REMEMBERED = 1024  # kinds that were warmed up

@@ -4,59 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 from mllm_sched.edge.admission import Admission
 from mllm_sched.edge.answering import Answering
-from mllm_sched.edge.closed_loop import ClosedLoop, Done, Work
+from mllm_sched.edge.closed_loop import ClosedLoop, Done
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.pending import Pending, Turn
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
 
-
-@dataclass(eq=False)
-class Pending:
-    """The items of a request on their way through the encoder.
-
-    Attributes
-    ----------
-    task
-        The request's key in the journal.
-    ends_s
-        When its user stops waiting.
-    came_s
-        When it came.
-    queued_s
-        How long it waited for the encoder.
-    """
-
-    task: str
-    user: User
-    prepared: Sequence[Prepared]
-    ends_s: float
-    came_s: float = field(default_factory=now_s)
-    queued_s: float = 0.0
-    encoded: asyncio.Future[list[Done]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future(), repr=False
-    )
-
-    @property
-    def works(self) -> list[Work]:
-        """Its items, one after another."""
-        return [
-            Work(f"{self.task}/{place}", self.user.name, prepared, self.ends_s)
-            for place, prepared in enumerate(self.prepared)
-        ]
+TEXT_S = 0.001  # of encoding, for a request without items
 
 
 class EncoderStage:
     """A device, its loop, and who waits for it.
+
+    A request has one place in the queue, for its next item: between two items of one, those of
+    others have their turn. Requests without items wait as well, for a place among the answers.
 
     Parameters
     ----------
@@ -85,7 +55,9 @@ class EncoderStage:
         self.admission = Admission()
         self._device = ThreadPoolExecutor(1, "device")
         self._arrived = asyncio.Event()
-        self._running: list[Pending] = []
+        self._waiting: dict[Pending, Entry] = {}
+        self._running: list[Turn] = []
+        self._measured: set[str] = set()
 
     @property
     def running(self) -> int:
@@ -95,7 +67,8 @@ class EncoderStage:
     @property
     def backlog_s(self) -> float:
         """Seconds of encoding that wait or run, as predicted."""
-        return self.queue.backlog_s + self._running_s()
+        later = sum(self._cost_s(entry.item.rest) for entry in self._waiting.values())
+        return self.queue.backlog_s + self._running_s() + later
 
     def check_first(self, user: User, ends_s: float) -> None:
         """Refuse a request of a user before its upload, if there is no hope for any."""
@@ -105,6 +78,8 @@ class EncoderStage:
     async def encode(self, pending: Pending) -> list[Done]:
         """The features of all items, once it was the request's turn.
 
+        It has a place among the answers then, which is to be left in any case.
+
         Raises
         ------
         Refusal
@@ -112,22 +87,29 @@ class EncoderStage:
         JournalError, EncodingFailed
             See ``ClosedLoop.encode``.
         """
-        entry = self._entry(pending)
-        self.admission.check(entry, self._ahead_s(entry), now_s())
+        turn = Turn(pending)
+        entry = self._entry(turn)
+        self.admission.check(entry, self._ahead_s(entry), now_s(), self._cost_s(turn.rest))
         try:
-            pushed_out = self.queue.put(entry)
+            pushed_out = self._wait(entry)
         except QueueFull as error:
             raise Refusal("queue-full", str(error), retry_s=self.backlog_s) from None
         if pushed_out:
             gone = Refusal("pushed-out", "others had waited with less; send less at a time")
-            _hand_out(pushed_out.item, gone)
+            self._end(pushed_out.item.pending, gone)
         self._arrived.set()
         self._show()
         try:
             return await pending.encoded
         finally:
-            self.queue.remove(entry)
+            self._drop(pending)
             self._show()
+
+    def refuse_waiting(self, why: Refusal) -> None:
+        """Send away all of whom nothing was encoded yet."""
+        for pending, entry in list(self._waiting.items()):
+            if not entry.item.place:
+                self._end(pending, why)
 
     async def dispatch(self) -> None:
         """Encode what waits, for ever: the next in the fair order when the encoder is free."""
@@ -136,85 +118,131 @@ class EncoderStage:
             await self.answering.room()
             self._shed_late()
             if entries := self.queue.take(now_s(), self.sizes):
-                await self._encode(entries)
+                await self._serve(entries)
             else:
                 self._arrived.clear()
 
-    def _entry(self, pending: Pending) -> Entry:
-        kinds = [self.loop.runtime.kind(one) for one in pending.prepared]
+    def _entry(self, turn: Turn) -> Entry:
+        """Its cost is encoding alone; its user's turn moves on by what is scarcer.
+
+        Where answers are, that is the time for which this one keeps a place from the rest.
+        """
+        pending, prepared = turn.pending, turn.prepared
+        cost_s = self._cost_s([prepared]) if prepared else TEXT_S
+        answer_s = (self.admission.answer_s or self.admission.unknown_s) / self.answering.at_once
+        scarce_s = cost_s if turn.rest else max(cost_s, answer_s)
         return Entry(
             user=pending.user.name,
-            kind=kinds[0] if len(kinds) == 1 else None,
+            kind=self.loop.runtime.kind(prepared) if prepared else None,
             arrived_s=now_s(),
             ends_s=pending.ends_s,
-            cost_s=self._cost_s(pending),
-            item=pending,
-            weight=pending.user.weight,
+            cost_s=cost_s,
+            item=turn,
+            weight=pending.user.weight * cost_s / scarce_s,
         )
+
+    def _wait(self, entry: Entry) -> Entry | None:
+        """Into the queue; whoever had to go for it."""
+        pushed_out = self.queue.put(entry)
+        self._waiting[entry.item.pending] = entry
+        return pushed_out
+
+    def _drop(self, pending: Pending) -> None:
+        """Out of the queue, if it is there."""
+        if (entry := self._waiting.pop(pending, None)) is not None:
+            self.queue.remove(entry)
+
+    def _end(self, pending: Pending, why: Exception) -> None:
+        self._drop(pending)
+        pending.hand_out(why)
 
     def _ahead_s(self, entry: Entry) -> float:
         return self.queue.ahead_s(entry) + self._running_s()
 
-    def _cost_s(self, pending: Pending) -> float:
-        return sum(self.admission.encode_s(one.modality, one.kind) for one in pending.prepared)
+    def _cost_s(self, items: Iterable[Prepared]) -> float:
+        return sum(self.admission.encode_s(one.modality, one.kind) for one in items)
 
     def _running_s(self) -> float:
-        return sum(self._cost_s(pending) for pending in self._running)
+        return self._cost_s(turn.prepared for turn in self._running if turn.prepared)
+
+    def _service_s(self, entry: Entry) -> float:
+        return self.admission.service_s(entry, self._cost_s(entry.item.rest))
 
     def _shed_late(self) -> None:
-        for entry in self.queue.expired(now_s(), self.admission.service_s):
-            late = Refusal("too-late", "it waited too long to be answered in time")
-            _hand_out(entry.item, late)
+        """Drop those who stopped waiting, and those who will before they are answered."""
+        for pending in [one for one in self._waiting if one.encoded.done()]:
+            self._drop(pending)
+        for entry in self.queue.expired(now_s(), self._service_s):
+            pending = entry.item.pending
+            if pending.ends_s > entry.ends_s:  # by now somebody else waits for it, and for longer
+                self._wait(replace(entry, ends_s=pending.ends_s))
+            else:
+                late = Refusal("too-late", "it waited too long to be answered in time")
+                self._end(pending, late)
 
-    async def _encode(self, entries: Sequence[Entry]) -> None:
-        """Encode the requests of a batch, in the device's thread, and hand out what came of it."""
-        pendings = self._running = [entry.item for entry in entries]
-        begun_s = now_s()
+    async def _serve(self, entries: Sequence[Entry]) -> None:
+        """Have a batch encoded; the next item of each request waits meanwhile."""
+        begun_s, turns = now_s(), [entry.item for entry in entries]
+        for entry, turn in zip(entries, turns, strict=True):
+            pending = turn.pending
+            pending.queued_s += begun_s - max(entry.arrived_s, pending.free_s)
+            del self._waiting[pending]
+            if turn.rest:  # there is room: its place in the queue is free now
+                self._wait(self._entry(Turn(pending, turn.place + 1)))
+        if not turns[0].prepared:
+            self._hand_out(turns[0])
+            return
+        done = await self._encoded(turns)
+        took_s = (now_s() - begun_s) / len(entries)
         for entry in entries:
-            entry.item.queued_s = begun_s - entry.arrived_s
+            self.queue.charge(entry, took_s)
+        for turn, one in zip(turns, done, strict=False):  # none if it failed
+            self._learn(turn.prepared, one, took_s)
+            self._hand_out(turn, one)
+
+    async def _encoded(self, turns: list[Turn]) -> list[Done]:
+        """What the device's thread makes of a batch; nothing if it failed, as those who wait know.
+
+        Whatever was raised, they are told.
+        """
+        self._running = turns
         self._show()
         try:
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._device, self._encode_all, pendings)
-        except Exception as error:  # whatever it is, those who wait are told
-            results = [error] * len(pendings)
+            loop, works = asyncio.get_running_loop(), [turn.work() for turn in turns]
+            return await loop.run_in_executor(self._device, self.loop.encode, works)
+        except Exception as error:
+            for turn in turns:
+                self._end(turn.pending, error)
+            return []
         finally:
             self._running = []
-        took_s = (now_s() - begun_s) / len(entries)
-        for entry, result in zip(entries, results, strict=True):
-            self.queue.charge(entry, took_s)
-            _hand_out(entry.item, result)
 
-    def _encode_all(self, pendings: Sequence[Pending]) -> list[Any]:
-        """Several requests of one item each in one call, or the items of one request in turn."""
-        if len(pendings) > 1:
-            return [[done] for done in self._measured([one.works[0] for one in pendings])]
-        return [[self._measured([work])[0] for work in pendings[0].works]]
+    def _hand_out(self, turn: Turn, done: Done | None = None) -> None:
+        """An item is done; with the last, the request goes on to its answer."""
+        pending = turn.pending
+        pending.free_s = now_s()
+        if done:
+            pending.done.append(done)
+        if not turn.rest and not pending.encoded.done():
+            self.answering.enter(pending)
+            pending.hand_out(pending.done)
 
-    def _measured(self, works: Sequence[Work]) -> list[Done]:
-        done = self.loop.encode(works)
-        for work, one in zip(works, done, strict=True):
-            energy_j = one.run.energy_j or math.nan  # 0: the meter was gone
-            prepared = work.prepared
-            self.admission.encoded(
-                prepared.modality, one.run.latency_s / len(works), energy_j, prepared.kind
-            )
-        return done
+    def _learn(self, prepared: Prepared, done: Done, took_s: float) -> None:
+        """For how long an item keeps the device busy, which is more than its measured latency.
+
+        But the first of a modality, for which its encoder was loaded, says nothing of the next.
+        """
+        if prepared.modality not in self._measured:
+            self._measured.add(prepared.modality)
+            took_s = min(took_s, done.run.latency_s)
+        energy_j = done.run.energy_j or math.nan  # 0: the meter was gone
+        self.admission.encoded(prepared.modality, took_s, energy_j, prepared.kind)
 
     def _show(self) -> None:
         running = self.running + self.answering.running
         self.metrics.queue(len(self.queue), running, self.backlog_s)
 
     def close(self) -> None:
-        """Let the call under way end."""
-        self._device.shutdown(wait=True)
-
-
-def _hand_out(pending: Pending, result: Any) -> None:
-    """To whoever still waits."""
-    if pending.encoded.done():
-        return
-    if isinstance(result, Exception):
-        pending.encoded.set_exception(result)
-    else:
-        pending.encoded.set_result(result)
+        """Let the call under way end; what waits for the journal waits no longer."""
+        self.loop.closing.set()
+        self._device.shutdown(wait=True, cancel_futures=True)

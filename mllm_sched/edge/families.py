@@ -19,7 +19,7 @@ NAMESPACE = "mllm_sched"
 OTHER = "other"  # stands for whatever is not in the lists below
 SHED = (*REASONS, "deadline", "server", "failed")
 FAILURES = ("raised", "crashed", "hung", "memory")
-ALARMS = ("drift", "journal", "meter", "clock", "worker")
+ALARMS = ("drift", "journal", "meter", "clock", "worker", "behind")
 VALUES = {
     **{"modality": MODALITIES, "evidence": EVIDENCE, "reason": SHED},
     **{"why": FAILURES, "kind": ALARMS, "state": ("up", "down")},

@@ -7,9 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from mllm_sched.edge.config import Address, Count, Listening
+from mllm_sched.edge.config import Address, Asked, Count, Listening
 from mllm_sched.pipeline.options import MESSAGE_BYTES
-from mllm_sched.pipeline.security import check_host
 
 
 class FrontConfig(Listening):
@@ -30,7 +29,7 @@ class FrontConfig(Listening):
     """
 
     listen: Address = "127.0.0.1:50060"
-    agents: Annotated[Sequence[Address], Field(min_length=1)]
+    agents: Annotated[Sequence[Asked], Field(min_length=1)]
     poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     at_once: Count = 256
     held_bytes: Count = 512 << 20
@@ -40,8 +39,6 @@ class FrontConfig(Listening):
     def _agents_can_be_used(self) -> Self:
         if twice := sorted({one for one in self.agents if list(self.agents).count(one) > 1}):
             raise ValueError(f"agents: {', '.join(twice)} stands there twice")
-        for agent in self.agents:
-            check_host(agent.rpartition(":")[0], self.server_security, is_open=self.open)
         return self
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ class Journal(JournalFile):
         Days of service after which events go. Only what the last snapshot covers is dropped, so
         the scheduler loses nothing; the rows of the table are gone, so export them before.
     keep_answers_s
-        Seconds after which an answer may be dropped; then it cannot be asked for again.
+        Seconds after which ``prune`` drops an answer; then it cannot be asked for again.
     wall, monotonic
         The clocks, in seconds.
 
@@ -121,6 +121,11 @@ class Journal(JournalFile):
             self.append("clock", {"stepped_back_s": self._clock.stepped_back_s})
         return self._clock
 
+    @property
+    def stepped_back_s(self) -> float:
+        """How far the wall clock was set back before this start, else 0."""
+        return self._clock.stepped_back_s
+
     def now_s(self) -> float:
         """Seconds of service: they never step back, whatever the wall clock does.
 
@@ -162,12 +167,14 @@ class Journal(JournalFile):
             ).fetchall()
 
     def answer(self, user: str, id: str) -> StoredAnswer | None:
-        """What was answered to this request of this user, if it is still kept."""
-        with self.lock, errors_named(self.path):
-            row = self._database.execute(
-                "SELECT digest, tokens, finished, at_s FROM answers WHERE user = ? AND id = ?",
-                (user, id),
-            ).fetchone()
+        """What was answered to this request of this user, if it is still kept.
+
+        It waits for nobody: neither for a write, nor for another process that holds the file.
+        """
+        row = self._read(
+            "SELECT digest, tokens, finished, at_s FROM answers WHERE user = ? AND id = ?",
+            (user, id),
+        )
         if row is None:
             return None
         digest, tokens, finished, at_s = row
@@ -200,7 +207,7 @@ class Journal(JournalFile):
         return Snapshot(after, scheduler, json.loads(standing))
 
     def keep_snapshot(self, snapshot: Snapshot) -> None:
-        """Put it in the place of the last one, and drop what has been kept long enough."""
+        """Put it in the place of the last one, and drop events that were kept long enough."""
         standing = as_json(snapshot.standing)
         crc = digest(snapshot.scheduler, standing.encode())
         with self._transaction():
@@ -211,7 +218,16 @@ class Journal(JournalFile):
             )
             # The last event stays, for the clock goes on from it.
             self._drop("events", "id", "now_s", self.keep_days * DAY_S, snapshot.after)
+        self._give_back()
+
+    def prune(self) -> None:
+        """Drop the answers that were kept long enough; to be called now and then."""
+        with self._transaction():
             self._drop("answers", "rowid", "at_s", self.keep_answers_s, sys.maxsize)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Room in the file that nothing fills any more, to the disk."""
         with self.lock, errors_named(self.path):
             self._database.execute(f"PRAGMA incremental_vacuum({PAGE})").fetchall()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from mllm_sched.edge.journal_records import digest
 from mllm_sched.edge.journal_schema import (
@@ -36,20 +36,16 @@ class JournalFile:
         if durability not in DURABILITIES:
             known = ", ".join(DURABILITIES)
             raise ValueError(f"durability={durability!r}: expected one of {known}")
-        self.path, self.lock = path, threading.RLock()
-        self._holder = self._held()
-        try:
+        self.path, self.lock, self._reading = path, threading.RLock(), threading.Lock()
+        with ExitStack() as opened:  # closed in the other order: the writer after the reader
+            opened.enter_context(self._held())
             if not path.exists():
                 create(path)
-            self._database = open_writer(path, durability=durability, busy_s=busy_s)
-        except BaseException:
-            self._holder.close()
-            raise
-        try:
+            writer = open_writer(path, durability=durability, busy_s=busy_s)
+            self._database = opened.enter_context(closing(writer))
+            self._reader = opened.enter_context(closing(open_reader(path)))
             self.set_meta("writer", str(os.getpid()))
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     def _held(self) -> IO[str]:
         holder = locked(self.path.with_name(f"{self.path.name}.lock"))
@@ -90,6 +86,12 @@ class JournalFile:
                     self._database.execute("ROLLBACK")
                 raise
 
+    def _read(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The first row, read without waiting for who writes."""
+        with self._reading, errors_named(self.path):
+            row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
+        return row
+
     def size_bytes(self) -> int:
         """Of the file and of what SQLite keeps beside it."""
         files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
@@ -97,9 +99,8 @@ class JournalFile:
 
     def close(self) -> None:
         """Let go of the file; everything is in it already."""
-        with self.lock:
-            self._database.close()
-            self._holder.close()
+        with self.lock, self._reading:
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self

@@ -104,12 +104,16 @@ def _disk_full(folder: Path) -> bool:
 
 
 def create(path: Path) -> None:
-    """Make an empty journal. It is there whole or not at all, so an empty file is a damaged one."""
+    """Make an empty journal, for the eyes of its owner: it holds what users were answered.
+
+    It is there whole or not at all, so an empty file is a damaged one.
+    """
     leftover = path.with_name(f"{path.name}-wal")
     if leftover.exists():
         raise broken(leftover, f"belongs to {path.name}, which is gone")
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.unfinished")
     try:
+        unfinished.touch(mode=0o600)  # SQLite gives the files beside it the same
         with errors_named(path), closing(sqlite3.connect(unfinished)) as database:
             database.executescript(TABLES)
         unfinished.replace(path)
@@ -173,7 +177,12 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write, and that no writer waits for."""
     if not path.is_file():
         raise FileNotFoundError(f"journal {path}: no such file; the agent makes it when it starts")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def meta(database: sqlite3.Connection, path: Path, name: str) -> str | None:

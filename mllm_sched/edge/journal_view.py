@@ -23,7 +23,7 @@ FACTS: dict[str, Any] = {  # what a row says of a task, and what if nobody said 
 LAST = ("reason", "safe_arms", "infeasible")
 
 
-def read_journal(path: str | Path, after: int = 0) -> pd.DataFrame:
+def read_journal(path: str | Path, after: int = 0, last: int = -1) -> pd.DataFrame:
     """All that was measured, one row a decision, in order.
 
     It reads what is committed at this moment. The agent that writes never waits for it, nor does it
@@ -35,6 +35,8 @@ def read_journal(path: str | Path, after: int = 0) -> pd.DataFrame:
         Of the journal.
     after
         Rows after that ``event`` alone: for who reads again and again.
+    last
+        At most so many rows, the last ones; all if it is negative.
 
     Returns
     -------
@@ -55,10 +57,20 @@ def read_journal(path: str | Path, after: int = 0) -> pd.DataFrame:
     with errors_named(path), closing(open_reader(path)) as database:
         words = meta(database, path, "spec")
         rows = database.execute(
-            f"SELECT {EVENT} FROM events WHERE kind = 'measured' AND id > ? ORDER BY id", (after,)
+            f"SELECT {EVENT} FROM events WHERE kind = 'measured' AND id > ? "
+            "ORDER BY id DESC LIMIT ?",
+            (after, last),
         ).fetchall()
     spec = json.loads(words) if words else {"factors": []}
-    return table_of((event_of(row, path) for row in rows), _names(spec))
+    return table_of((event_of(row, path) for row in reversed(rows)), _names(spec))
+
+
+def count_measured(path: str | Path) -> int:
+    """How many rows ``read_journal`` would return."""
+    path = Path(path)
+    with errors_named(path), closing(open_reader(path)) as database:
+        query = "SELECT COUNT(*) FROM events WHERE kind = 'measured'"
+        return int(database.execute(query).fetchone()[0])
 
 
 def read_spec(path: str | Path) -> Mapping[str, Any]:

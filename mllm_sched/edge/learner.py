@@ -15,8 +15,9 @@ from mllm_sched.arms import Arm
 from mllm_sched.edge.journal import Event, Journal, JournalError
 from mllm_sched.edge.journal_records import Snapshot, finite
 from mllm_sched.edge.journal_schema import broken
-from mllm_sched.edge.replay import INTERRUPTED, Standing, play, relearned, restored
-from mllm_sched.edge.scheduler_spec import SchedulerSpec, differences
+from mllm_sched.edge.replay import begun_with, lesson, play, relearned, restored
+from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.standing import INTERRUPTED, Standing
 from mllm_sched.schedulers import Decision, Scheduler
 from mllm_sched.schedulers.base import Context
 from mllm_sched.schedulers.saving import packed
@@ -24,6 +25,7 @@ from mllm_sched.schedulers.saving import packed
 __all__ = ["Learner", "SchedulerSpec"]
 
 EXPLAINED = ("reason", "certified", "p_feasible", "safe_arms", "infeasible")  # of a decision
+TWICE = "interrupted twice"  # how an arm failed that ended the process, or the machine
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ class Learner:
     journal says happened since. If this version of the rule chooses otherwise than the one that
     wrote the journal, or cannot read its snapshot, the log says so, and a new scheduler learns from
     all measurements that are still there. Decisions that were open are cancelled; their tasks are
-    in ``repeats``.
+    in ``repeats``. A task that was interrupted twice on one arm counts as failed there: what takes
+    the machine down must be learned as well.
 
     Where the journal cannot be written, the call raises ``JournalError`` and nothing has happened:
     what the scheduler did meanwhile is undone before its next use. Calls go on as soon as the
@@ -85,7 +88,7 @@ class Learner:
         self._stale = False  # whether memory may be ahead of the journal
         self._last = self._covered = 0  # events: written, and in the last snapshot
         with journal.lock:
-            known = _begun_with(journal, spec)
+            known = begun_with(journal, spec)
             self._rebuild()
             self._write("started", {"scheduler": spec.name})
             self._interrupt()
@@ -103,12 +106,27 @@ class Learner:
         arms = self.spec.space
         return {task: arms[index] for task, (index, _) in self._standing.repeats.items()}
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether anything was measured, or taken over from a table."""
+        return self.scheduler.steps > 0 or self._standing.warm
+
+    def arm_of(self, task: str) -> Arm | None:
+        """The arm that a task ran on before, if its answer may have begun; else None.
+
+        That is one of ``repeats``, or of the tasks measured last, as long as answers are kept.
+        """
+        since_s = self.journal.now_s() - self.journal.keep_answers_s
+        index = self._standing.arm_of(task, since_s)
+        return None if index is None else self.spec.space[index]
+
     def ask(
         self,
         tasks: Sequence[str],
         *,
         context: Context | None = None,
         available: Iterable[Arm] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Decision:
         """The arm for some tasks, which run as one; see ``Scheduler.ask``.
 
@@ -118,6 +136,8 @@ class Learner:
             A name for each, ``user/id/place``.
         context, available
             See ``Scheduler.ask``.
+        facts
+            See ``tell``: what is known of them already.
         """
         space = self.spec.space
         arms = None if available is None else sorted({space.index(arm) for arm in available})
@@ -129,7 +149,8 @@ class Learner:
             )
             body = {
                 **{"tasks": list(tasks), "arm": decision.arm.index},
-                **{"context": context, "available": arms},
+                **{"context": context, "available": arms, "facts": finite(facts or {})},
+                "repeated": self._standing.repeated(tasks, decision.arm.index),
                 **{name: getattr(decision, name) for name in EXPLAINED},
             }
             self._write("decided", body, decision.id, now_s)
@@ -162,7 +183,7 @@ class Learner:
             body = {
                 "told": {"failed": failed, "above": above, "quantities": finite(quantities)},
                 "levels": dict(self.spec.space[begun["arm"]].levels),
-                "facts": finite({"limit_s": limit_s, **(facts or {})}),
+                "facts": finite({"limit_s": limit_s, **begun.get("facts", {}), **(facts or {})}),
                 **{name: begun[name] for name in ("context", *EXPLAINED)},
             }
             with self._whole():
@@ -178,11 +199,7 @@ class Learner:
 
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
         """Learn from measurements made before, or elsewhere; see ``Scheduler.warm_start``."""
-        wanted = [*self.scheduler.joint.names, *self.scheduler.quantities, "failed"]
-        columns = table[[name for name in wanted if name in table]].astype(object)
-        kept = columns.where(columns.notna(), None)
-        body = {"table": {name: kept[name].tolist() for name in kept}, "scatter": scatter}
-        self._try("warm-start", body)
+        self._try("warm-start", lesson(self.scheduler, table, scatter))
 
     def change_limits(self, limits: Mapping[str, float]) -> None:
         """Other limits on the same quantities, from the next decision on."""
@@ -266,33 +283,15 @@ class Learner:
         )
         for decision in list(self._standing.open):
             self._write("cancelled", {"why": INTERRUPTED, "facts": {}}, decision)
-        decisions = [event.decision for event in self.journal.events() if event.kind == "decided"]
-        next_id = max((number for number in decisions if number is not None), default=-1) + 1
-        limits = self._standing.limits
-        self.scheduler = relearned(self.spec, self.journal.events(), limits, next_id)
+        self.scheduler, next_id = relearned(self.spec, self.journal, self._standing.limits)
         self._write("relearned", {"why": str(error), "next": next_id})
         self._snapshot()
 
     def _interrupt(self) -> None:
-        """Cancel what the last process did not live to measure."""
-        for decision in list(self._standing.open):
-            self.cancel(decision, INTERRUPTED)
-        old_s = self.journal.now_s() - self.journal.keep_answers_s
-        repeats = self._standing.repeats
-        self._standing.repeats = {task: kept for task, kept in repeats.items() if kept[1] >= old_s}
-
-
-def _begun_with(journal: Journal, spec: SchedulerSpec) -> Mapping[str, Any]:
-    """Words of the spec that a journal was begun with; a new one begins with this."""
-    mine, known = spec.words(), journal.meta("spec")
-    if known is None:
-        journal.keep_snapshot(Snapshot(0, packed(spec.make()), Standing().words()))
-        journal.set_meta("spec", json.dumps(mine))
-        return mine
-    words: dict[str, Any] = json.loads(known)
-    if found := differences(words, mine):
-        raise ValueError(
-            f"journal {journal.path}: of another scheduler ({'; '.join(found)}); start with these "
-            "settings, or with a new journal: export and warm_start take over what was measured"
-        )
-    return words
+        """End what the last process did not live to measure."""
+        for decision, begun in list(self._standing.open.items()):
+            if begun.get("repeated"):
+                self.tell(decision, failed=TWICE)
+            else:
+                self.cancel(decision, INTERRUPTED)
+        self._standing.forget(self.journal.now_s() - self.journal.keep_answers_s)

@@ -1,4 +1,7 @@
-"""Which of several edge agents takes a task: the one that meets its deadline with least energy."""
+"""Which of several edge agents takes a task: the one that meets its deadline with least energy.
+
+Now and then another takes one, so that what is thought of it does not stay as it once was.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 SAME_ENERGY = 0.05  # agents whose energy differs by less than this share take turns
+PROBE_S = 5.0  # an agent that got no task for so long is tried again,
+PROBE_TASKS = 20  # but at most once in so many tasks, since its energy may be higher
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Candidate:
         Seconds from features to the end of an answer.
     tasks
         That are there.
+    idle_s, passed
+        Seconds since a task was sent there, and tasks that others got since.
     """
 
     name: str
@@ -49,6 +56,13 @@ class Candidate:
     backlog_s: float = 0.0
     answer_s: float = 0.0
     tasks: int = 0
+    idle_s: float = 0.0
+    passed: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it was left alone for so long that nobody knows how it is now."""
+        return self.idle_s >= PROBE_S and self.passed >= PROBE_TASKS
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,9 @@ class Placed:
     energy_j: float
 
 
+Plan = tuple[Placed, Candidate]
+
+
 class NoAgentFits(Exception):
     """No agent can take the task; ``reason`` is ``cannot`` or ``too-late``."""
 
@@ -85,7 +102,13 @@ def place(
     Among the agents that are expected to meet the deadline: the one of least energy; of those
     within 5 % of it, the one that will be done first; then the one with fewest tasks, then by name.
     An agent that has not measured a modality yet is taken to be as fast as the median of the
-    others and as frugal as the best, so that it is tried as soon as it is idle.
+    others and as frugal as the best, so that it is tried as soon as it is idle. If none is expected
+    to be in time with all that waits there, the one that will be done first decides by itself.
+
+    One that is held to miss its own limit on encoding is asked only if no other can be in time; of
+    several such, the one that will be done first. One that got no task for a while
+    (``Candidate.is_due``) goes before all others: it learns by tasks alone, and what it tells of
+    itself changes by them alone.
 
     Parameters
     ----------
@@ -99,7 +122,7 @@ def place(
     Raises
     ------
     NoAgentFits
-        If none encodes these modalities, none is held to meet its limit, or none can be in time.
+        If none encodes these modalities, or none could be in time if nothing waited.
 
     Examples
     --------
@@ -114,18 +137,36 @@ def place(
     if not able:
         raise NoAgentFits("cannot", f"no edge agent here encodes {_and(items)}")
     guesses = {modality: _guess(modality, able) for modality in set(items)}
-    feasible = [candidate for candidate in able if not _infeasible(items, candidate)]
-    if not feasible:
-        raise NoAgentFits("cannot", f"no edge agent can encode {_and(items)} within its limit")
-    plans = [_plan(items, candidate, guesses) for candidate in feasible]
+    plans = [(_plan(items, candidate, guesses), candidate) for candidate in able]
     in_time = [plan for plan in plans if plan[0].total_s <= left_s]
     if not in_time:
-        soonest_s = min(plan.total_s for plan, _ in plans)
-        message = f"{soonest_s:.2f} s needed, {left_s:.2f} s left"
-        raise NoAgentFits("too-late", message)
-    least_j = min(plan.energy_j for plan, _ in in_time)
-    frugal = [one for one in in_time if one[0].energy_j <= least_j * (1 + SAME_ENERGY)]
-    return min(frugal, key=lambda one: (one[0].total_s, one[1], one[0].name))[0]
+        return _first_done(_with_hope(plans, left_s))
+    if due := [plan for plan in in_time if plan[1].is_due]:
+        return _first_done(due)
+    feasible = [plan for plan in in_time if not _infeasible(items, plan[1])]
+    return _first_done(_frugal(feasible) if feasible else in_time)
+
+
+def _with_hope(plans: list[Plan], left_s: float) -> list[Plan]:
+    """Those that would be in time if nothing waited there; NoAgentFits if there is none.
+
+    Only the agent knows what of that goes before this user: refused for all that waits, light users
+    would pay for heavy ones (notebook 09).
+    """
+    hope = [plan for plan in plans if plan[0].total_s - plan[1].backlog_s <= left_s]
+    if not hope:
+        soonest_s = min(placed.total_s - candidate.backlog_s for placed, candidate in plans)
+        raise NoAgentFits("too-late", f"{soonest_s:.2f} s needed, {left_s:.2f} s left")
+    return hope
+
+
+def _frugal(plans: list[Plan]) -> list[Plan]:
+    least_j = min(placed.energy_j for placed, _ in plans)
+    return [plan for plan in plans if plan[0].energy_j <= least_j * (1 + SAME_ENERGY)]
+
+
+def _first_done(plans: list[Plan]) -> Placed:
+    return min(plans, key=lambda plan: (plan[0].total_s, plan[1].tasks, plan[0].name))[0]
 
 
 def _and(items: Iterable[str]) -> str:
@@ -149,16 +190,14 @@ def _of(rule: Callable[[list[float]], float], values: Iterable[float]) -> float:
     return rule(known) if known else 0.0
 
 
-def _plan(
-    items: Iterable[str], candidate: Candidate, guesses: Mapping[str, Prediction]
-) -> tuple[Placed, int]:
+def _plan(items: Iterable[str], candidate: Candidate, guesses: Mapping[str, Prediction]) -> Placed:
     encode_s = energy_j = 0.0
     for modality in items:
         known, guess = candidate.predictions.get(modality), guesses[modality]
         encode_s += _first_finite(known.latency_s if known else math.nan, guess.latency_s)
         energy_j += _first_finite(known.energy_j if known else math.nan, guess.energy_j)
     total_s = candidate.backlog_s + encode_s + candidate.answer_s
-    return Placed(candidate.name, encode_s, total_s, energy_j), candidate.tasks
+    return Placed(candidate.name, encode_s, total_s, energy_j)
 
 
 def _first_finite(value: float, otherwise: float) -> float:

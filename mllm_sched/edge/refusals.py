@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any, Self
 
 import grpc
 
@@ -20,6 +22,7 @@ REASONS = {
     "journal": _GONE,  # nothing can be written down
     "draining": _GONE,  # the process ends
 }
+_RETRY = "retry-s"
 _TICK_S = 0.001  # an invitation to come back at once would be none
 
 
@@ -48,11 +51,42 @@ class Refusal(RefusedError):
             raise ValueError(f"reason {reason!r}: expected one of {', '.join(REASONS)}")
         self.reason = reason
         self.retry_s = max(retry_s, _TICK_S) if 0 < retry_s < math.inf else 0.0
-        again = f"; ask again in {self.retry_s:.3g} s" if self.retry_s else ""
+        again = _again(f"{self.retry_s:.3g}") if self.retry_s else ""
         super().__init__(REASONS[reason], f"{reason}: {message}{again}")
+
+    @classmethod
+    def told(cls, details: str, metadata: Iterable[tuple[str, Any]] | None) -> Self | None:
+        """The refusal of another service, by how its call ended; None if that was none.
+
+        Examples
+        --------
+        >>> refusal = Refusal("rate", "2 requests a second are allowed", retry_s=0.25)
+        >>> print(Refusal.told(str(refusal), refusal.metadata))
+        rate: 2 requests a second are allowed; ask again in 0.25 s
+        >>> Refusal.told("cannot: because", ())
+        """
+        told = {name: str(value) for name, value in metadata or ()}
+        if (reason := told.get("refused", "")) not in REASONS:
+            return None
+        message = details.removeprefix(f"{reason}: ")
+        if retry := told.get(_RETRY, ""):
+            message = message.removesuffix(_again(retry))
+        return cls(reason, message, retry_s=_seconds(retry))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The same for programs, as metadata at the end of a call."""
         told = (("refused", self.reason),)
-        return (*told, ("retry-s", f"{self.retry_s:.3g}")) if self.retry_s else told
+        return (*told, (_RETRY, f"{self.retry_s:.3g}")) if self.retry_s else told
+
+
+def _again(retry_s: str) -> str:
+    return f"; ask again in {retry_s} s"
+
+
+def _seconds(text: str) -> float:
+    """What stands in the metadata; 0 if it is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

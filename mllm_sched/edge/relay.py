@@ -20,7 +20,6 @@ from mllm_sched.pipeline.proto import node_pb2 as pb
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
 
-SHUTS_DOWN = "shuts down"  # why an agent takes no new tasks, as its status tells
 _LOST = (Status.UNAVAILABLE, Status.CANCELLED)  # the agent died, or shut down
 
 
@@ -48,7 +47,9 @@ class Task:
 class Relay:
     """Sends a task to an agent and hands its events on; if the agent is lost, to another.
 
-    No two agents are asked at once, and each process of an agent only once.
+    All are asked first whether one has it already, since it may have been sent by another front, or
+    by this one before it died. No two agents are given it at once, and each process of an agent
+    only once.
 
     Parameters
     ----------
@@ -56,13 +57,10 @@ class Relay:
         To choose from.
     task
         What is sent.
-    search
-        Whether an agent may have it already, so that all are asked for it first.
     """
 
-    def __init__(self, agents: Agents, task: Task, *, search: bool = False) -> None:
+    def __init__(self, agents: Agents, task: Task) -> None:
         self.agents, self.task, self.metrics = agents, task, agents.metrics
-        self._search = search
         self._tried: set[tuple[str, str]] = set()
         self._refusal: RefusedError | None = None  # of the last agent that had no place
 
@@ -74,23 +72,24 @@ class Relay:
                 finished = await self._answer(job)
         except TimeoutError:
             late = f"the deadline passed after {len(job.tokens)} tokens"
-            job.end(failure=RefusedError(Status.DEADLINE_EXCEEDED, late))
+            self._refuse(job, RefusedError(Status.DEADLINE_EXCEEDED, late))
         except RefusedError as refused:
-            if isinstance(refused, Refusal):
-                self.metrics.shed(refused.reason)
-            job.end(failure=refused)
+            self._refuse(job, refused)
         except Exception:
             log.exception("request %s/%s failed", self.task.user, self.task.id)
-            job.end(failure=RefusedError(Status.INTERNAL, "the front failed; see its log"))
+            self._refuse(job, RefusedError(Status.INTERNAL, "the front failed; see its log"))
         else:
             job.end(finished)
             total_s = asyncio.get_running_loop().time() - begun_s
             self.metrics.answered(total_s, _evidence(finished))
 
+    def _refuse(self, job: Job, why: RefusedError) -> None:
+        job.end(failure=why)
+        self.metrics.shed(_class_of(why))
+
     async def _answer(self, job: Job) -> pb.Finished:
-        agent, encode_s = None, 0.0
-        if self._search:
-            agent = await self.agents.holder(self.task.user, self.task.id)
+        encode_s = 0.0
+        agent = await self.agents.holder(self.task.user, self.task.id)
         while True:
             if agent is None:
                 agent, placed = self._place(job)
@@ -99,11 +98,11 @@ class Relay:
             try:
                 return await self._follow(agent, job, encode_s)
             except grpc.aio.AioRpcError as error:
-                code, details = error.code(), error.details() or "no reason given"
-            if code is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
+                failure = error
+            if failure.code() is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
                 continue  # of the first caller; another one waits for longer
             self._tried.add(life)
-            self._judge(agent, job, code, details)
+            self._judge(agent, job, failure)
             agent = None
 
     def _place(self, job: Job) -> tuple[Agent, Placed]:
@@ -120,6 +119,7 @@ class Relay:
             placed = place(self.task.items, [one.candidate() for one in taking.values()], left_s)
         except NoAgentFits as none:
             raise self._refusal or Refusal(none.reason, str(none)) from None
+        self.agents.gets(taking[placed.name])
         return taking[placed.name], placed
 
     async def _follow(self, agent: Agent, job: Job, encode_s: float) -> pb.Finished:
@@ -149,10 +149,13 @@ class Relay:
             yield piece
         sent.at_s = asyncio.get_running_loop().time()
 
-    def _judge(self, agent: Agent, job: Job, code: grpc.StatusCode, details: str) -> None:
+    def _judge(self, agent: Agent, job: Job, error: grpc.aio.AioRpcError) -> None:
         """Go on with the next agent, or raise what the user is told."""
-        refusal = RefusedError(code, details)
-        if code in _LOST:
+        code, details = error.code(), error.details() or "no reason given"
+        refusal = Refusal.told(details, error.trailing_metadata()) or RefusedError(code, details)
+        if isinstance(refusal, Refusal) and refusal.reason != "draining":
+            self._refusal = refusal  # it is up, and says no: another may say yes
+        elif code in _LOST:
             agent.lost(details)
             self.metrics.moved(agent.address)
         elif code is Status.RESOURCE_EXHAUSTED or (code is Status.ABORTED and not job.tokens):
@@ -163,10 +166,19 @@ class Relay:
 
 def _not_taking(agents: list[Agent]) -> RefusedError:
     """Why no agent that is left takes tasks."""
-    reasons = {agent.status.why_not for agent in agents if agent.status}
-    if all(SHUTS_DOWN in reason for reason in reasons):
+    told = [agent.status for agent in agents if agent.status]
+    if all(status.draining for status in told):
         return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
-    return Refusal("queue-full", f"no edge agent takes tasks: {'; '.join(sorted(reasons))}")
+    reasons = sorted({status.why_not for status in told})
+    return Refusal("queue-full", f"no edge agent takes tasks: {'; '.join(reasons)}")
+
+
+def _class_of(why: RefusedError) -> str:
+    """As what the metrics count it."""
+    if isinstance(why, Refusal):
+        return why.reason
+    classes = {Status.RESOURCE_EXHAUSTED: "queue-full", Status.DEADLINE_EXCEEDED: "deadline"}
+    return classes.get(why.code, "failed")
 
 
 def _check_count(told: int, job: Job) -> None:

@@ -2,70 +2,48 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from mllm_sched.arms import ArmSpace
+from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_records import Event, Snapshot
 from mllm_sched.edge.journal_view import table_of
-from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.scheduler_spec import SchedulerSpec, differences
+from mllm_sched.edge.standing import Standing
 from mllm_sched.schedulers import Scheduler
-from mllm_sched.schedulers.saving import unpacked
-
-INTERRUPTED = "interrupted"  # why a decision was cancelled that its process did not live to end
+from mllm_sched.schedulers.saving import packed, unpacked
 
 
 class Diverged(ValueError):
     """The scheduler of this version chooses otherwise than the one that wrote the journal."""
 
 
-@dataclass
-class Standing:
-    """What is under way, apart from what the scheduler knows of it.
-
-    Attributes
-    ----------
-    open
-        What was decided and is neither measured nor cancelled, by decision.
-    repeats
-        Tasks whose decisions were interrupted, each with its arm's index and since when.
-    limits
-        In force; empty as long as they are those of the spec.
-    """
-
-    open: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    repeats: dict[str, tuple[int, float]] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, words: Mapping[str, Any]) -> Standing:
-        """The inverse of ``words``."""
-        return cls(
-            {int(decision): body for decision, body in words["open"].items()},
-            {task: (arm, since_s) for task, (arm, since_s) in words["repeats"].items()},
-            dict(words["limits"]),
+def begun_with(journal: Journal, spec: SchedulerSpec) -> Mapping[str, Any]:
+    """Words of the spec that a journal was begun with; a new one begins with this."""
+    mine, known = spec.words(), journal.meta("spec")
+    if known is None:
+        journal.keep_snapshot(Snapshot(0, packed(spec.make()), Standing().words()))
+        journal.set_meta("spec", json.dumps(mine))
+        return mine
+    words: dict[str, Any] = json.loads(known)
+    if found := differences(words, mine):
+        raise ValueError(
+            f"journal {journal.path}: of another scheduler ({'; '.join(found)}); start with these "
+            "settings, or with a new journal: export and warm_start take over what was measured"
         )
+    return words
 
-    def words(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return {"open": self.open, "repeats": self.repeats, "limits": self.limits}
 
-    def follow(self, event: Event) -> None:
-        """Take in one event."""
-        if event.kind == "decided" and event.decision is not None:
-            self.open[event.decision] = event.body
-            for task in event.body["tasks"]:
-                self.repeats.pop(task, None)
-        elif event.kind in ("measured", "cancelled") and event.decision is not None:
-            begun = self.open.pop(event.decision)
-            if event.body.get("why") == INTERRUPTED:
-                since = (begun["arm"], event.now_s)
-                self.repeats.update(dict.fromkeys(begun["tasks"], since))
-        elif event.kind == "limits":
-            self.limits = dict(event.body["limits"])
+def lesson(scheduler: Scheduler, table: pd.DataFrame, scatter: float) -> dict[str, Any]:
+    """A table of measurements as an event ``warm-start`` has it."""
+    wanted = [*scheduler.joint.names, *scheduler.quantities, "failed"]
+    columns = table[[name for name in wanted if name in table]].astype(object)
+    kept = columns.where(columns.notna(), None)
+    return {"table": {name: kept[name].tolist() for name in kept}, "scatter": scatter}
 
 
 def play(scheduler: Scheduler, event: Event) -> None:
@@ -122,19 +100,21 @@ def restored(snapshot: Snapshot, events: Iterable[Event]) -> Scheduler:
 
 
 def relearned(
-    spec: SchedulerSpec, events: Iterable[Event], limits: Mapping[str, float], next_id: int
-) -> Scheduler:
+    spec: SchedulerSpec, journal: Journal, limits: Mapping[str, float]
+) -> tuple[Scheduler, int]:
     """A new scheduler that has learned from all measurements still in the journal.
 
-    Decisions are numbered from ``next_id``, so that none is taken for one of before.
+    Its decisions are numbered from the second result on, so that none is taken for one of before.
     """
+    decided = (event.decision for event in journal.events() if event.kind == "decided")
+    next_id = max((number for number in decided if number is not None), default=-1) + 1
     scheduler = spec.make()
     if limits:
         scheduler.change_limits(limits)
-    for table, scatter in _lessons(spec.space, events):
+    for table, scatter in _lessons(spec.space, journal.events()):
         scheduler.warm_start(table, scatter)
     scheduler.set_state({**scheduler.state(), "_next_id": next_id})
-    return scheduler
+    return scheduler, next_id
 
 
 def _lessons(space: ArmSpace, events: Iterable[Event]) -> Iterator[tuple[pd.DataFrame, float]]:

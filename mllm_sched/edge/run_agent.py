@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -18,14 +19,17 @@ from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
+from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.fair_queue import FairQueue
-from mllm_sched.edge.journal import Journal, JournalError, read_journal
+from mllm_sched.edge.journal import Journal, JournalError
+from mllm_sched.edge.journal_view import count_measured, read_spec
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
 from mllm_sched.edge.runtime import Runtime, open_runtime
-from mllm_sched.edge.siblings import learn_from
+from mllm_sched.edge.scheduler_spec import differences
+from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.limits import Limits
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 AGENT_SERVICE = "mllm_sched.edge.Agent"
 SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answered
 WATCH_S = 2.0  # between two looks at the journal
+PRUNE_S = 60.0  # between two looks for answers that were kept long enough
 ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 
 
@@ -50,16 +55,13 @@ def run_agent(config: AgentConfig) -> None:
         If the device, the journal or an address cannot be had.
     """
     with ExitStack() as opened:
-        runtime = open_runtime_of(config)
+        runtime = open_runtime_of(config, start=True)
         opened.callback(runtime.close)
-        users = users_of(config)
+        users = config.read_users()
         spec = spec_of(config, runtime)
         journal = opened.enter_context(open_journal(config))
         learner = Learner(journal, spec)
-        opened.callback(learner.close)
-        if not learner.scheduler.steps:
-            rows = learn_from(config.siblings, learner, config.scatter, config.client_security)
-            say(log, "learned-from-siblings", rows=rows)
+        learn_once(config.siblings, learner, config.scatter, config.client_security)
         metrics = Metrics(runtime.space, config.scheduler.violations)
         opened.callback(metrics.close)
         if config.metrics:
@@ -81,6 +83,8 @@ async def _serve(
     loop = ClosedLoop(config.name, runtime, learner, config.scheduler.limit_s, config.cut, metrics)
     queue = FairQueue(config.queue.waiting, config.queue.per_user)
     stage = EncoderStage(loop, queue, sizes_of(config), answering, metrics)
+    for one in expected_of(learner.scheduler, runtime.modalities):
+        stage.admission.expect(one.modality, one.latency_s, one.energy_j)
     limits = Limits(config.queue.waiting + SPARE)
     agent = Agent(
         config.name, stage, answering, journal, users, limits, config.server_security, metrics
@@ -89,7 +93,8 @@ async def _serve(
     def add(server: grpc.aio.Server) -> None:
         agent_rpc.add_AgentServicer_to_server(AgentTalk(agent), server)
 
-    tasks = [asyncio.create_task(stage.dispatch()), asyncio.create_task(_watch(journal, metrics))]
+    works = stage.dispatch(), agent.desk.watch(), _watch(agent)
+    tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:
         task.add_done_callback(_must_not_end)
     say(log, "agent-started", agent=config.name, device=config.device, boot=agent.boot)
@@ -98,19 +103,30 @@ async def _serve(
     finally:
         for task in tasks:
             task.cancel()
+        _leave(loop)
 
 
-async def _watch(journal: Journal, metrics: Metrics) -> None:
-    """Say how large the journal is, and whether it can be read and written, for ever."""
+async def _watch(agent: Agent) -> None:
+    """Say how large the journal is, and drop old answers from it, for ever."""
+    journal, pruned_s = agent.journal, 0.0
     while True:
-        try:
-            await asyncio.to_thread(journal.set_meta, "seen", str(journal.now_s()))
-            is_up = True
-        except JournalError as error:
-            is_up = False
-            say(log, "journal-down", "error", why=str(error), reason=error.reason)
-        metrics.journal(journal.size_bytes(), is_up)
+        agent.metrics.journal(journal.size_bytes(), not agent.desk.why_not)
+        if time.monotonic() > pruned_s + PRUNE_S and not agent.desk.why_not:
+            try:
+                await asyncio.to_thread(journal.prune)
+                pruned_s = time.monotonic()
+            except JournalError as error:
+                say(log, "journal-not-pruned", "warning", why=str(error))
         await asyncio.sleep(WATCH_S)
+
+
+def _leave(loop: ClosedLoop) -> None:
+    """Write what is left. All that users were told of is in the journal already."""
+    try:
+        loop.settle()
+        loop.learner.close()
+    except JournalError as error:
+        say(log, "journal-left-open", "warning", why=str(error), reason=error.reason)
 
 
 def _must_not_end(task: asyncio.Task[None]) -> None:
@@ -120,8 +136,11 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def open_runtime_of(config: AgentConfig) -> Runtime:
-    """The device of a configuration; ConfigError names the field that it does not like."""
+def open_runtime_of(config: AgentConfig, *, start: bool) -> Runtime:
+    """The device of a configuration, its encoders loading if they are started.
+
+    ConfigError names the field that it does not like.
+    """
     try:
         return open_runtime(
             config.device,
@@ -129,6 +148,7 @@ def open_runtime_of(config: AgentConfig) -> Runtime:
             seed=config.seed,
             modalities=config.modalities,
             settings=config.device_settings,
+            start=start,
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"device {config.device}, model {config.model}: {error}") from error
@@ -143,11 +163,6 @@ def open_journal(config: AgentConfig) -> Journal:
         keep_days=journal.keep_days,
         keep_answers_s=journal.keep_answers_s,
     )
-
-
-def users_of(config: AgentConfig) -> Users:
-    """Those who may ask; anybody, where no file names them."""
-    return Users.read(config.users_file) if config.users_file else Users.anyone()
 
 
 def sizes_of(config: AgentConfig) -> tuple[int, ...]:
@@ -182,21 +197,20 @@ def explain(config: AgentConfig) -> str:
 
     Raises as ``run_agent``. The journal is read, not taken: the agent may be running.
     """
-    runtime = open_runtime_of(config)
+    runtime = open_runtime_of(config, start=False)
     try:
         spec = spec_of(config, runtime)
         scheduler = spec.make()
         return "\n".join(
             [
-                f"agent {config.name} listens on {config.listen}, metrics on {config.metrics}",
-                f"users: {users_of(config).describe()}",
+                f"agent {config.describe()}",
                 runtime.describe(),
                 f"scheduler {spec.name}: least {spec.objective}, encoding within "
                 f"{config.scheduler.limit_s:g} s; {scheduler.cells} cells to learn",
                 f"  trusted: {'; '.join(map(str, spec.seeds)) or 'none'}",
                 f"queue: {config.queue.waiting} may wait, {config.queue.per_user} of a user; "
                 f"up to {config.queue.batch} items of a kind in one call",
-                f"journal {config.journal.path}: {_journal_state(config)}",
+                f"journal {config.journal.path}: {_journal_state(config, spec)}",
                 f"LLM server {config.server}: {_server_state(config, runtime)}",
             ]
         )
@@ -204,10 +218,15 @@ def explain(config: AgentConfig) -> str:
         runtime.close()
 
 
-def _journal_state(config: AgentConfig) -> str:
-    if not config.journal.path.exists():
+def _journal_state(config: AgentConfig, spec: SchedulerSpec) -> str:
+    path = config.journal.path
+    if not path.exists():
         return "none yet"
-    return f"{len(read_journal(config.journal.path))} measurements"
+    count, words = count_measured(path), read_spec(path)
+    state = f"{count} measurement{'' if count == 1 else 's'}"
+    if words and (found := differences(words, spec.words())):
+        return f"{state} of another scheduler, so it will be refused ({'; '.join(found)})"
+    return state
 
 
 def _server_state(config: AgentConfig, runtime: Runtime) -> str:

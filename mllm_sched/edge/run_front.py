@@ -11,7 +11,6 @@ from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import FrontMetrics
-from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.service import serve
 
@@ -39,7 +38,7 @@ def run_front(config: FrontConfig) -> None:
 
 
 async def _serve(config: FrontConfig, metrics: FrontMetrics) -> None:
-    users = users_of(config)
+    users = config.read_users()
     security = config.client_security
     agents = Agents(config.agents, security, poll_s=config.poll_s, metrics=metrics)
     async with agents.watched():
@@ -52,11 +51,6 @@ async def _serve(config: FrontConfig, metrics: FrontMetrics) -> None:
         await serve(front, config.host, config.port)
 
 
-def users_of(config: FrontConfig) -> Users:
-    """Those who may ask; anybody, where no file names them."""
-    return Users.read(config.users_file) if config.users_file else Users.anyone()
-
-
 def explain(config: FrontConfig) -> str:
     """What a front of this configuration would do, and how its agents are now.
 
@@ -64,8 +58,7 @@ def explain(config: FrontConfig) -> str:
     """
     return "\n".join(
         [
-            f"front {config.name} listens on {config.listen}, metrics on {config.metrics}",
-            f"users: {users_of(config).describe()}",
+            f"front {config.describe()}",
             f"{config.at_once} requests at a time, which hold {config.held_bytes >> 20} MiB in "
             f"all and {config.message_bytes >> 20} MiB each at most",
             *asyncio.run(_agents_now(config)),

@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.edge.encoder_process import EncoderProcess, HangError, Prepared
+from mllm_sched.edge.encoder_process import CrashError, EncoderProcess, HangError, Prepared
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.pipeline.checkpoints import bare_encoders
 from mllm_sched.pipeline.requests import Item, Part
 
 CALL_TIMEOUT_S = 10.0
+# How what an encoder raised begins, if it had no memory: in Python, PyTorch, its CPU's allocator.
+NO_MEMORY = ("MemoryError", "OutOfMemoryError", "RuntimeError: [enforce fail at alloc_cpu")
 OPEN_TIMEOUT_S = 180.0  # importing, loading, quantising, warming up
 
 
@@ -46,6 +48,8 @@ class Encoded:
         Per item; NaN if it failed, or if the meter was gone.
     failed
         Why there are no features: ``hangs``, or what went wrong in words.
+    why
+        Its class, if it failed: ``raised``, ``crashed``, ``hung`` or ``memory``.
     hung_s
         How long was waited for a call before it was killed.
     meter_lost
@@ -58,6 +62,7 @@ class Encoded:
     latency_s: float = math.nan
     energy_j: float = math.nan
     failed: str = ""
+    why: str = "raised"
     hung_s: float = 0.0
     meter_lost: str = ""
     behind_s: float = 0.0
@@ -170,9 +175,11 @@ class Runtime(ABC):
             try:
                 encoded = self._encode(arm, prepared, cut)
             except HangError as error:
-                return Encoded(failed="hangs", hung_s=error.after_s)
+                return Encoded(failed="hangs", why="hung", hung_s=error.after_s)
+            except CrashError as error:
+                return Encoded(failed=str(error), why="crashed")
             except HarnessError as error:
-                return Encoded(failed=str(error))
+                return Encoded(failed=str(error), why=_class_of(str(error)))
         if not all(bool(part.features.isfinite().all()) for part in encoded.parts):
             return Encoded(failed="features that are not finite")
         return encoded
@@ -219,8 +226,9 @@ def open_runtime(
     seed: int = 0,
     modalities: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    start: bool = True,
 ) -> Runtime:
-    """The encoders of a model on a device by name. Their process begins to load at once.
+    """The encoders of a model on a device by name.
 
     Parameters
     ----------
@@ -230,6 +238,8 @@ def open_runtime(
         See ``Runtime``.
     settings
         The device's own, by name; see its class.
+    start
+        Whether their process begins to load at once; else it does when it is first needed.
 
     Raises
     ------
@@ -246,8 +256,14 @@ def open_runtime(
             f"device {device}: unknown setting {unknown[0]!r}; expected some of {', '.join(known)}"
         )
     runtime = opener(device, model, seed, modalities, **settings)
-    runtime.process.start()
+    if start:
+        runtime.process.start()
     return runtime
+
+
+def _class_of(failed: str) -> str:
+    """Of what an encoder raised; its process says the exception's name first."""
+    return "memory" if failed.startswith(NO_MEMORY) else "raised"
 
 
 def _opener(device: str) -> Callable[..., Runtime]:

@@ -9,12 +9,13 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
 from mllm_sched.edge.calls import Calls
 from mllm_sched.edge.gate import Gate
+from mllm_sched.edge.held_bytes import HeldBytes
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
@@ -23,10 +24,18 @@ from mllm_sched.pipeline.pieces import read_start
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.service import abort, deadline_of
+from mllm_sched.pipeline.service import abort, code_of, deadline_of
 
 Status = grpc.StatusCode
 BEHALF = "on-behalf-of"
+HELD_BYTES = 512 << 20
+
+
+class Counts(Protocol):
+    """Metrics that count who was refused."""
+
+    def shed(self, reason: str) -> None:
+        """A request was not served, for this reason."""
 
 
 class UserService(rpc.NodeServicer):
@@ -40,10 +49,22 @@ class UserService(rpc.NodeServicer):
         Of all users together.
     security
         Certificates; a token says who asks.
+    counts
+        Told of every request that is refused before it is a job; jobs tell of themselves.
+    held_bytes
+        That all requests together may take.
     """
 
-    def __init__(self, users: Users, limits: Limits, security: Security) -> None:
+    def __init__(
+        self,
+        users: Users,
+        limits: Limits,
+        security: Security,
+        counts: Counts,
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
         self.users, self.limits, self.security = users, limits, security
+        self.counts, self.held = counts, HeldBytes(held_bytes)
         self.gate, self.calls = Gate(), Calls()
         self.jobs = Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
@@ -55,7 +76,10 @@ class UserService(rpc.NodeServicer):
 
     @abstractmethod
     async def _begin(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
-        """Receive a request that was never seen, and launch its answer."""
+        """Receive a request that was never seen, and launch its answer.
+
+        Its place is to be taken before anything is awaited: it may come twice at a time.
+        """
 
     async def _finished(self, user: User, start: pb.Start) -> Job | None:
         """An answer that was given before this process began, if there is one."""
@@ -74,22 +98,36 @@ class UserService(rpc.NodeServicer):
         self, pieces: AsyncIterator[pb.Piece], context: Any
     ) -> AsyncIterator[pb.Event]:
         """Tokens of the answer, as they come. Sent again, a request finds its answer."""
+        job = None
         try:
             user = self._who(context)
             with self.calls.of(user):
                 start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
                 ends_s = deadline_of(context, self.limits.answer_s)
-                job = self.jobs.find(key_of(user, start), start.sha256)
-                if job:
-                    job.extend(ends_s)
-                elif not (job := await self._finished(user, start)):
-                    job = await self._begin(user, start, pieces, ends_s)
+                job = await self._job(user, start, pieces, ends_s)
                 async for event in job.follow(start.have, start.so_far):
                     yield event
         except Exception as error:
+            if job is None and (reason := _reason(error)):
+                self.counts.shed(reason)
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)
             await abort(context, error)
+
+    async def _job(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
+        """The one job of a request: that which is here, or was, or a new one."""
+        if not (job := self._found(user, start, ends_s)):
+            self._check_taking()
+            if job := await self._finished(user, start):
+                return job
+            job = self._found(user, start, ends_s)  # it may have come meanwhile
+        return job or await self._begin(user, start, pieces, ends_s)
+
+    def _found(self, user: User, start: pb.Start, ends_s: float) -> Job | None:
+        job = self.jobs.find(key_of(user, start), start.sha256)
+        if job:
+            job.extend(ends_s)
+        return job
 
     async def Encode(self, pieces: Any, context: Any) -> AsyncIterator[pb.Piece]:
         """Not served: features go to the LLM server, not back to users."""
@@ -123,10 +161,14 @@ class UserService(rpc.NodeServicer):
             raise RefusedError(Status.PERMISSION_DENIED, "only a front may ask for others")
         return self.users.named(str(behalf))
 
-    def _take(self, user: User, start: pb.Start) -> Slot:
-        """A place for one more request of this user, as long as its job lasts."""
+    def _check_taking(self) -> None:
+        """Refusal, if nothing new is taken now."""
         if self.draining:
             raise Refusal("draining", "this node shuts down; ask another, or later")
+
+    def _take(self, user: User, start: pb.Start) -> Slot:
+        """A place for one more request of this user, as long as its job lasts."""
+        self._check_taking()
         slot = self.jobs.take(key_of(user, start), start.sha256)
         try:
             self.gate.enter(user, now_s())
@@ -136,10 +178,25 @@ class UserService(rpc.NodeServicer):
         slot.also.callback(self.gate.leave, user)
         return slot
 
+    def _hold(self, user: User, size: int, slot: Slot) -> None:
+        """Room for so many bytes of a request, until its place is given back."""
+        if not self.held.take(user.name, size):
+            message = f"no room for {size} bytes: {self.held.total} of {self.held.limit} are held"
+            raise Refusal("queue-full", message)
+        slot.also.callback(self.held.give, user.name, size)
+
 
 def key_of(user: User, start: pb.Start) -> str:
     """Names a request among those of all users: nobody finds another's by its id."""
     return f"{user.name}/{start.id}"
+
+
+def _reason(error: Exception) -> str:
+    """As what a refusal is counted; empty for what is wrong, or no more than a second try."""
+    if isinstance(error, Refusal):
+        return error.reason
+    shed = {Status.RESOURCE_EXHAUSTED: "queue-full", Status.DEADLINE_EXCEEDED: "deadline"}
+    return shed.get(code_of(error), "")
 
 
 def now_s() -> float:

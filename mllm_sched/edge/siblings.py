@@ -21,6 +21,15 @@ PATIENCE_S = 5.0  # for each sibling; an agent that starts must not wait for one
 MOST_BYTES = 64 << 20
 
 
+def learn_once(
+    siblings: Iterable[str], learner: Learner, scatter: float, security: Security
+) -> None:
+    """Let a scheduler that has learned nothing yet learn from its siblings; see ``learn_from``."""
+    if not learner.has_learned:
+        rows = learn_from(siblings, learner, scatter, security)
+        say(log, "learned-from-siblings", rows=rows)
+
+
 def learn_from(
     siblings: Iterable[str], learner: Learner, scatter: float, security: Security
 ) -> int:
@@ -29,7 +38,8 @@ def learn_from(
     A sibling that does not answer, or measured other arms, is left out, and the log says so. The
     table is written to the journal before the scheduler learns from it.
     """
-    tables = [table for address in siblings if (table := _usable(address, learner, security))]
+    asked = [_usable(address, learner, security) for address in siblings]
+    tables = [table for table in asked if table is not None]
     if not tables:
         return 0
     together = pd.concat(tables, ignore_index=True)

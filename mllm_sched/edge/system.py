@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mllm_sched.edge.ports import free_port
 from mllm_sched.edge.users import add
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
@@ -39,6 +39,9 @@ class LocalSystem:
         Who may ask, with their limits; anybody, as one user, if there is none.
     server_options
         Further options of the LLM server.
+    tls
+        ``certificate``, ``key`` and ``authority``, PEM files of every process and every client
+        here; the certificate must be of 127.0.0.1. In the clear by default.
 
     Attributes
     ----------
@@ -69,16 +72,19 @@ class LocalSystem:
         front: bool = False,
         users: Mapping[str, Mapping[str, Any]] | None = None,
         server_options: Sequence[str] = (),
+        tls: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model, port = model, _free_port()
-        self.server = NodeProcess("--model", model, *server_options, port=port)
+        self.model, port = model, free_port()
+        self._tls = dict(tls or {})
+        files = [text for name, file in self._tls.items() for text in (f"--{name}", str(file))]
+        self.server = NodeProcess("--model", model, *server_options, *files, port=port)
         self.llm = f"127.0.0.1:{port}"
         self.tokens: dict[str, str] = {}
         self._users_file = self._write_users(users, front) if users else None
-        self._addresses = {name: f"127.0.0.1:{_free_port()}" for name in [*agents, FRONT]}
-        self.metrics = {name: f"127.0.0.1:{_free_port()}" for name in [*agents, FRONT]}
+        self._addresses = {name: f"127.0.0.1:{free_port()}" for name in [*agents, FRONT]}
+        self.metrics = {name: f"127.0.0.1:{free_port()}" for name in [*agents, FRONT]}
         self._settings = dict(agents)
         self.agents = {name: self._process("agent", name) for name in agents}
         self.front = self._process("front", FRONT) if front else None
@@ -113,17 +119,18 @@ class LocalSystem:
     def client(self, user: str = "", agent: str = "") -> EdgeClient:
         """A client for a user, of the whole system or of one agent."""
         address = self._addresses[agent] if agent else self.address
-        return EdgeClient(address, Security(self.tokens.get(user)))
+        return EdgeClient(address, Security(self.tokens.get(user), **self._tls))
 
     def start(self) -> LocalSystem:
-        """Start everything and wait until it listens; what runs already is left."""
+        """Start everything and wait until it listens."""
+        loading = [self.server, *self.agents.values()]
         try:
-            self.server.start()
-            for name, agent in self.agents.items():
+            for name in self.agents:
                 self._write_agent(name)
-                agent.begin()
-            for agent in self.agents.values():
-                agent.wait()
+            for process in loading:
+                process.begin()
+            for process in loading:
+                process.wait()
             if self.front:
                 self._write_front()
                 self.front.start()
@@ -148,17 +155,22 @@ class LocalSystem:
             self.tokens[name] = add(file, name, **limits)
         if front:
             self.tokens[FRONT] = add(file, FRONT, front=True)
-            (self.folder / "front.token").write_text(self.tokens[FRONT])
+            token = self.folder / "front.token"
+            token.unlink(missing_ok=True)
+            token.touch(mode=0o600)
+            token.write_text(self.tokens[FRONT])
         return file
 
     def _common(self, name: str) -> dict[str, Any]:
-        common = {
+        common: dict[str, Any] = {
             "name": name,
             "listen": self._addresses[name],
             "metrics": self.metrics[name],
         }
         if self._users_file:
             common["users_file"] = str(self._users_file)
+        if self._tls:
+            common["tls"] = {name: str(file) for name, file in self._tls.items()}
         return common
 
     def _write_agent(self, name: str) -> None:
@@ -176,9 +188,3 @@ class LocalSystem:
         if self._users_file:
             given["token_file"] = str(self.folder / "front.token")
         (self.folder / f"{FRONT}.yaml").write_text(yaml.safe_dump(given))
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -3,10 +3,10 @@
 As vLLM documents it: "Multimodal Inputs", part "Online Serving / Embedding Inputs"
 (https://docs.vllm.ai/en/latest/features/multimodal_inputs/), and the fields of
 ``ChatCompletionRequest`` and ``ChatCompletionStreamResponse`` (vllm/entrypoints/openai/
-chat_completion/protocol.py), both as of vLLM 0.30. Each item is a content part of its own, with a
-tensor of shape (tokens, width of the LLM), saved by ``torch.save`` and written in base64; a model
-that needs the item's grid for its positions, as Qwen2-VL does, gets an object of two tensors. The
-pages up to vLLM 0.13 asked for (1, tokens, width) instead.
+chat_completion/protocol.py), both as documented in November 2026. Each item is a content part of
+its own, with a tensor of shape (tokens, width of the LLM), saved by ``torch.save`` and written in
+base64; a model that needs the item's grid for its positions, as Qwen2-VL does, gets an object of
+two tensors. The pages up to vLLM 0.13 asked for (1, tokens, width) instead.
 
 We write tensors and read none: what comes back is JSON, checked against the fields below.
 """

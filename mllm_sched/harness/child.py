@@ -32,6 +32,10 @@ class WorkerError(HarnessError):
     """An encoder that raised, crashed or did not answer; the message says which."""
 
 
+class CrashError(WorkerError):
+    """One whose process ended."""
+
+
 class HangError(WorkerError):
     """One that did not answer in ``after_s`` seconds, and was killed."""
 
@@ -76,7 +80,9 @@ class Child:
         Raises
         ------
         WorkerError
-            If the encoder raised, or if the process died, with the signal and its last words.
+            If the encoder raised.
+        CrashError
+            If the process died, with the signal and its last words.
         HangError
             If it did not answer in time; it is then killed.
         """
@@ -92,7 +98,7 @@ class Child:
             self.close()
             raise HangError(timeout_s) from None
         except (BrokenPipeError, EOFError):
-            raise WorkerError(self._obituary()) from None
+            raise CrashError(self._obituary()) from None
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer["ok"], behind

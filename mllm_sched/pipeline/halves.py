@@ -117,12 +117,20 @@ class EncoderHalf(_Half):
         return Part(modality, cut, self.project(part), layout)
 
     def prepare(self, item: Item) -> tuple[dict[str, Tensor], Layout]:
-        """What the encoder takes, and the layout of what it gives."""
+        """What the encoder takes, and the layout of what it gives; ValueError if it takes it not.
+
+        Processors raise whatever comes to pass inside them, for audio of a few samples for example.
+        """
         if item.modality not in self.modalities:
             held = ", ".join(self.modalities)
             raise ValueError(f"no encoder for {item.modality} here; this half holds: {held}")
         processor = self._processors[item.modality]
-        inputs, layout = self.architecture.prepare(self.config, processor, item)
+        try:
+            inputs, layout = self.architecture.prepare(self.config, processor, item)
+        except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
+            shape = " x ".join(map(str, item.data.shape))
+            why = str(error).partition("\n")[0][:200]
+            raise ValueError(f"{item.modality} of {shape} cannot be prepared: {why}") from error
         if layout.grid is not None:
             inputs["grid"] = torch.tensor([layout.grid])
         return inputs, layout

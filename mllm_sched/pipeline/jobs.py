@@ -153,15 +153,10 @@ class Jobs:
         """
         job = self._jobs.get(name)
         known = job.digest if job else self._forgotten.get(name)
-        if known is not None and known != digest:
-            raise RefusedError(
-                grpc.StatusCode.ALREADY_EXISTS, f"request {name} was sent before, with other bytes"
-            )
-        if known is not None and job is None:
-            raise RefusedError(
-                grpc.StatusCode.ALREADY_EXISTS, f"request {name} was answered; its answer is gone"
-            )
-        return job
+        if known is None or (job and known == digest):
+            return job
+        was = "sent before, with other bytes" if known != digest else "answered; its answer is gone"
+        raise RefusedError(grpc.StatusCode.ALREADY_EXISTS, f"request {name} was {was}")
 
     def knows(self, name: str) -> bool:
         """Whether that request is being answered, or its answer is held."""
@@ -189,7 +184,10 @@ class Jobs:
         slot: Slot,
         work: Callable[[Job], Coroutine[Any, Any, None]],
     ) -> Job:
-        """Begin an answer. It goes on to its end, whether someone follows it or not."""
+        """Begin an answer, unless it is being made; it goes on to its end, followed or not."""
+        if (known := self.find(name, digest)) is not None:
+            known.extend(ends_s)
+            return known
         job = self._jobs[name] = Job(digest, ends_s)
         slot.keep()
         task = asyncio.create_task(work(job))
@@ -266,6 +264,8 @@ class Slot:
                     yield
                 finally:
                     self._upload = None
+            if self._jobs is None:  # complete by now, but another one has its place
+                raise TimeoutError
         except TimeoutError:
             if asyncio.get_running_loop().time() < ends_s:
                 raise  # too slow, or sent again

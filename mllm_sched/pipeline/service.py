@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -97,7 +99,18 @@ async def serve(
     await checks.enter_graceful_shutdown()
     await service.drain(GRACE_S)
     await server.stop(grace=1.0)
-    service.close()
+    await _closed(service)
+
+
+async def _closed(service: Service) -> None:
+    """Let it give back what it holds, in a thread of its own; what hangs is not waited for."""
+    closing, ends_s = (
+        threading.Thread(target=service.close, daemon=True),
+        time.monotonic() + GRACE_S,
+    )
+    closing.start()
+    while closing.is_alive() and time.monotonic() < ends_s:
+        await asyncio.sleep(0.02)
 
 
 def _listen(server: grpc.aio.Server, address: str, security: Security) -> int:

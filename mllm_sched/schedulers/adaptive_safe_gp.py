@@ -30,7 +30,7 @@ from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice, interval
+from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
@@ -226,18 +226,10 @@ class AdaptiveSafeGP(Scheduler):
             reason,
             certified=probability >= self.certainty,
             p_feasible=probability,
-            bounds=self._bounds_of(cells[[position]]),
+            bounds=self._bounds_of(int(cells[position])),
             safe_arms=int((feasible >= self.certainty).sum()),
             infeasible=infeasible,
         )
-
-    def _bounds_of(self, cell: Indices) -> dict[str, tuple[float, float]]:
-        """Where each quantity of a cell is with the probability from which arms are certified."""
-        width, bounds = float(ndtri(self.certainty)), {}
-        for name in self.quantities:
-            mean, variance = (float(moment[0]) for moment in self.memory.moments(name, cell))
-            bounds[name] = interval(mean, width * math.sqrt(variance))
-        return bounds
 
     def _believed(self, cells: Indices) -> Bounds:
         width, bounds = float(ndtri(self.certainty)), {}

@@ -287,15 +287,6 @@ class Scheduler(IncompleteRuns, Beliefs):
             raise ValueError(f"decision {decision_id}: {state}; open decisions: {[*self._open]}")
         return self._open[decision_id]
 
-    def _offset(self, context: Context | None) -> int:
-        if self.contexts is None:
-            if context:
-                raise ValueError(f"context={dict(context)}: made without contexts=[Factor(...)]")
-            return 0
-        if context is None:
-            raise ValueError(f"context=None: expected a level for {', '.join(self.contexts.names)}")
-        return self.contexts.arm(**context).index * len(self.space)
-
     def _time(self, now: float | None) -> float:
         if now is None:
             return max(float(self.steps), self._latest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,12 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace, Level
+from mllm_sched.schedulers.decision import interval
 
 Array = NDArray[np.float64]
 Bounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 
 
-class Beliefs(ABC):
+class Beliefs:
     """The table, and what a rule that knows something overrides.
 
     Attributes
@@ -25,6 +25,7 @@ class Beliefs(ABC):
     """
 
     space: ArmSpace
+    contexts: ArmSpace | None
     quantities: tuple[str, ...]
     plays: NDArray[np.int64]
 
@@ -65,9 +66,22 @@ class Beliefs(ABC):
             {"arm": arms, **columns, "certified": certified, "plays": self.plays[cells]}
         )
 
-    @abstractmethod
     def _offset(self, context: Mapping[str, Level] | None) -> int:
         """First cell of a context."""
+        if self.contexts is None:
+            if context:
+                raise ValueError(f"context={dict(context)}: made without contexts=[Factor(...)]")
+            return 0
+        if context is None:
+            raise ValueError(f"context=None: expected a level for {', '.join(self.contexts.names)}")
+        return self.contexts.arm(**context).index * len(self.space)
+
+    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
+        """Between which values each quantity of a cell is believed to be."""
+        believed = self._believed(np.array([cell]))
+        return {
+            name: interval(float(low[0]), float(high[0])) for name, (low, high) in believed.items()
+        }
 
     def _believed(self, cells: NDArray[np.int64]) -> Bounds:
         """Bounds of the logs of the quantities of some cells; nothing by default."""

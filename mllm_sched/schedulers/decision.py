@@ -77,7 +77,6 @@ class Decision:
         return "; ".join(parts)
 
 
-def interval(log_mean: float, spread: float) -> tuple[float, float]:
-    """Bounds of a value whose log is known so far; what no number can hold is infinite."""
-    low, high = log_mean - spread, log_mean + spread
-    return math.exp(min(low, 700.0)), math.exp(high) if high < 700.0 else math.inf
+def interval(log_low: float, log_high: float) -> tuple[float, float]:
+    """Bounds of a value from those of its log; what no number can hold is infinite."""
+    return math.exp(min(log_low, 700.0)), math.exp(log_high) if log_high < 700.0 else math.inf

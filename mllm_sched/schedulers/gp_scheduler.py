@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice, interval
+from mllm_sched.schedulers.decision import Choice
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters, covariance
 from mllm_sched.schedulers.posterior import FinitePosterior
@@ -125,17 +125,13 @@ class GPScheduler(Scheduler):
         self, cell: int, reason: str, cells: Indices, *, infeasible: bool = False
     ) -> Choice:
         """A cell with what is believed of it."""
-        bounds = {
-            quantity: interval(float(belief.mean[cell]), self.width * float(belief.sd()[cell]))
-            for quantity, belief in self.beliefs.items()
-        }
         certified = self.certified()
         return Choice(
             cell,
             reason,
             certified=bool(certified[cell]),
             p_feasible=self.p_feasible(cell),
-            bounds=bounds,
+            bounds=self._bounds_of(cell),
             safe_arms=int(np.count_nonzero(certified[cells])),
             infeasible=infeasible,
         )

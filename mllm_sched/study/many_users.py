@@ -115,7 +115,7 @@ class Scenario:
     heavy_at_once: int = 10
     looks_ahead: bool = True
     frugal_first: bool = True
-    front_refuses: bool = True
+    front_refuses: bool = False
     fair: bool = True
     waiting: int = 64
     per_user: int = 16

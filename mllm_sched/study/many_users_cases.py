@@ -20,8 +20,8 @@ RULES = (SAFE, ADAPTIVE, Rule("UCB", "ucb"), Rule("Fixed at full power", "fixed"
 FRUGAL, SOON = "encoders short, least energy first", "encoders short, soonest first"
 AHEAD, BLIND = "LLM short, looks ahead", "LLM short, does not"
 QUEUES: dict[str, dict[str, Any]] = {
-    "fair, the front refuses": {},
-    "fair, the board refuses": {"front_refuses": False},
+    "fair, the board refuses": {},
+    "fair, the front refuses": {"front_refuses": True},
     "by deadline alone": {"fair": False},
 }
 COLUMNS = ["key", "value", "low", "high", "n", "evidence"]
@@ -86,8 +86,8 @@ def claim_numbers(
     summaries
         Summaries under the safe rule, of which the worst case counts.
     fairness
-        Summary of ``fairness_runs``; those of the fair queue behind a front that refuses count,
-        which is how the running system is built.
+        Summary of ``fairness_runs``; those of the fair queue whose board refuses count, which is
+        how the running system is built.
     """
     most = grid[["llm_servers", "users"]].max()
     full = grid[(grid["llm_servers"] == most["llm_servers"]) & (grid["users"] == most["users"])]

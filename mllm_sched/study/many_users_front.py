@@ -80,24 +80,26 @@ class Forecast:
     def place(self, modality: int, deadline_s: float, now_s: float) -> int:
         """The board that is to take a task; ``NOBODY`` if it would be late on all of them.
 
-        A front that refuses nobody then names the one that is done soonest: all that waits counts
-        in its forecast, but the board knows what of that goes before this user.
+        Unless the front refuses, it then names the soonest of those that would be in time if
+        nothing waited there: the board knows what of that goes before this user.
         """
         board = self._placed(modality, deadline_s, now_s)
         if board == NOBODY:
             self.encoding[modality].forget(now_s - FORGET_S)
             board = self._placed(modality, deadline_s, now_s)
         if board == NOBODY and not self._refuses:
-            board = self._placed(modality, np.inf, now_s, ANY_ENERGY)
+            left_s = deadline_s - now_s - self.rest_s(modality, now_s)
+            board = soonest(self._backlog_s(now_s), self.encoding[modality].latency_s, left_s)
         return board
 
-    def _placed(
-        self, modality: int, deadline_s: float, now_s: float, same: float | None = None
-    ) -> int:
+    def _placed(self, modality: int, deadline_s: float, now_s: float) -> int:
         known = self.encoding[modality]
-        backlog_s = self.waiting_s + np.maximum(self.until_s - now_s, 0.0)
         left_s = deadline_s - now_s - self.rest_s(modality, now_s)
-        return placed(backlog_s + known.latency_s, known.energy_j, left_s, same or self._same)
+        total_s = self._backlog_s(now_s) + known.latency_s
+        return placed(total_s, known.energy_j, left_s, self._same)
+
+    def _backlog_s(self, now_s: float) -> Array:
+        return self.waiting_s + np.maximum(self.until_s - now_s, 0.0)
 
     def encode_s(self, board: int, modality: int) -> float:
         """Expected time of encoding."""
@@ -157,3 +159,15 @@ def placed(total_s: Array, energy_j: Array, left_s: float, same: float = SAME_EN
         return NOBODY
     near = in_time[energy_j[in_time] <= energy_j[in_time].min() * (1.0 + same)]
     return int(near[total_s[near].argmin()])
+
+
+def soonest(backlog_s: Array, latency_s: Array, left_s: float) -> int:
+    """The soonest of the boards that would be in time if nothing waited there; or ``NOBODY``.
+
+    Examples
+    --------
+    >>> soonest(np.array([5.0, 3.0, 0.0]), np.array([0.1, 0.1, 9.0]), left_s=1.0)
+    1
+    """
+    hope = latency_s <= left_s
+    return int(np.where(hope, backlog_s + latency_s, np.inf).argmin()) if hope.any() else NOBODY

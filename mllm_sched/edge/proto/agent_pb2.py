@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mllm_sched/edge/proto/agent.proto\x12\x0fmllm_sched.edge\"\t\n\x07Nothing\"\xe3\x01\n\x0b\x41gentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06taking\x18\x04 \x01(\x08\x12\x0f\n\x07why_not\x18\x05 \x01(\t\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x11\n\tbacklog_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61nswer_s\x18\t \x01(\x01\x12\x0f\n\x07limit_s\x18\n \x01(\x01\x12\x30\n\x0bpredictions\x18\x0b \x03(\x0b\x32\x1b.mllm_sched.edge.Prediction\"W\n\nPrediction\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x11\n\tlatency_s\x18\x02 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x03 \x01(\x01\x12\x12\n\ninfeasible\x18\x04 \x01(\x08\" \n\x04Held\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x19\n\tHeldReply\x12\x0c\n\x04held\x18\x01 \x01(\x08\"\x13\n\x04Rows\x12\x0b\n\x03\x63sv\x18\x01 \x01(\x0c\x32\xc6\x01\n\x05\x41gent\x12@\n\x06Status\x12\x18.mllm_sched.edge.Nothing\x1a\x1c.mllm_sched.edge.AgentStatus\x12:\n\x05Holds\x12\x15.mllm_sched.edge.Held\x1a\x1a.mllm_sched.edge.HeldReply\x12?\n\nExperience\x12\x18.mllm_sched.edge.Nothing\x1a\x15.mllm_sched.edge.Rows0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mllm_sched/edge/proto/agent.proto\x12\x0fmllm_sched.edge\"\t\n\x07Nothing\"\xf5\x01\n\x0b\x41gentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06taking\x18\x04 \x01(\x08\x12\x0f\n\x07why_not\x18\x05 \x01(\t\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x11\n\tbacklog_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61nswer_s\x18\t \x01(\x01\x12\x0f\n\x07limit_s\x18\n \x01(\x01\x12\x30\n\x0bpredictions\x18\x0b \x03(\x0b\x32\x1b.mllm_sched.edge.Prediction\x12\x10\n\x08\x64raining\x18\x0c \x01(\x08\"W\n\nPrediction\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x11\n\tlatency_s\x18\x02 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x03 \x01(\x01\x12\x12\n\ninfeasible\x18\x04 \x01(\x08\" \n\x04Held\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x19\n\tHeldReply\x12\x0c\n\x04held\x18\x01 \x01(\x08\"\x13\n\x04Rows\x12\x0b\n\x03\x63sv\x18\x01 \x01(\x0c\x32\xc6\x01\n\x05\x41gent\x12@\n\x06Status\x12\x18.mllm_sched.edge.Nothing\x1a\x1c.mllm_sched.edge.AgentStatus\x12:\n\x05Holds\x12\x15.mllm_sched.edge.Held\x1a\x1a.mllm_sched.edge.HeldReply\x12?\n\nExperience\x12\x18.mllm_sched.edge.Nothing\x1a\x15.mllm_sched.edge.Rows0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTHING']._serialized_start=54
   _globals['_NOTHING']._serialized_end=63
   _globals['_AGENTSTATUS']._serialized_start=66
-  _globals['_AGENTSTATUS']._serialized_end=293
-  _globals['_PREDICTION']._serialized_start=295
-  _globals['_PREDICTION']._serialized_end=382
-  _globals['_HELD']._serialized_start=384
-  _globals['_HELD']._serialized_end=416
-  _globals['_HELDREPLY']._serialized_start=418
-  _globals['_HELDREPLY']._serialized_end=443
-  _globals['_ROWS']._serialized_start=445
-  _globals['_ROWS']._serialized_end=464
-  _globals['_AGENT']._serialized_start=467
-  _globals['_AGENT']._serialized_end=665
+  _globals['_AGENTSTATUS']._serialized_end=311
+  _globals['_PREDICTION']._serialized_start=313
+  _globals['_PREDICTION']._serialized_end=400
+  _globals['_HELD']._serialized_start=402
+  _globals['_HELD']._serialized_end=434
+  _globals['_HELDREPLY']._serialized_start=436
+  _globals['_HELDREPLY']._serialized_end=461
+  _globals['_ROWS']._serialized_start=463
+  _globals['_ROWS']._serialized_end=482
+  _globals['_AGENT']._serialized_start=485
+  _globals['_AGENT']._serialized_end=683
 # @@protoc_insertion_point(module_scope)

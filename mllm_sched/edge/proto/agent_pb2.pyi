@@ -11,7 +11,7 @@ class Nothing(_message.Message):
     def __init__(self) -> None: ...
 
 class AgentStatus(_message.Message):
-    __slots__ = ("name", "boot", "model", "taking", "why_not", "waiting", "running", "backlog_s", "answer_s", "limit_s", "predictions")
+    __slots__ = ("name", "boot", "model", "taking", "why_not", "waiting", "running", "backlog_s", "answer_s", "limit_s", "predictions", "draining")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class AgentStatus(_message.Message):
     ANSWER_S_FIELD_NUMBER: _ClassVar[int]
     LIMIT_S_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: str
     model: str
@@ -34,7 +35,8 @@ class AgentStatus(_message.Message):
     answer_s: float
     limit_s: float
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[str] = ..., model: _Optional[str] = ..., taking: _Optional[bool] = ..., why_not: _Optional[str] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., backlog_s: _Optional[float] = ..., answer_s: _Optional[float] = ..., limit_s: _Optional[float] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+    draining: bool
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[str] = ..., model: _Optional[str] = ..., taking: _Optional[bool] = ..., why_not: _Optional[str] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., backlog_s: _Optional[float] = ..., answer_s: _Optional[float] = ..., limit_s: _Optional[float] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("modality", "latency_s", "energy_j", "infeasible")

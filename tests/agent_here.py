@@ -1,0 +1,168 @@
+"""An agent in this very process: a real service and queue, a scripted device, a scripted LLM."""
+
+import asyncio
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+import torch
+from edge_fakes import listening
+from test_closed_loop import LIMIT_S, SPACE, TRUSTED
+
+from mllm_sched.edge.agent import Agent
+from mllm_sched.edge.answering import Answering
+from mllm_sched.edge.closed_loop import ClosedLoop
+from mllm_sched.edge.encoder_process import Prepared
+from mllm_sched.edge.encoder_stage import EncoderStage
+from mllm_sched.edge.fair_queue import FairQueue
+from mllm_sched.edge.journal import Journal
+from mllm_sched.edge.learner import Learner, SchedulerSpec
+from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.runtime import Encoded
+from mllm_sched.edge.service import BEHALF
+from mllm_sched.edge.users import Users
+from mllm_sched.pipeline.checkpoints import bare_encoders
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.node_errors import DeadlineMissed
+from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.prompts import markers_of, prompt_ids
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
+from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.wire import pack
+
+MODEL = "small-qwen2.5-omni"
+HALF = bare_encoders(MODEL, ("image", "audio"), 0)
+PIXELS = np.zeros((56, 56, 3), np.uint8)
+
+
+class Device:
+    """Takes ``busy_s`` for a call, and tells of 0.1 s."""
+
+    space, evidence, energy_evidence = SPACE, "measured", "estimated"
+    half, identity, modalities = HALF, HALF.identity, HALF.modalities
+
+    def __init__(self, busy_s=0.0):
+        self.busy_s, self.calls = busy_s, []
+
+    def encoder(self, modality):
+        return f"scripted:{modality}"
+
+    def prepare(self, item):
+        return Prepared(item.modality, *self.half.prepare(item))
+
+    def kind(self, prepared):
+        return prepared.kind
+
+    def encode(self, arm, prepared, cut):
+        self.calls.append(len(prepared))
+        time.sleep(self.busy_s)
+        parts = tuple(Part(one.modality, cut, torch.zeros(4, 3), one.layout) for one in prepared)
+        return Encoded(parts, latency_s=0.1, energy_j=1.0)
+
+    def close(self):
+        pass
+
+
+class Llm:
+    """In the place of a client of the server: answers ``tokens`` after ``takes_s``, or raises."""
+
+    def __init__(self, takes_s=0.0, tokens=(7, 8)):
+        self.takes_s, self.tokens = takes_s, tokens
+        self.fails, self.open, self.most = [], 0, 0
+        self.asked = []
+        self._lock = threading.Lock()
+
+    def events(self, data, name, left_s):
+        with self._lock:
+            self.asked.append(name)
+            self.open += 1
+            self.most = max(self.most, self.open)
+        try:
+            time.sleep(min(self.takes_s, left_s))
+            if self.takes_s > left_s:
+                raise DeadlineMissed("too late", grpc.StatusCode.DEADLINE_EXCEEDED)
+            if self.fails:
+                raise self.fails.pop(0)
+            for index, token in enumerate(self.tokens):
+                yield pb.Event(token=pb.Token(index=index, token=token)), 1
+            yield pb.Event(finished=pb.Finished(tokens=len(self.tokens))), 1
+        finally:
+            with self._lock:
+                self.open -= 1
+
+    def close(self):
+        pass
+
+
+class Here:
+    """The agent, and its users."""
+
+    def __init__(self, agent, port, journal):
+        self.agent, self.journal = agent, journal
+        self.device, self.llm = agent.runtime, agent.answering._client
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self._threads = ThreadPoolExecutor(64)
+
+    async def ask(self, user="ana", items=1, deadline_s=10.0, name=None, data=None):
+        """What became of it: its tokens, or status and words."""
+        data = data or message(items, name := name or uuid.uuid4().hex)
+        call = self._call, data, name, user, deadline_s
+        return await asyncio.get_running_loop().run_in_executor(self._threads, *call)
+
+    def _call(self, data, name, user, deadline_s):
+        # Not by gRPC's asyncio: refused in mid-upload, that says at times "Internal error from
+        # Core" in the place of the status.
+        metadata = (*Security("any").metadata, (BEHALF, user))
+        pieces = pieces_of(data, start_of(data, name))
+        stub = rpc.NodeStub(self._channel)
+        try:
+            events = list(stub.Generate(pieces, timeout=deadline_s, metadata=metadata))
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+        return [event.token.token for event in events[:-1]]
+
+    def counted(self, reason):
+        """Refusals for that reason, as Prometheus is told."""
+        series = f'mllm_sched_shed_total{{reason="{reason}"}} '
+        (line,) = [x for x in self.agent.metrics.text().splitlines() if x.startswith(series)]
+        return float(line.removeprefix(series))
+
+
+def message(items, name, **options):
+    """A request of so many images, or of these items."""
+    if isinstance(items, int):
+        items = tuple(Item("image", PIXELS.copy()) for _ in range(items))
+    prompt = prompt_ids(markers_of(HALF), [item.modality for item in items], b"What?")
+    return pack(Request(prompt, items, 2, id=name), HALF.identity, **options)
+
+
+@asynccontextmanager
+async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=None, **options):
+    """An agent that serves as long as the block lasts; the journal is at ``folder``."""
+    device, llm, metrics = device or Device(), llm or Llm(), Metrics(SPACE)
+    with Journal(folder / "journal", busy_s=0.2) as journal:
+        spec = SchedulerSpec("ucb", SPACE, {"latency_s": LIMIT_S}, [TRUSTED])
+        loop = ClosedLoop("edge-1", device, Learner(journal, spec), LIMIT_S, "projector", metrics)
+        answering = Answering(llm, device.identity, "float32", at_once)
+        stage = EncoderStage(loop, FairQueue(), sizes, answering, metrics)
+        agent = Agent(
+            *("edge-1", stage, answering, journal, users or Users.anyone()),
+            *(options.pop("limits", Limits(64)), Security(), metrics),
+            **options,
+        )
+        tasks = [asyncio.create_task(each) for each in (stage.dispatch(), agent.desk.watch())]
+        try:
+            async with listening(agent) as port:
+                yield (system := Here(agent, port, journal))
+                system._channel.close()
+        finally:
+            await agent.drain(0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.to_thread(agent.close)

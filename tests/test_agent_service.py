@@ -1,0 +1,399 @@
+"""An agent's service, queue and journal, with a scripted device and a scripted LLM server."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from contextlib import closing, contextmanager, suppress
+
+import grpc
+import numpy as np
+import pytest
+from agent_here import Device, Llm, here, message
+from edge_fakes import until
+
+from mllm_sched.edge.user import User
+from mllm_sched.edge.users import Users
+from mllm_sched.pipeline import service
+from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.node_errors import RequestRefused
+from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.requests import Item
+
+ANSWER = [7, 8]
+
+
+def users(**limits):
+    """A user ``few`` with these limits; all others have none."""
+    return Users([User("few", **limits)], User("anyone", rate_hz=float("inf"), front=True))
+
+
+@contextmanager
+def locked(journal):
+    """Another connection holds the journal."""
+    with closing(sqlite3.connect(journal.path, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            yield other
+        finally:
+            other.rollback()
+
+
+def tasks_decided(journal):
+    events = [event for event in journal.events() if event.kind == "decided"]
+    return Counter(task for event in events for task in event.body["tasks"])
+
+
+def test_a_flood_of_text_leaves_others_their_turn_and_the_server_its_limit(tmp_path):
+    async def main():
+        async with here(tmp_path, llm=Llm(takes_s=0.05), at_once=2) as system:
+            flooding, texts = True, []
+
+            async def flood():
+                while flooding:
+                    texts.append(await system.ask("bad", items=0))
+
+            floods = [asyncio.create_task(flood()) for _ in range(14)]
+            await until(lambda: len(texts) > 20)
+            before = len(texts)
+            for _ in range(6):
+                assert await system.ask("good") == ANSWER
+            meanwhile, flooding = len(texts) - before, False
+            await asyncio.gather(*floods)
+            assert meanwhile <= 6 * 8
+            assert all(text == ANSWER for text in texts)
+            assert system.llm.most <= 2
+            assert system.agent.answering.running == 0
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_images_that_are_encoded_quickly_does_not_starve_those_who_ask_in_words(
+    tmp_path,
+):
+    async def main():
+        async with here(tmp_path, llm=Llm(takes_s=0.05), at_once=1) as system:
+            flooding, images = True, []
+
+            async def flood():
+                while flooding:
+                    images.append(await system.ask("bad"))
+
+            floods = [asyncio.create_task(flood()) for _ in range(10)]
+            await until(lambda: len(images) > 10)
+            before = len(images)
+            for _ in range(5):
+                assert await system.ask("good", items=0) == ANSWER
+            meanwhile, flooding = len(images) - before, False
+            await asyncio.gather(*floods)
+            assert meanwhile <= 5 * 6
+
+    asyncio.run(main())
+
+
+def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.1), llm=Llm(0.1)) as system:
+            really, looks = system.journal.answer, []
+
+            def slowly(user, name):
+                looks.append(name)
+                if len(looks) == 2:
+                    time.sleep(0.15)  # longer than the first takes to upload
+                return really(user, name)
+
+            system.journal.answer = slowly
+            data = message(1, "twice")
+            both = [system.ask(name="twice", data=data) for _ in range(2)]
+            assert await asyncio.gather(*both) == [ANSWER, ANSWER]
+            assert tasks_decided(system.journal) == {"ana/twice/0": 1}
+            assert system.agent.jobs.taken == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [(ANSWER, ANSWER), ([9], ("ABORTED", "made anew and begins differently"))],
+    ids=["alike", "otherwise"],
+)
+def test_an_answer_that_was_kept_meanwhile_is_the_one_that_holds(tmp_path, kept, told):
+    async def main():
+        async with here(tmp_path, llm=Llm(0.2)) as system:
+            data = message(1, "1")
+            asked = asyncio.create_task(system.ask(name="1", data=data))
+            await until(lambda: system.llm.asked)
+            finished = pb.Finished(tokens=len(kept)).SerializeToString()
+            sha256 = hashlib.sha256(data).digest()
+            system.journal.keep_answer("ana", "1", sha256, kept, finished)
+            answer = await asked
+            if told == ANSWER:
+                assert answer == ANSWER
+            else:
+                assert answer[0] == told[0] and told[1] in answer[1]
+                assert await system.ask(name="1", data=data) == kept
+
+    asyncio.run(main())
+
+
+def test_while_the_journal_is_locked_new_tasks_are_refused_at_once_and_taken_afterwards(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.5)) as system:
+            assert await system.ask() == ANSWER
+            held = asyncio.create_task(system.ask(deadline_s=30.0))
+            await until(lambda: len(system.device.calls) == 2)
+            behind = [asyncio.create_task(system.ask("ben", deadline_s=30.0)) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            with locked(system.journal):
+                for code, why in await asyncio.gather(*behind):  # they wait, and go elsewhere
+                    assert code == "UNAVAILABLE" and "journal" in why
+                begun_s = time.monotonic()
+                new = [system.ask("cyd", deadline_s=30.0, items=n % 2) for n in range(20)]
+                for code, why in await asyncio.gather(*new):
+                    assert code == "UNAVAILABLE" and "journal" in why
+                assert time.monotonic() - begun_s < 3
+                assert not held.done()
+            assert await held == ANSWER
+            await until(lambda: not system.agent.why_not)
+            assert await system.ask() == ANSWER
+            assert system.counted("journal") == 23
+
+    asyncio.run(main())
+
+
+def mounted(folder):
+    """A small disk of its own at that folder."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root can mount a small disk to fill, and not everywhere")
+
+
+def fill(ballast):
+    with ballast.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1024))
+
+
+def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_begun(tmp_path):
+    disk = tmp_path / "disk"
+    mounted(disk)
+
+    async def main():
+        async with here(disk, device=Device(0.4), llm=Llm(0.1)) as system:
+            assert await system.ask() == ANSWER
+            held = asyncio.create_task(system.ask(name="held", deadline_s=30.0))
+            await until(lambda: len(system.device.calls) == 2)
+            late = asyncio.create_task(system.ask("ben", deadline_s=1.5))
+            ballast = disk / "ballast"
+            fill(ballast)
+            await until(lambda: system.agent.why_not)
+            code, why = await system.ask("cyd")
+            assert code == "UNAVAILABLE" and "journal" in why
+            assert (await late)[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            assert not held.done()
+            ballast.unlink()
+            assert await held == ANSWER
+            await until(lambda: not system.agent.why_not)
+            assert await system.ask("cyd") == ANSWER
+            assert system.journal.answer("ana", "held") is not None
+            assert tasks_decided(system.journal)["ana/held/0"] == 1
+
+    try:
+        asyncio.run(main())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_request_of_many_items_lets_others_in_between(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.05)) as system:
+            many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
+            await until(lambda: len(system.device.calls) > 2)
+            before = len(system.device.calls)
+            assert await system.ask("ben") == ANSWER
+            assert len(system.device.calls) - before < 8
+            assert not many.done()
+            assert await many == ANSWER
+            assert len(system.device.calls) == 31
+
+    asyncio.run(main())
+
+
+def test_items_of_one_kind_of_several_requests_are_encoded_together(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.05), sizes=(1, 2)) as system:
+            asked = [system.ask(name, items=4) for name in ("ana", "ben")]
+            assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
+            assert 2 in system.device.calls and sum(system.device.calls) == 8
+
+    asyncio.run(main())
+
+
+def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.1)) as system:
+            code, _ = await system.ask("ana", items=20, deadline_s=0.55)
+            assert code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # or seen to be late
+            await until(lambda: not system.agent.stage.running)
+            assert len(system.device.calls) < 9
+            assert await system.ask("ben") == ANSWER
+            assert len(system.agent.stage.queue) == 0
+            assert system.agent.stage.backlog_s == 0
+
+    asyncio.run(main())
+
+
+def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_take(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.3)) as system:
+            for _ in range(4):
+                await system.ask()
+            (expected,) = system.agent.stage.admission.predictions()
+            assert 0.2 < expected.latency_s < 1.0  # told: 0.1
+
+    asyncio.run(main())
+
+
+def test_an_agent_ends_soon_though_its_journal_is_locked(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(0.3)) as system:
+            asked = asyncio.create_task(system.ask(deadline_s=120.0))
+            await until(lambda: system.device.calls)
+            with locked(system.journal):
+                begun_s = time.monotonic()
+                await system.agent.drain(0.5)
+                await asyncio.to_thread(system.agent.close)
+                assert time.monotonic() - begun_s < 10
+            code, why = await asked
+            assert code == "UNAVAILABLE", why
+
+    asyncio.run(main())
+
+
+def test_a_service_whose_parts_hang_ends_all_the_same(monkeypatch):
+    monkeypatch.setattr(service, "GRACE_S", 0.2)
+
+    class Hangs:
+        def close(self):
+            time.sleep(5)
+
+    async def main():
+        ticks, ending = 0, asyncio.create_task(service._closed(Hangs()))
+        while not ending.done():
+            ticks += 1
+            await asyncio.sleep(0.01)
+        return ticks
+
+    begun_s = time.monotonic()
+    assert asyncio.run(main()) > 3  # the loop went on meanwhile
+    assert time.monotonic() - begun_s < 4
+
+
+def test_every_refusal_is_counted_once(tmp_path):
+    async def main():
+        few = users(rate_hz=0.01, burst=2, at_once=1)
+        async with here(
+            tmp_path, llm=Llm(0.5), users=few, limits=Limits(requests=3), at_once=3
+        ) as system:
+            asked = asyncio.create_task(system.ask("few"))
+            await until(lambda: system.llm.asked)
+            assert "at-once" in (await system.ask("few"))[1]
+            assert await asked == ANSWER
+            assert await system.ask("few") == ANSWER
+            assert "rate" in (await system.ask("few"))[1]
+            assert "cannot" in (await system.ask(deadline_s=0.05))[1]
+            asked = [asyncio.create_task(system.ask()) for _ in range(3)]
+            await until(lambda: system.agent.jobs.taken == 3)
+            assert "3 requests are served now" in (await system.ask())[1]
+            draining = asyncio.create_task(system.agent.drain(5.0))
+            await asyncio.sleep(0)
+            assert "draining" in (await system.ask())[1]
+            await asyncio.gather(*asked, draining)
+            for reason in ("at-once", "rate", "cannot", "queue-full", "draining"):
+                assert system.counted(reason) == 1, reason
+            for reason in ("failed", "server", "journal"):
+                assert system.counted(reason) == 0, reason
+
+    asyncio.run(main())
+
+
+def test_a_refusal_that_several_callers_are_told_is_one(tmp_path):
+    async def main():
+        llm = Llm(0.3)
+        llm.fails = [
+            RequestRefused(
+                "10.0.0.5:50051: no token, or a wrong one", grpc.StatusCode.UNAUTHENTICATED
+            )
+        ]
+        async with here(tmp_path, llm=llm) as system:
+            data = message(1, "1")
+            first = asyncio.create_task(system.ask(name="1", data=data))
+            await until(lambda: system.agent.jobs.knows("ana/1"))
+            asked = first, system.ask(name="1", data=data)
+            for code, why in await asyncio.gather(*asked):
+                assert code == "INTERNAL"
+                assert "10.0.0.5" not in why and "token" not in why
+            assert system.counted("server") == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("slow", ["device", "server", "queue"])
+def test_an_answer_goes_on_as_long_as_a_later_caller_waits(tmp_path, slow):
+    async def main():
+        device = Device(0.0 if slow == "server" else 0.6)
+        async with here(tmp_path, device=device, llm=Llm(0.6 if slow == "server" else 0.0)) as one:
+            other = asyncio.create_task(one.ask("ben")) if slow == "queue" else None
+            await until(lambda: not other or one.device.calls)
+            data = message(1, "1")
+            first = asyncio.create_task(one.ask(name="1", data=data, deadline_s=0.4))
+            await until(lambda: one.agent.jobs.knows("ana/1"))
+            assert await one.ask(name="1", data=data, deadline_s=20.0) == ANSWER
+            assert (await first)[0] == "DEADLINE_EXCEEDED"
+            if other:
+                await other
+            assert tasks_decided(one.journal)["ana/1/0"] == 1
+
+    asyncio.run(main())
+
+
+def test_what_requests_hold_is_bounded_and_given_back(tmp_path):
+    async def main():
+        size = len(message(1, "1"))
+        async with here(tmp_path, device=Device(0.3), held_bytes=25 * size) as system:
+            asked = asyncio.create_task(system.ask())
+            await until(lambda: system.device.calls)
+            assert system.agent.held.total > 4 * size  # as the encoder takes it, it is larger
+            code, why = await system.ask("ana", items=16)
+            assert code == "RESOURCE_EXHAUSTED" and "no room for" in why, why
+            assert await asked == ANSWER
+            await until(lambda: system.agent.held.total == 0)
+            assert await system.ask() == ANSWER
+            assert system.counted("queue-full") == 1
+
+    asyncio.run(main())
+
+
+def test_logits_are_refused_at_agents_as_at_fronts(tmp_path):
+    async def main():
+        async with here(tmp_path) as system:
+            code, why = await system.ask(name="1", data=message(1, "1", logits=True))
+            assert code == "FAILED_PRECONDITION" and "logits" in why
+
+    asyncio.run(main())
+
+
+def test_an_item_that_cannot_be_prepared_is_named_and_refused(tmp_path):
+    async def main():
+        async with here(tmp_path) as system:
+            few = (Item("audio", np.zeros(161, np.int16)),)
+            code, why = await system.ask(name="1", data=message(few, "1"))
+            assert code == "INVALID_ARGUMENT" and "audio of 161" in why
+            assert await system.ask() == ANSWER
+
+    asyncio.run(main())
