@@ -50,7 +50,7 @@ def tasks_decided(journal):
 
 def test_a_flood_of_text_leaves_others_their_turn_and_the_server_its_limit(tmp_path):
     async def main():
-        async with here(tmp_path, llm=Llm(takes_s=0.05), at_once=2) as system:
+        async with here(tmp_path, device=Device(0.1), llm=Llm(0.05), at_once=2) as system:
             flooding, texts = True, []
 
             async def flood():
@@ -76,7 +76,7 @@ def test_a_flood_of_images_that_are_encoded_quickly_does_not_starve_those_who_as
     tmp_path,
 ):
     async def main():
-        async with here(tmp_path, llm=Llm(takes_s=0.05), at_once=1) as system:
+        async with here(tmp_path, llm=Llm(0.05), at_once=1) as system:
             flooding, images = True, []
 
             async def flood():
@@ -215,7 +215,7 @@ def test_a_request_of_many_items_lets_others_in_between(tmp_path):
             many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
             await until(lambda: len(system.device.calls) > 2)
             before = len(system.device.calls)
-            assert await system.ask("ben") == ANSWER
+            assert await system.ask("ben", deadline_s=60.0) == ANSWER
             assert len(system.device.calls) - before < 8
             assert not many.done()
             assert await many == ANSWER
