@@ -35,6 +35,17 @@ def refused(admission, left_s, ahead_s=0.0, now_s=0.0):
     return None
 
 
+def test_what_follows_of_the_same_task_counts_too():
+    admission = measured()
+    task = entry(admission, ends_s=4.0)
+    admission.check(task, 0.5, 0.0, rest_s=1.5)
+    assert admission.service_s(task, 1.5) == admission.service_s(task) + 1.5
+    with pytest.raises(Refusal, match="too-late"):
+        admission.check(task, 1.5, 0.0, rest_s=1.5)
+    with pytest.raises(Refusal, match="cannot"):
+        admission.check(task, 0.0, 0.0, rest_s=3.0)
+
+
 def test_a_task_is_let_in_as_long_as_what_goes_before_it_leaves_it_time():
     admission = measured()
     assert refused(admission, left_s=2.0, ahead_s=0.5) is None

@@ -461,6 +461,11 @@ def test_a_node_of_encoders_gives_the_features_that_would_be_made_here():
                     assert torch.equal(ours.features, theirs.features)
                     assert ours.layout == theirs.layout and ours.cut == theirs.cut
                 assert times.encode_s > 0
+            short = Item("audio", np.zeros(161, np.int16))
+            only = type(asked)(asked.prompt, (asked.items[0], short), 1)
+            with pytest.raises(RequestRefused, match="audio of 161 cannot be prepared") as refusal:
+                client.encode(only, halves(OMNI)[0].identity, 30)
+            assert refusal.value.code is Status.INVALID_ARGUMENT
             with pytest.raises(RequestRefused, match="video: this model takes image, audio"):
                 client.encode(asked, halves(OMNI)[0].identity, 30)
             with pytest.raises(RequestRefused, match="holds no LLM") as refusal:
