@@ -111,7 +111,7 @@ def deciding_share(config: Path, tasks: int = 300) -> dict[str, float]:
     """Ask and tell with the journal, around real calls, over 100 ms: mean, 95 % interval, count."""
     read = read_config(config, AgentConfig)
     took_s = []
-    with closing(open_runtime_of(read)) as runtime:
+    with closing(open_runtime_of(read, start=True)) as runtime:
         spec, prepared = spec_of(read, runtime), runtime.prepare(item(0)[0])
         with Journal(config.parent / "timed.journal") as journal:
             learner = Learner(journal, spec)

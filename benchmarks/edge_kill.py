@@ -156,7 +156,7 @@ def kill(system: LocalSystem, kills: int, rng: np.random.Generator) -> Counter[s
 def same_as_journal(path: Path) -> bool:
     """Whether the scheduler as it was at the end is what all its events make of a new one."""
     read = read_config(path.with_suffix(".yaml"), AgentConfig)
-    with closing(open_runtime_of(read)) as runtime:
+    with closing(open_runtime_of(read, start=False)) as runtime:
         anew = spec_of(read, runtime).make()
     with Journal(path) as journal:
         snapshot = journal.snapshot()
