@@ -107,7 +107,7 @@ def item(number: int) -> tuple[Item]:
     return (Item("image", np.roll(image, 13 * number, axis=1)),)
 
 
-def deciding_share(config: Path, tasks: int = 300) -> dict[str, float]:
+def deciding_share(config: Path, tasks: int = 1000) -> dict[str, float]:
     """Ask and tell with the journal, around real calls, over 100 ms: mean, 95 % interval, count."""
     read = read_config(config, AgentConfig)
     took_s = []

@@ -124,7 +124,8 @@ class AdaptiveSafeGP(Scheduler):
         self._asked = 0
         kinds = self.memory.kinds.max() + 1
         self._rested_since = np.zeros(kinds)  # tasks asked when each kind was last run or judged
-        self._rest = np.full(kinds, float(REST))  # how long it waits if it is given up
+        self._rest = np.full(kinds, np.inf)  # how long it waits if it is given up
+        self._rest[self.memory.kinds[self._trusted]] = REST
 
     @property
     def beliefs(self) -> dict[str, VarianceComponents]:
