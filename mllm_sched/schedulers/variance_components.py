@@ -161,8 +161,8 @@ class VarianceComponents(Stateful):
     def forget(self, cells: NDArray[np.bool_]) -> None:
         """Drop what was measured of some cells, save what it told of weights and noise."""
         variance, weight = self._noise_prior
-        freedom = weight + np.maximum(self.counts[cells] - 1, 0).sum()
-        told = (weight * variance + self._squares[cells].sum()) / freedom
+        freedom = float(weight + np.maximum(self.counts[cells] - 1, 0).sum())
+        told = float((weight * variance + self._squares[cells].sum()) / freedom)
         self._noise_prior, self._noise_variance = (told, min(freedom, 10.0)), None
         for statistic in (self.counts, self._means, self._squares, self._elsewhere):
             statistic[cells] = 0.0
