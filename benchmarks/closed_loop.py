@@ -134,9 +134,9 @@ def write(table: pd.DataFrame, deciding: dict[str, float], options: argparse.Nam
     latency, energy = ("-".join(table[name].unique()) for name in ("evidence", "energy_evidence"))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"host_{MODEL}_latency-{latency}_energy-{energy}.csv"
-    path.write_bytes(as_csv(table))
     parameters = {"tasks": options.tasks, "limit_s": options.limit, "model": MODEL}
     facts = {**provenance(parameters, data=()), "deciding_share_of_100_ms": deciding}
+    path.write_bytes(as_csv(table))
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
