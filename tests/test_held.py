@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,6 +24,7 @@ words = st.text("abc ,\"'é", max_size=5)
 numbers = st.floats(-1e6, 1e6).filter(lambda value: abs(value) > 1e-3)
 
 
+@style.context("default")  # whatever the tests before left
 def drawn(values=(1.0, 2.0, 4.0), *, label="UCB", lines=1, colour="#0173b2"):
     ax = Figure().subplots()
     for line in range(lines):
