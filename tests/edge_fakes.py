@@ -16,6 +16,7 @@ from mllm_sched.edge.ports import free_port
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.service import accepting
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.limits import Limits
@@ -130,7 +131,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
                 if self.refusal:
                     raise self.refusal
                 with self.jobs.take(key, start.sha256) as slot:
-                    data, _ = await read_rest(pieces, start, 5)
+                    data, _ = await read_rest(accepting(pieces, context), start, 5)
                     self._begins(key)
                     job = self.jobs.launch(key, start.sha256, ends_s, slot, self._work(data))
             async for event in job.follow(start.have, start.so_far):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -13,6 +15,7 @@ from mllm_sched.edge.agent_link import Agent, Sent
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
 from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.service import ACCEPTED
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.pieces import digest_of, pieces_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -127,7 +130,9 @@ class Relay:
         self.metrics.placed(agent.address)
         with agent.sending(encode_s) as sent:
             left_s = max(0.001, job.ends_s - asyncio.get_running_loop().time())
-            call = agent.generate(self._pieces(job, sent), self.task.user, left_s)
+            accepted = asyncio.Event()
+            call = agent.generate(self._pieces(job, sent, accepted), self.task.user, left_s)
+            asking = asyncio.create_task(_until_accepted(call, accepted))
             try:
                 async for event in call:
                     if event.WhichOneof("content") == "finished":
@@ -136,16 +141,25 @@ class Relay:
                     _check_count(event.token.index, job)
                     job.add(event.token.token, event.token.logits)
             finally:
+                asking.cancel()
                 call.cancel()
         raise _broken_off()
 
-    async def _pieces(self, job: Job, sent: Sent) -> AsyncIterator[pb.Piece]:
-        """The request, for all that comes behind the tokens that the job has."""
+    async def _pieces(
+        self, job: Job, sent: Sent, accepted: asyncio.Event
+    ) -> AsyncIterator[pb.Piece]:
+        """The request, for all that comes behind the tokens that the job has.
+
+        Its start, then the rest once the agent takes it; see ``service.accepting``.
+        """
         task = self.task
         start = pb.Start(id=task.id, bytes=len(task.data), sha256=task.sha256)
         if job.tokens:
             start.have, start.so_far = len(job.tokens), digest_of(job.tokens)
-        for piece in pieces_of(task.data, start):
+        pieces = pieces_of(task.data, start)
+        yield next(pieces)
+        await accepted.wait()
+        for piece in pieces:
             yield piece
         sent.at_s = asyncio.get_running_loop().time()
 
@@ -186,6 +200,13 @@ def _check_count(told: int, job: Job) -> None:
     if told != len(job.tokens):
         message = f"the edge agent told of {told} tokens, {len(job.tokens)} came"
         raise RefusedError(Status.DATA_LOSS, message)
+
+
+async def _until_accepted(call: Any, accepted: asyncio.Event) -> None:
+    """A call that is refused ends by itself."""
+    with suppress(grpc.aio.AioRpcError):
+        if ACCEPTED in await call.initial_metadata():
+            accepted.set()
 
 
 def _broken_off() -> grpc.aio.AioRpcError:

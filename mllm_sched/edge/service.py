@@ -28,6 +28,7 @@ from mllm_sched.pipeline.service import abort, code_of, deadline_of
 
 Status = grpc.StatusCode
 BEHALF = "on-behalf-of"
+ACCEPTED = "accepted"
 HELD_BYTES = 512 << 20
 
 
@@ -104,7 +105,7 @@ class UserService(rpc.NodeServicer):
             with self.calls.of(user):
                 start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
                 ends_s = deadline_of(context, self.limits.answer_s)
-                job = await self._job(user, start, pieces, ends_s)
+                job = await self._job(user, start, accepting(pieces, context), ends_s)
                 async for event in job.follow(start.have, start.so_far):
                     yield event
         except Exception as error:
@@ -184,6 +185,17 @@ class UserService(rpc.NodeServicer):
             message = f"no room for {size} bytes: {self.held.total} of {self.held.limit} are held"
             raise Refusal("queue-full", message)
         slot.also.callback(self.held.give, user.name, size)
+
+
+async def accepting(pieces: AsyncIterator[pb.Piece], context: Any) -> AsyncIterator[pb.Piece]:
+    """The rest of a request. Whoever reads on tells the caller first that it is taken.
+
+    A front sends no data before that. What is refused by its start is never uploaded; and a call of
+    gRPC's asyncio client that is refused while it sends ends as INTERNAL, whatever it was told.
+    """
+    await context.send_initial_metadata(((ACCEPTED, "1"),))
+    async for piece in pieces:
+        yield piece
 
 
 def key_of(user: User, start: pb.Start) -> str:
