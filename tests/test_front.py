@@ -576,6 +576,24 @@ def test_the_refusal_of_the_last_agent_is_told_with_what_programs_read_and_count
     asyncio.run(main())
 
 
+def test_a_large_request_is_refused_for_what_it_was_refused_for_however_many_come(users_file):
+    async def main():
+        agent = FakeAgent()
+        async with running(users_file, agent) as system:
+            agent.refusal = Refusal("queue-full", "64 wait")
+            for turn in range(4):
+                names = [f"{turn}-{number}" for number in range(4)]
+                told = await asyncio.gather(
+                    *(
+                        asyncio.to_thread(refused, system.address, message(name, side=600), name)
+                        for name in names
+                    )
+                )
+                assert {one.code() for one in told} == {Status.RESOURCE_EXHAUSTED}
+
+    asyncio.run(main())
+
+
 def test_an_agent_whose_journal_is_full_is_not_taken_for_dead(users_file):
     async def main():
         full, other = FakeAgent(), FakeAgent(Ways("b"))
