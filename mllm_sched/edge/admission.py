@@ -58,6 +58,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._of_kind: OrderedDict[tuple[str, Hashable], Running] = OrderedDict()
         self._answer = Running()
         self._ratio = Running()  # of seconds that encoding took to those predicted
+        self._batch = Running()  # items that share a call: each waits for all of it
         self._probes: WeakSet[Entry] = WeakSet()
         self._silent_since_s: float | None = None
 
@@ -72,6 +73,12 @@ send less at a time or with a later deadline; ask again in 0.5 s
             if running is not None and running.known:
                 return running.mean
         return self.unknown_s
+
+    @property
+    def mean_s(self) -> float:
+        """Seconds of encoding of an item, whatever its modality."""
+        known = [one.mean for one in self._latency.values() if one.known]
+        return sum(known) / len(known) if known else self.unknown_s
 
     def predictions(self) -> list[Expected]:
         """What is expected of each modality of which something is known, by name."""
@@ -92,8 +99,22 @@ send less at a time or with a later deadline; ask again in 0.5 s
         latency_s: float,
         energy_j: float = math.nan,
         kind: Hashable = None,
+        batch: int = 1,
     ) -> None:
-        """One item was encoded in so many seconds; energy is NaN if the meter was gone."""
+        """One item was encoded, in so many seconds of a call that it shared with others.
+
+        Parameters
+        ----------
+        latency_s
+            The item's part of the call.
+        energy_j
+            NaN if the meter was gone.
+        kind
+            See ``encode_s``.
+        batch
+            Items of the call.
+        """
+        self._batch.add(batch)
         ratio = latency_s / self.encode_s(modality, kind) if modality in self._latency else 1.0
         self._ratio.add(min(max(ratio, 1 / LEAP), LEAP))
         self._latency.setdefault(modality, Running()).add(latency_s)
@@ -118,7 +139,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
         """
         if entry in self._probes:
             return 0.0
-        return (entry.cost_s + rest_s) * self._ratio.least + self._answer.least
+        shared = max(1.0, self._batch.least)
+        return (entry.cost_s + rest_s) * self._ratio.least * shared + self._answer.least
 
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
         """Before an upload, of which nothing is known but its user: refuse what is hopeless.
@@ -161,7 +183,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Refusal
             ``cannot``, ``too-late``.
         """
-        encode_s = (entry.cost_s + rest_s) * (1 + self._ratio.spread)
+        shared = self._batch.mean if self._batch.known else 1.0
+        encode_s = (entry.cost_s + rest_s) * (1 + self._ratio.spread) * shared
         slow_s = encode_s + self.answer_s + self._answer.spread
         left_s = entry.ends_s - now_s
         refusal = self._judged(self.service_s(entry, rest_s), ahead_s, slow_s, left_s)

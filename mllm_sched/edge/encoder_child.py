@@ -53,6 +53,10 @@ class Encoders:
             if request["warm_up"]:
                 self._call()
             return None, b""
+        if do == "load":
+            for precision in request["precisions"]:
+                self._model(precision)
+            return None, b""
         if do == "run":
             return self._run(request["load"]), b""
         return None, save({"features": torch.stack(self._features)})

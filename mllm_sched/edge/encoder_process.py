@@ -3,11 +3,12 @@
 What is asked of ``encoder_child.py``, in the messages of ``harness/child.py``; tensors go as
 safetensors, nothing is ever unpickled:
 
+    {"do": "load", "precisions": [...]}    hold the model in these
     {"do": "bring", ...}    inputs behind it: be ready to encode them on an arm
     {"do": "run"}           encode them; answered by the seconds that took
     {"do": "features"}      answered with the features behind it
 
-Only the second is measured.
+Only ``run`` is measured.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class EncoderProcess(Child):
         self.timeout_s = timeout_s
         self.open_timeout_s = open_timeout_s
         self._warm: set[Hashable] = set()
+
+    def load(self, precisions: Sequence[str]) -> None:
+        """Wait until the model is held in these precisions; WorkerError as ``Child.exchange``."""
+        self.ask({"do": "load", "precisions": list(precisions)}, self.open_timeout_s)
 
     def bring(self, batch: Sequence[Prepared], cut: str, how: How, warm_up: bool = True) -> None:
         """Hand over inputs, and have everything ready to encode them.

@@ -20,6 +20,7 @@ from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
 
 TEXT_S = 0.001  # of encoding, for a request without items
+SHED_S = 0.1  # between two looks for those who cannot be in time
 
 
 class EncoderStage:
@@ -66,9 +67,9 @@ class EncoderStage:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of encoding that wait or run, as predicted."""
+        """Seconds until all that waits or runs will be encoded, as predicted."""
         later = sum(self._cost_s(entry.item.rest) for entry in self._waiting.values())
-        return self.queue.backlog_s + self._running_s() + later
+        return (self.queue.backlog_s + self._running_s() + later) * self._pace()
 
     def check_first(self, user: User, ends_s: float) -> None:
         """Refuse a request of a user before its upload, if there is no hope for any."""
@@ -122,6 +123,12 @@ class EncoderStage:
             else:
                 self._arrived.clear()
 
+    async def shed(self) -> None:
+        """Send those away who can no longer be answered in time, also while a call goes on."""
+        while True:
+            await asyncio.sleep(SHED_S)
+            self._shed_late()
+
     def _entry(self, turn: Turn) -> Entry:
         """Its cost is encoding alone; its user's turn moves on by what is scarcer.
 
@@ -157,7 +164,12 @@ class EncoderStage:
         pending.hand_out(why)
 
     def _ahead_s(self, entry: Entry) -> float:
-        return self.queue.ahead_s(entry) + self._running_s()
+        return (self.queue.ahead_s(entry) + self._running_s()) * self._pace()
+
+    def _pace(self) -> float:
+        """How much longer waiting takes than what is encoded meanwhile: answers may be scarcer."""
+        answer_s = self.admission.answer_s / self.answering.at_once
+        return max(1.0, answer_s / self.admission.mean_s)
 
     def _cost_s(self, items: Iterable[Prepared]) -> float:
         return sum(self.admission.encode_s(one.modality, one.kind) for one in items)
@@ -197,7 +209,7 @@ class EncoderStage:
         for entry in entries:
             self.queue.charge(entry, took_s)
         for turn, one in zip(turns, done, strict=False):  # none if it failed
-            self._learn(turn.prepared, one, took_s)
+            self._learn(turn.prepared, one, took_s, len(turns))
             self._hand_out(turn, one)
 
     async def _encoded(self, turns: list[Turn]) -> list[Done]:
@@ -227,7 +239,7 @@ class EncoderStage:
             self.answering.enter(pending)
             pending.hand_out(pending.done)
 
-    def _learn(self, prepared: Prepared, done: Done, took_s: float) -> None:
+    def _learn(self, prepared: Prepared, done: Done, took_s: float, batch: int) -> None:
         """For how long an item keeps the device busy, which is more than its measured latency.
 
         But the first of a modality, for which its encoder was loaded, says nothing of the next.
@@ -236,7 +248,7 @@ class EncoderStage:
             self._measured.add(prepared.modality)
             took_s = min(took_s, done.run.latency_s)
         energy_j = done.run.energy_j or math.nan  # 0: the meter was gone
-        self.admission.encoded(prepared.modality, took_s, energy_j, prepared.kind)
+        self.admission.encoded(prepared.modality, took_s, energy_j, prepared.kind, batch)
 
     def _show(self) -> None:
         running = self.running + self.answering.running

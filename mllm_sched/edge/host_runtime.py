@@ -62,6 +62,11 @@ class HostRuntime(Runtime):
         self.energy_evidence = self.meters.meter.evidence
         self.meter = self.meters.meter.source
 
+    @property
+    def precisions(self) -> Sequence[str]:
+        """Those of the trusted arms."""
+        return TRUSTED
+
     def close(self) -> None:
         """End the encoders' process and close the meter."""
         super().close()

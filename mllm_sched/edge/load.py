@@ -37,6 +37,8 @@ class Asked:
         Of the answer.
     tries
         How often it was sent.
+    retry_s
+        After how many seconds a refused task is worth sending again, as it was told; 0 if not.
     agent, arm, latency_s, energy_j, evidence, energy_evidence
         Of its first item's encoding.
     """
@@ -49,6 +51,7 @@ class Asked:
     why: str = ""
     tokens: tuple[int, ...] = ()
     tries: int = 0
+    retry_s: float = 0.0
     agent: str = ""
     arm: str = ""
     latency_s: float = float("nan")
@@ -112,7 +115,7 @@ class User:
         try:
             answer = self.client.ask(data, name, self.deadline_s)
         except NodeBusy as busy:
-            return asked("shed", why=str(busy))
+            return asked("shed", why=str(busy), retry_s=busy.retry_s)
         except DeadlineMissed as late:
             return asked("late", why=str(late))
         except NodeError as error:
@@ -151,7 +154,8 @@ def keep_asking(
     seconds, tasks
         Whichever is over first ends it; a task under way is waited for.
     pause_s
-        Between a user's tasks; drawn from the user's own generator.
+        Between a user's tasks; drawn from the user's own generator. Whoever is told to come back
+        later does.
     seed
         Of those.
 
@@ -169,7 +173,7 @@ def keep_asking(
             with lock:
                 asked.append(done)
             number += 1
-            time.sleep(pause_s(rng))
+            time.sleep(max(pause_s(rng), done.retry_s))
 
     rngs = np.random.default_rng(seed).spawn(len(users))
     threads = [threading.Thread(target=work, args=pair) for pair in zip(users, rngs, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any, Self
 import grpc
 
 from mllm_sched.pipeline.jobs import RefusedError
+from mllm_sched.pipeline.node_errors import RETRY
 
 _BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
 _GONE = grpc.StatusCode.UNAVAILABLE
@@ -22,7 +23,6 @@ REASONS = {
     "journal": _GONE,  # nothing can be written down
     "draining": _GONE,  # the process ends
 }
-_RETRY = "retry-s"
 _TICK_S = 0.001  # an invitation to come back at once would be none
 
 
@@ -69,7 +69,7 @@ class Refusal(RefusedError):
         if (reason := told.get("refused", "")) not in REASONS:
             return None
         message = details.removeprefix(f"{reason}: ")
-        if retry := told.get(_RETRY, ""):
+        if retry := told.get(RETRY, ""):
             message = message.removesuffix(_again(retry))
         return cls(reason, message, retry_s=_seconds(retry))
 
@@ -77,7 +77,7 @@ class Refusal(RefusedError):
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The same for programs, as metadata at the end of a call."""
         told = (("refused", self.reason),)
-        return (*told, (_RETRY, f"{self.retry_s:.3g}")) if self.retry_s else told
+        return (*told, (RETRY, f"{self.retry_s:.3g}")) if self.retry_s else told
 
 
 def _again(retry_s: str) -> str:

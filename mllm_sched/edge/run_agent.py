@@ -31,6 +31,7 @@ from mllm_sched.edge.runtime import Runtime, open_runtime
 from mllm_sched.edge.scheduler_spec import differences
 from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
+from mllm_sched.harness.reading import HarnessError
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import NodeError
@@ -67,7 +68,16 @@ def run_agent(config: AgentConfig) -> None:
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
             metrics.serve(host, int(port), open_to_all=config.open)
+        _load(runtime)
         asyncio.run(_serve(config, runtime, learner, journal, users, metrics))
+
+
+def _load(runtime: Runtime) -> None:
+    """Before users come, so that none waits for it. What fails here fails again, and is learned."""
+    try:
+        runtime.load()
+    except HarnessError as error:
+        say(log, "encoders-not-loaded", "error", why=str(error))
 
 
 async def _serve(
@@ -93,7 +103,7 @@ async def _serve(
     def add(server: grpc.aio.Server) -> None:
         agent_rpc.add_AgentServicer_to_server(AgentTalk(agent), server)
 
-    works = stage.dispatch(), agent.desk.watch(), _watch(agent)
+    works = stage.dispatch(), stage.shed(), agent.desk.watch(), _watch(agent)
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:
         task.add_done_callback(_must_not_end)

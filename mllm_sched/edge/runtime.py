@@ -130,6 +130,19 @@ class Runtime(ABC):
         self._turn = threading.Lock()
         self._closing = threading.Event()
 
+    def load(self) -> None:
+        """Wait until the encoders are held as the trusted arms want them.
+
+        Raises HarnessError if they cannot be. What is not loaded here is when it is first wanted.
+        """
+        with self._turn:
+            self.process.load(self.precisions)
+
+    @property
+    def precisions(self) -> Sequence[str]:
+        """In which the encoders are held from the start."""
+        return ("float32",)
+
     def encoder(self, modality: str) -> str:
         """Name of an encoder, as tables of measurements have it."""
         if modality not in self.modalities:

@@ -16,11 +16,9 @@ from safetensors.torch import load
 
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
-    DeadlineMissed,
-    NodeBusy,
-    NodeError,
     NodeUnreachable,
     RequestRefused,
+    told_by,
 )
 from mllm_sched.pipeline.options import MESSAGE_BYTES
 from mllm_sched.pipeline.pieces import digest_of, pieces_of, start_of
@@ -250,24 +248,12 @@ class EdgeClient:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
                 code, details = error.code(), error.details() or "no reason given"
                 if code is not grpc.StatusCode.UNAVAILABLE:
-                    raise self._explained(code, details, deadline_s, tries) from None
+                    raise told_by(error, self.address, deadline_s, tries) from None
             pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
             if time.monotonic() + pause_s >= ends_s:
                 message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {details}"
                 raise NodeUnreachable(message, code, tries)
             time.sleep(pause_s)
-
-    def _explained(
-        self, code: grpc.StatusCode, details: str, deadline_s: float, tries: int
-    ) -> NodeError:
-        message = f"{self.address}: {details}"
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return NodeBusy(message, code, tries)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            late = f"{self.address}: no complete answer in {deadline_s:g} s: {details}"
-            return DeadlineMissed(late, code, tries)
-        changed = code is grpc.StatusCode.ABORTED
-        return (AnswerChanged if changed else RequestRefused)(message, code, tries)
 
 
 class _Broken(Exception):
