@@ -437,10 +437,12 @@ def test_the_health_check_and_a_graceful_end():
 
 def test_a_graceful_end_waits_for_encoders_too():
     asked = request("small-llava")
-    slow = ("--encoders", "--no-llm", "--encoders-slowdown", "300")
-    node = NodeProcess("--model", "small-llava", *slow).start()
-    with EdgeClient(node.address) as client, ThreadPoolExecutor(1) as pool:
+    command = ("--model", "small-llava", "--encoders", "--no-llm", "--encoders-slowdown")
+    with NodeProcess(*command, "20") as node, EdgeClient(node.address) as client:
         model = client.describe().model
+        first_s = client.encode(asked, model, 30)[1].encode_s / 20  # of a process; then it is warm
+    node = NodeProcess(*command, f"{4 / first_s:.0f}").start()
+    with EdgeClient(node.address) as client, ThreadPoolExecutor(1) as pool:
         encoding = pool.submit(client.encode, asked, model, 30)
         time.sleep(0.5)
         psutil.Process(node.pid).terminate()

@@ -114,12 +114,12 @@ class User:
 
         try:
             answer = self.client.ask(data, name, self.deadline_s)
-        except NodeBusy as busy:
-            return asked("shed", why=str(busy), retry_s=busy.retry_s)
         except DeadlineMissed as late:
             return asked("late", why=str(late))
         except NodeError as error:
-            return asked("failed", why=f"{error.code.name}: {error}")
+            shed = error.reason or isinstance(error, NodeBusy)
+            why = f"{error.code.name}: {error}"
+            return asked("shed" if shed else "failed", why=why, retry_s=error.retry_s)
         return asked("answered", tokens=answer.tokens, tries=answer.tries, **_encoding(answer))
 
 

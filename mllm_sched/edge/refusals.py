@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from mllm_sched.pipeline.jobs import RefusedError
-from mllm_sched.pipeline.node_errors import RETRY
+from mllm_sched.pipeline.node_errors import REFUSED, RETRY, seconds_told
 
 _BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
 _GONE = grpc.StatusCode.UNAVAILABLE
@@ -66,27 +66,19 @@ class Refusal(RefusedError):
         >>> Refusal.told("cannot: because", ())
         """
         told = {name: str(value) for name, value in metadata or ()}
-        if (reason := told.get("refused", "")) not in REASONS:
+        if (reason := told.get(REFUSED, "")) not in REASONS:
             return None
         message = details.removeprefix(f"{reason}: ")
         if retry := told.get(RETRY, ""):
             message = message.removesuffix(_again(retry))
-        return cls(reason, message, retry_s=_seconds(retry))
+        return cls(reason, message, retry_s=seconds_told(retry))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The same for programs, as metadata at the end of a call."""
-        told = (("refused", self.reason),)
+        told = ((REFUSED, self.reason),)
         return (*told, (RETRY, f"{self.retry_s:.3g}")) if self.retry_s else told
 
 
 def _again(retry_s: str) -> str:
     return f"; ask again in {retry_s} s"
-
-
-def _seconds(text: str) -> float:
-    """What stands in the metadata; 0 if it is no number."""
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

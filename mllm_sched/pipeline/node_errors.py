@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import grpc
 
-RETRY = "retry-s"  # in the metadata at the end of a call: seconds after which to ask again
+REFUSED, RETRY = "refused", "retry-s"
+"""In the metadata at the end of a call: one word for why, and seconds after which to ask again."""
 
 
 class NodeError(RuntimeError):
-    """A request that was not answered; ``code`` is the status of its last try."""
+    """A request that was not answered.
 
-    def __init__(self, message: str, code: grpc.StatusCode, tries: int = 1) -> None:
+    Parameters
+    ----------
+    code
+        Status of its last try.
+    tries
+        How often it was sent.
+    reason
+        One word of an edge agent or its front for why it refused, ``too-late`` for example.
+    retry_s
+        After how many seconds it is worth asking again; 0 if nobody said.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode,
+        tries: int = 1,
+        *,
+        reason: str = "",
+        retry_s: float = 0.0,
+    ) -> None:
         super().__init__(message)
-        self.code = code
-        self.tries = tries
+        self.code, self.tries = code, tries
+        self.reason, self.retry_s = reason, retry_s
 
 
 class RequestRefused(NodeError):
@@ -25,16 +50,7 @@ class AnswerChanged(RequestRefused):
 
 
 class NodeBusy(NodeError):
-    """The node serves as many requests as it may; later it will take this one.
-
-    ``retry_s`` is after how many seconds it is worth asking again, 0 if the node does not say.
-    """
-
-    def __init__(
-        self, message: str, code: grpc.StatusCode, tries: int = 1, retry_s: float = 0.0
-    ) -> None:
-        super().__init__(message, code, tries)
-        self.retry_s = retry_s
+    """The node serves as many requests as it may; later it will take this one."""
 
 
 class NodeUnreachable(NodeError):
@@ -43,6 +59,26 @@ class NodeUnreachable(NodeError):
 
 class DeadlineMissed(NodeError):
     """The node was there, but the answer was not complete at the deadline."""
+
+
+def seconds_told(text: str) -> float:
+    """What stands in the metadata; 0 if those are no seconds.
+
+    >>> seconds_told("0.25"), seconds_told("soon"), seconds_told("nan"), seconds_told("inf")
+    (0.25, 0.0, 0.0, 0.0)
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < math.inf else 0.0
+
+
+ERRORS: Mapping[grpc.StatusCode, type[NodeError]] = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: NodeBusy,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineMissed,
+    grpc.StatusCode.ABORTED: AnswerChanged,
+}
 
 
 def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> NodeError:
@@ -56,12 +92,11 @@ def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> No
         Of the node, of the request, and how often it was sent.
     """
     code, details = error.code(), error.details() or "no reason given"
-    message = f"{address}: {details}"
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        told = {key: value for key, value in error.trailing_metadata() or () if key == RETRY}
-        return NodeBusy(message, code, tries, float(told.get(RETRY, 0.0)))
+    told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    more: dict[str, Any] = {
+        "reason": told.get(REFUSED, ""),
+        "retry_s": seconds_told(told.get(RETRY, "")),
+    }
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        late = f"{address}: no complete answer in {deadline_s:g} s: {details}"
-        return DeadlineMissed(late, code, tries)
-    changed = code is grpc.StatusCode.ABORTED
-    return (AnswerChanged if changed else RequestRefused)(message, code, tries)
+        details = f"no complete answer in {deadline_s:g} s: {details}"
+    return ERRORS.get(code, RequestRefused)(f"{address}: {details}", code, tries, **more)
