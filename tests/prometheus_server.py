@@ -6,18 +6,17 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import until
 
 from mllm_sched import paths
 
 PACKAGE = "prometheus"
-START_S = 60
 
 
 def programs():
@@ -133,12 +132,3 @@ class Prometheus:
         """Lines of its log that are worse than news."""
         lines = self._log.read_text().splitlines()
         return [line for line in lines if "level=warn" in line or "level=error" in line]
-
-
-def until(holds, why=lambda: "", within_s=START_S):
-    """Wait until something holds; AssertionError says why if it never does."""
-    ends_s = time.monotonic() + within_s
-    while not (value := holds()):
-        assert time.monotonic() < ends_s, why()
-        time.sleep(0.05)
-    return value

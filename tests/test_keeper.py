@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-import time
+
+from waiting import until
 
 from mllm_sched.edge.keeper import Keeper
 from mllm_sched.pipeline.processes import ServiceProcess
@@ -21,13 +22,6 @@ if number == 2:
 print("listening on 127.0.0.1:1", flush=True)
 time.sleep(600)
 """
-
-
-def until(condition, timeout_s=60.0):
-    ends_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends_s, "it did not become so"
-        time.sleep(0.01)
 
 
 def test_a_process_that_is_killed_while_it_starts_comes_back_all_the_same(tmp_path):

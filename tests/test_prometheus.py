@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 import yaml
-from prometheus_server import Prometheus, programs, until
+from prometheus_server import Prometheus, programs
+from waiting import until
 
 from mllm_sched import ArmSpace, paths
 from mllm_sched.edge.dashboard import dashboard
@@ -57,7 +58,9 @@ def watched(tmp_path_factory):
     turn(agent, front)
     try:
         with Prometheus(folder, targets, ALERTS) as server:
-            until(lambda: len(server.query("mllm_sched_front_agents")) == 2, server.complaints)
+            seen_before = ("mllm_sched_front_agents", "mllm_sched_journal_up")  # a rate needs both
+            for family in seen_before:
+                until(lambda family=family: server.query(family), server.complaints)
             turn(agent, front, broken=True)
             until(lambda: server.query("mllm_sched_journal_up == 0"), server.complaints)
             until(lambda: server.query("mllm_sched_front_moved_total == 2"), server.complaints)
