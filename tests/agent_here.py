@@ -156,7 +156,8 @@ async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=No
             *(options.pop("limits", Limits(64)), Security(), metrics),
             **options,
         )
-        tasks = [asyncio.create_task(each) for each in (stage.dispatch(), agent.desk.watch())]
+        works = stage.dispatch(), stage.shed(), agent.desk.watch()
+        tasks = [asyncio.create_task(each) for each in works]
         try:
             async with listening(agent) as port:
                 yield (system := Here(agent, port, journal))

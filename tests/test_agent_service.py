@@ -248,6 +248,42 @@ def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
     asyncio.run(main())
 
 
+def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Device(2.5)) as system:
+            for _ in range(30):
+                system.agent.stage.admission.encoded("image", 0.4)
+            long = asyncio.create_task(system.ask("ana"))
+            await until(lambda: system.agent.stage.running)
+            code, words = await system.ask("ben", deadline_s=1.2)
+            assert system.agent.stage.running  # the long call goes on
+            assert code == "RESOURCE_EXHAUSTED" and "it waited too long" in words
+            assert await long == ANSWER
+
+    asyncio.run(main())
+
+
+def test_where_answers_are_scarcer_than_encoding_who_would_wait_too_long_is_told_at_once(tmp_path):
+    async def main():
+        device, llm = Device(0.01), Llm(0.4)
+        async with here(tmp_path, device=device, llm=llm, at_once=1) as system:
+            for _ in range(3):
+                await system.ask()
+            asked = []
+            for _ in range(15):  # the last comes 0.75 s after the first
+                asked.append(asyncio.create_task(system.ask(deadline_s=3.0)))
+                await asyncio.sleep(0.05)
+            longest_s = len(system.agent.stage.queue) * llm.takes_s
+            assert 0.5 * longest_s < system.agent.stage.backlog_s < 2 * longest_s
+            told = await asyncio.gather(*asked)
+            answered = [one for one in told if one == ANSWER]
+            refused = [words for _, words in told if "it would be answered in" in str(words)]
+            assert len(answered) >= 4 and len(refused) >= 5
+            assert len(answered) + len(refused) >= 14
+
+    asyncio.run(main())
+
+
 def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_take(tmp_path):
     async def main():
         async with here(tmp_path, device=Device(0.3)) as system:

@@ -97,6 +97,15 @@ def test_what_differs_in_modality_shape_or_layout_is_of_another_kind():
     assert prepared(OMNI, "image", 7).kind == image.kind
 
 
+def test_what_was_loaded_before_is_not_made_when_it_is_first_asked_for(monkeypatch):
+    beside = Beside("small-llava")
+    beside.load(["float32", "int8"])
+    monkeypatch.setattr("mllm_sched.edge.encoder_child._converted", None)  # whoever converts, fails
+    assert encoded(beside, [prepared("small-llava", "image")], how=How(precision="int8"))
+    with pytest.raises(TypeError):
+        encoded(beside, [prepared("small-llava", "image")], how=How(precision="bfloat16"))
+
+
 def test_an_arm_is_warmed_up_once_for_a_kind_and_given_the_time_to_load(process):
     side, asked = Beside("small-llava"), [prepared("small-llava", "image")]
     side.timeout_s, side.open_timeout_s = 1.0, 60.0

@@ -91,6 +91,13 @@ def test_its_arms_are_precision_and_threads_and_all_cores_are_trusted_in_two_pre
     assert trusted == [(precision, thread_levels()[-1]) for precision in ("float32", "int8")]
 
 
+def test_what_its_trusted_arms_need_is_loaded_before_the_first_task(host, monkeypatch):
+    asked = []
+    monkeypatch.setattr(host.process, "ask", lambda request, timeout_s: asked.append(request))
+    host.load()
+    assert asked == [{"do": "load", "precisions": [arm.precision for arm in host.trusted]}]
+
+
 def test_every_arm_runs_and_is_measured(host):
     for arm in host.space:
         encoded = host.encode(arm, one(host))
