@@ -13,6 +13,7 @@ from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.running import LEAP, Running
 
 KINDS = 256  # that have a mean of their own, those seen last
+TOO_SHORT_S = 0.1  # a predicted wait that a single call under way may double
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._answer = Running()
         self._ratio = Running()  # of seconds that encoding took to those predicted
         self._batch = Running()  # items that share a call: each waits for all of it
+        self._wait = Running(1.0)  # of seconds that waiting took to those predicted
         self._probes: WeakSet[Entry] = WeakSet()
         self._silent_since_s: float | None = None
 
@@ -131,14 +133,38 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._answer.add(took_s)
         self._silent_since_s = None
 
+    def waited(self, predicted_s: float, took_s: float, *, in_vain: bool = False) -> None:
+        """A task waited so long for its turn, instead of the encoding predicted to go before it.
+
+        The device does not encode all the time, and others may come who go first. One that gave up
+        would have waited longer, so it says only that a wait may be as long.
+        """
+        if predicted_s < TOO_SHORT_S or (in_vain and took_s <= predicted_s * self._wait.mean):
+            return
+        self._wait.add(took_s / predicted_s)
+
+    def wait_s(self, ahead_s: float) -> float:
+        """Seconds until so many seconds of encoding are done, by what such waits took so far."""
+        return ahead_s * self._wait.mean
+
     def service_s(self, entry: Entry, rest_s: float = 0.0) -> float:
-        """Seconds from the start of its encoding to the end of its answer, if both go well.
+        """Seconds from the start of its encoding to the end of its answer, as predicted.
 
         ``rest_s`` of encoding follow, of further items. A task that is let through to see how long
         it takes is not to be given up: 0.
         """
         if entry in self._probes:
             return 0.0
+        return self._encode_s(entry, rest_s) + self.answer_s
+
+    def _encode_s(self, entry: Entry, rest_s: float) -> float:
+        """Of all its items, in calls that each shares with as many others as usual."""
+        shared = self._batch.mean if self._batch.known else 1.0
+        ratio = self._ratio.mean if self._ratio.known else 1.0
+        return (entry.cost_s + rest_s) * ratio * shared
+
+    def _least_s(self, entry: Entry, rest_s: float) -> float:
+        """The same as ``service_s``, if all goes well."""
         shared = max(1.0, self._batch.least)
         return (entry.cost_s + rest_s) * self._ratio.least * shared + self._answer.least
 
@@ -148,8 +174,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Parameters
         ----------
         ahead_s
-            Seconds of encoding that would go before this user's next task; not all that waits, or
-            the work of some would keep out others.
+            Seconds of encoding, of others and running, that would go before this user's next task;
+            not all that waits, or the work of some would keep out others.
         now_s, ends_s
             Now, and the deadline.
 
@@ -160,7 +186,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         """
         encode_s = min((one.least for one in self._latency.values()), default=0.0)
         quick_s = encode_s + self._answer.least
-        refusal = self._judged(quick_s, ahead_s, quick_s, ends_s - now_s)
+        refusal = self._judged(quick_s, self.wait_s(ahead_s), quick_s, ends_s - now_s)
         if refusal is not None and not self._is_silent(now_s, ends_s):
             raise refusal
 
@@ -183,21 +209,21 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Refusal
             ``cannot``, ``too-late``.
         """
-        shared = self._batch.mean if self._batch.known else 1.0
-        encode_s = (entry.cost_s + rest_s) * (1 + self._ratio.spread) * shared
-        slow_s = encode_s + self.answer_s + self._answer.spread
-        left_s = entry.ends_s - now_s
-        refusal = self._judged(self.service_s(entry, rest_s), ahead_s, slow_s, left_s)
+        ratio = self._ratio.mean if self._ratio.known else 1.0
+        slow_s = self._encode_s(entry, rest_s) * (1 + self._ratio.spread / ratio)
+        slow_s += self.answer_s + self._answer.spread
+        wait_s, left_s = ahead_s * (self._wait.mean + self._wait.spread), entry.ends_s - now_s
+        refusal = self._judged(self._least_s(entry, rest_s), wait_s, slow_s, left_s)
         if refusal is None:
+            if self.service_s(entry, rest_s) > left_s:
+                self._probes.add(entry)  # it has a chance, and takes nobody's time
             return
         if not self._is_silent(now_s, entry.ends_s):
             raise refusal
         self._probes.add(entry)
         self._silent_since_s = now_s
 
-    def _judged(
-        self, quick_s: float, ahead_s: float, own_s: float, left_s: float
-    ) -> Refusal | None:
+    def _judged(self, quick_s: float, wait_s: float, own_s: float, left_s: float) -> Refusal | None:
         left = f"{max(left_s, 0.0):.3g} s are left"
         if left_s <= 0 or quick_s > left_s:
             message = (
@@ -205,13 +231,13 @@ send less at a time or with a later deadline; ask again in 0.5 s
                 "send it with a later deadline"
             )
             return Refusal("cannot", message)
-        if not self._ratio.count or not ahead_s or ahead_s + own_s <= left_s:
+        if not self._ratio.count or not wait_s or wait_s + own_s <= left_s:
             return None
         message = (
-            f"it would be answered in {ahead_s + own_s:.3g} s, and {left}; "
+            f"it would be answered in {wait_s + own_s:.3g} s, and {left}; "
             "send less at a time or with a later deadline"
         )
-        return Refusal("too-late", message, retry_s=ahead_s + own_s - left_s)
+        return Refusal("too-late", message, retry_s=wait_s + own_s - left_s)
 
     def _is_silent(self, now_s: float, ends_s: float) -> bool:
         """Whether nothing was measured for long since something was refused."""

@@ -103,7 +103,7 @@ class ClosedLoop:
         self.name, self.runtime, self.learner = name, runtime, learner
         self.limit_s, self.cut, self.metrics = limit_s, cut, metrics
         self.closing = threading.Event()
-        self.infeasible: dict[str, bool] = {}  # by modality, as the last decision had it
+        self.infeasible: dict[str, bool] = {}  # by modality, of one item, as it was decided last
         self._untold: Callable[[], None] | None = None  # writes what the journal could not take
         self._is_behind = False
         if learner.journal.stepped_back_s:
@@ -164,7 +164,8 @@ class ClosedLoop:
         except JournalError:
             self.metrics.alarm("journal")
             raise
-        self.infeasible[modality] = decision.infeasible
+        if len(works) == 1:  # more at a time need not be
+            self.infeasible[modality] = decision.infeasible
         self.metrics.decided(decision, modality)
         return decision
 

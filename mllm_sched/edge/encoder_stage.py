@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from mllm_sched.edge.admission import Admission
 from mllm_sched.edge.answering import Answering
+from mllm_sched.edge.batch_sizes import BatchSizes
 from mllm_sched.edge.closed_loop import ClosedLoop, Done
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.metrics import Metrics
@@ -36,7 +37,7 @@ class EncoderStage:
     queue
         Those who wait.
     sizes
-        How many items of a kind may be encoded in one call.
+        How many items of a kind may be encoded in one call, as long as it keeps its limit.
     answering
         Takes the features. While it is full, nothing is encoded.
     metrics
@@ -51,7 +52,7 @@ class EncoderStage:
         answering: Answering,
         metrics: Metrics,
     ) -> None:
-        self.loop, self.queue, self.sizes = loop, queue, tuple(sizes)
+        self.loop, self.queue, self.sizes = loop, queue, BatchSizes(sizes, loop.limit_s)
         self.answering, self.metrics = answering, metrics
         self.admission = Admission()
         self._device = ThreadPoolExecutor(1, "device")
@@ -69,7 +70,8 @@ class EncoderStage:
     def backlog_s(self) -> float:
         """Seconds until all that waits or runs will be encoded, as predicted."""
         later = sum(self._cost_s(entry.item.rest) for entry in self._waiting.values())
-        return (self.queue.backlog_s + self._running_s() + later) * self._pace()
+        ahead_s = self.queue.backlog_s + self._running_s() + later
+        return self.admission.wait_s(ahead_s * self._pace())
 
     def check_first(self, user: User, ends_s: float) -> None:
         """Refuse a request of a user before its upload, if there is no hope for any."""
@@ -90,7 +92,8 @@ class EncoderStage:
         """
         turn = Turn(pending)
         entry = self._entry(turn)
-        self.admission.check(entry, self._ahead_s(entry), now_s(), self._cost_s(turn.rest))
+        pending.ahead_s = self._ahead_s(entry)
+        self.admission.check(entry, pending.ahead_s, now_s(), self._cost_s(turn.rest))
         try:
             pushed_out = self._wait(entry)
         except QueueFull as error:
@@ -118,10 +121,16 @@ class EncoderStage:
             await self._arrived.wait()
             await self.answering.room()
             self._shed_late()
-            if entries := self.queue.take(now_s(), self.sizes):
+            if entries := self.queue.take(now_s(), self._sizes()):
                 await self._serve(entries)
             else:
                 self._arrived.clear()
+
+    def _sizes(self) -> Sequence[int]:
+        """How many may be encoded together with the one whose turn it is."""
+        first = self.queue.first
+        prepared = first.item.prepared if first else None
+        return self.sizes.of(prepared.modality) if prepared else (1,)
 
     async def shed(self) -> None:
         """Send those away who can no longer be answered in time, also while a call goes on."""
@@ -189,6 +198,8 @@ class EncoderStage:
             if pending.ends_s > entry.ends_s:  # by now somebody else waits for it, and for longer
                 self._wait(replace(entry, ends_s=pending.ends_s))
             else:
+                if not entry.item.place:
+                    self.admission.waited(pending.ahead_s, now_s() - entry.arrived_s, in_vain=True)
                 late = Refusal("too-late", "it waited too long to be answered in time")
                 self._end(pending, late)
 
@@ -198,6 +209,8 @@ class EncoderStage:
         for entry, turn in zip(entries, turns, strict=True):
             pending = turn.pending
             pending.queued_s += begun_s - max(entry.arrived_s, pending.free_s)
+            if not turn.place:
+                self.admission.waited(pending.ahead_s, pending.queued_s)
             del self._waiting[pending]
             if turn.rest:  # there is room: its place in the queue is free now
                 self._wait(self._entry(Turn(pending, turn.place + 1)))
@@ -208,6 +221,8 @@ class EncoderStage:
         took_s = (now_s() - begun_s) / len(entries)
         for entry in entries:
             self.queue.charge(entry, took_s)
+        if done:
+            self.sizes.took(turns[0].prepared.modality, len(turns), done[0].run.latency_s)
         for turn, one in zip(turns, done, strict=False):  # none if it failed
             self._learn(turn.prepared, one, took_s, len(turns))
             self._hand_out(turn, one)

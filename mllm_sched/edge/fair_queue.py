@@ -85,6 +85,15 @@ class FairQueue:
         self._arrivals += 1
         return pushed_out
 
+    @property
+    def first(self) -> Entry | None:
+        """The entry whose turn it is; None if nothing waits."""
+        turns = self._orders.get("turns")
+        if not turns:
+            return None
+        first: Entry = self._lines[turns[0].user].entries[0].entry
+        return first
+
     def take(self, now_s: float, sizes: Sequence[int] = (1,)) -> list[Entry]:
         """The entry whose turn it is, with others of its kind; empty if nothing waits.
 

@@ -28,6 +28,8 @@ class Pending:
         Its answer, which is worth making as long as anyone waits for it.
     came_s
         When it came.
+    ahead_s
+        Seconds of encoding that were predicted to go before it.
     queued_s
         How long it waited for the encoder.
     free_s
@@ -43,6 +45,7 @@ class Pending:
     prepared: Sequence[Prepared]
     job: Job
     came_s: float = field(default_factory=now_s)
+    ahead_s: float = 0.0
     queued_s: float = 0.0
     free_s: float = 0.0
     done: list[Done] = field(default_factory=list, repr=False)
