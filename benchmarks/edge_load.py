@@ -30,7 +30,7 @@ from mllm_sched.pipeline.requests import Item
 MODEL, LIMIT_S, PAUSE_S = "llava-clip-b32", 0.3, 0.25
 AGENTS = ("edge-1", "edge-2")
 FLAT = 0.05  # of the memory, by which the last third may be above the second
-WARM_UP_S = 30.0
+WARM_UP_S = 120.0  # until arms are learned, and allocators hold what they need
 FAIR, AT_ONCE = 0.9, 4
 MOST, LATE = 1.2, 0.02  # of heavy users over others; share of tasks that are late
 
@@ -62,7 +62,7 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[pd.DataFrame, pd.Dat
             for place, name in enumerate(names)
             for _ in range(AT_ONCE if place < options.heavy else 1)
         ]
-        keep_asking(users, seconds=WARM_UP_S, pause_s=pause)  # arms, buffers, caches
+        keep_asking(users, seconds=WARM_UP_S, pause_s=pause)
         seen: list[dict[str, float]] = []
         over = threading.Event()
         watching = threading.Thread(target=watch, args=(system, seen, over))

@@ -163,6 +163,45 @@ def test_a_task_that_was_let_in_with_nothing_before_it_is_not_given_up_at_once()
     assert queue.expired(0.0, admission.service_s) == []
 
 
+def waited(ratio, times=20, ahead_s=1.0):
+    admission = measured()
+    for _ in range(times):
+        admission.waited(ahead_s, ratio * ahead_s)
+    return admission
+
+
+def test_waits_that_take_longer_than_the_encoding_before_them_are_reckoned_with():
+    assert refused(measured(), left_s=2.6, ahead_s=1.0) is None
+    late = refused(waited(3.0), left_s=2.6, ahead_s=1.0)
+    assert late.reason == "too-late" and "answered in 4.5 s" in str(late)
+    with pytest.raises(Refusal, match="too-late"):
+        waited(3.0).check_first(1.0, 0.0, ends_s=4.0)
+    assert refused(waited(3.0), left_s=2.6) is None  # nothing goes before it
+
+
+def test_who_gave_up_says_only_that_waits_may_be_as_long():
+    admission = measured()
+    admission.waited(1.0, 3.0, in_vain=True)
+    assert admission.wait_s(1.0) == 3.0
+    for _ in range(20):
+        admission.waited(1.0, 0.5, in_vain=True)
+    assert admission.wait_s(1.0) == 3.0
+    admission.waited(0.01, 3.0)  # the call under way
+    assert admission.wait_s(1.0) == 3.0
+    for _ in range(200):
+        admission.waited(1.0, 1.0)
+    assert admission.wait_s(1.0) == pytest.approx(1.0, rel=0.1)
+
+
+def test_who_is_expected_to_be_late_does_not_wait_until_it_is():
+    admission, queue = measured(), FairQueue()
+    one = entry(admission, ends_s=3.0)
+    admission.check(one, 0.0, 0.0)
+    queue.put(one)
+    assert queue.expired(1.4, admission.service_s) == []
+    assert queue.expired(1.6, admission.service_s) == [one]
+
+
 def test_no_refusal_names_a_user():
     queue, admission = FairQueue(4, 4), measured()
     for _ in range(4):

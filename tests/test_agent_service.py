@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from agent_here import Device, Llm, here, message
 from edge_fakes import until
 
+from mllm_sched.edge.batch_sizes import LOOKS
 from mllm_sched.edge.user import User
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline import service
@@ -230,6 +232,26 @@ def test_items_of_one_kind_of_several_requests_are_encoded_together(tmp_path):
             asked = [system.ask(name, items=4) for name in ("ana", "ben")]
             assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
             assert 2 in system.device.calls and sum(system.device.calls) == 8
+
+    asyncio.run(main())
+
+
+class Slowed(Device):
+    """Takes, and tells of, 0.15 s for every item of a call."""
+
+    def encode(self, arm, prepared, cut):
+        self.busy_s = 0.15 * len(prepared)
+        return replace(super().encode(arm, prepared, cut), latency_s=self.busy_s)
+
+
+def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Slowed(), sizes=(1, 2)) as system:  # the limit is 0.2 s
+            asked = [system.ask(name, items=8, deadline_s=30.0) for name in ("ana", "ben")]
+            assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
+            assert system.device.calls.count(2) == LOOKS
+            assert system.device.calls[-1] == 1 and sum(system.device.calls) == 16
+            assert not system.agent.stage.loop.infeasible["image"]
 
     asyncio.run(main())
 

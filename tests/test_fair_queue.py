@@ -346,7 +346,9 @@ class Model(RuleBasedStateMachine):
 
     @rule(sizes=st.sampled_from([(1,), (1, 2), (1, 3), (4,)]))
     def take(self, sizes):
+        first = self.queue.first
         batch = self.queue.take(self.now_s, sizes)
+        assert first is (batch[0] if batch else None)
         assert bool(batch) == bool(self.inside)  # work-conserving
         assert len(batch) in (0, 1, *sizes)
         assert len({one.kind for one in batch}) <= 1

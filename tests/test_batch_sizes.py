@@ -1,0 +1,82 @@
+"""How many items share a call, as long as it keeps its limit."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_sched.edge.batch_sizes import LOOKS, REST, BatchSizes
+
+
+def slow(sizes, size, times=LOOKS, modality="image"):
+    for _ in range(times):
+        sizes.took(modality, size, 0.5)
+
+
+def test_what_was_not_tried_may_be_and_what_keeps_the_limit_goes_on():
+    sizes = BatchSizes([4, 1, 2], 0.3)
+    assert sizes.of("image") == (1, 2, 4)
+    for _ in range(100):
+        sizes.took("image", 4, 0.29)
+    assert sizes.of("image") == (1, 2, 4)
+
+
+def test_one_slow_call_is_not_the_end_of_a_size():
+    sizes = BatchSizes([1, 2, 4], 0.3)
+    slow(sizes, 4, LOOKS - 1)
+    assert sizes.of("image") == (1, 2, 4)
+    sizes.took("image", 4, 0.05)
+    assert sizes.of("image") == (1, 2, 4)
+
+
+def test_nothing_larger_than_a_size_that_rests_is_run():
+    sizes = BatchSizes([1, 2, 4], 0.3)
+    slow(sizes, 2)
+    assert sizes.of("image") == (1,)
+    assert sizes.of("audio") == (1, 2, 4)
+
+
+def test_a_single_item_is_encoded_however_slow_it_is():
+    sizes = BatchSizes([1, 2], 0.3)
+    slow(sizes, 1, 100)
+    assert sizes.of("image") == (1, 2)
+
+
+def rests(sizes):
+    """Calls until a size of 2 may be run again."""
+    calls = 0
+    while sizes.of("image") == (1,):
+        sizes.took("image", 1, 0.1)
+        calls += 1
+    return calls
+
+
+def test_it_rests_twice_as_long_each_time_and_as_at_first_once_it_kept_the_limit():
+    sizes, rested = BatchSizes([1, 2], 0.3), []
+    for _ in range(3):
+        slow(sizes, 2)
+        rested.append(rests(sizes))
+    assert rested == [REST, 2 * REST, 4 * REST]
+    for _ in range(LOOKS):
+        sizes.took("image", 2, 0.1)
+    while sizes.of("image") == (1, 2):
+        slow(sizes, 2, 1)
+    assert rests(sizes) == REST
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.floats(0.01, 2.0)), max_size=300))
+def test_sizes_are_always_the_smallest_without_a_gap(calls):
+    sizes = BatchSizes([1, 2, 4, 8], 0.3)
+    for size, latency_s in calls:
+        sizes.took("image", size, latency_s)
+        assert sizes.of("image") == (1, 2, 4, 8)[: len(sizes.of("image"))] != ()
+
+
+def test_few_calls_are_above_the_limit_where_batches_are_too_slow_for_good():
+    rng, sizes = np.random.default_rng(0), BatchSizes([1, 2, 4], 0.3)
+    items, above = 0, 0
+    while items < 4000:
+        size = sizes.of("image")[-1]
+        latency_s = 0.12 * size**0.9 * rng.lognormal(0.0, 0.1)  # of 2 0.22 s, of 4 0.42 s
+        sizes.took("image", size, latency_s)
+        items, above = items + size, above + size * (latency_s > 0.3)
+    assert 0 < above / items < 0.05
