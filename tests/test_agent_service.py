@@ -1,12 +1,14 @@
 """An agent's service, queue and journal, with a scripted device and a scripted LLM server."""
 
 import asyncio
+import gc
 import hashlib
 import os
 import shutil
 import sqlite3
 import subprocess
 import time
+import weakref
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -18,6 +20,8 @@ from agent_here import Device, Llm, here, message
 from edge_fakes import until
 
 from mllm_sched.edge.batch_sizes import LOOKS
+from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.user import User
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline import service
@@ -433,6 +437,51 @@ def test_what_requests_hold_is_bounded_and_given_back(tmp_path):
             await until(lambda: system.agent.held.total == 0)
             assert await system.ask() == ANSWER
             assert system.counted("queue-full") == 1
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def uncollected():
+    """Nothing that is part of a cycle is freed meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Remembered(Device):
+    """Knows what it prepared, as long as anybody else holds it."""
+
+    def __init__(self, busy_s=0.0, fails=False):
+        super().__init__(busy_s)
+        self.fails, self.made = fails, []
+
+    def prepare(self, item):
+        prepared = super().prepare(item)
+        self.made.append(weakref.ref(prepared))
+        return prepared
+
+    def encode(self, arm, prepared, cut):
+        encoded = super().encode(arm, prepared, cut)
+        return Encoded(failed="it fell over") if self.fails else encoded
+
+
+@pytest.mark.parametrize("way", ["answered", "failed", "late", "pushed out"])
+def test_what_a_request_held_is_free_once_it_is_over_however_it_ended(tmp_path, uncollected, way):
+    async def main():
+        device = Remembered(0.3 if way in ("late", "pushed out") else 0.0, way == "failed")
+        async with here(tmp_path, device=device) as system:
+            if way == "pushed out":
+                asked = [asyncio.create_task(system.ask("ana")) for _ in range(4)]
+                await until(lambda: len(system.agent.stage.queue) == 3)
+                system.agent.stage.refuse_waiting(Refusal("pushed-out", "for the test"))
+                assert [len(each) for each in await asyncio.gather(*asked)] == [2, 2, 2, 2]
+            else:
+                await system.ask("ana", deadline_s=0.2 if way == "late" else 10.0)
+            await until(lambda: not system.agent.stage.running)
+            await until(lambda: not any(one() for one in device.made), 5.0)
+            assert device.made
 
     asyncio.run(main())
 

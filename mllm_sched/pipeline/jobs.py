@@ -77,8 +77,12 @@ class Job:
             self._deadline.reschedule(self.ends_s)
 
     def end(self, finished: pb.Finished | None = None, failure: RefusedError | None = None) -> None:
-        """No more tokens: the answer is complete, or it failed."""
-        self.finished, self.failure = finished, failure
+        """No more tokens: the answer is complete, or it failed.
+
+        A failure leaves its traceback behind: that would hold the frames that held its request.
+        """
+        self.finished = finished
+        self.failure = failure.with_traceback(None) if failure else None
         self._wake()
 
     async def follow(self, have: int, so_far: bytes = b"") -> AsyncIterator[pb.Event]:
