@@ -88,6 +88,13 @@ def test_names_at_the_ends_of_lines_do_not_cover_each_other():
     plt.close(figure)
 
 
+def test_the_limit_is_in_the_figure_however_far_below_it_all_tasks_are():
+    figure = closed_loop.learning(recording(), 9.0, "measured", "estimated")
+    low, high = figure.axes[1].get_ylim()
+    assert low < 9.0 < high
+    plt.close(figure)
+
+
 def test_what_work_raises_while_it_is_watched_is_raised():
     def fail():
         raise OSError("gone")

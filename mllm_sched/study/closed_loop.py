@@ -155,9 +155,11 @@ def learning(table: pd.DataFrame, limit_s: float, evidence: str, energy_evidence
     _series(table, "energy_j", top)
     _series(table, "latency_s", bottom)
     bottom.axhline(limit_s, color="black", linestyle=":", linewidth=1)
-    bottom.annotate("limit", (1, limit_s), xytext=(2, 3), textcoords="offset points", fontsize=9)
+    place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+    bottom.annotate("limit", (table["task"].max(), limit_s), **place)
+    highest_s = max(bottom.get_ylim()[1], 1.15 * limit_s)  # however far below it all tasks are
     top.set(ylabel="energy per task, J", ylim=(0, None))
-    bottom.set(ylabel="latency of encoding, s", ylim=(0, None), xlabel="task")
+    bottom.set(ylabel="latency of encoding, s", ylim=(0, highest_s), xlabel="task")
     titled(top, "A closed loop on this machine", energy_evidence)
     titled(bottom, "The same tasks", evidence)
     sns.despine(figure)
