@@ -30,7 +30,6 @@ from mllm_sched.pipeline.requests import Item
 MODEL, LIMIT_S, PAUSE_S = "llava-clip-b32", 0.3, 0.25
 AGENTS = ("edge-1", "edge-2")
 FLAT = 0.05  # of the memory, by which the last third may be above the second
-WARM_UP_S = 120.0  # until arms are learned, and allocators hold what they need
 FAIR, AT_ONCE = 0.9, 4
 MOST, LATE = 1.2, 0.02  # of heavy users over others; share of tasks that are late
 
@@ -41,6 +40,13 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--heavy", type=int, default=4, help="of them, who ask several at a time")
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument(
+        "--warm-up",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="before that, until arms are learned and allocators hold what they need",
+    )
     parser.add_argument("--deadline", type=float, default=4.0, metavar="S")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +68,7 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[pd.DataFrame, pd.Dat
             for place, name in enumerate(names)
             for _ in range(AT_ONCE if place < options.heavy else 1)
         ]
-        keep_asking(users, seconds=WARM_UP_S, pause_s=pause)
+        keep_asking(users, seconds=options.warm_up, pause_s=pause)
         seen: list[dict[str, float]] = []
         over = threading.Event()
         watching = threading.Thread(target=watch, args=(system, seen, over))

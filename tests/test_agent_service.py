@@ -276,36 +276,37 @@ def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
 
 def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path):
     async def main():
-        async with here(tmp_path, device=Device(2.5)) as system:
+        async with here(tmp_path, device=Device(8.0)) as system:
             for _ in range(30):
-                system.agent.stage.admission.encoded("image", 0.4)
-            long = asyncio.create_task(system.ask("ana"))
+                system.agent.stage.admission.encoded("image", 1.5)
+            long = asyncio.create_task(system.ask("ana", deadline_s=30.0))
             await until(lambda: system.agent.stage.running)
-            code, words = await system.ask("ben", deadline_s=1.2)
+            code, words = await system.ask("ben", deadline_s=5.0)
             assert system.agent.stage.running  # the long call goes on
             assert code == "RESOURCE_EXHAUSTED" and "it waited too long" in words
+            assert "ask again in" in words
             assert await long == ANSWER
 
     asyncio.run(main())
 
 
-def test_where_answers_are_scarcer_than_encoding_who_would_wait_too_long_is_told_at_once(tmp_path):
+def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(tmp_path):
     async def main():
-        device, llm = Device(0.01), Llm(0.4)
-        async with here(tmp_path, device=device, llm=llm, at_once=1) as system:
-            for _ in range(3):
-                await system.ask()
-            asked = []
-            for _ in range(15):  # the last comes 0.75 s after the first
-                asked.append(asyncio.create_task(system.ask(deadline_s=3.0)))
-                await asyncio.sleep(0.05)
-            longest_s = len(system.agent.stage.queue) * llm.takes_s
-            assert 0.5 * longest_s < system.agent.stage.backlog_s < 2 * longest_s
-            told = await asyncio.gather(*asked)
-            answered = [one for one in told if one == ANSWER]
-            refused = [words for _, words in told if "it would be answered in" in str(words)]
-            assert len(answered) >= 4 and len(refused) >= 5
-            assert len(answered) + len(refused) >= 14
+        async with here(tmp_path, device=Device(0.01), llm=Llm(2.0), at_once=1) as system:
+            admission, stage = system.agent.stage.admission, system.agent.stage
+            for _ in range(30):
+                admission.encoded("image", 0.01)
+                admission.answered(2.0)
+            asked = [asyncio.create_task(system.ask(items=0, deadline_s=60.0))]
+            await until(lambda: stage.answering.running)
+            assert stage.backlog_s == pytest.approx(2.0)  # though nothing waits
+            for items in (0, 1, 8):
+                asked.append(asyncio.create_task(system.ask(items=items, deadline_s=60.0)))
+                await until(lambda: len(stage.queue) == len(asked) - 1)
+            assert stage.backlog_s == pytest.approx(8.0, rel=0.02)
+            code, words = await system.ask("ana", deadline_s=3.0, items=0)
+            assert code == "RESOURCE_EXHAUSTED" and "it would be answered in" in words
+            assert await asyncio.gather(*asked) == [ANSWER] * 4
 
     asyncio.run(main())
 

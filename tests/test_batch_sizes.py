@@ -4,12 +4,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.edge.batch_sizes import LOOKS, REST, BatchSizes
+from mllm_sched.edge.batch_sizes import LONGEST_REST, LOOKS, REST, BatchSizes
+from mllm_sched.edge.running import KINDS
 
 
-def slow(sizes, size, times=LOOKS, modality="image"):
+def slow(sizes, size, times=LOOKS):
     for _ in range(times):
-        sizes.took(modality, size, 0.5)
+        sizes.took("image", size, 0.5)
 
 
 def test_what_was_not_tried_may_be_and_what_keeps_the_limit_goes_on():
@@ -33,6 +34,28 @@ def test_nothing_larger_than_a_size_that_rests_is_run():
     slow(sizes, 2)
     assert sizes.of("image") == (1,)
     assert sizes.of("audio") == (1, 2, 4)
+
+
+def test_a_size_that_failed_rests_at_once():
+    sizes = BatchSizes([1, 2, 4], 0.3)
+    sizes.failed("image", 4)
+    assert sizes.of("image") == (1, 2)
+    sizes.failed("image", 1)
+    assert sizes.of("image") == (1, 2)
+
+
+def test_no_size_rests_for_ever():
+    sizes = BatchSizes([1, 2], 0.3)
+    for _ in range(30):
+        sizes.failed("image", 2)
+    assert rests(sizes) == LONGEST_REST
+
+
+def test_kinds_are_bounded_and_those_seen_last_are_known():
+    sizes = BatchSizes([1, 2], 0.3)
+    for kind in range(2 * KINDS):
+        sizes.failed(kind, 2)
+    assert sizes.of(2 * KINDS - 1) == (1,) and sizes.of(0) == (1, 2)
 
 
 def test_a_single_item_is_encoded_however_slow_it_is():

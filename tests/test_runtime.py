@@ -94,8 +94,10 @@ def test_its_arms_are_precision_and_threads_and_all_cores_are_trusted_in_two_pre
 def test_what_its_trusted_arms_need_is_loaded_before_the_first_task(host, monkeypatch):
     asked = []
     monkeypatch.setattr(host.process, "ask", lambda request, timeout_s: asked.append(request))
-    host.load()
-    assert asked == [{"do": "load", "precisions": [arm.precision for arm in host.trusted]}]
+    host.load(host.trusted)
+    host.load([host.space.arm(precision="bfloat16", threads=threads) for threads in (1, 2)])
+    assert [one["precisions"] for one in asked] == [["float32", "int8"], ["bfloat16"]]
+    assert {one["do"] for one in asked} == {"load"}
 
 
 def test_every_arm_runs_and_is_measured(host):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from weakref import WeakSet
+from enum import Enum
 
 from mllm_sched.edge.entries import Entry
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.running import LEAP, Running
+from mllm_sched.edge.running import LEAP, Running, RunningByKind
 
-KINDS = 256  # that have a mean of their own, those seen last
 TOO_SHORT_S = 0.1  # a predicted wait that a single call under way may double
+FORGOTTEN_S = 30.0  # without a wait, after which waits are taken as predicted again
+
+
+class LetIn(Enum):
+    """Why a task was let in, which decides when it is given up."""
+
+    FITS = "it is expected to be in time"
+    CHANCE = "nothing goes before it, and with luck it is in time"
+    PROBE = "nothing was measured for long; it shows how long tasks take now"
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Admission:
     >>> admission.encoded("image", 0.5)
     >>> admission.answered(1.0)
     >>> entry = Entry("ann", None, 0.0, ends_s=3.0, cost_s=admission.encode_s("image"))
-    >>> admission.check(entry, ahead_s=1.0, now_s=0.0)
+    >>> admission.check(entry, ahead_s=1.0, now_s=0.0).name
+    'FITS'
     >>> admission.check(entry, ahead_s=2.0, now_s=0.0)
     Traceback (most recent call last):
     mllm_sched.edge.refusals.Refusal: too-late: it would be answered in 3.5 s, and 3 s are left; \
@@ -56,12 +64,12 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self.unknown_s, self.probe_s = unknown_s, probe_s
         self._latency: dict[str, Running] = {}
         self._energy: dict[str, Running] = {}
-        self._of_kind: OrderedDict[tuple[str, Hashable], Running] = OrderedDict()
+        self._of_kind = RunningByKind()
+        self._batch = RunningByKind()  # items of a kind that share a call: each waits for all of it
         self._answer = Running()
-        self._ratio = Running()  # of seconds that encoding took to those predicted
-        self._batch = Running()  # items that share a call: each waits for all of it
-        self._wait = Running(1.0)  # of seconds that waiting took to those predicted
-        self._probes: WeakSet[Entry] = WeakSet()
+        self._ratio = Running(1.0)  # of seconds that encoding took to those predicted
+        self._wait = _as_predicted()  # of seconds that waiting took to those predicted
+        self._waited_s = 0.0  # when that was measured last
         self._silent_since_s: float | None = None
 
     @property
@@ -71,16 +79,9 @@ send less at a time or with a later deadline; ask again in 0.5 s
 
     def encode_s(self, modality: str, kind: Hashable = None) -> float:
         """Predicted seconds of encoding of an item: the mean of its kind, else of its modality."""
-        for running in (self._of_kind.get((modality, kind)), self._latency.get(modality)):
-            if running is not None and running.known:
-                return running.mean
-        return self.unknown_s
-
-    @property
-    def mean_s(self) -> float:
-        """Seconds of encoding of an item, whatever its modality."""
-        known = [one.mean for one in self._latency.values() if one.known]
-        return sum(known) / len(known) if known else self.unknown_s
+        known = self._latency.get(modality)
+        mean_s = known.mean if known is not None and known.known else self.unknown_s
+        return self._of_kind.mean((modality, kind), mean_s)
 
     def predictions(self) -> list[Expected]:
         """What is expected of each modality of which something is known, by name."""
@@ -116,16 +117,13 @@ send less at a time or with a later deadline; ask again in 0.5 s
         batch
             Items of the call.
         """
-        self._batch.add(batch)
         ratio = latency_s / self.encode_s(modality, kind) if modality in self._latency else 1.0
         self._ratio.add(min(max(ratio, 1 / LEAP), LEAP))
         self._latency.setdefault(modality, Running()).add(latency_s)
         self._energy.setdefault(modality, Running()).add(energy_j)
         if kind is not None:
-            self._of_kind.setdefault((modality, kind), Running()).add(latency_s)
-            self._of_kind.move_to_end((modality, kind))
-            if len(self._of_kind) > KINDS:
-                self._of_kind.popitem(last=False)
+            self._of_kind.add((modality, kind), latency_s)
+            self._batch.add(kind, batch)
         self._silent_since_s = None
 
     def answered(self, took_s: float) -> None:
@@ -133,43 +131,40 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._answer.add(took_s)
         self._silent_since_s = None
 
-    def waited(self, predicted_s: float, took_s: float, *, in_vain: bool = False) -> None:
-        """A task waited so long for its turn, instead of the encoding predicted to go before it.
+    def waited(
+        self, predicted_s: float, took_s: float, now_s: float, *, in_vain: bool = False
+    ) -> None:
+        """A task waited so long for its turn, instead of what was predicted to go before it.
 
-        The device does not encode all the time, and others may come who go first. One that gave up
-        would have waited longer, so it says only that a wait may be as long.
+        The device does not encode all the time, and others may come who go first. Shorter waits
+        than predicted are luck: a call was nearly done. One that gave up would have waited longer,
+        so it says only that a wait may be as long.
         """
-        if predicted_s < TOO_SHORT_S or (in_vain and took_s <= predicted_s * self._wait.mean):
+        if predicted_s < TOO_SHORT_S or (in_vain and took_s <= self.wait_s(predicted_s)):
             return
-        self._wait.add(took_s / predicted_s)
+        self._wait.add(min(max(took_s / predicted_s, 1.0), LEAP))
+        self._waited_s = now_s
 
     def wait_s(self, ahead_s: float) -> float:
-        """Seconds until so many seconds of encoding are done, by what such waits took so far."""
+        """Seconds until what goes before is done, by what such waits took so far."""
         return ahead_s * self._wait.mean
 
-    def service_s(self, entry: Entry, rest_s: float = 0.0) -> float:
+    def service_s(self, entry: Entry, rest_s: float = 0.0, let_in: LetIn = LetIn.FITS) -> float:
         """Seconds from the start of its encoding to the end of its answer, as predicted.
 
-        ``rest_s`` of encoding follow, of further items. A task that is let through to see how long
-        it takes is not to be given up: 0.
+        ``rest_s`` of encoding follow, of further items. What has a chance is given up once even
+        luck would not help; a probe is not: 0.
         """
-        if entry in self._probes:
+        if let_in is LetIn.PROBE:
             return 0.0
+        if let_in is LetIn.CHANCE:
+            return self._least_s(entry, rest_s)
         return self._encode_s(entry, rest_s) + self.answer_s
 
-    def _encode_s(self, entry: Entry, rest_s: float) -> float:
-        """Of all its items, in calls that each shares with as many others as usual."""
-        shared = self._batch.mean if self._batch.known else 1.0
-        ratio = self._ratio.mean if self._ratio.known else 1.0
-        return (entry.cost_s + rest_s) * ratio * shared
-
-    def _least_s(self, entry: Entry, rest_s: float) -> float:
-        """The same as ``service_s``, if all goes well."""
-        shared = max(1.0, self._batch.least)
-        return (entry.cost_s + rest_s) * self._ratio.least * shared + self._answer.least
-
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
-        """Before an upload, of which nothing is known but its user: refuse what is hopeless.
+        """Before an upload, of which nothing is known but its user: refuse what will be late.
+
+        That is, even if it is one item of the quickest modality and all goes well with it.
 
         Parameters
         ----------
@@ -190,7 +185,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         if refusal is not None and not self._is_silent(now_s, ends_s):
             raise refusal
 
-    def check(self, entry: Entry, ahead_s: float, now_s: float, rest_s: float = 0.0) -> None:
+    def check(self, entry: Entry, ahead_s: float, now_s: float, rest_s: float = 0.0) -> LetIn:
         """Before an entry is queued: refuse it if it would not be answered in time.
 
         With nothing before it, it is worth a try unless even a quick run would be late. Behind
@@ -200,7 +195,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Parameters
         ----------
         ahead_s
-            Seconds of encoding that go before it, running ones included.
+            Seconds that what goes before it is predicted to take, running calls included.
         rest_s
             Seconds of encoding that follow, of further items of the same task.
 
@@ -209,19 +204,28 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Refusal
             ``cannot``, ``too-late``.
         """
-        ratio = self._ratio.mean if self._ratio.known else 1.0
-        slow_s = self._encode_s(entry, rest_s) * (1 + self._ratio.spread / ratio)
-        slow_s += self.answer_s + self._answer.spread
-        wait_s, left_s = ahead_s * (self._wait.mean + self._wait.spread), entry.ends_s - now_s
+        if now_s - self._waited_s > FORGOTTEN_S:
+            self._wait = _as_predicted()
+        spread = 1 + self._ratio.spread / self._ratio.mean
+        slow_s = self._encode_s(entry, rest_s) * spread + self.answer_s + self._answer.spread
+        wait_s, left_s = self.wait_s(ahead_s) + ahead_s * self._wait.spread, entry.ends_s - now_s
         refusal = self._judged(self._least_s(entry, rest_s), wait_s, slow_s, left_s)
         if refusal is None:
-            if self.service_s(entry, rest_s) > left_s:
-                self._probes.add(entry)  # it has a chance, and takes nobody's time
-            return
+            late = self.service_s(entry, rest_s) > left_s
+            return LetIn.CHANCE if late else LetIn.FITS
         if not self._is_silent(now_s, entry.ends_s):
             raise refusal
-        self._probes.add(entry)
         self._silent_since_s = now_s
+        return LetIn.PROBE
+
+    def _encode_s(self, entry: Entry, rest_s: float) -> float:
+        """Of all its items, in calls that each shares with as many others as usual."""
+        shared = self._batch.mean(entry.kind, 1.0)
+        return (entry.encode_s + rest_s) * self._ratio.mean * shared
+
+    def _least_s(self, entry: Entry, rest_s: float) -> float:
+        """Of the whole service, alone and if all goes well."""
+        return (entry.encode_s + rest_s) * self._ratio.least + self._answer.least
 
     def _judged(self, quick_s: float, wait_s: float, own_s: float, left_s: float) -> Refusal | None:
         left = f"{max(left_s, 0.0):.3g} s are left"
@@ -231,7 +235,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
                 "send it with a later deadline"
             )
             return Refusal("cannot", message)
-        if not self._ratio.count or not wait_s or wait_s + own_s <= left_s:
+        if not (self._ratio.count or self._answer.count) or not wait_s or wait_s + own_s <= left_s:
             return None
         message = (
             f"it would be answered in {wait_s + own_s:.3g} s, and {left}; "
@@ -244,3 +248,9 @@ send less at a time or with a later deadline; ask again in 0.5 s
         if self._silent_since_s is None:
             self._silent_since_s = now_s
         return now_s - self._silent_since_s >= self.probe_s and ends_s > now_s
+
+
+def _as_predicted() -> Running:
+    running = Running()
+    running.add(1.0)
+    return running

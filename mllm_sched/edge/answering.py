@@ -60,9 +60,14 @@ class Answering:
         """Requests that have a place among the answers."""
         return len(self._inside)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more answer can begin."""
+        return self.running < self.at_once
+
     async def room(self) -> None:
         """Wait until one more answer can begin: features that nobody takes are not made."""
-        while self.running >= self.at_once:
+        while not self.has_room:
             self._left.clear()
             await self._left.wait()
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from itertools import takewhile
 
-from mllm_sched.edge.running import Running
+from mllm_sched.edge.running import KINDS, RunningByKind
 
-LOOKS = 2  # calls of a size before it is judged
-REST = 64  # calls of a modality before a size that was too slow is tried again
+LOOKS = 3  # calls of a size before it is judged
+REST, LONGEST_REST = 64, 4096  # calls of a kind before a size that was too slow is tried again
 
 
 class BatchSizes:
     """Sizes of batch that kept the limit when they were tried last.
 
     Every item of a call waits for all of it. A size whose calls take longer than the limit in the
-    mean rests, and is tried anew later: the device may be less busy then. It rests twice as long
-    each time. A single item is always encoded; which arm keeps the limit is the scheduler's matter.
+    mean rests, and so does one that failed. It is tried anew later, when the device may be less
+    busy, and rests twice as long each time, up to ``LONGEST_REST``. A single item is always
+    encoded; which arm keeps the limit is the scheduler's matter.
 
     Parameters
     ----------
@@ -29,36 +30,63 @@ class BatchSizes:
     Examples
     --------
     >>> sizes = BatchSizes([1, 2, 4], limit_s=0.3)
-    >>> for latency_s in (0.4, 0.5):
-    ...     sizes.took("image", 4, latency_s)
-    >>> sizes.of("image"), sizes.of("audio")
+    >>> for latency_s in (0.4, 0.5, 0.4):
+    ...     sizes.took("photograph", 4, latency_s)
+    >>> sizes.of("photograph"), sizes.of("clip")
     ((1, 2), (1, 2, 4))
     """
 
     def __init__(self, sizes: Sequence[int], limit_s: float) -> None:
         self.sizes, self.limit_s = tuple(sorted(sizes)), limit_s
-        self._calls: Counter[str] = Counter()
-        self._took: dict[tuple[str, int], Running] = {}
-        self._rest: dict[tuple[str, int], int] = {}  # how long, the last time
-        self._until: dict[tuple[str, int], int] = {}  # the modality has had so many calls
+        self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
-    def of(self, modality: str) -> tuple[int, ...]:
+    def of(self, kind: Hashable) -> tuple[int, ...]:
         """The sizes to choose from now, 1 among them; none beyond one that rests."""
-        calls = self._calls[modality]
-        awake = takewhile(lambda size: calls >= self._until.get((modality, size), 0), self.sizes)
-        return tuple(awake)
+        known = self._kinds.get(kind)
+        return tuple(takewhile(known.is_awake, self.sizes)) if known else self.sizes
 
-    def took(self, modality: str, size: int, latency_s: float) -> None:
+    def took(self, kind: Hashable, size: int, latency_s: float) -> None:
         """A call of that size took so long."""
-        self._calls[modality] += 1
-        key = modality, size
-        running = self._took.setdefault(key, Running())
-        running.add(latency_s)
+        known = self._of(kind)
+        known.calls += 1
+        running = known.took.add(size, latency_s)
         if size == 1 or running.count < LOOKS:
             return
-        if running.mean <= self.limit_s:
-            self._rest.pop(key, None)
-            return
-        self._rest[key] = 2 * self._rest[key] if key in self._rest else REST
-        self._until[key] = self._calls[modality] + self._rest[key]
-        del self._took[key]
+        if running.mean > self.limit_s:
+            known.rests(size)
+        else:
+            known.rest.pop(size, None)
+
+    def failed(self, kind: Hashable, size: int) -> None:
+        """A call of that size came to nothing."""
+        known = self._of(kind)
+        known.calls += 1
+        if size > 1:
+            known.rests(size)
+
+    def _of(self, kind: Hashable) -> _Kind:
+        known = self._kinds.setdefault(kind, _Kind())
+        self._kinds.move_to_end(kind)
+        if len(self._kinds) > KINDS:
+            self._kinds.popitem(last=False)
+        return known
+
+
+class _Kind:
+    """What is known of items of one kind."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.took = RunningByKind()  # latency, by size
+        self.rest: dict[int, int] = {}  # of a size: how many calls, the last time
+        self._until: dict[int, int] = {}  # and until how many there were
+
+    def is_awake(self, size: int) -> bool:
+        """Whether a size may be run."""
+        return self.calls >= self._until.get(size, 0)
+
+    def rests(self, size: int) -> None:
+        """Not to be run for a while, and then to be judged afresh."""
+        self.rest[size] = min(2 * self.rest.get(size, REST // 2), LONGEST_REST)
+        self._until[size] = self.calls + self.rest[size]
+        self.took.pop(size, None)

@@ -28,6 +28,7 @@ from mllm_sched.pipeline.requests import Layout, Part
 __all__ = ["CrashError", "EncoderProcess", "HangError", "How", "Prepared"]
 
 TORCH = "torch"
+LOAD_S = 60.0  # at most for loading before the first task; whoever starts the agent waits
 REMEMBERED = 1024  # kinds that were warmed up
 # Threads that wait for each other sleep. If they spin, a call that shares its cores with another
 # process takes several times as long and as much CPU time.
@@ -101,7 +102,7 @@ class EncoderProcess(Child):
 
     def load(self, precisions: Sequence[str]) -> None:
         """Wait until the model is held in these precisions; WorkerError as ``Child.exchange``."""
-        self.ask({"do": "load", "precisions": list(precisions)}, self.open_timeout_s)
+        self.ask({"do": "load", "precisions": list(precisions)}, min(self.open_timeout_s, LOAD_S))
 
     def bring(self, batch: Sequence[Prepared], cut: str, how: How, warm_up: bool = True) -> None:
         """Hand over inputs, and have everything ready to encode them.

@@ -68,10 +68,9 @@ class EncoderStage:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds until all that waits or runs will be encoded, as predicted."""
-        later = sum(self._cost_s(entry.item.rest) for entry in self._waiting.values())
-        ahead_s = self.queue.backlog_s + self._running_s() + later
-        return self.admission.wait_s(ahead_s * self._pace())
+        """Seconds until all that waits or runs will have had its turn, as predicted."""
+        later_s = sum(self._later_s(entry.item.rest) for entry in self._waiting.values())
+        return self.admission.wait_s(self.queue.backlog_s + later_s + self._busy_s())
 
     def check_first(self, user: User, ends_s: float) -> None:
         """Refuse a request of a user before its upload, if there is no hope for any."""
@@ -93,7 +92,8 @@ class EncoderStage:
         turn = Turn(pending)
         entry = self._entry(turn)
         pending.ahead_s = self._ahead_s(entry)
-        self.admission.check(entry, pending.ahead_s, now_s(), self._cost_s(turn.rest))
+        rest_s = self._encode_s(turn.rest)
+        pending.let_in = self.admission.check(entry, pending.ahead_s, now_s(), rest_s)
         try:
             pushed_out = self._wait(entry)
         except QueueFull as error:
@@ -129,8 +129,7 @@ class EncoderStage:
     def _sizes(self) -> Sequence[int]:
         """How many may be encoded together with the one whose turn it is."""
         first = self.queue.first
-        prepared = first.item.prepared if first else None
-        return self.sizes.of(prepared.modality) if prepared else (1,)
+        return self.sizes.of(first.kind) if first else (1,)
 
     async def shed(self) -> None:
         """Send those away who can no longer be answered in time, also while a call goes on."""
@@ -139,23 +138,32 @@ class EncoderStage:
             self._shed_late()
 
     def _entry(self, turn: Turn) -> Entry:
-        """Its cost is encoding alone; its user's turn moves on by what is scarcer.
-
-        Where answers are, that is the time for which this one keeps a place from the rest.
-        """
+        """Its cost is encoding, or with the last item its answer, if that is scarcer."""
         pending, prepared = turn.pending, turn.prepared
-        cost_s = self._cost_s([prepared]) if prepared else TEXT_S
-        answer_s = (self.admission.answer_s or self.admission.unknown_s) / self.answering.at_once
-        scarce_s = cost_s if turn.rest else max(cost_s, answer_s)
+        encode_s = self._encode_s([prepared]) if prepared else TEXT_S
         return Entry(
             user=pending.user.name,
             kind=self.loop.runtime.kind(prepared) if prepared else None,
             arrived_s=now_s(),
             ends_s=pending.ends_s,
-            cost_s=cost_s,
+            cost_s=self._scarce_s(turn, encode_s),
             item=turn,
-            weight=pending.user.weight * cost_s / scarce_s,
+            weight=pending.user.weight,
+            encode_s=encode_s,
         )
+
+    def _scarce_s(self, turn: Turn, encode_s: float) -> float:
+        return encode_s if turn.rest else max(encode_s, self._place_s)
+
+    def _later_s(self, rest: Sequence[Prepared]) -> float:
+        """Of items that come to the queue only once those before them are encoded."""
+        last_s = max(self._encode_s(rest[-1:]), self._place_s) if rest else 0.0
+        return self._encode_s(rest[:-1]) + last_s
+
+    @property
+    def _place_s(self) -> float:
+        """For how long an answer keeps a place among them from the rest, shared by all places."""
+        return (self.admission.answer_s or self.admission.unknown_s) / self.answering.at_once
 
     def _wait(self, entry: Entry) -> Entry | None:
         """Into the queue; whoever had to go for it."""
@@ -173,21 +181,19 @@ class EncoderStage:
         pending.hand_out(why)
 
     def _ahead_s(self, entry: Entry) -> float:
-        return (self.queue.ahead_s(entry) + self._running_s()) * self._pace()
+        return self.queue.ahead_s(entry) + self._busy_s()
 
-    def _pace(self) -> float:
-        """How much longer waiting takes than what is encoded meanwhile: answers may be scarcer."""
-        answer_s = self.admission.answer_s / self.answering.at_once
-        return max(1.0, answer_s / self.admission.mean_s)
+    def _busy_s(self) -> float:
+        """Until the encoder is free, and a place among the answers."""
+        running_s = self._encode_s(turn.prepared for turn in self._running if turn.prepared)
+        return max(running_s, 0.0 if self.answering.has_room else self._place_s)
 
-    def _cost_s(self, items: Iterable[Prepared]) -> float:
+    def _encode_s(self, items: Iterable[Prepared]) -> float:
         return sum(self.admission.encode_s(one.modality, one.kind) for one in items)
 
-    def _running_s(self) -> float:
-        return self._cost_s(turn.prepared for turn in self._running if turn.prepared)
-
     def _service_s(self, entry: Entry) -> float:
-        return self.admission.service_s(entry, self._cost_s(entry.item.rest))
+        rest_s = self._encode_s(entry.item.rest)
+        return self.admission.service_s(entry, rest_s, entry.item.pending.let_in)
 
     def _shed_late(self) -> None:
         """Drop those who stopped waiting, and those who will before they are answered."""
@@ -199,8 +205,10 @@ class EncoderStage:
                 self._wait(replace(entry, ends_s=pending.ends_s))
             else:
                 if not entry.item.place:
-                    self.admission.waited(pending.ahead_s, now_s() - entry.arrived_s, in_vain=True)
-                late = Refusal("too-late", "it waited too long to be answered in time")
+                    took_s = now_s() - entry.arrived_s
+                    self.admission.waited(pending.ahead_s, took_s, now_s(), in_vain=True)
+                message = "it waited too long to be answered in time"
+                late = Refusal("too-late", message, retry_s=self.backlog_s)
                 self._end(pending, late)
 
     async def _serve(self, entries: Sequence[Entry]) -> None:
@@ -210,7 +218,7 @@ class EncoderStage:
             pending = turn.pending
             pending.queued_s += begun_s - max(entry.arrived_s, pending.free_s)
             if not turn.place:
-                self.admission.waited(pending.ahead_s, pending.queued_s)
+                self.admission.waited(pending.ahead_s, pending.queued_s, begun_s)
             del self._waiting[pending]
             if turn.rest:  # there is room: its place in the queue is free now
                 self._wait(self._entry(Turn(pending, turn.place + 1)))
@@ -220,9 +228,11 @@ class EncoderStage:
         done = await self._encoded(turns)
         took_s = (now_s() - begun_s) / len(entries)
         for entry in entries:
-            self.queue.charge(entry, took_s)
+            self.queue.charge(entry, self._scarce_s(entry.item, took_s))
         if done:
-            self.sizes.took(turns[0].prepared.modality, len(turns), done[0].run.latency_s)
+            self.sizes.took(entries[0].kind, len(turns), done[0].run.latency_s)
+        else:
+            self.sizes.failed(entries[0].kind, len(turns))
         for turn, one in zip(turns, done, strict=False):  # none if it failed
             self._learn(turn.prepared, one, took_s, len(turns))
             self._hand_out(turn, one)

@@ -22,11 +22,13 @@ class Entry:
     arrived_s, ends_s
         When it came, and its deadline, on the clock of the queue's caller; no deadline is ``inf``.
     cost_s
-        Seconds of encoding it is expected to take.
+        Seconds it is expected to take of what is scarcest.
     item
         What the caller wants to find in it.
     weight
         The user's share: a user of weight 2 gets twice the seconds of one of weight 1.
+    encode_s
+        Seconds of encoding it is expected to take; ``cost_s`` if that is not given.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class Entry:
     cost_s: float
     item: Any = None
     weight: float = 1.0
+    encode_s: float = math.nan
 
     def __post_init__(self) -> None:
         for name in ("cost_s", "weight"):
@@ -48,6 +51,8 @@ class Entry:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a finite number above 0")
         if math.isnan(self.ends_s):
             raise ValueError("ends_s=nan: expected a time, or inf for no deadline")
+        if math.isnan(self.encode_s):
+            object.__setattr__(self, "encode_s", self.cost_s)
 
     @property
     def share_s(self) -> float:

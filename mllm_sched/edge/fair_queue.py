@@ -44,7 +44,7 @@ class FairQueue:
         if min(waiting, per_user) < 1:
             raise ValueError(f"waiting={waiting}, per_user={per_user}: expected 1 or more of each")
         self.waiting, self.per_user = waiting, per_user
-        self.backlog_s = 0.0  # predicted seconds of encoding that wait
+        self.backlog_s = 0.0  # predicted seconds that wait
         self._virtual_s = 0.0  # turn of the entry that was taken last
         self._busy_until_s = -math.inf  # as predicted, of what was taken
         self._arrivals = 0
@@ -146,7 +146,7 @@ class FairQueue:
     def expired(
         self, now_s: float, service_s: Callable[[Entry], float], longest_s: float = math.inf
     ) -> list[Entry]:
-        """Remove the entries that cannot be in time any more, even if they were next.
+        """Remove the entries that are not expected to be in time any more, even if they were next.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class FairQueue:
         return late
 
     def ahead_s(self, entry: Entry) -> float:
-        """Predicted seconds of encoding that wait and go before an entry, if no more come.
+        """Predicted seconds that wait and go before an entry, if no more come.
 
         Of an entry that does not wait, what would go before it if it came now. What is already
         running is not in it. Batches only make it shorter.

@@ -123,7 +123,7 @@ FIRST_TOKEN = Family(
 
 WAITING = Family(Gauge, "queue_waiting", "Tasks in the queue.")
 RUNNING = Family(Gauge, "queue_running", "Tasks being encoded or answered.")
-BACKLOG = Family(Gauge, "queue_backlog_seconds", "Encoding that waits or runs, as predicted.")
+BACKLOG = Family(Gauge, "queue_backlog_seconds", "Until all had its turn, as predicted.")
 REFUSED = Family(Counter, "shed_total", "Requests that were not served, by reason.", ("reason",))
 
 ALARM = Family(Counter, "alarms_total", "Alarms raised, by kind.", ("kind",))

@@ -62,10 +62,9 @@ class HostRuntime(Runtime):
         self.energy_evidence = self.meters.meter.evidence
         self.meter = self.meters.meter.source
 
-    @property
-    def precisions(self) -> Sequence[str]:
-        """Those of the trusted arms."""
-        return TRUSTED
+    def precisions(self, arms: Sequence[Arm]) -> Sequence[str]:
+        """Theirs, each once."""
+        return tuple(dict.fromkeys(str(arm.levels["precision"]) for arm in arms))
 
     def close(self) -> None:
         """End the encoders' process and close the meter."""

@@ -19,6 +19,7 @@ from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.wire import pack
 
 QUESTION = b"What is this?"
+PASSING = ("journal", "draining")  # reasons of a refusal by whom the client could not reach
 REMEMBERED = 8  # requests of a user that can be sent again
 
 
@@ -117,7 +118,7 @@ class User:
         except DeadlineMissed as late:
             return asked("late", why=str(late))
         except NodeError as error:
-            shed = error.reason or isinstance(error, NodeBusy)
+            shed = isinstance(error, NodeBusy) or error.reason in PASSING
             why = f"{error.code.name}: {error}"
             return asked("shed" if shed else "failed", why=why, retry_s=error.retry_s)
         return asked("answered", tokens=answer.tokens, tries=answer.tries, **_encoding(answer))
@@ -173,7 +174,9 @@ def keep_asking(
             with lock:
                 asked.append(done)
             number += 1
-            time.sleep(max(pause_s(rng), done.retry_s))
+            left_s = begun_s + seconds - time.monotonic()
+            if left_s > 0 and number != tasks:
+                time.sleep(min(max(pause_s(rng), done.retry_s), left_s))
 
     rngs = np.random.default_rng(seed).spawn(len(users))
     threads = [threading.Thread(target=work, args=pair) for pair in zip(users, rngs, strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mllm_sched.edge.admission import LetIn
 from mllm_sched.edge.closed_loop import Done, Work
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
@@ -29,7 +30,9 @@ class Pending:
     came_s
         When it came.
     ahead_s
-        Seconds of encoding that were predicted to go before it.
+        Seconds that what went before it was predicted to take.
+    let_in
+        Why it was.
     queued_s
         How long it waited for the encoder.
     free_s
@@ -46,6 +49,7 @@ class Pending:
     job: Job
     came_s: float = field(default_factory=now_s)
     ahead_s: float = 0.0
+    let_in: LetIn = LetIn.FITS
     queued_s: float = 0.0
     free_s: float = 0.0
     done: list[Done] = field(default_factory=list, repr=False)

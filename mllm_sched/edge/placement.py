@@ -41,7 +41,7 @@ class Candidate:
     predictions
         By modality; one that it has not measured yet is missing.
     backlog_s
-        Seconds of encoding that wait or run there.
+        Seconds until all that waits or runs there has had its turn.
     answer_s
         Seconds from features to the end of an answer.
     tasks

@@ -101,11 +101,10 @@ class Relay:
             try:
                 return await self._follow(agent, job, encode_s)
             except grpc.aio.AioRpcError as error:
-                failure = error
-            if failure.code() is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
-                continue  # of the first caller; another one waits for longer
-            self._tried.add(life)
-            self._judge(agent, job, failure)
+                if error.code() is Status.DEADLINE_EXCEEDED and job.ends_s > ends_s:
+                    continue  # of the first caller; another one waits for longer
+                self._tried.add(life)
+                self._judge(agent, job, error)
             agent = None
 
     def _place(self, job: Job) -> tuple[Agent, Placed]:
@@ -130,7 +129,7 @@ class Relay:
         self.metrics.placed(agent.address)
         with agent.sending(encode_s) as sent:
             left_s = max(0.001, job.ends_s - asyncio.get_running_loop().time())
-            accepted = asyncio.Event()
+            accepted = asyncio.get_running_loop().create_future()
             call = agent.generate(self._pieces(job, sent, accepted), self.task.user, left_s)
             asking = asyncio.create_task(_until_accepted(call, accepted))
             try:
@@ -143,10 +142,11 @@ class Relay:
             finally:
                 asking.cancel()
                 call.cancel()
+                _settle(accepted, False)  # gRPC leaves the pieces of a call that is over waiting
         raise _broken_off()
 
     async def _pieces(
-        self, job: Job, sent: Sent, accepted: asyncio.Event
+        self, job: Job, sent: Sent, accepted: asyncio.Future[bool]
     ) -> AsyncIterator[pb.Piece]:
         """The request, for all that comes behind the tokens that the job has.
 
@@ -158,7 +158,8 @@ class Relay:
             start.have, start.so_far = len(job.tokens), digest_of(job.tokens)
         pieces = pieces_of(task.data, start)
         yield next(pieces)
-        await accepted.wait()
+        if not await accepted:
+            return
         for piece in pieces:
             yield piece
         sent.at_s = asyncio.get_running_loop().time()
@@ -202,11 +203,16 @@ def _check_count(told: int, job: Job) -> None:
         raise RefusedError(Status.DATA_LOSS, message)
 
 
-async def _until_accepted(call: Any, accepted: asyncio.Event) -> None:
+async def _until_accepted(call: Any, accepted: asyncio.Future[bool]) -> None:
     """A call that is refused ends by itself."""
     with suppress(grpc.aio.AioRpcError):
         if ACCEPTED in await call.initial_metadata():
-            accepted.set()
+            _settle(accepted, True)
+
+
+def _settle(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _broken_off() -> grpc.aio.AioRpcError:

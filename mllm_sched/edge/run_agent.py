@@ -68,14 +68,14 @@ def run_agent(config: AgentConfig) -> None:
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
             metrics.serve(host, int(port), open_to_all=config.open)
-        _load(runtime)
+        _load(runtime, spec.seeds)
         asyncio.run(_serve(config, runtime, learner, journal, users, metrics))
 
 
-def _load(runtime: Runtime) -> None:
+def _load(runtime: Runtime, trusted: Sequence[Arm]) -> None:
     """Before users come, so that none waits for it. What fails here fails again, and is learned."""
     try:
-        runtime.load()
+        runtime.load(trusted)
     except HarnessError as error:
         say(log, "encoders-not-loaded", "error", why=str(error))
 

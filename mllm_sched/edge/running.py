@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Hashable
 
+KINDS = 256  # that have a mean of their own, those seen last
 MEMORY = 16  # measurements that a mean reaches back over
 LEAP = 4.0  # one measurement counts for no more than that many times the mean
 SPREADS = 2.0  # mean deviations to either side that are still to be expected
@@ -58,3 +61,21 @@ class Running:
     def spread(self) -> float:
         """How far it may well be off its mean."""
         return SPREADS * self.deviation
+
+
+class RunningByKind(OrderedDict[Hashable, Running]):
+    """One for each of the kinds that were seen last."""
+
+    def add(self, kind: Hashable, value: float) -> Running:
+        """One more measurement of a kind; what is known of it then."""
+        running = self.setdefault(kind, Running())
+        running.add(value)
+        self.move_to_end(kind)
+        if len(self) > KINDS:
+            self.popitem(last=False)
+        return running
+
+    def mean(self, kind: Hashable, default: float) -> float:
+        """Of a kind; the default if nothing is known of it."""
+        running = self.get(kind)
+        return running.mean if running is not None and running.known else default

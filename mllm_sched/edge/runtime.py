@@ -130,17 +130,16 @@ class Runtime(ABC):
         self._turn = threading.Lock()
         self._closing = threading.Event()
 
-    def load(self) -> None:
-        """Wait until the encoders are held as the trusted arms want them.
+    def load(self, arms: Sequence[Arm]) -> None:
+        """Wait until the encoders are held as these arms want them.
 
         Raises HarnessError if they cannot be. What is not loaded here is when it is first wanted.
         """
         with self._turn:
-            self.process.load(self.precisions)
+            self.process.load(self.precisions(arms))
 
-    @property
-    def precisions(self) -> Sequence[str]:
-        """In which the encoders are held from the start."""
+    def precisions(self, arms: Sequence[Arm]) -> Sequence[str]:
+        """In which PyTorch holds the encoders for these arms."""
         return ("float32",)
 
     def encoder(self, modality: str) -> str:

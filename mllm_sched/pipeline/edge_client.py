@@ -30,6 +30,7 @@ from mllm_sched.pipeline.wire import pack, read_parts
 from mllm_sched.pipeline.wire_header import WireError
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+_GONE = grpc.StatusCode.UNAVAILABLE
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -243,16 +244,18 @@ class EdgeClient:
                     yield result, tries
                 return
             except _Broken:
-                code, details = grpc.StatusCode.UNAVAILABLE, "the answer broke off"
+                why, told = "the answer broke off", None
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
-                code, details = error.code(), error.details() or "no reason given"
-                if code is not grpc.StatusCode.UNAVAILABLE:
-                    raise told_by(error, self.address, deadline_s, tries) from None
+                told = told_by(error, self.address, deadline_s, tries)
+                if told.code is not _GONE:
+                    raise told from None
+                why = error.details() or "no reason given"
             pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
             if time.monotonic() + pause_s >= ends_s:
-                message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {details}"
-                raise NodeUnreachable(message, code, tries)
+                message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {why}"
+                reason, retry_s = (told.reason, told.retry_s) if told else ("", 0.0)
+                raise NodeUnreachable(message, _GONE, tries, reason=reason, retry_s=retry_s)
             time.sleep(pause_s)
 
 

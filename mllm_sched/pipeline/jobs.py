@@ -79,10 +79,11 @@ class Job:
     def end(self, finished: pb.Finished | None = None, failure: RefusedError | None = None) -> None:
         """No more tokens: the answer is complete, or it failed.
 
-        A failure leaves its traceback behind: that would hold the frames that held its request.
+        A failure leaves behind where it came from: frames would be held, and their request by them.
         """
-        self.finished = finished
-        self.failure = failure.with_traceback(None) if failure else None
+        if failure is not None:
+            failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+        self.finished, self.failure = finished, failure
         self._wake()
 
     async def follow(self, have: int, so_far: bytes = b"") -> AsyncIterator[pb.Event]:

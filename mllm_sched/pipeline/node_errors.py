@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import grpc
 
 REFUSED, RETRY = "refused", "retry-s"
 """In the metadata at the end of a call: one word for why, and seconds after which to ask again."""
+_WORD = re.compile(r"[a-z-]{1,32}")
+LONGEST_S = 3600.0  # to which seconds are believed
 
 
 class NodeError(RuntimeError):
@@ -71,7 +74,7 @@ def seconds_told(text: str) -> float:
         seconds = float(text)
     except ValueError:
         return 0.0
-    return seconds if 0 < seconds < math.inf else 0.0
+    return min(seconds, LONGEST_S) if 0 < seconds < math.inf else 0.0
 
 
 ERRORS: Mapping[grpc.StatusCode, type[NodeError]] = {
@@ -94,7 +97,7 @@ def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> No
     code, details = error.code(), error.details() or "no reason given"
     told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
     more: dict[str, Any] = {
-        "reason": told.get(REFUSED, ""),
+        "reason": told.get(REFUSED, "") if _WORD.fullmatch(told.get(REFUSED, "")) else "",
         "retry_s": seconds_told(told.get(RETRY, "")),
     }
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
