@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.node_errors import RequestRefused
+from mllm_sched.pipeline.node_errors import LONGEST_S, NodeBusy, NodeError, RequestRefused
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 
@@ -27,14 +27,29 @@ class Scripted(rpc.NodeServicer):
         yield from self.events
 
 
+class Refusing(rpc.NodeServicer):
+    """A node that turns every request away, with these words behind it."""
+
+    def __init__(self, code, told):
+        self.code, self.told = code, told
+
+    def Generate(self, request, context):
+        context.set_trailing_metadata(tuple(self.told.items()))
+        context.abort(self.code, "not now")
+
+
 def ask(events):
+    return ask_of(Scripted(events))
+
+
+def ask_of(node):
     server = grpc.server(ThreadPoolExecutor(2))
-    rpc.add_NodeServicer_to_server(Scripted(events), server)
+    rpc.add_NodeServicer_to_server(node, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with EdgeClient(f"127.0.0.1:{port}") as client:
-            return client.ask(b"message", "name", deadline_s=5)
+            return client.ask(b"message", "name", deadline_s=2)
     finally:
         server.stop(None).wait()
 
@@ -57,3 +72,28 @@ def test_an_answer_with_a_token_too_few_or_too_many_is_refused(events):
     with pytest.raises(RequestRefused, match=r"tokens told of, \d came") as refused:
         ask(events)
     assert refused.value.code is grpc.StatusCode.DATA_LOSS
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNAVAILABLE"])
+def test_who_is_refused_learns_why_and_when_to_come_back(code):
+    told = {"refused": "too-late", "retry-s": "0.25"}
+    with pytest.raises(NodeError, match="not now") as refused:
+        ask_of(Refusing(grpc.StatusCode[code], told))
+    assert (refused.value.reason, refused.value.retry_s) == ("too-late", 0.25)
+    assert refused.value.code.name == code
+
+
+@pytest.mark.parametrize(
+    ("told", "retry_s"),
+    [
+        ({}, 0.0),
+        ({"refused": "see http://elsewhere", "retry-s": "soon"}, 0.0),
+        ({"refused": "x" * 1000, "retry-s": "nan"}, 0.0),
+        ({"refused": "", "retry-s": "-1"}, 0.0),
+        ({"refused": "Not A Word", "retry-s": "1e308"}, LONGEST_S),
+    ],
+)
+def test_what_is_no_word_or_no_seconds_is_not_believed(told, retry_s):
+    with pytest.raises(NodeBusy) as refused:
+        ask_of(Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, told))
+    assert (refused.value.reason, refused.value.retry_s) == ("", retry_s)

@@ -594,6 +594,20 @@ def test_a_large_request_is_refused_for_what_it_was_refused_for_however_many_com
     asyncio.run(main())
 
 
+def test_a_request_that_is_refused_leaves_no_task_of_its_behind(users_file):
+    async def main():
+        agent = FakeAgent()
+        async with running(users_file, agent) as system:
+            await system.ask(message("first"), "first")
+            before = len(asyncio.all_tasks())
+            agent.refusal = Refusal("queue-full", "64 wait")
+            for number in range(10):
+                await asyncio.to_thread(refused, system.address, message(str(number)), str(number))
+            await until(lambda: len(asyncio.all_tasks()) <= before + 2)  # it polls meanwhile
+
+    asyncio.run(main())
+
+
 def test_an_agent_whose_journal_is_full_is_not_taken_for_dead(users_file):
     async def main():
         full, other = FakeAgent(), FakeAgent(Ways("b"))
