@@ -69,7 +69,9 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """A message of the wire in, tokens out, as they are generated.
+        """A message of the wire in, tokens out, as they are generated. An edge agent says in the metadata
+        at the beginning that it takes the request (`accepted`), so that a front need not upload what is
+        refused; in those at the end of a refusal stand its reason (`refused`) and `retry-s`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
