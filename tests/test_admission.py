@@ -212,7 +212,12 @@ def test_waits_as_long_as_can_be_shut_nobody_out_for_good():
         admission.waited(0.25, 1000.0, 0.0, in_vain=True)
     assert admission.wait_s(1.0) <= LEAP
     assert refused(admission, left_s=4.0, ahead_s=1.5, now_s=1.0).reason == "too-late"
-    assert refused(admission, left_s=4.0, ahead_s=1.5, now_s=1.1 * FORGOTTEN_S) is None
+    with pytest.raises(Refusal, match="too-late"):
+        admission.check_first(1.5, 1.0, ends_s=5.0)
+    later_s = 1.1 * FORGOTTEN_S
+    admission._silent_since_s = later_s  # nobody is let in to see
+    admission.check_first(1.5, later_s, ends_s=later_s + 4.0)
+    assert refused(admission, left_s=4.0, ahead_s=1.5, now_s=later_s) is None
     assert admission.wait_s(1.0) == 1.0
 
 

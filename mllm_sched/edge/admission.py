@@ -179,6 +179,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Refusal
             ``cannot``, ``too-late``.
         """
+        self._forget(now_s)
         encode_s = min((one.least for one in self._latency.values()), default=0.0)
         quick_s = encode_s + self._answer.least
         refusal = self._judged(quick_s, self.wait_s(ahead_s), quick_s, ends_s - now_s)
@@ -204,8 +205,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         Refusal
             ``cannot``, ``too-late``.
         """
-        if now_s - self._waited_s > FORGOTTEN_S:
-            self._wait = _as_predicted()
+        self._forget(now_s)
         spread = 1 + self._ratio.spread / self._ratio.mean
         slow_s = self._encode_s(entry, rest_s) * spread + self.answer_s + self._answer.spread
         wait_s, left_s = self.wait_s(ahead_s) + ahead_s * self._wait.spread, entry.ends_s - now_s
@@ -217,6 +217,11 @@ send less at a time or with a later deadline; ask again in 0.5 s
             raise refusal
         self._silent_since_s = now_s
         return LetIn.PROBE
+
+    def _forget(self, now_s: float) -> None:
+        """What waits took says nothing any more if none was seen for long."""
+        if now_s - self._waited_s > FORGOTTEN_S:
+            self._wait = _as_predicted()
 
     def _encode_s(self, entry: Entry, rest_s: float) -> float:
         """Of all its items, in calls that each shares with as many others as usual."""
