@@ -260,6 +260,25 @@ def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(t
     asyncio.run(main())
 
 
+class Small(Device):
+    """Has memory for one item at a time."""
+
+    def encode(self, arm, prepared, cut):
+        encoded = super().encode(arm, prepared, cut)
+        return Encoded(failed="out of memory") if len(prepared) > 1 else encoded
+
+
+def test_calls_that_fail_for_their_size_are_not_made_again_and_again(tmp_path):
+    async def main():
+        async with here(tmp_path, device=Small(0.1), sizes=(1, 2)) as system:
+            for _ in range(3):
+                await asyncio.gather(*(system.ask(name, items=4) for name in ("ana", "ben")))
+            assert system.device.calls.count(2) == 2  # one, on two arms
+            assert await system.ask("ana", items=4) == ANSWER
+
+    asyncio.run(main())
+
+
 def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
     async def main():
         async with here(tmp_path, device=Device(0.1)) as system:
