@@ -78,6 +78,8 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
         self.refusal = None  # what it turns every new task away with
         self.mute = asyncio.Event()  # cleared: it does not tell what it has
         self.mute.set()
+        self.going = asyncio.Event()  # cleared: it begins tasks, and answers none
+        self.going.set()
         self.asked = []  # user and id of every call
         self.begun = []
 
@@ -150,6 +152,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
 
     def _work(self, data):
         async def work(job):
+            await self.going.wait()
             for token in answer_of(data, self.ways.tokens, self.ways.offset):
                 await asyncio.sleep(self.ways.step_s)
                 job.add(token)
@@ -194,7 +197,7 @@ def agent_program(ways):
     return ServiceProcess(sys.executable, __file__, json.dumps(asdict(ways)), str(free_port()))
 
 
-async def until(condition, timeout_s=20.0):
+async def until(condition, timeout_s=60.0):
     """Wait for something to become so."""
     ends_s = time.monotonic() + timeout_s
     while not condition():

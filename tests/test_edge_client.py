@@ -1,12 +1,20 @@
 """A caller that does not take every answer for a good one."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.node_errors import LONGEST_S, NodeBusy, NodeError, RequestRefused
+from mllm_sched.pipeline.node_errors import (
+    LONGEST_S,
+    DeadlineMissed,
+    NodeBusy,
+    NodeError,
+    NodeUnreachable,
+    RequestRefused,
+)
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 
@@ -28,12 +36,17 @@ class Scripted(rpc.NodeServicer):
 
 
 class Refusing(rpc.NodeServicer):
-    """A node that turns every request away, with these words behind it."""
+    """A node that turns requests away, with these words behind it; after some it only hangs."""
 
-    def __init__(self, code, told):
-        self.code, self.told = code, told
+    def __init__(self, code, told, times=1000):
+        self.code, self.told, self.times = code, told, times
 
     def Generate(self, request, context):
+        self.times -= 1
+        if self.times < 0:
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait()
         context.set_trailing_metadata(tuple(self.told.items()))
         context.abort(self.code, "not now")
 
@@ -74,13 +87,23 @@ def test_an_answer_with_a_token_too_few_or_too_many_is_refused(events):
     assert refused.value.code is grpc.StatusCode.DATA_LOSS
 
 
-@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNAVAILABLE"])
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"])
 def test_who_is_refused_learns_why_and_when_to_come_back(code):
     told = {"refused": "too-late", "retry-s": "0.25"}
     with pytest.raises(NodeError, match="not now") as refused:
         ask_of(Refusing(grpc.StatusCode[code], told))
     assert (refused.value.reason, refused.value.retry_s) == ("too-late", 0.25)
     assert refused.value.code.name == code
+
+
+@pytest.mark.parametrize("times", [1000, 1], ids=["always", "at first"])
+def test_who_asks_until_the_deadline_learns_why_it_was_in_vain(times):
+    """The last try may be one that only the deadline ended; it knows no better reason."""
+    told = {"refused": "draining", "retry-s": "0.25"}
+    with pytest.raises((NodeUnreachable, DeadlineMissed), match="not now") as unanswered:
+        ask_of(Refusing(grpc.StatusCode.UNAVAILABLE, told, times))
+    assert (unanswered.value.reason, unanswered.value.retry_s) == ("draining", 0.25)
+    assert unanswered.value.tries > 1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
+    DeadlineMissed,
     NodeBusy,
     NodeUnreachable,
     RequestRefused,
@@ -52,6 +53,7 @@ from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
 
 Status = grpc.StatusCode
+UNANSWERED = (NodeUnreachable, DeadlineMissed)
 TOKENS = {name: f"token of {name}" for name in ("ann", "bob", "cyd")}
 AS_FRONT = Security(FRONT_TOKEN)
 
@@ -224,11 +226,17 @@ def test_users_cannot_read_the_answer_of_another_by_its_id(users_file):
 
 def test_a_burst_is_spread_over_agents_that_are_equal(users_file):
     async def main():
-        fakes = [FakeAgent(Ways(name, step_s=0.02)) for name in "abc"]
+        fakes = [FakeAgent(Ways(name)) for name in "abc"]
         limits = Limits(requests=32)
-        async with running(users_file, *fakes, poll_s=5.0, limits=limits) as system:
+        async with running(users_file, *fakes, poll_s=60.0, limits=limits) as system:
+            for agent in fakes:
+                agent.going.clear()
             names = [str(number) for number in range(18)]
-            await asyncio.gather(*(system.ask(message(name), name) for name in names))
+            asked = [asyncio.create_task(system.ask(message(name), name)) for name in names]
+            await until(lambda: sum(len(agent.begun) for agent in fakes) == len(names))
+            for agent in fakes:
+                agent.going.set()
+            await asyncio.gather(*asked)
         assert [len(agent.begun) for agent in fakes] == [6, 6, 6]
 
     asyncio.run(main())
@@ -347,8 +355,9 @@ def test_with_all_agents_shutting_down_a_caller_is_told_to_come_again(users_file
         async with running(users_file, agent) as system:
             await agent.drain(0.0)
             await until(lambda: system.agents.all[0].status.draining)
-            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
-                await system.ask(message(), "1", deadline_s=0.5)
+            error = await asyncio.to_thread(refused, system.address, message(), "1")
+            assert error.code() is Status.UNAVAILABLE
+            assert "no edge agent answers" in error.details()
         assert not agent.asked
 
     asyncio.run(main())
@@ -455,12 +464,13 @@ def test_with_no_agent_up_a_caller_waits_until_one_returns(users_file):
         async with AsyncExitStack() as stack:
             async with fake(first, port):
                 front = await stack.enter_async_context(system(users_file, port))
-            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
-                await front.ask(data, "1", deadline_s=0.5)
-            with pytest.raises(NodeUnreachable, match="no edge agent answers"):
-                await asyncio.to_thread(describe, front.address, 0.5)
+            # The last try may be the one that the deadline ends; the reason is told all the same.
+            with pytest.raises(UNANSWERED, match="no edge agent answers"):
+                await front.ask(data, "1", deadline_s=2.0)
+            with pytest.raises(UNANSWERED, match="no edge agent answers"):
+                await asyncio.to_thread(describe, front.address, 2.0)
             waiting = asyncio.create_task(front.ask(data, "1"))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.0)  # long enough to be turned away once
             await stack.enter_async_context(fake(second, port))
             answer = await waiting
             assert answer.tokens == answer_of(data)
@@ -641,13 +651,15 @@ def refused(address, data, name):
 
 def test_a_front_that_is_told_to_end_finishes_what_was_begun(users_file):
     async def main():
-        agent, data = FakeAgent(Ways(tokens=20, step_s=0.02)), message()
+        agent, data = FakeAgent(Ways(tokens=20)), message()
         async with running(users_file, agent) as system:
+            agent.going.clear()
             asked = asyncio.create_task(system.ask(data, "1"))
             await until(lambda: agent.begun)
-            draining = asyncio.create_task(system.front.drain(10.0))
-            with pytest.raises(NodeUnreachable, match="shuts down"):
-                await system.ask(message("2"), "2", deadline_s=0.2)
+            draining = asyncio.create_task(system.front.drain(60.0))
+            error = await asyncio.to_thread(refused, system.address, message("2"), "2")
+            assert error.code() is Status.UNAVAILABLE and "shuts down" in error.details()
+            agent.going.set()
             assert (await asked).tokens == answer_of(data, 20)
             await draining
         assert agent.begun == ["ann/1"]

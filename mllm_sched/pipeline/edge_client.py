@@ -237,6 +237,7 @@ class EdgeClient:
         if not deadline_s > 0:
             raise ValueError(f"deadline_s={deadline_s}: expected seconds above 0")
         ends_s, tries = time.monotonic() + deadline_s, 0
+        gone: NodeUnreachable | None = None  # how the try before ended
         while True:
             tries += 1
             try:
@@ -247,15 +248,16 @@ class EdgeClient:
                 why, told = "the answer broke off", None
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
-                told = told_by(error, self.address, deadline_s, tries)
+                told = told_by(error, self.address, deadline_s, tries, gone)
                 if told.code is not _GONE:
                     raise told from None
                 why = error.details() or "no reason given"
+            message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {why}"
+            reason, retry_s = (told.reason, told.retry_s) if told else ("", 0.0)
+            gone = NodeUnreachable(message, _GONE, tries, reason=reason, retry_s=retry_s)
             pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
             if time.monotonic() + pause_s >= ends_s:
-                message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {why}"
-                reason, retry_s = (told.reason, told.retry_s) if told else ("", 0.0)
-                raise NodeUnreachable(message, _GONE, tries, reason=reason, retry_s=retry_s)
+                raise gone
             time.sleep(pause_s)
 
 

@@ -84,7 +84,13 @@ ERRORS: Mapping[grpc.StatusCode, type[NodeError]] = {
 }
 
 
-def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> NodeError:
+def told_by(
+    error: grpc.Call,
+    address: str,
+    deadline_s: float,
+    tries: int,
+    before: NodeError | None = None,
+) -> NodeError:
     """What a call that ended with a status means for who asked.
 
     Parameters
@@ -93,6 +99,8 @@ def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> No
         The call, as it was raised.
     address, deadline_s, tries
         Of the node, of the request, and how often it was sent.
+    before
+        How the try before ended. A last try that had no time left knows no better reason.
     """
     code, details = error.code(), error.details() or "no reason given"
     told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
@@ -102,4 +110,7 @@ def told_by(error: grpc.Call, address: str, deadline_s: float, tries: int) -> No
     }
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"no complete answer in {deadline_s:g} s: {details}"
+        if before:
+            details += f"; before that: {before}"
+            more = {"reason": before.reason, "retry_s": before.retry_s}
     return ERRORS.get(code, RequestRefused)(f"{address}: {details}", code, tries, **more)
