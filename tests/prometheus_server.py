@@ -116,7 +116,7 @@ class Prometheus:
         query = urllib.parse.urlencode(parameters)
         address = f"http://127.0.0.1:{self._port}/api/v1/{what}?{query}"
         try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer:
                 said = json.load(answer)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None

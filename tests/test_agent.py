@@ -137,11 +137,11 @@ def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, an
         calls = pieces_of(data, start_of(data, request.id))
         stub = rpc.NodeStub(channel)
         with pytest.raises(grpc.RpcError, match="only a front may ask for others"):
-            list(stub.Generate(calls, metadata=(*mine, (BEHALF, "ben")), timeout=20))
+            list(stub.Generate(calls, metadata=(*mine, (BEHALF, "ben")), timeout=60))
         with pytest.raises(grpc.RpcError, match="for fronts and agents"):
-            arpc.AgentStub(channel).Status(apb.Nothing(), metadata=mine, timeout=20)
+            arpc.AgentStub(channel).Status(apb.Nothing(), metadata=mine, timeout=60)
         channel, front = stub_of(opened, system, "boss")
-        status = arpc.AgentStub(channel).Status(apb.Nothing(), metadata=front, timeout=20)
+        status = arpc.AgentStub(channel).Status(apb.Nothing(), metadata=front, timeout=60)
         assert status.taking and status.name == "edge-1"
         assert {p.modality for p in status.predictions} >= {"image"}
         assert all(p.latency_s > 0 and p.energy_j > 0 for p in status.predictions)
@@ -150,7 +150,7 @@ def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, an
         list(rpc.NodeStub(channel).Generate(calls, metadata=(*front, (BEHALF, "ben")), timeout=60))
         assert list(measured(system).iloc[before:]["user"]) == ["ben"]
         held = apb.Held(user="ben", id=request.id)
-        assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=20).held
+        assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=60).held
 
 
 def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
@@ -173,7 +173,7 @@ def test_a_deadline_that_nothing_can_meet_is_refused_at_once(system, ana):
     begun_s = time.monotonic()
     with pytest.raises(NodeError):
         ana.ask(data, request.id, 0.02)
-    assert time.monotonic() - begun_s < 2
+    assert time.monotonic() - begun_s < 10
 
 
 def test_what_waits_together_is_encoded_in_one_call(system):

@@ -128,13 +128,13 @@ def test_a_trusted_arm_beyond_the_limit_is_told(shown):
     assert "videomae-base: trusted at the start, but beyond the limit" in shown.notes.value
 
 
-def test_a_change_shows_within_300_ms(shown):
+def test_a_change_shows_within_a_second(shown):
     taken_s = []
     for devices in range(1, 6):
-        begun = time.process_time()  # of this process: others may use the machine
+        begun = time.process_time()  # of this process; its caches are shared all the same
         shown.fields["devices"].text.value = str(devices)
         taken_s.append(time.process_time() - begun)
-    assert min(taken_s) < 0.3
+    assert min(taken_s) < 1.0
 
 
 def test_a_browser_test_finds_every_part_by_its_class(shown):

@@ -89,7 +89,7 @@ def test_a_slow_job_does_not_cost_the_others_when_one_interrupts(folder, tmp_pat
         assert time.monotonic() < end and started.poll() is None
         time.sleep(0.1)
     started.send_signal(signal.SIGINT)
-    started.communicate(timeout=30)
+    started.communicate(timeout=60)
     assert len(list(folder.iterdir())) == 29
 
 

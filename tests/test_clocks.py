@@ -186,7 +186,7 @@ def test_everything_is_put_back_however_the_process_ends(board, end, number):
     assert process.stdout.readline() == "set\n"
     if number:
         process.send_signal(number)
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     assert snapshot(board) == before and not (board.root / RECORD).exists()
     if number in (signal.SIGTERM, signal.SIGHUP):
         assert process.returncode == 128 + number

@@ -74,7 +74,7 @@ def served():
 
 def get(port, path="/metrics"):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -252,7 +252,7 @@ def test_metrics_are_at_one_path_and_nothing_else_is(served):
 def test_only_reading_is_possible(served):
     request = urllib.request.Request(f"http://127.0.0.1:{served}/metrics", data=b"x" * 10_000)
     with pytest.raises((urllib.error.HTTPError, OSError)) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=60)
     assert getattr(refused.value, "code", 501) == 501
     assert get(served)[0] == 200
 
@@ -304,7 +304,7 @@ def test_a_port_that_is_taken_is_an_error_and_nothing_is_left_running(served):
 )
 def test_a_slow_or_huge_request_is_cut_off_and_hangs_nobody(sent):
     server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         with contextlib.suppress(OSError):  # it may be cut off while it still sends
             client.sendall(sent)
         assert get(server.port)[0] == 200  # while the other is there
@@ -316,7 +316,7 @@ def test_a_slow_or_huge_request_is_cut_off_and_hangs_nobody(sent):
 
 def test_a_client_that_sends_a_byte_at_a_time_is_cut_off_all_the_same():
     server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         with pytest.raises(OSError, match=r"reset|[Bb]roken"):
             drip(client)
     server.close()
@@ -331,8 +331,8 @@ def drip(client):
 def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
     server = MetricsServer(Metrics(SPACE).registry, request_s=0.8)
     address = ("127.0.0.1", server.port)
-    clients = [socket.create_connection(address, timeout=20) for _ in range(scrape.AT_ONCE)]
-    late = socket.create_connection(address, timeout=20)
+    clients = [socket.create_connection(address, timeout=60) for _ in range(scrape.AT_ONCE)]
+    late = socket.create_connection(address, timeout=60)
     assert late.recv(1) == b""
     for client in clients:
         assert client.recv(1) == b""  # cut off

@@ -43,7 +43,7 @@ def server(serve):
 
 def connect(address):
     host, port = address.split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def read_all(connection):

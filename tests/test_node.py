@@ -189,7 +189,7 @@ def test_a_broken_stream_is_refused_with_its_reason(servers, name):
     pieces, reason = broken_streams()[name]
     with grpc.insecure_channel(servers[OMNI].address) as channel:
         with pytest.raises(grpc.RpcError) as refusal:
-            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=10))
+            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=60))
     assert refusal.value.code() is Status.INVALID_ARGUMENT
     assert reason in refusal.value.details()
 
@@ -275,7 +275,7 @@ def test_a_message_that_was_cut_already_is_not_encoded_again():
         with grpc.insecure_channel(node.address) as channel:
             pieces = pieces_of(data, start_of(data, asked.id))
             with pytest.raises(grpc.RpcError, match="expected raw items") as refusal:
-                list(rpc.NodeStub(channel).Encode(pieces, timeout=10))
+                list(rpc.NodeStub(channel).Encode(pieces, timeout=60))
     assert refusal.value.code() is Status.INVALID_ARGUMENT
 
 
@@ -284,7 +284,7 @@ def test_an_oversized_piece_is_refused(servers):
     pieces = [pb.Piece(start=start_of(data, asked.id)), pb.Piece(data=bytes(2 << 20))]
     with grpc.insecure_channel(servers[OMNI].address) as channel:
         with pytest.raises(grpc.RpcError) as refusal:
-            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=10))
+            list(rpc.NodeStub(channel).Generate(iter(pieces), timeout=60))
     assert refusal.value.code() is Status.RESOURCE_EXHAUSTED
 
 
@@ -311,11 +311,11 @@ def test_an_answer_goes_on_behind_the_tokens_that_came(servers):
         tokens = client.ask(data, asked.id, 30).tokens
     with grpc.insecure_channel(servers[OMNI].address) as channel:
         start = start_of(data, asked.id, have=5)
-        events = list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=10))
+        events = list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=60))
         assert tuple(event.token.token for event in events[:-1]) == tokens[5:]
         start = start_of(data, asked.id, have=99)
         with pytest.raises(grpc.RpcError) as refusal:
-            list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=10))
+            list(rpc.NodeStub(channel).Generate(pieces_of(data, start), timeout=60))
     assert refusal.value.code() is Status.OUT_OF_RANGE
 
 
@@ -363,7 +363,7 @@ def test_a_late_answer_is_a_missed_deadline_and_a_later_request_is_served():
             begun_s = time.monotonic()
             with pytest.raises(DeadlineMissed, match=r"no complete answer in 0\.5 s"):
                 client.ask(message("small-llava", asked)[1], asked.id, 0.5)
-            assert time.monotonic() - begun_s < 2
+            assert time.monotonic() - begun_s < 10
             short = type(asked)(asked.prompt, asked.items, 1)
             assert len(client.ask(message("small-llava", short)[1], short.id, 30).tokens) == 1
 
@@ -422,7 +422,7 @@ def test_the_health_check_and_a_graceful_end():
             status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as refusal:  # an endless stream would hold a place
-            list(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+            list(health.Watch(health_pb2.HealthCheckRequest(), timeout=60))
         assert refusal.value.code() is Status.UNIMPLEMENTED
         tokens, tries = [], 0
         for event, number in client.events(message("small-llava", asked)[1], asked.id, 30):

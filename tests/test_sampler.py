@@ -139,7 +139,8 @@ def test_ten_real_seconds_of_every_load_are_measured_to_one_percent():
         truth_j = LOADS[name].energy_j(spans[name], ended_s)
         assert reading.energy_j == pytest.approx(truth_j, rel=0.01), name
         assert reading.low_j <= truth_j <= reading.high_j, name
-        assert reading.rate_hz > 90 and reading.duration_s == pytest.approx(10, abs=0.2)
+        assert reading.duration_s == pytest.approx(ended_s - spans[name], abs=0.2)
+        assert reading.rate_hz > 90
 
 
 def test_a_meter_slower_than_asked_is_asked_less_often_and_told():
@@ -236,6 +237,6 @@ def test_a_suspended_process_shows_the_gap_and_still_covers_the_truth():
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(0.7)
     os.kill(process.pid, signal.SIGCONT)
-    gap_s, low_j, high_j, truth_j = json.loads(process.communicate(timeout=30)[0])
+    gap_s, low_j, high_j, truth_j = json.loads(process.communicate(timeout=60)[0])
     assert gap_s >= 0.65
     assert low_j <= truth_j <= high_j

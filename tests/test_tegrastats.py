@@ -8,6 +8,7 @@ from mllm_sched.harness.imitation.board import ImitationBoard
 from mllm_sched.harness.imitation.waveforms import constant
 from mllm_sched.harness.tegrastats import mean_power, parse
 
+SHOWN_S = 4.0  # long enough for the program to start on a machine that is busy
 ORIN = (
     "07-30-2024 11:02:33 RAM 3154/62841MB (lfb 14x4MB) SWAP 0/31421MB (cached 0MB) "
     "CPU [3%@729,0%@729,off,off] EMC_FREQ 0%@2133 GR3D_FREQ 12%@[305,305] NVDEC off "
@@ -71,9 +72,9 @@ def test_anything_else_is_refused(text):
 def test_the_programs_own_readings_agree_with_the_waveforms(tmp_path):
     with ImitationBoard(tmp_path, {"VDD_CPU_CV": constant(6.0)}) as board:
         began = time.monotonic()
-        shown = mean_power(board.root, 2.0, interval_ms=20)
-        truth_j = board.energy_j(began, began + 2, ["VDD_CPU_CV"])
-    assert shown["VDD_CPU_CV"] == pytest.approx(truth_j / 2, rel=0.05)
+        shown = mean_power(board.root, SHOWN_S, interval_ms=20)
+        truth_j = board.energy_j(began, began + SHOWN_S, ["VDD_CPU_CV"])
+    assert shown["VDD_CPU_CV"] == pytest.approx(truth_j / SHOWN_S, rel=0.05)
     assert set(shown) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"}
 
 
@@ -95,5 +96,5 @@ def test_a_program_that_ends_early_is_told_and_not_averaged(tmp_path):
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho RAM 1/2MB VDD_IN 4000mW/4000mW\necho crashed\n")
     program.chmod(0o755)
-    with pytest.raises(RuntimeError, match=r"ended after 0\.\d s of 2; it said 'crashed'"):
-        mean_power(tmp_path, 2.0)
+    with pytest.raises(RuntimeError, match=r"ended after \d\.\d s of 20; it said 'crashed'"):
+        mean_power(tmp_path, 20.0)

@@ -30,6 +30,7 @@ from mllm_sched.pipeline.wire import pack, read_parts
 from mllm_sched.pipeline.wire_header import WireError
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+LEAST_TRY_S = 0.05  # a shorter one can only hide why those before it failed
 _GONE = grpc.StatusCode.UNAVAILABLE
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -256,7 +257,7 @@ class EdgeClient:
             reason, retry_s = (told.reason, told.retry_s) if told else ("", 0.0)
             gone = NodeUnreachable(message, _GONE, tries, reason=reason, retry_s=retry_s)
             pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
-            if time.monotonic() + pause_s >= ends_s:
+            if time.monotonic() + pause_s + LEAST_TRY_S >= ends_s:
                 raise gone
             time.sleep(pause_s)
 
