@@ -7,9 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import nbformat
+import papermill
 import pytest
+from papermill.engines import Engine, papermill_engines
 
 from mllm_sched import paths
 from mllm_sched.study import checkpoints, records, versions
@@ -93,10 +98,35 @@ def test_a_failing_cell_is_told_and_what_ran_before_it_is_kept(tiny, capsys):
     assert code_of(runner.EXECUTED / tiny.name)[-2].outputs[0].data["text/plain"] == "[3.0, 'a']"
 
 
+class InProcess(Engine):
+    """Runs the cells in this very process, where what matters is which notebooks run and why."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        names = {}
+        for index, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type != "code":
+                continue
+            nb_man.cell_start(cell, index)
+            results = Path(os.environ["MLLM_SCHED_RESULTS"])  # as a kernel finds it at its start
+            try:
+                with mock.patch.object(paths, "RESULTS", results):
+                    exec(cell.source, names)
+            except Exception as error:
+                told = {"ename": type(error).__name__, "evalue": str(error)}
+                cell.outputs = [nbformat.v4.new_output("error", **told)]
+                nb_man.cell_exception(cell, index, exception=error)
+                return
+            nb_man.cell_complete(cell, index)
+
+
 @pytest.fixture
-def study(tiny):
-    """The tiny notebook, which writes a result now."""
+def study(tiny, monkeypatch):
+    """The tiny notebook, which writes a result now; it runs without a kernel."""
     append(tiny, STUDY)
+    papermill_engines.register("in-process", InProcess)
+    execute = partial(papermill.execute_notebook, engine_name="in-process")
+    monkeypatch.setattr(runner.papermill, "execute_notebook", execute)
     return tiny
 
 
@@ -109,11 +139,12 @@ def said(capsys, *arguments):
 UP_TO_DATE = "[1/1] 00_tiny: up to date (same code, data and parameters; "
 
 
-def test_what_is_up_to_date_is_skipped_and_says_so(study, capsys):
+def test_what_is_up_to_date_is_skipped_and_says_so(tiny, capsys):
+    append(tiny, STUDY)
     assert "[1/1] 00_tiny: no finished run on record" in said(capsys)
-    executed = (runner.EXECUTED / study.name).read_bytes()
+    executed = (runner.EXECUTED / tiny.name).read_bytes()
     assert UP_TO_DATE in said(capsys)
-    assert (runner.EXECUTED / study.name).read_bytes() == executed
+    assert (runner.EXECUTED / tiny.name).read_bytes() == executed
 
 
 def test_force_runs_what_is_up_to_date(study, capsys):
