@@ -1,5 +1,6 @@
 """Settings of all tests, notebooks among them."""
 
+import gc
 import os
 
 from hypothesis import settings
@@ -11,9 +12,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Dask would ask the imitated library of the NVML tests for GPUs, which does not know all it asks.
 os.environ.setdefault("DASK_DISTRIBUTED__DIAGNOSTICS__NVML", "False")
 
+# PyTorch and all that the tests import would be searched for garbage again and again.
+gc.set_threshold(100_000, 50, 100)
+
 # The first example pays for imports and kernels, so time says nothing.
 settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now out of every later search for garbage."""
+    gc.freeze()
 
 
 def pytest_collectstart(collector):

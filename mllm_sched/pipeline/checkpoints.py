@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mllm_sched.garbage import uncollected
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
 from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
@@ -20,6 +21,7 @@ from mllm_sched.pipeline.split import split
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@uncollected()
 def load_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
     """A whole model: a small one by name, or a checkpoint (``hf:`` and a folder or hub id)."""
     _check_dtype(dtype)
@@ -29,6 +31,7 @@ def load_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
     return _model_class(source).from_pretrained(source, dtype=DTYPES[dtype]).eval()
 
 
+@uncollected()
 def load_encoders(
     name: str, modalities: Sequence[str] = (), seed: int = 0, dtype: str = "float32"
 ) -> EncoderHalf:
@@ -51,6 +54,7 @@ def load_encoders(
     return _load_halves(name, seed, dtype, "language")[0].only(modalities)
 
 
+@uncollected()
 def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> EncoderHalf:
     """The edge's half without weights: it prepares items and knows shapes, and encodes nothing.
 
@@ -74,6 +78,7 @@ def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> E
     return split(model, checkpoint_identity(source), source)[0].only(modalities)
 
 
+@uncollected()
 def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:
     """The server's half alone; as ``load_encoders``, with the encoders left out."""
     return _load_halves(name, seed, dtype, "encoders")[1]

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from mllm_sched.garbage import all_is_loaded
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
@@ -94,6 +95,7 @@ async def serve(
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    all_is_loaded()
     print(f"{READY} {host}:{bound}", flush=True)
     await stopped.wait()
     await checks.enter_graceful_shutdown()
