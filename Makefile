@@ -48,10 +48,10 @@ reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVI
 	@$(if $(PARAMETERS),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(PARAMETERS),--print)
 
 test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
-	$(RUN) -m pytest -n 2 --dist loadscope
+	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 	rm -rf build/held && mkdir -p build && cp -R results build/held
 	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
-	  -p no:cacheprovider -n 2 --dist loadscope notebooks || status=$$?; \
+	  -p no:cacheprovider -n 2 --dist loadscope --no-loadscope-reorder notebooks || status=$$?; \
 	$(RUN) -m mllm_sched.study.held results build/held || status=1; exit $$status
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian

@@ -105,12 +105,9 @@ def after_reading_the_clock(seconds: float) -> float:
 
 
 def slower_once_in_a_while(rounds: int = 50) -> str:
-    """The machine's own share in what a decision costs."""
-    small_calls()
-    at_once_ms, later_ms = (
-        1e3 * float(np.median([after_reading_the_clock(wait_s) for _ in range(rounds)]))
-        for wait_s in (0.0, TASK_S)
-    )
+    """How much slower small calls are after a pause than at once, on this machine."""
+    both = [[after_reading_the_clock(wait_s) for wait_s in (TASK_S, 0.0)] for _ in range(rounds)]
+    later_ms, at_once_ms = 1e3 * np.median(both, axis=0)
     return (
         f"140 calls of NumPy: {at_once_ms:.2f} ms at once, {later_ms:.2f} ms after {TASK_S:g} s in "
         f"which the processor only read the clock, {later_ms / at_once_ms:.1f} times as much"

@@ -1,19 +1,24 @@
 """Python's search for garbage, kept away from what is loaded once and used to the end.
 
-PyTorch and transformers are some 400,000 objects. To look through them takes a quarter of a second,
-over and over while they are loaded, then in the middle of a request, and once more at the end.
+PyTorch and transformers are hundreds of thousands of objects. They are searched through several
+times while they are loaded, in the middle of requests, and once more when the process ends.
 """
 
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_lock = threading.Lock()
+_blocks = 0  # entered and not left
+_before = True  # whether garbage was searched for when the first of them was entered
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A block in which nothing is searched, also as a decorator; afterwards it is as before.
+    """A block in which no thread searches; also a decorator. Afterwards it is as it was before.
 
     Examples
     --------
@@ -21,15 +26,22 @@ def uncollected() -> Iterator[None]:
     ...     gc.isenabled()
     False
     """
-    before = gc.isenabled()
-    gc.disable()
+    global _blocks, _before
+    with _lock:
+        if not _blocks:
+            _before = gc.isenabled()
+            gc.disable()
+        _blocks += 1
     try:
         yield
     finally:
-        if before:
-            gc.enable()
+        with _lock:
+            _blocks -= 1
+            if not _blocks and _before:
+                gc.enable()
 
 
-def all_is_loaded() -> None:
-    """What there is by now is never searched again; to be called once a service is ready."""
+def leave_out_loaded() -> None:
+    """Search once more, then never again through what there is by now: a service is ready."""
+    gc.collect()
     gc.freeze()

@@ -161,7 +161,7 @@ def test_while_the_journal_is_locked_new_tasks_are_refused_at_once_and_taken_aft
                 new = [system.ask("cyd", deadline_s=30.0, items=n % 2) for n in range(20)]
                 for code, why in await asyncio.gather(*new):
                     assert code == "UNAVAILABLE" and "journal" in why
-                assert time.monotonic() - begun_s < 10
+                assert time.monotonic() - begun_s < 3  # not one after the other
                 assert not held.done()
             assert await held == ANSWER
             await until(lambda: not system.agent.why_not)

@@ -1,39 +1,82 @@
 """When garbage is searched for, and through what."""
 
+import asyncio
 import gc
 import sys
 
 import pytest
+from edge_fakes import FakeAgent
 
 from mllm_sched.garbage import uncollected
 from mllm_sched.harness.child import Child
+from mllm_sched.pipeline import checkpoints, service
 
 COUNTS = """
 import gc
 from mllm_sched.harness.child import serve
-made = []
+loaded = []
 
-def answer(request, data):
-    made.extend([] for _ in range(50_000))
-    return gc.get_freeze_count(), b""
+def open_side():
+    loaded.extend([] for _ in range(50_000))
+    return lambda request, data: (gc.get_freeze_count(), b"")
 
-serve(lambda: answer)
+serve(open_side)
 """
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_block_leaves_the_search_as_it_found_it(before):
-    (gc.enable if before else gc.disable)()
-    try:
-        with pytest.raises(ZeroDivisionError), uncollected():
-            1 / gc.isenabled()
-        assert gc.isenabled() is before
-    finally:
-        gc.enable()
+@pytest.fixture(params=[True, False])
+def before(request):
+    """Whether garbage is searched for when a test begins."""
+    (gc.enable if request.param else gc.disable)()
+    yield request.param
+    gc.enable()
 
 
-def test_what_the_first_request_loads_is_not_searched_afterwards():
+def test_a_block_that_fails_leaves_the_search_as_it_found_it(before):
+    with pytest.raises(ZeroDivisionError), uncollected():
+        1 / gc.isenabled()
+    assert gc.isenabled() is before
+
+
+def test_of_two_blocks_that_overlap_the_last_to_end_gives_it_back(before):
+    first, second = uncollected(), uncollected()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not gc.isenabled()
+    second.__exit__(None, None, None)
+    assert gc.isenabled() is before
+
+
+@pytest.mark.parametrize("load", ["load_model", "load_encoders", "load_language", "bare_encoders"])
+def test_models_are_loaded_without_a_search(monkeypatch, load):
+    class Loading(Exception):
+        pass
+
+    def build(*_):
+        raise Loading(gc.isenabled())
+
+    for name in ("small_model", "build"):
+        monkeypatch.setattr(checkpoints, name, build)
+    with pytest.raises(Loading) as loading:
+        getattr(checkpoints, load)("small-llava")
+    assert loading.value.args == (False,)
+
+
+def test_what_a_child_loads_before_its_first_answer_is_not_searched_again():
     child = Child([sys.executable, "-c", COUNTS])
-    first, second, third = (child.ask({"do": "count"}, 30) for _ in range(3))
-    assert first == 0 and second > 50_000 and third == second
+    assert child.ask({"do": "count"}, 60) > 50_000
     child.close()
+
+
+def test_a_service_leaves_out_what_it_loaded_before_it_says_that_it_listens(monkeypatch, capsys):
+    class LeftOutError(Exception):
+        pass
+
+    def leave_out():
+        raise LeftOutError
+
+    monkeypatch.setattr(service, "leave_out_loaded", leave_out)
+    with pytest.raises(LeftOutError):
+        asyncio.run(service.serve(FakeAgent(), "127.0.0.1", 0))
+    assert service.READY not in capsys.readouterr().out

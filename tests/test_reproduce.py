@@ -120,11 +120,13 @@ class InProcess(Engine):
             nb_man.cell_complete(cell, index)
 
 
+papermill_engines.register("in-process", InProcess)
+
+
 @pytest.fixture
 def study(tiny, monkeypatch):
     """The tiny notebook, which writes a result now; it runs without a kernel."""
     append(tiny, STUDY)
-    papermill_engines.register("in-process", InProcess)
     execute = partial(papermill.execute_notebook, engine_name="in-process")
     monkeypatch.setattr(runner.papermill, "execute_notebook", execute)
     return tiny
@@ -373,10 +375,10 @@ def test_a_run_that_fails_loses_the_record_of_the_one_before(study, capsys):
     assert not (runner.EXECUTED / "00_tiny.json").exists()
 
 
-def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(study, tmp_path):
+def test_ctrl_c_ends_with_130_leaves_no_process_and_says_how_to_go_on(tiny, tmp_path):
     """SIGTERM and SIGHUP do what Ctrl-C does; see ``test_endings``."""
-    append(study, f"import os\nopen({str(tmp_path / 'here')!r}, 'w').write(str(os.getpid()))")
-    append(study, "import time\ntime.sleep(120)")
+    append(tiny, f"import os\nopen({str(tmp_path / 'here')!r}, 'w').write(str(os.getpid()))")
+    append(tiny, "import time\ntime.sleep(120)")
     program = f"""
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.edge_client import LEAST_TRY_S, EdgeClient
 from mllm_sched.pipeline.jobs import Job
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
@@ -134,7 +134,7 @@ class Answering:
                     elif tokens[event.token.index] != event.token.token:
                         raise AnswerChanged("another answer", grpc.StatusCode.ABORTED)
             except (NodeBusy, NodeUnreachable, DeadlineMissed):
-                if time.monotonic() + PAUSE_S > job.ends_s:
+                if time.monotonic() + PAUSE_S + LEAST_TRY_S > job.ends_s:
                     raise
                 time.sleep(PAUSE_S)
 

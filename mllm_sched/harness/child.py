@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from mllm_sched.endings import end_with
-from mllm_sched.garbage import all_is_loaded
+from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.harness.reading import HarnessError
 
 PIECE = 1 << 16
@@ -207,7 +207,8 @@ def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, b
     os.dup2(2, 1)  # what a library prints must not reach the answers
     end_with(os.getppid())
     answer = open_side()
-    for number, line in enumerate(sys.stdin.buffer):
+    leave_out_loaded()
+    for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
             said, data = answer(request, sys.stdin.buffer.read(request.pop("bytes")))
@@ -216,5 +217,3 @@ def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, b
             told, data = {"error": f"{type(error).__name__}: {error}"}, b""
         answers.write(json.dumps(told).encode() + b"\n" + data)
         answers.flush()
-        if number == 0:  # which loads the encoders
-            all_is_loaded()

@@ -16,6 +16,7 @@ from safetensors.torch import load
 
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
+    NodeError,
     NodeUnreachable,
     RequestRefused,
     told_by,
@@ -30,7 +31,7 @@ from mllm_sched.pipeline.wire import pack, read_parts
 from mllm_sched.pipeline.wire_header import WireError
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-LEAST_TRY_S = 0.05  # a shorter one can only hide why those before it failed
+LEAST_TRY_S = 0.05  # a shorter one misses the deadline, whether or not anybody is there
 _GONE = grpc.StatusCode.UNAVAILABLE
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -238,27 +239,29 @@ class EdgeClient:
         if not deadline_s > 0:
             raise ValueError(f"deadline_s={deadline_s}: expected seconds above 0")
         ends_s, tries = time.monotonic() + deadline_s, 0
-        gone: NodeUnreachable | None = None  # how the try before ended
+        before: NodeError | None = None  # how the last try ended, until something comes of the next
         while True:
             tries += 1
             try:
                 for result in attempt(max(0.001, ends_s - time.monotonic())):
+                    before = None
                     yield result, tries
                 return
             except _Broken:
-                why, told = "the answer broke off", None
+                why = "the answer broke off"
+                before = NodeError(f"{self.address}: {why}", _GONE, tries)
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
-                told = told_by(error, self.address, deadline_s, tries, gone)
-                if told.code is not _GONE:
-                    raise told from None
+                before = told_by(error, self.address, deadline_s, tries, before)
+                if before.code is not _GONE:
+                    raise before from None
                 why = error.details() or "no reason given"
-            message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {why}"
-            reason, retry_s = (told.reason, told.retry_s) if told else ("", 0.0)
-            gone = NodeUnreachable(message, _GONE, tries, reason=reason, retry_s=retry_s)
             pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 2**tries) * random.uniform(0.5, 1.0)
             if time.monotonic() + pause_s + LEAST_TRY_S >= ends_s:
-                raise gone
+                message = f"{self.address}: no answer in {deadline_s:g} s, {tries} tries: {why}"
+                raise NodeUnreachable(
+                    message, _GONE, tries, reason=before.reason, retry_s=before.retry_s
+                )
             time.sleep(pause_s)
 
 

@@ -61,7 +61,7 @@ class NodeUnreachable(NodeError):
 
 
 class DeadlineMissed(NodeError):
-    """The node was there, but the answer was not complete at the deadline."""
+    """The deadline ended a try, mostly of a node that was there; the one before is told, too."""
 
 
 def seconds_told(text: str) -> float:
@@ -100,7 +100,8 @@ def told_by(
     address, deadline_s, tries
         Of the node, of the request, and how often it was sent.
     before
-        How the try before ended. A last try that had no time left knows no better reason.
+        How the try before ended, if nothing came of this one. One that the deadline ended knows no
+        better reason.
     """
     code, details = error.code(), error.details() or "no reason given"
     told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
@@ -111,6 +112,7 @@ def told_by(
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"no complete answer in {deadline_s:g} s: {details}"
         if before:
-            details += f"; before that: {before}"
-            more = {"reason": before.reason, "retry_s": before.retry_s}
+            details += f"; the try before: {before}"
+            if not more["reason"]:
+                more = {"reason": before.reason, "retry_s": before.retry_s}
     return ERRORS.get(code, RequestRefused)(f"{address}: {details}", code, tries, **more)

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from mllm_sched.garbage import all_is_loaded
+from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
@@ -77,6 +77,7 @@ async def serve(
     OSError
         If the address cannot be listened on.
     """
+    leave_out_loaded()
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", LARGEST_PIECE),
@@ -95,7 +96,6 @@ async def serve(
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    all_is_loaded()
     print(f"{READY} {host}:{bound}", flush=True)
     await stopped.wait()
     await checks.enter_graceful_shutdown()
