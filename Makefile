@@ -50,7 +50,8 @@ reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVI
 test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
 	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 	rm -rf build/held && mkdir -p build && cp -R results build/held
-	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
+	@# Two notebooks at once fill the cores: processes of their own would only have to be started.
+	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
 	  -p no:cacheprovider -n 2 --dist loadscope --no-loadscope-reorder notebooks || status=$$?; \
 	$(RUN) -m mllm_sched.study.held results build/held || status=1; exit $$status
 

@@ -24,7 +24,8 @@ settings.load_profile("here")
 LONGEST = (
     *("test_same_on_dask", "test_node", "test_profiling", "test_system", "test_reproduce"),
     *("test_site", "test_agent", "test_browser", "test_decoupling_study", "test_export"),
-    *("08_ablations", "13_sensitivity", "01_decoupling"),
+    *("08_ablations", "13_sensitivity", "01_decoupling", "04_scheduler_comparison"),
+    *("09_many_users", "10_savings", "06_latency_limits", "07_time_varying"),
 )
 
 
