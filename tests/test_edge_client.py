@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from mllm_sched.pipeline import edge_client
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import (
     LONGEST_S,
@@ -107,6 +108,13 @@ def test_who_asks_until_the_deadline_learns_why_it_was_in_vain(times, errors):
         ask_of(Refusing(grpc.StatusCode.UNAVAILABLE, told, times))
     assert (unanswered.value.reason, unanswered.value.retry_s) == ("draining", 0.25)
     assert unanswered.value.tries > 1
+
+
+def test_no_try_is_made_that_is_too_short_to_be_answered(monkeypatch):
+    monkeypatch.setattr(edge_client, "LEAST_TRY_S", 2.0)  # all the time there is
+    with pytest.raises(NodeUnreachable, match="not now") as unanswered:
+        ask_of(Refusing(grpc.StatusCode.UNAVAILABLE, {}))
+    assert unanswered.value.tries == 1
 
 
 def test_a_node_that_began_to_answer_and_was_late_is_not_said_to_have_been_away():
