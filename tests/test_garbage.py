@@ -49,18 +49,26 @@ def test_of_two_blocks_that_overlap_the_last_to_end_gives_it_back(before):
     assert gc.isenabled() is before
 
 
-@pytest.mark.parametrize("load", ["load_model", "load_encoders", "load_language", "bare_encoders"])
-def test_models_are_loaded_without_a_search(monkeypatch, load):
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        ("load_model", "small-llava"),
+        ("bare_encoders", "small-llava"),
+        ("load_encoders", "hf:a-folder"),
+        ("load_language", "hf:a-folder"),
+    ],
+)
+def test_models_are_loaded_without_a_search(monkeypatch, load, name):
     class Loading(Exception):
         pass
 
     def build(*_):
         raise Loading(gc.isenabled())
 
-    for name in ("small_model", "build"):
-        monkeypatch.setattr(checkpoints, name, build)
+    for begins in ("_check_dtype", "build"):
+        monkeypatch.setattr(checkpoints, begins, build)
     with pytest.raises(Loading) as loading:
-        getattr(checkpoints, load)("small-llava")
+        getattr(checkpoints, load)(name)
     assert loading.value.args == (False,)
 
 

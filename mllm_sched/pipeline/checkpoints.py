@@ -31,7 +31,6 @@ def load_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
     return _model_class(source).from_pretrained(source, dtype=DTYPES[dtype]).eval()
 
 
-@uncollected()
 def load_encoders(
     name: str, modalities: Sequence[str] = (), seed: int = 0, dtype: str = "float32"
 ) -> EncoderHalf:
@@ -78,7 +77,6 @@ def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> E
     return split(model, checkpoint_identity(source), source)[0].only(modalities)
 
 
-@uncollected()
 def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:
     """The server's half alone; as ``load_encoders``, with the encoders left out."""
     return _load_halves(name, seed, dtype, "encoders")[1]
@@ -93,6 +91,7 @@ def _load_halves(
     return split(_load_part(source, dtype, unwanted), checkpoint_identity(source), source)
 
 
+@uncollected()
 def _load_part(source: str, dtype: str, unwanted: str) -> Any:
     """A checkpoint of which the unwanted half stays on disk, without weights in memory."""
     from accelerate.hooks import remove_hook_from_submodules
