@@ -7,12 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.kernels import (
-    ArmGP,
-    Hyperparameters,
-    covariance,
-    fit_hyperparameters,
-)
+from mllm_sched.schedulers.hyperparameter_fit import ArmGP, ArmKernel, fit_hyperparameters
+from mllm_sched.schedulers.kernels import Hyperparameters, covariance
 from mllm_sched.schedulers.posterior import FinitePosterior
 
 SPACE = ArmSpace.agx_orin()
@@ -98,6 +94,19 @@ def test_the_kernel_is_what_it_says():
     near, far = (SPACE.arm(component="gpu", power_w=15, load=load).index for load in (0.4, 1.0))
     assert gram[gpu, near] > gram[gpu, far] > 0
     assert np.linalg.eigvalsh(gram).min() > 0
+
+
+def test_the_covariance_equals_gpytorch():
+    with torch.no_grad():
+        kernel = ArmKernel(SPACE).load(VALUES)
+        dense = kernel(torch.as_tensor(SPACE.features().copy())).to_dense().numpy()
+    np.testing.assert_allclose(covariance(SPACE, VALUES), dense, atol=1e-12)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0, 1.0), (0.5, 0.0, 1.0), (0.5, -1.0, 1.0)])
+def test_hyperparameters_out_of_range_are_refused(factors):
+    with pytest.raises(ValueError, match=r"expected a (correlation|length)"):
+        covariance(SPACE, Hyperparameters(1.0, 0.01, factors))
 
 
 def test_fitting_finds_what_made_the_data():

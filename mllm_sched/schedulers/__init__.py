@@ -1,9 +1,14 @@
 """Who chooses the arm."""
 
+from typing import TYPE_CHECKING, Any
+
 from mllm_sched.schedulers.base import Scheduler
 from mllm_sched.schedulers.decision import Decision
-from mllm_sched.schedulers.kernels import Hyperparameters, fit_hyperparameters
+from mllm_sched.schedulers.kernels import Hyperparameters
 from mllm_sched.schedulers.registry import make_scheduler, scheduler_names
+
+if TYPE_CHECKING:
+    from mllm_sched.schedulers.hyperparameter_fit import fit_hyperparameters
 
 __all__ = [
     "Decision",
@@ -13,3 +18,12 @@ __all__ = [
     "make_scheduler",
     "scheduler_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``fit_hyperparameters`` when it is first wanted: it alone needs PyTorch."""
+    if name == "fit_hyperparameters":
+        from mllm_sched.schedulers.hyperparameter_fit import fit_hyperparameters
+
+        return fit_hyperparameters
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

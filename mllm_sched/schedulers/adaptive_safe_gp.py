@@ -30,7 +30,7 @@ from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, greatest, least
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
@@ -153,9 +153,9 @@ class AdaptiveSafeGP(Scheduler):
         if not safe.any():
             return self._fallback(cells, feasible)
         mean, variance = self.memory.moments(self.objective, cells, self._running())
-        kept = int(np.where(safe, mean, np.inf).argmin())
+        kept = least(np.where(safe, mean, np.inf))
         worth = self._worth(cells, kept, mean, np.sqrt(variance), feasible)
-        best = int(worth.argmax())
+        best = greatest(worth)
         if worth[best] > 0:
             return self._take(cells, best, feasible, "worth a trial")
         return self._take(cells, kept, feasible, "least energy among the safe arms")
@@ -180,14 +180,14 @@ class AdaptiveSafeGP(Scheduler):
         """Nobody chose this risk, so the budget is not charged for it."""
         known = self._known(cells)
         known = known if known.any() else ~known
-        best = int(np.where(known, feasible, -1.0).argmax())
+        best = greatest(np.where(known, feasible, -1.0))
         if feasible[best] >= HOPE:
             reason = "no arm is certified: most likely within the limits"
             return self._take(cells, best, feasible, reason, charged=False)
         excess = [
             self.memory.moments(name, cells)[0] - limit for name, limit in self._log_limits.items()
         ]
-        nearest = int(np.where(known, np.max(excess, axis=0), np.inf).argmin())
+        nearest = least(np.where(known, np.max(excess, axis=0), np.inf))
         reason = "no arm can meet the limits: least beyond them"
         return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, least
 from mllm_sched.schedulers.incomplete import Values
 
 Array = NDArray[np.float64]
@@ -59,7 +59,8 @@ class CostStatistics(Scheduler):
         told, checked = (np.maximum(count, 1e-12) for count in (self.counts, self.checked))
         means = self.totals / told + self.penalty * self.beyond / checked
         unknown = self.counts == 0
-        means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
+        if unknown.any():
+            means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
         return means
 
     def _believed(self, cells: Indices) -> Bounds:
@@ -100,7 +101,9 @@ class CostBandit(CostStatistics):
     """
 
     def _choose(self, cells: Indices, now: float) -> Choice:
-        counts = self.counts[cells] + np.bincount(self._running(), minlength=self.cells)[cells]
+        counts = self.counts[cells]
+        if len(running := self._running()):
+            counts = counts + np.bincount(running, minlength=self.cells)[cells]
         fewest = int(counts.argmin())
         if counts[fewest] == 0:
             return Choice(int(cells[fewest]), "not tried yet")
@@ -130,7 +133,7 @@ class UCB(CostBandit):
         self.exploration = _checked_exploration(exploration)
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
-        return int((costs - self._bonus(counts)).argmin()), "least cost bound"
+        return least(costs - self._bonus(counts)), "least cost bound"
 
     def _spread(self, cells: Indices) -> Array:
         return self._bonus(np.maximum(self.counts[cells], 1e-12))
@@ -158,7 +161,7 @@ class Thompson(CostBandit):
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
-        return int((costs + self.exploration * draws).argmin()), "least sampled cost"
+        return least(costs + self.exploration * draws), "least sampled cost"
 
     def _spread(self, cells: Indices) -> Array:
         return self.exploration / np.sqrt(self.counts[cells] + 1.0)
@@ -184,7 +187,7 @@ class EpsilonGreedy(CostBandit):
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         if self.rng.random() < self.epsilon:
             return int(self.rng.integers(len(costs))), "drawn evenly"
-        return int(costs.argmin()), "least mean cost"
+        return least(costs), "least mean cost"
 
 
 def _checked_exploration(exploration: float) -> float:

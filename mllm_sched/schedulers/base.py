@@ -20,6 +20,7 @@ from mllm_sched.schedulers.warm_start import rows
 
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
+NONE: Indices = np.zeros(0, dtype=np.int64)
 
 
 class Scheduler(IncompleteRuns, Beliefs):
@@ -278,6 +279,8 @@ class Scheduler(IncompleteRuns, Beliefs):
 
     def _running(self) -> Indices:
         """Cells of the runs that were not learned yet, in the order they were asked."""
+        if not (self._open or self._held):
+            return NONE
         cells = [*self._open.values(), *(cell for cell, _ in self._held)]
         return np.array(cells, dtype=np.int64)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, least, within
 from mllm_sched.schedulers.incomplete import Values
 
 Array = NDArray[np.float64]
@@ -56,11 +56,11 @@ class MeanBandit(Scheduler):
         cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
         excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
-        if excess.min() > 0:
+        if not within(excess, 0.0).any():
             reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
-            cell = int(cells[excess.argmin()])
+            cell = int(cells[least(excess)])
             return Choice(cell, f"{reason}: least beyond them", infeasible=everyone)
-        best = np.where(excess <= 0, low[self.objective], np.inf).argmin()
+        best = least(np.where(within(excess, 0.0), low[self.objective], np.inf))
         return Choice(int(cells[best]), reason)
 
 

@@ -6,9 +6,37 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from mllm_sched.arms import Arm
 
 Bounds = Mapping[str, tuple[float, float]]
+
+# Scores, in logs, decide to nine decimals: processors and libraries differ from the 13th on, and
+# arms that are alike by symmetry have to tie everywhere.
+DECIMALS = 9
+
+
+def least(scores: ArrayLike) -> int:
+    """Index of the least score; equal to within rounding is a tie, which the first one wins.
+
+    Examples
+    --------
+    >>> least([2.0, 0.1 + 0.2, 0.3])
+    1
+    """
+    return int(np.round(scores, DECIMALS).argmin())
+
+
+def greatest(scores: ArrayLike) -> int:
+    """Index of the greatest score; ties as in ``least``."""
+    return int(np.round(scores, DECIMALS).argmax())
+
+
+def within(scores: ArrayLike, limit: float) -> NDArray[np.bool_]:
+    """Whether each score is at most the limit, or equal to it within rounding."""
+    return np.asarray(scores) <= limit + 0.5 * 10.0**-DECIMALS
 
 
 @dataclass(frozen=True, slots=True)

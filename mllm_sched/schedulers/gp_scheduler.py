@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, interval, least, within
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters, covariance
 from mllm_sched.schedulers.posterior import FinitePosterior
@@ -90,16 +90,15 @@ class GPScheduler(Scheduler):
 
     def certified(self) -> NDArray[np.bool_]:
         """Whether the upper bounds of a cell are within every limit, shape (cells,)."""
-        within = [self.upper(name) <= limit for name, limit in self._log_limits.items()]
-        return np.logical_and.reduce(within)
+        limits = self._log_limits.items()
+        return np.logical_and.reduce([within(self.upper(name), limit) for name, limit in limits])
 
     def possible(self) -> NDArray[np.bool_]:
         """Whether the lower bounds of a cell are within every limit, shape (cells,)."""
-        within = [
-            self.beliefs[name].mean - self.width * self.beliefs[name].sd() <= limit
-            for name, limit in self._log_limits.items()
-        ]
-        return np.logical_and.reduce(within)
+        told = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
+        return np.logical_and.reduce(
+            [within(belief.mean - self.width * belief.sd(), limit) for belief, limit in told]
+        )
 
     def excess(self) -> Array:
         """How far the mean of a cell is beyond its worst limit, in logs, shape (cells,)."""
@@ -117,7 +116,7 @@ class GPScheduler(Scheduler):
 
     def _least_beyond(self, cells: Indices) -> Choice:
         """The verdict that no arm can meet the limits, and what to run nevertheless."""
-        cell = int(cells[self.excess()[cells].argmin()])
+        cell = int(cells[least(self.excess()[cells])])
         reason = "no arm can meet the limits: least beyond them"
         return self._choice(cell, reason, cells, infeasible=True)
 
@@ -135,6 +134,13 @@ class GPScheduler(Scheduler):
             safe_arms=int(np.count_nonzero(certified[cells])),
             infeasible=infeasible,
         )
+
+    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
+        bounds = {}
+        for name, belief in self.beliefs.items():
+            mean, spread = float(belief.mean[cell]), self.width * float(belief.sd()[cell])
+            bounds[name] = interval(mean - spread, mean + spread)
+        return bounds
 
     def _believed(self, cells: Indices) -> Bounds:
         bounds = {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, greatest, least
 from mllm_sched.schedulers.gp_scheduler import GPScheduler
 
 
@@ -50,7 +50,7 @@ class SafeGPUCB(GPScheduler):
             return self._least_beyond(cells)
         candidates = cells[(certified | trusted)[cells]]
         if not len(candidates):
-            cell = int(cells[np.argmax([self.p_feasible(int(cell)) for cell in cells])])
+            cell = int(cells[greatest([self.p_feasible(int(cell)) for cell in cells])])
             return self._choice(cell, "no arm is certified: most likely within the limits", cells)
         cell, reason = self._pick(candidates, cells)
         if trusted[cell] and not certified[cell]:
@@ -63,5 +63,5 @@ class SafeGPUCB(GPScheduler):
 
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         """The cell to take of the safe ones, and why; ``cells`` are all that can be chosen."""
-        cell = candidates[self.lower(self.objective)[candidates].argmin()]
+        cell = candidates[least(self.lower(self.objective)[candidates])]
         return int(cell), "least energy bound in the safe set"

@@ -14,10 +14,13 @@ from scipy.special import ndtri
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices
+from mllm_sched.schedulers.decision import greatest, least, within
 from mllm_sched.schedulers.gp_scheduler import Array
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.kernels import Hyperparameters
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
+
+JITTER = 1e-9  # of a covariance, in squared logs: far below any noise, far above rounding
 
 
 class EdgeBOL(SafeGPUCB):
@@ -44,8 +47,10 @@ class SafeThompson(SafeGPUCB):
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         belief = self.beliefs[self.objective]
         covariance = belief.covariance[np.ix_(candidates, candidates)]
-        drawn = self.rng.multivariate_normal(belief.mean[candidates], covariance, method="eigh")
-        return int(candidates[drawn.argmin()]), "least sampled energy in the safe set"
+        # By Cholesky: eigenvectors, NumPy's default, have signs that differ between processors.
+        root = np.linalg.cholesky(covariance + JITTER * np.eye(len(candidates)))
+        drawn = belief.mean[candidates] + root @ self.rng.standard_normal(len(candidates))
+        return int(candidates[least(drawn)]), "least sampled energy in the safe set"
 
 
 class SafeOpt(SafeGPUCB):
@@ -59,7 +64,7 @@ class SafeOpt(SafeGPUCB):
 
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         least_upper = self.upper(self.objective)[candidates].min()
-        minimisers = candidates[self.lower(self.objective)[candidates] <= least_upper]
+        minimisers = candidates[within(self.lower(self.objective)[candidates], least_upper)]
         expanders = self._expanders(candidates, cells)
         widths = self._widths()
         cell = _widest(np.union1d(minimisers, expanders), widths)
@@ -87,7 +92,7 @@ class SafeOpt(SafeGPUCB):
             hoped = -self.width * belief.sd()[candidates, None]  # the lower bound, off the mean
             mean = belief.mean[outside] + between * hoped / variance
             left = np.maximum(belief.sd()[outside] ** 2 - between**2 / variance, 0.0)
-            certifies &= mean + self.width * np.sqrt(left) <= limit
+            certifies &= within(mean + self.width * np.sqrt(left), limit)
         return candidates[certifies.any(axis=1)]
 
 
@@ -126,7 +131,7 @@ class GoOSE(SafeGPUCB):
 
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         hopeful = cells[(self.possible() | self._trusted)[cells]]
-        goal = int(hopeful[self.lower(self.objective)[hopeful].argmin()])
+        goal = int(hopeful[least(self.lower(self.objective)[hopeful])])
         if goal in candidates:
             return goal, "what an optimist would take, and safe"
         told = np.zeros(len(candidates))
@@ -137,7 +142,7 @@ class GoOSE(SafeGPUCB):
         informative = told > 0.01 * sum(self.beliefs[q].noise_variance for q in self.limits)
         if not informative.any():
             return super()._pick(candidates, cells)
-        return int(candidates[told.argmax()]), "tells most of what an optimist would take"
+        return int(candidates[greatest(told)]), "tells most of what an optimist would take"
 
 
 class Conformal(SafeGPUCB):
@@ -174,7 +179,9 @@ class Conformal(SafeGPUCB):
             return np.zeros(self.cells, dtype=bool)
         width = float(ndtri((1.0 + max(self.coverage, 0.0)) / 2.0))
         beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return np.logical_and.reduce([b.mean + width * b.sd() <= limit for b, limit in beliefs])
+        return np.logical_and.reduce(
+            [within(belief.mean + width * belief.sd(), limit) for belief, limit in beliefs]
+        )
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         super()._observe(cell, values, above, now)
@@ -218,7 +225,7 @@ class RiskBudget(SafeGPUCB):
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         risks = np.array([1.0 - self.p_feasible(int(cell)) for cell in cells])
         payable = cells[(risks <= self.budget) | np.isin(cells, candidates)]
-        cell = int(payable[self.lower(self.objective)[payable].argmin()])
+        cell = int(payable[least(self.lower(self.objective)[payable])])
         self.budget += self.violation_rate
         if cell in candidates:
             return cell, "least energy bound, and safe"
@@ -250,4 +257,4 @@ class SafeLinUCB(SafeGPUCB):
 
 
 def _widest(cells: Indices, widths: Array) -> int:
-    return int(cells[widths[cells].argmax()])
+    return int(cells[greatest(widths[cells])])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import Indices
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.decision import Choice, least
 from mllm_sched.schedulers.gp_scheduler import GPScheduler
 from mllm_sched.schedulers.incomplete import Values
 
@@ -26,7 +26,7 @@ class CONFIG(GPScheduler):
         hopeful = cells[self.possible()[cells]]
         if not len(hopeful):
             return self._least_beyond(cells)
-        cell = int(hopeful[self.lower(self.objective)[hopeful].argmin()])
+        cell = int(hopeful[least(self.lower(self.objective)[hopeful])])
         return self._choice(cell, "least energy bound that may be feasible", cells)
 
 
@@ -63,7 +63,7 @@ class PrimalDual(GPScheduler):
         cost = self.lower(self.objective)[cells]
         for name, limit in self._log_limits.items():
             cost = cost + self.prices[name] * (self.lower(name)[cells] - limit)
-        cell = int(cells[cost.argmin()])
+        cell = int(cells[least(cost)])
         for name, limit in self._log_limits.items():
             moved = self.prices[name] + self.step * float(self.lower(name)[cell] - limit)
             self.prices[name] = min(max(moved, 0.0), self.dearest)

@@ -25,6 +25,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.kernels import matern
 from mllm_sched.schedulers.posterior import FinitePosterior
 from mllm_sched.schedulers.state import Stateful
 
@@ -259,13 +260,6 @@ def _draws(space: ArmSpace) -> Array:
     draws: Array = medians * np.exp(spreads * ndtri(np.clip(evenly, 1e-4, 1 - 1e-4)))
     draws.flags.writeable = False
     return draws
-
-
-def matern(distance: Array) -> Array:
-    """Matern 5/2 correlation at a distance in units of the length-scale."""
-    scaled = np.sqrt(5.0) * distance
-    correlation: Array = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    return correlation
 
 
 def _log_likelihood(covariances: Array, values: Array) -> Array:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-
-import numpy as np
-
-from mllm_sched.arms import ArmSpace
-from mllm_sched.devices import Device, Expected, KnownDevice
+from mllm_sched.devices import Device
 
 # Said once, for studies and the running system alike; studies know them by this module.
 from mllm_sched.devices.trusted import full_power_arms as full_power_arms
 from mllm_sched.devices.trusted import trusted_arms as trusted_arms
-from mllm_sched.schedulers import Hyperparameters, fit_hyperparameters
+from mllm_sched.schedulers import Hyperparameters
+from mllm_sched.study.hyperparameters import transferred as transferred
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
@@ -56,44 +51,3 @@ def task_for(device: Device, encoder: str = "", or_first: bool = False) -> Task:
     if encoder not in held:
         raise ValueError(f"encoder {encoder!r}: {device.name} holds {', '.join(held)}")
     return Task(held[encoder], encoder)
-
-
-def hyperparameters_from(
-    space: ArmSpace, profiles: Iterable[Expected], noise_sd: float, seed: int = 0
-) -> dict[str, Hyperparameters]:
-    """Hyperparameters by marginal likelihood from profiles of other encoders.
-
-    Parameters
-    ----------
-    space
-        The arms.
-    profiles
-        True means of every arm, one profile per encoder.
-    noise_sd
-        Scatter of a log measurement; every arm is drawn twice, so that it can be told apart.
-    seed
-        Of the scatter.
-    """
-    rng = np.random.default_rng(seed)
-    profiles = list(profiles)
-    fitted = {}
-    for quantity in ("energy_j", "latency_s"):
-        logs = np.log([np.repeat(getattr(profile, quantity), 2) for profile in profiles])
-        noisy = logs + noise_sd * rng.standard_normal(logs.shape)
-        fitted[quantity] = _fitted(space, noisy.tobytes())
-    return fitted
-
-
-@lru_cache(maxsize=64)
-def _fitted(space: ArmSpace, drawn_twice: bytes) -> Hyperparameters:
-    """Remembered, because the readings of the paper ask for the same fit again and again."""
-    rows = np.repeat(space.features(), 2, axis=0)
-    return fit_hyperparameters(space, rows, np.frombuffer(drawn_twice).reshape(-1, len(rows)))
-
-
-def transferred(
-    device: KnownDevice, task: Task, others: Sequence[Task], noise_sd: float = 0.02
-) -> dict[str, Hyperparameters]:
-    """Hyperparameters for a task from the profiles of other tasks on the same device."""
-    profiles = [device.expected_all(other) for other in others if other.encoder != task.encoder]
-    return hyperparameters_from(device.space, profiles, noise_sd)

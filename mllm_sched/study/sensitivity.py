@@ -12,12 +12,14 @@ from mllm_sched.devices import KnownDevice, Noise
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.study.comparison import Comparison, compare
-from mllm_sched.study.lineup import PENALTY, full_power_arms, transferred
+from mllm_sched.study.hyperparameters import NO_CPU as NO_CPU
+from mllm_sched.study.hyperparameters import all_tasks as all_tasks
+from mllm_sched.study.hyperparameters import transferred
+from mllm_sched.study.lineup import PENALTY, full_power_arms
 from mllm_sched.study.plots import OURS
 from mllm_sched.study.runner import Rule
 from mllm_sched.tasks import Task
 
-NO_CPU = ("gpu", "dla")
 UCB = Rule("UCB", "ucb")
 GP_UCB = Rule("UCB", "safe-gp-ucb", {"limits": {"latency_s": 1e6}})  # no limit to speak of
 OTHER_SEEDS = 1000  # where they begin; those of the experiments begin at 0
@@ -105,11 +107,6 @@ def variants(steps: int = 1000) -> list[Variant]:
         other("videomae-base", encoder="videomae-base"),
         other("resnet-50, limit 0.02 s", encoder="resnet-50", limit_s=0.02),
     ]
-
-
-def all_tasks() -> list[Task]:
-    """One task for every encoder whose work is known."""
-    return [Task(modality, name) for name, modality in encoder_modalities().items()]
 
 
 def play(variant: Variant, seeds: int, n_jobs: int | None = None) -> Comparison:

@@ -1,0 +1,68 @@
+"""Decisions do not hang on a processor: every scheduler takes the same arms on emulated ones.
+
+OpenBLAS, NumPy, PyTorch and MKL each choose their code by the processor, and each can be told to
+take that of another one. Sums then come in another order, and last digits differ.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROCESSORS = {
+    "oldest": {
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "AVX": {"OPENBLAS_CORETYPE": "Sandybridge", "ATEN_CPU_CAPABILITY": "default"},
+    "AVX2": {"OPENBLAS_CORETYPE": "Zen", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+PLAY = """
+import json
+from mllm_sched.schedulers import base
+from mllm_sched.study.ablations import CHOICES, FIELD, SAFE, ablation_trials
+from mllm_sched.study.table_runs import Trial
+
+arms, ask = [], base.Scheduler.ask
+def noted(self, *args, **kwargs):
+    decision = ask(self, *args, **kwargs)
+    arms.append(decision.arm.index)
+    return decision
+base.Scheduler.ask = noted
+
+taken = {}
+trials = [Trial(rule, family, size, tasks=120) for rule in FIELD
+          for family, size in (("rough", 48), ("board", 60))]
+alike = {"components alike": CHOICES["components alike"]}
+trials += ablation_trials(SAFE, alike, [("board", 60)])
+for trial in trials:
+    arms.clear()
+    trial.play(seed=3)
+    taken[f"{trial.rule.label}, {trial.label}, {trial.family}, {trial.drift}"] = list(arms)
+print(json.dumps(taken))
+"""
+
+
+def arms_taken(**processor):
+    done = subprocess.run(
+        [sys.executable, "-c", PLAY],
+        env={**os.environ, **processor},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates processors of x86")
+def test_every_scheduler_takes_the_same_arms_on_every_processor():
+    here = arms_taken()
+    assert len(here) >= 48
+    for name, processor in PROCESSORS.items():
+        there = arms_taken(**processor)
+        assert [rule for rule in here if here[rule] != there[rule]] == [], name
