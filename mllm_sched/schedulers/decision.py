@@ -26,12 +26,12 @@ def least(scores: ArrayLike) -> int:
     >>> least([2.0, 0.1 + 0.2, 0.3])
     1
     """
-    return int(np.round(scores, DECIMALS).argmin())
+    return int(np.round(np.asarray(scores), DECIMALS).argmin())
 
 
 def greatest(scores: ArrayLike) -> int:
     """Index of the greatest score; ties as in ``least``."""
-    return int(np.round(scores, DECIMALS).argmax())
+    return int(np.round(np.asarray(scores), DECIMALS).argmax())
 
 
 def within(scores: ArrayLike, limit: float) -> NDArray[np.bool_]:
