@@ -19,7 +19,6 @@ from mllm_sched.devices.live import LiveDevice
 from mllm_sched.harness.plan import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.schedulers import scheduler_names
-from mllm_sched.study import claims as judged
 from mllm_sched.study.comparison import compare
 from mllm_sched.study.lineup import paper_lineup, task_for, trusted_arms
 from mllm_sched.study.metrics import per_run
@@ -169,4 +168,7 @@ def _save(table: pd.DataFrame, path: Path | None) -> None:
 
 def claims(options: argparse.Namespace) -> int:
     """Judge the paper's claims and print them."""
+    paths.need_checkout()
+    from mllm_sched.study import claims as judged  # which reads YAML
+
     return judged.main(["--print"])
