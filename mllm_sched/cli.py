@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from mllm_sched import cli_edge, cli_pipeline, extras
+from mllm_sched import cli_edge, cli_pipeline, extras, paths
 from mllm_sched.harness.plan import Plan
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.pipeline.node_errors import NodeError
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except extras.MissingPackage as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
-        if told := extras.advice((error.name or "").partition(".")[0]):
+        if error.name and (told := extras.advice(error.name.partition(".")[0])):
             return _complain(told, 2)
         raise
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_edge.add_commands(commands)
 
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
-    judged.set_defaults(command=_study("claims"))
+    judged.set_defaults(command=_claims)
     return parser
 
 
@@ -81,6 +81,13 @@ def _study(name: str) -> Callable[[argparse.Namespace], int | None]:
         return import_module("mllm_sched.cli_study").__dict__[name](options)
 
     return command
+
+
+def _claims(options: argparse.Namespace) -> int:
+    paths.need_checkout()
+    from mllm_sched.study import claims
+
+    return claims.main(["--print"])
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The commands that run and measure arms: names, run, sweep, profile, claims."""
+"""The commands that run and measure arms: names, run, sweep, profile."""
 
 from __future__ import annotations
 
@@ -164,11 +164,3 @@ def _save(table: pd.DataFrame, path: Path | None) -> None:
     if path is not None:
         path.write_bytes(as_csv(table))
         print(f"{len(table)} rows in {path}", file=sys.stderr)
-
-
-def claims(options: argparse.Namespace) -> int:
-    """Judge the paper's claims and print them."""
-    paths.need_checkout()
-    from mllm_sched.study import claims as judged  # which reads YAML
-
-    return judged.main(["--print"])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, metadata, requires
+from functools import cache
 from importlib.util import find_spec
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 PROJECT = "mllm-sched"
 
@@ -16,6 +13,7 @@ PACKAGES = {
     "google": "protobuf",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
+    "prometheus_client": "prometheus-client",
     "pythonjsonlogger": "python-json-logger",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -28,6 +26,7 @@ class MissingPackage(ModuleNotFoundError):
     """A package is not installed; the message names it and the extra that brings it."""
 
 
+@cache
 def require(*modules: str) -> None:
     """Raise MissingPackage unless all of these top-level modules are installed."""
     if told := advice(*modules):
@@ -51,22 +50,28 @@ def advice(*modules: str) -> str | None:
 def _extra_with(packages: list[str]) -> str | None:
     """The smallest extra that brings all of these packages."""
     brought = packages_of_extras()
-    wanted = {canonicalize_name(package) for package in packages}
-    extras = [extra for extra, those in brought.items() if wanted <= those]
-    return min(extras, key=lambda extra: len(brought[extra]), default=None)
+    fitting = [extra for extra, those in brought.items() if those.issuperset(packages)]
+    return min(fitting, key=lambda extra: len(brought[extra]), default=None)
 
 
 def packages_of_extras() -> dict[str, set[str]]:
     """Names of the packages of every extra; none if this package is on the path, not installed."""
+    # A tenth of a second to import, and used where something is missing.
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     try:
-        needs = [Requirement(line) for line in requires(PROJECT) or ()]
+        facts = metadata(PROJECT)
     except PackageNotFoundError:
         return {}
+    needs = [Requirement(line) for line in facts.get_all("Requires-Dist") or ()]
     return {
         extra: {
             canonicalize_name(need.name)
             for need in needs
             if need.marker and need.marker.evaluate({"extra": extra})
         }
-        for extra in metadata(PROJECT).get_all("Provides-Extra") or ()
+        for extra in facts.get_all("Provides-Extra") or ()
     }
