@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent
 _NAMED = os.environ.get("MLLM_SCHED_ROOT")
-INSTALLED = not _NAMED and (_PACKAGE / "data").is_dir()  # from a wheel
+INSTALLED = not _NAMED and (PACKAGE / "data").is_dir()  # from a wheel
 
-ROOT = Path.cwd() if INSTALLED else Path(_NAMED or _PACKAGE.parent)
+ROOT = Path.cwd() if INSTALLED else Path(_NAMED or PACKAGE.parent).resolve()
 
-DATA = (_PACKAGE if INSTALLED else ROOT) / "data"
+DATA = (PACKAGE if INSTALLED else ROOT) / "data"
 PAPER = DATA / "paper"
 PUBLISHED = DATA / "published"
 TRACES = ROOT if INSTALLED else DATA / "traces"  # where profiles are written

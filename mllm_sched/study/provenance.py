@@ -24,6 +24,7 @@ import psutil
 from mllm_sched import paths
 from mllm_sched.files import write_whole
 from mllm_sched.study.dependencies import PACKAGE
+from mllm_sched.study.figures import as_png, as_svg
 from mllm_sched.study.versions import package_versions
 
 if TYPE_CHECKING:
@@ -89,9 +90,7 @@ def save_results(
 
 
 def _pictures(key: str, drawn: Axes | Figure) -> list[tuple[str, bytes]]:
-    from matplotlib.figure import Figure  # a table alone does without
-
-    from mllm_sched.study.figures import as_png, as_svg
+    from matplotlib.figure import Figure  # a profile is a table alone, and does without
 
     figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
     return [(f"{key}.svg", as_svg(figure)), (f"{key}.png", as_png(figure))]
