@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from mllm_sched import cli_edge, cli_pipeline
+from mllm_sched import cli_edge, cli_pipeline, extras, paths
 from mllm_sched.harness.plan import Plan
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.pipeline.node_errors import NodeError
@@ -19,13 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, or 1 if a device broke, or 2 if the call was wrong; then one line says why.
+    Exit status: 0, or 1 if a device broke, or 2 if the call was wrong or needs a package that is
+    not installed; then one line says why.
     """
     options = _parser().parse_args(argv)
     try:
         return int(options.command(options) or 0)
     except (ValueError, TypeError, HarnessError, NodeError, OSError) as error:
         return _complain(error, 2)
+    except extras.MissingPackage as error:
+        return _complain(error, 2)
+    except ModuleNotFoundError as error:
+        if error.name and (told := extras.advice(error.name.partition(".")[0])):
+            return _complain(told, 2)
+        raise
     except KeyboardInterrupt:
         return _complain("stopped; the same call goes on where it was", 130)
 
@@ -63,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_edge.add_commands(commands)
 
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
-    judged.set_defaults(command=_study("claims"))
+    judged.set_defaults(command=_claims)
     return parser
 
 
@@ -74,6 +81,13 @@ def _study(name: str) -> Callable[[argparse.Namespace], int | None]:
         return import_module("mllm_sched.cli_study").__dict__[name](options)
 
     return command
+
+
+def _claims(options: argparse.Namespace) -> int:
+    paths.need_checkout()
+    from mllm_sched.study import claims
+
+    return claims.main(["--print"])
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +103,7 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="host", metavar="NAME", help="host or agx-orin")
     add("--encoder", default="", metavar="NAME", help="default: the device's own")
-    add("--out", type=Path, metavar="FILE.csv", help="default: in data/traces")
+    add("--out", type=Path, metavar="FILE.csv", help="default: in data/traces, or here")
     add("--seed", type=int, default=0, help="of the order of the arms")
     add("--levels", action="append", default=[], metavar="FACTOR=A,B", help="measure only these")
     add("--dry-run", action="store_true", help="list the arms and the time they take")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mllm_sched.edge.logs import LEVELS
-
 Service = tuple[type[Any], Callable[[Any], str], Callable[[Any], None]]
+
+LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_commands(commands: Any) -> None:

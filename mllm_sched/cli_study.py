@@ -1,4 +1,4 @@
-"""The commands that run and measure arms: names, run, sweep, profile, claims."""
+"""The commands that run and measure arms: names, run, sweep, profile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from mllm_sched.devices.live import LiveDevice
 from mllm_sched.harness.plan import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.schedulers import scheduler_names
-from mllm_sched.study import claims as judged
 from mllm_sched.study.comparison import compare
 from mllm_sched.study.lineup import paper_lineup, task_for, trusted_arms
 from mllm_sched.study.metrics import per_run
@@ -165,8 +164,3 @@ def _save(table: pd.DataFrame, path: Path | None) -> None:
     if path is not None:
         path.write_bytes(as_csv(table))
         print(f"{len(table)} rows in {path}", file=sys.stderr)
-
-
-def claims(options: argparse.Namespace) -> int:
-    """Judge the paper's claims and print them."""
-    return judged.main(["--print"])

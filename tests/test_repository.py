@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from hashlib import sha256
+from itertools import chain
 
 import pytest
 import yaml
@@ -19,9 +20,11 @@ MISSION = {
     *("scikit-learn", "gpytorch", "papermill", "nbval"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 NEEDS = [
-    Requirement(line)
-    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    need
+    for line in [*PROJECT["dependencies"], *chain(*EXTRAS.values())]
+    if (need := Requirement(line)).name != PROJECT["name"]
 ]
 
 
@@ -42,7 +45,8 @@ def tracked():
 
 
 def test_the_lock_satisfies_the_project():
-    for need in NEEDS:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    for need in [*NEEDS, *map(Requirement, build)]:
         assert LOCK[canonicalize_name(need.name)] in need.specifier, need
     assert LOCK["torch"] == "2.13.0"
 

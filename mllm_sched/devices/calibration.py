@@ -214,6 +214,7 @@ def held_out_errors(model: OrinModel) -> pd.DataFrame:
 
 def main() -> None:
     """Fit, write the parameters, print the held-out errors."""
+    paths.need_checkout()
     model = calibrate()
     path = paths.DATA / "calibration" / "agx_orin.json"
     path.parent.mkdir(parents=True, exist_ok=True)

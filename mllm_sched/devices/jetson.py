@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import onnxruntime
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.live import CALL_TIMEOUT_S, LiveDevice
@@ -139,8 +138,17 @@ def missing(root: Path, imitated: bool = False) -> list[str]:
         (lambda: (root / CONFIGURATION).exists(), f"no {root / CONFIGURATION}"),
         (lambda: (root / PROGRAM).exists(), f"no {root / PROGRAM}"),
         (
-            lambda: imitated or TENSORRT in onnxruntime.get_available_providers(),
-            "ONNX Runtime has no TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)",
+            lambda: imitated or _tensorrt(),
+            "no ONNX Runtime with TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)",
         ),
     ]
     return [words for there, words in checks if not there()]
+
+
+def _tensorrt() -> bool:
+    """Whether there is an ONNX Runtime that was built with it."""
+    if find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return TENSORRT in onnxruntime.get_available_providers()

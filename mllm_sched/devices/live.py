@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from mllm_sched import paths
+from mllm_sched import extras, paths
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.cpu_time import CpuTimeMeter
@@ -18,6 +18,7 @@ from mllm_sched.harness.thermals import Thermals
 from mllm_sched.harness.worker import OPEN_TIMEOUT_S, Worker
 from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.encoders import encoder_spec
+from mllm_sched.pipeline.export import PACKAGES
 from mllm_sched.tasks import Task
 
 CALL_TIMEOUT_S = 60.0
@@ -134,13 +135,20 @@ class LiveDevice(ABC):
         ------
         HarnessError
             If the machine cannot be brought there, or the encoder cannot be opened.
+        MissingPackage
+            See ``require_packages``.
         """
+        self.require_packages()
         meter = self.mended.usable()
         facts = self.bring(arm)
         opened = self.worker.ask({"do": "open", **self._wanted(arm)}, OPEN_TIMEOUT_S)
         if isinstance(meter, CpuTimeMeter):
             meter.pid = self.worker.pid
         return {**opened, **facts}
+
+    def require_packages(self) -> None:
+        """Raise MissingPackage unless what exports and runs encoders is installed."""
+        extras.require(*PACKAGES)
 
     def work(self, arm: Arm) -> Callable[[float], Calls]:
         """Calls the prepared arm for some seconds, and says what the calls took."""

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
 from mllm_sched import paths
 from mllm_sched.pipeline.encoders import CHECKPOINT, encoder_spec, example_input
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 PRECISIONS = ("fp32", "int8")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")  # imported when used
 PROVIDER = "CPUExecutionProvider"
 INPUT, OUTPUT = "inputs", "features"
 OPSET = 20
@@ -85,6 +88,8 @@ def open_session(
     """
     if threads < 1:
         raise ValueError(f"threads={threads}: expected at least 1")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -98,14 +103,17 @@ def open_session(
 
 def _file_name(name: str, precision: str, seed: int) -> str:
     """Name by all that decides the contents, so that a stale file is never taken."""
+    import onnxruntime  # whose package may have another name: a build for a GPU, or for a Jetson
+
     spec = encoder_spec(name)
+    versions = [version("torch"), version("transformers"), onnxruntime.__version__]
     recipe: dict[str, Any] = {
         "name": name,
         "family": spec.family,
         "input_shape": spec.input_shape,
         "settings": dict(spec.settings),
         "opset": OPSET,
-        "versions": [version(package) for package in ("torch", "transformers", "onnxruntime")],
+        "versions": versions,
     }
     if name.startswith(CHECKPOINT):
         recipe["files"] = _fingerprint(Path(name.removeprefix(CHECKPOINT)))

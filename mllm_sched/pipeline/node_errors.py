@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 REFUSED, RETRY = "refused", "retry-s"
 """In the metadata at the end of a call: one word for why, and seconds after which to ask again."""
@@ -77,10 +78,10 @@ def seconds_told(text: str) -> float:
     return min(seconds, LONGEST_S) if 0 < seconds < math.inf else 0.0
 
 
-ERRORS: Mapping[grpc.StatusCode, type[NodeError]] = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: NodeBusy,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineMissed,
-    grpc.StatusCode.ABORTED: AnswerChanged,
+ERRORS: Mapping[str, type[NodeError]] = {
+    "RESOURCE_EXHAUSTED": NodeBusy,
+    "DEADLINE_EXCEEDED": DeadlineMissed,
+    "ABORTED": AnswerChanged,
 }
 
 
@@ -109,10 +110,10 @@ def told_by(
         "reason": told.get(REFUSED, "") if _WORD.fullmatch(told.get(REFUSED, "")) else "",
         "retry_s": seconds_told(told.get(RETRY, "")),
     }
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code.name == "DEADLINE_EXCEEDED":
         details = f"no complete answer in {deadline_s:g} s: {details}"
         if before:
             details += f"; the try before: {before}"
             if not more["reason"]:
                 more = {"reason": before.reason, "retry_s": before.retry_s}
-    return ERRORS.get(code, RequestRefused)(f"{address}: {details}", code, tries, **more)
+    return ERRORS.get(code.name, RequestRefused)(f"{address}: {details}", code, tries, **more)

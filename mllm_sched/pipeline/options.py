@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mllm_sched.pipeline.security import Security
+if TYPE_CHECKING:
+    from mllm_sched.pipeline.security import Security
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 REQUESTS = 8
@@ -53,6 +55,8 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 def security_of(options: argparse.Namespace) -> Security:
     """Secrets as the options name them."""
+    from mllm_sched.pipeline.security import Security  # which needs gRPC
+
     file = options.token_file
     token = file.read_text().strip() if file else None
     return Security(token, options.certificate, options.key, options.authority)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from mllm_sched.paths import need_checkout
 from mllm_sched.pipeline.counting import count_work
 from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec
 from mllm_sched.pipeline.models import build_encoder
@@ -66,4 +67,5 @@ def _row(
 
 
 if __name__ == "__main__":
+    need_checkout()
     print(write_work_table().read_text())

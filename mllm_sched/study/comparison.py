@@ -14,8 +14,7 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Device, KnownDevice, open_device
 from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.study import metrics
-from mllm_sched.study.lineup import full_power_arms, paper_lineup
-from mllm_sched.study.plots import OURS
+from mllm_sched.study.lineup import OURS, full_power_arms, paper_lineup
 from mllm_sched.study.runner import Rule, RunStopped, run
 from mllm_sched.study.spread import release_workers
 from mllm_sched.study.sweep import sweep

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PNG_DPI = 120
 STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
@@ -23,6 +23,8 @@ def as_svg(figure: Figure) -> bytes:
     Beyond them there is rounding, which differs between processors. Matplotlib names shapes after
     a digest of their coordinates; here they are numbered.
     """
+    import matplotlib as mpl  # whoever has a figure has it loaded
+
     file = BytesIO()
     nobody = {"Date": None, "Creator": None}
     with mpl.rc_context(STEADY):

@@ -14,8 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 
 from mllm_sched.study import metrics
 from mllm_sched.study.figures import STEADY
-
-OURS = "Safe GP-UCB"  # the paper's rule; drawn above the others
+from mllm_sched.study.lineup import OURS as OURS
 
 # One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
 SCHEDULER_COLOURS = {

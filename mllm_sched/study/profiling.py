@@ -70,9 +70,12 @@ def profile(
     ValueError
         If the table was made with other settings, another process is writing it, or its name does
         not end in .csv.
+    MissingPackage
+        If what runs encoders is not installed.
     OSError
         If the disk stays full; what was measured then stands in another file, which is named.
     """
+    device.require_packages()
     if out.suffix != ".csv":
         raise ValueError(f"{out}: expected a name that ends in .csv")
     arms = list(device.space if arms is None else arms)

@@ -16,18 +16,20 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import psutil
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from mllm_sched import paths
 from mllm_sched.files import write_whole
 from mllm_sched.study.dependencies import PACKAGE
 from mllm_sched.study.figures import as_png, as_svg
 from mllm_sched.study.versions import package_versions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
 BOARD_DATA = (
@@ -88,6 +90,8 @@ def save_results(
 
 
 def _pictures(key: str, drawn: Axes | Figure) -> list[tuple[str, bytes]]:
+    from matplotlib.figure import Figure  # a profile is a table alone, and does without
+
     figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
     return [(f"{key}.svg", as_svg(figure)), (f"{key}.png", as_png(figure))]
 
