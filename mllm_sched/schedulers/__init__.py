@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mllm_sched.extras import require
 from mllm_sched.schedulers.base import Scheduler
 from mllm_sched.schedulers.decision import Decision
 from mllm_sched.schedulers.kernels import Hyperparameters
@@ -23,6 +24,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``fit_hyperparameters`` when it is first wanted: it alone needs PyTorch."""
     if name == "fit_hyperparameters":
+        require("gpytorch", "torch")
         from mllm_sched.schedulers.hyperparameter_fit import fit_hyperparameters
 
         return fit_hyperparameters
