@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-ROOT = Path(os.environ.get("MLLM_SCHED_ROOT") or Path(__file__).resolve().parents[1])
+PACKAGE = Path(__file__).resolve().parent
+ROOT = Path(os.environ.get("MLLM_SCHED_ROOT") or PACKAGE.parent).resolve()
 
 DATA = ROOT / "data"
 PAPER = DATA / "paper"
 PUBLISHED = DATA / "published"
 TRACES = DATA / "traces"
 NOTEBOOKS = ROOT / "notebooks"
-RESULTS = Path(os.environ.get("MLLM_SCHED_RESULTS") or ROOT / "results")
+COMMITTED = ROOT / "results"  # in git: only runs with the committed parameters write here
+RESULTS = Path(os.environ.get("MLLM_SCHED_RESULTS") or COMMITTED).resolve()
 BUILD = ROOT / "build"  # executed notebooks and live measurements; git ignores it
 CACHE = BUILD / "cache"  # exported encoders
 
