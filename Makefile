@@ -35,6 +35,8 @@ MADE    := build/runs/$(shell given=$$(printf '_%s' $(call quoted,$(GIVEN)) | cu
 RESULTS := $(MADE)/results
 endif
 DONE    := $(MADE)/done
+# Empty stands for the committed results; one of the environment does not count here.
+export MLLM_SCHED_RESULTS := $(if $(GIVEN),$(CURDIR)/$(RESULTS))
 
 NAMES   := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 CHOSEN  := $(or $(sort $(basename $(notdir $(call called,NOTEBOOKS)))),$(NAMES))
@@ -77,13 +79,12 @@ reproduce: $(CHOSEN:%=$(DONE)/%) $(DONE)/claims ## Run notebooks that are not up
 	@echo "$(words $(CHOSEN)) notebooks up to date: $(MADE)/notebooks, $(RESULTS)"
 
 # A stamp has the time at which its run began, so that what is edited meanwhile makes it stale.
-IN_MADE = MLLM_SCHED_RESULTS=$(if $(GIVEN),"$(CURDIR)/$(RESULTS)")
+# Long studies keep their finished jobs until the notebook has come to its end.
 FORCED := $(if $(call called,FORCE),force)
-
+$(CHOSEN:%=$(DONE)/%): export MLLM_SCHED_KEPT = $(CURDIR)/$(MADE)/cache/jobs/$(@F)
 $(CHOSEN:%=$(DONE)/%): $(DONE)/%: notebooks/%.ipynb $(SOURCES) $(FORCED) | $(STAMP) $(if $(GIVEN),parameters)
 	@mkdir -p $(DONE) $(MADE)/notebooks && rm -f $@ && touch $@.begun
-	$(IN_MADE) MLLM_SCHED_KEPT="$(CURDIR)/$(MADE)/cache/jobs/$*" $(RUN) -m papermill $< $(MADE)/notebooks/$*.ipynb \
-	  -k python3 --no-progress-bar --stderr-file - $(if $(GIVEN),-f $(MADE)/parameters/$*.yaml)
+	$(RUN) -m papermill $< $(MADE)/notebooks/$*.ipynb -k python3 --no-progress-bar --stderr-file - $(if $(GIVEN),-f $(MADE)/parameters/$*.yaml)
 	@rm -rf $(MADE)/cache/jobs/$* && mv $@.begun $@
 
 $(DONE)/12_explorer: $(filter %/runs.csv,$(THERE))
@@ -97,7 +98,7 @@ $(WRITTEN): $(DONE)/$$(notdir $$(@D))
 # Verdicts on other parameters are shown, never written.
 $(DONE)/claims: $(SOURCES) $(FORCED) $(if $(GIVEN),force) | $(STAMP)
 	@mkdir -p $(DONE) && touch $@.begun
-	$(IN_MADE) $(RUN) -m mllm_sched.study.claims $(if $(GIVEN),--print)
+	$(RUN) -m mllm_sched.study.claims $(if $(GIVEN),--print)
 	@mv $@.begun $@
 
 parameters: | $(STAMP)
@@ -130,12 +131,12 @@ app: $(STAMP) ## Open the explorer and the calculator as a page without code
 
 notebooks: $(STAMP) ## Run the notebooks in place: outputs, results and parameters become what is committed; NOTEBOOKS=
 	for name in $(CHOSEN:%=notebooks/%.ipynb); do \
-	  MLLM_SCHED_RESULTS= MLLM_SCHED_RECORD=1 TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
+	  MLLM_SCHED_RECORD=1 TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.coalesce_streams=True $$name && \
 	  $(RUN) -m mllm_sched.study.notebook_files normalise $$name || exit; done
 
 claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/
-	MLLM_SCHED_RESULTS= $(RUN) -m mllm_sched.study.claims
+	$(RUN) -m mllm_sched.study.claims
 
 bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a server under overload
 	$(RUN) benchmarks/decision_cost.py
