@@ -30,7 +30,7 @@ MADE    := build
 RESULTS := results
 else
 MADE    := build/runs/$(shell given=$$(printf '_%s' $(call quoted,$(GIVEN)) | cut -c2-); \
-             name=$$(printf %s "$$given" | tr -c 'A-Za-z0-9=.,_\n-' '-'); [ "$$name" = "$$given" ] || \
+             name=$$(printf %s "$$given" | tr -c 'A-Za-z0-9=.,_\n-' '-' | cut -c1-60); [ "$$name" = "$$given" ] || \
              name=$$name-$$(printf %s "$$given" | cksum | cut -d' ' -f1); echo "$$name")
 RESULTS := $(MADE)/results
 endif
@@ -132,7 +132,7 @@ app: $(STAMP) ## Open the explorer and the calculator as a page without code
 notebooks: $(STAMP) ## Run the notebooks in place: outputs, results and parameters become what is committed; NOTEBOOKS=
 	for name in $(CHOSEN:%=notebooks/%.ipynb); do \
 	  MLLM_SCHED_RECORD=1 TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.coalesce_streams=True $$name && \
+	    --coalesce-streams --ExecutePreprocessor.kernel_name=python3 $$name && \
 	  $(RUN) -m mllm_sched.study.notebook_files normalise $$name || exit; done
 
 claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/

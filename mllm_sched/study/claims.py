@@ -84,7 +84,8 @@ def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
     shown, verdict = numbers.loc[claim.show], claim.verdict(numbers)
     wanted = {test.key: test.evidence or claim.evidence for test in claim.tests}
     for key, evidence in {claim.show: claim.evidence, **wanted}.items():
-        if numbers.loc[key, "evidence"] != evidence:
+        # On a table of one's own numbers are what they are; the row says what.
+        if numbers.loc[key, "evidence"] != evidence and paths.RESULTS == paths.COMMITTED:
             raise ValueError(
                 f"claim {claim.id!r}: {key!r} is {numbers.loc[key, 'evidence']}, "
                 f"but claims.yaml says {evidence}"
