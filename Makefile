@@ -14,18 +14,50 @@ export PYTHONHASHSEED := 0
 
 # A variable counts if it stands in the call; one of the environment is somebody else's.
 called = $(if $(filter command,$(origin $(1))),$($(1)))
-parameter = $(if $(call called,$(1)),--set $(2)=$(call called,$(1)))
-
-PARAMETERS := $(strip $(call parameter,SEEDS,seeds) $(call parameter,STEPS,steps) \
-  $(call parameter,DEVICE,device) $(call parameter,ENCODER,encoder) \
-  $(call parameter,LIMIT,limit_s) $(foreach pair,$(call called,SET),--set $(pair)))
+parameter = $(if $(call called,$(1)),$(2)=$(call called,$(1)))
+quoted = $(foreach word,$(1),'$(subst ','\'',$(word))')
 
 ifneq ($(call called,DASK),)
 export MLLM_SCHED_DASK := $(DASK)
 endif
 
+# Parameters in the call: their results lie in a folder that has their name.
+GIVEN := $(sort $(call parameter,SEEDS,seeds) $(call parameter,STEPS,steps) \
+  $(call parameter,DEVICE,device) $(call parameter,ENCODER,encoder) \
+  $(call parameter,LIMIT,limit_s) $(call called,SET))
+ifeq ($(GIVEN),)
+MADE    := build
+RESULTS := results
+else
+MADE    := build/runs/$(shell given=$$(printf '_%s' $(call quoted,$(GIVEN)) | cut -c2-); \
+             name=$$(printf %s "$$given" | tr -c 'A-Za-z0-9=.,_\n-' '-' | cut -c1-60); [ "$$name" = "$$given" ] || \
+             name=$$name-$$(printf %s "$$given" | cksum | cut -d' ' -f1); echo "$$name")
+RESULTS := $(MADE)/results
+endif
+DONE    := $(MADE)/done
+# Empty stands for the committed results; one of the environment does not count here.
+export MLLM_SCHED_RESULTS := $(if $(GIVEN),$(CURDIR)/$(RESULTS))
+
+NAMES   := $(sort $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
+CHOSEN  := $(or $(sort $(basename $(notdir $(call called,NOTEBOOKS)))),$(NAMES))
+ifneq ($(filter-out $(NAMES),$(CHOSEN)),)
+$(error NOTEBOOKS=$(filter-out $(NAMES),$(CHOSEN)): expected some of $(NAMES))
+endif
+
+# What every notebook depends on.
+SOURCES := $(shell find mllm_sched -type f ! -path '*/.*' ! -path '*/__pycache__/*' ! -name '*~') \
+  $(addprefix data/,$(shell cut -d' ' -f3 data/SHA256SUMS)) requirements.lock \
+  $(wildcard $(patsubst device=trace:%,%,$(filter device=trace:%,$(GIVEN))))
+
+# What a notebook reads of another's results: those there are, and those that the chosen will write.
+JUDGED  := $(sort $(shell sed -n 's/^ *notebook: *//p' claims.yaml))
+READ    := $(addprefix $(RESULTS)/,10_savings/runs.csv 13_sensitivity/verdicts.csv $(JUDGED:%=%/claims.csv))
+WRITTEN := $(foreach name,$(CHOSEN),$(filter $(RESULTS)/$(name)/%,$(READ)))
+THERE   := $(sort $(WRITTEN) $(wildcard $(READ)))
+
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test browser lint lab app notebooks claims bench system peers site proto checksums clean
+.PHONY: help env reproduce test browser lint lab app notebooks claims bench system peers site proto checksums clean \
+  force parameters
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,17 +75,43 @@ $(STAMP): requirements.lock pyproject.toml
 	$(RUN) -m ipykernel install --sys-prefix --name python3 >/dev/null
 	@touch $@
 
-reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value" FORCE=1
-	$(RUN) -m mllm_sched.study.notebooks reproduce $(if $(call called,FORCE),--force) $(PARAMETERS) $(call called,NOTEBOOKS)
-	@$(if $(PARAMETERS),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(PARAMETERS),--print)
+reproduce: $(CHOSEN:%=$(DONE)/%) $(DONE)/claims ## Run notebooks that are not up to date: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value" FORCE=1
+	@echo "$(words $(CHOSEN)) notebooks up to date: $(MADE)/notebooks, $(RESULTS)"
+
+# A stamp has the time at which its run began, so that what is edited meanwhile makes it stale.
+# Long studies keep their finished jobs until the notebook has come to its end.
+FORCED := $(if $(call called,FORCE),force)
+$(CHOSEN:%=$(DONE)/%): export MLLM_SCHED_KEPT = $(CURDIR)/$(MADE)/cache/jobs/$(@F)
+$(CHOSEN:%=$(DONE)/%): $(DONE)/%: notebooks/%.ipynb $(SOURCES) $(FORCED) | $(STAMP) $(if $(GIVEN),parameters)
+	@mkdir -p $(DONE) $(MADE)/notebooks && rm -f $@ && touch $@.begun
+	$(RUN) -m papermill $< $(MADE)/notebooks/$*.ipynb -k python3 --no-progress-bar --stderr-file - $(if $(GIVEN),-f $(MADE)/parameters/$*.yaml)
+	@rm -rf $(MADE)/cache/jobs/$* && mv $@.begun $@
+
+$(DONE)/12_explorer: $(filter %/runs.csv,$(THERE))
+$(DONE)/13_sensitivity $(DONE)/99_claims $(DONE)/claims: claims.yaml $(filter %/claims.csv,$(THERE))
+$(DONE)/99_claims $(DONE)/claims: $(filter %/verdicts.csv,$(THERE))
+
+.SECONDEXPANSION:
+$(WRITTEN): $(DONE)/$$(notdir $$(@D))
+	@test -e $@ || { echo "$@ is gone; call: make reproduce NOTEBOOKS=$(notdir $(@D)) FORCE=1" >&2; exit 1; }
+
+# Verdicts on other parameters are shown, never written.
+$(DONE)/claims: $(SOURCES) $(FORCED) $(if $(GIVEN),force) | $(STAMP)
+	@mkdir -p $(DONE) && touch $@.begun
+	$(RUN) -m mllm_sched.study.claims $(if $(GIVEN),--print)
+	@mv $@.begun $@
+
+parameters: | $(STAMP)
+	@$(RUN) -m mllm_sched.study.notebook_files parameters $(MADE)/parameters \
+	  $(addprefix --set ,$(call quoted,$(GIVEN))) $(CHOSEN:%=notebooks/%.ipynb)
 
 test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
 	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
-	rm -rf build/held && mkdir -p build && cp -R results build/held
+	rm -rf build/tested && mkdir -p build && cp -R results build/tested
 	@# Two notebooks at once fill the cores: processes of their own would only have to be started.
-	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
+	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/tested" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
 	  -p no:cacheprovider -n 2 --dist loadscope --no-loadscope-reorder notebooks || status=$$?; \
-	$(RUN) -m mllm_sched.study.held results build/held || status=1; exit $$status
+	$(RUN) tests/compare_results.py results build/tested || status=1; exit $$status
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
@@ -71,8 +129,11 @@ lab: $(STAMP) ## Open JupyterLab at the quickstart
 app: $(STAMP) ## Open the explorer and the calculator as a page without code
 	$(VENV)/bin/voila notebooks/12_explorer.ipynb --Voila.ip=127.0.0.1 --VoilaConfiguration.resources="{'metadata': {'name': 'mllm-sched explorer'}}"
 
-notebooks: $(STAMP) ## Run the notebooks in place: their outputs become the result to commit; LIVE=1
-	$(RUN) -m mllm_sched.study.notebooks refresh $(if $(call called,LIVE),--live) $(call called,NOTEBOOKS)
+notebooks: $(STAMP) ## Run the notebooks in place: outputs, results and parameters become what is committed; NOTEBOOKS=
+	for name in $(CHOSEN:%=notebooks/%.ipynb); do \
+	  MLLM_SCHED_RECORD=1 TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
+	    --coalesce-streams --ExecutePreprocessor.kernel_name=python3 $$name && \
+	  $(RUN) -m mllm_sched.study.notebook_files normalise $$name || exit; done
 
 claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/
 	$(RUN) -m mllm_sched.study.claims

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import re
+from decimal import Decimal
 
 from hypothesis import settings
 
@@ -44,3 +46,39 @@ def pytest_collectstart(collector):
     """nbval: do not compare stderr, where libraries put warnings and progress."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("stderr",)
+
+
+def pytest_itemcollected(item):
+    """nbval: compare printed numbers as numbers; it asks a cell's ``sanitize`` for every text."""
+    if hasattr(item, "sanitize"):
+        exact = item.sanitize
+        item.sanitize = lambda shown: (
+            Printed(exact(shown)) if isinstance(shown, str) else exact(shown)
+        )
+
+
+class Printed(str):
+    """An output that equals others but for one unit of the last printed digit of a decimal number.
+
+    Or for a share of 1e-4, if that is more. Words and whole numbers are equal, spaces do not count.
+    """
+
+    __hash__ = str.__hash__
+    DECIMAL = re.compile(r"(\d+\.\d*(?:e[+-]?\d+)?)")
+
+    def __eq__(self, other):
+        one, two = self.DECIMAL.split(self), self.DECIMAL.split(other)  # words, numbers by turns
+        return (
+            len(one) == len(two)
+            and all(a.split() == b.split() for a, b in zip(one[::2], two[::2], strict=True))
+            and all(map(self._near, one[1::2], two[1::2]))
+        )
+
+    def __ne__(self, other):
+        return not self == other
+
+    @staticmethod
+    def _near(one, two):
+        finest = min(10.0 ** Decimal(text).as_tuple().exponent for text in (one, two))
+        step = abs(float(one) - float(two))
+        return step <= max(1.001 * finest, 1e-4 * abs(float(one)))

@@ -1,9 +1,8 @@
-"""How a process ends: with its parent, and on a signal as on Ctrl-C."""
+"""A process that ends with its parent."""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 
@@ -25,13 +24,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(STEP_S)
     os._exit(1)  # also in the middle of a call that holds the main thread
-
-
-def interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does, so that what was started is ended in order.
-
-    A signal that is ignored, as SIGHUP is under ``nohup``, stays ignored.
-    """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))

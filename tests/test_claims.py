@@ -19,6 +19,7 @@ REASONS = {
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path)
     (tmp_path / "04").mkdir()
     return tmp_path / "04" / "claims.csv"
 
@@ -154,6 +155,14 @@ def test_a_number_of_another_kind_than_was_said_is_refused(results):
         ValueError, match=r"'saving': 'saving, whole' is simulated, but .* says measured"
     ):
         evaluate([claim(evidence="measured")])
+
+
+def test_results_of_other_parameters_may_be_of_other_evidence(results, monkeypatch):
+    """As with `make reproduce DEVICE=trace:my.csv`."""
+    write_numbers(results, (0.3, 0.2, 0.4), (0.3, 0.2, 0.4))
+    monkeypatch.setattr(paths, "COMMITTED", results.parent)
+    (row,) = evaluate([claim(evidence="measured")]).to_dict("records")
+    assert row["evidence"] == "simulated"
 
 
 def test_a_number_that_is_none_is_refused_and_not_judged(results):

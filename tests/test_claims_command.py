@@ -13,6 +13,7 @@ def root(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "results")
     return tmp_path
 
 
@@ -42,4 +43,13 @@ def test_an_interrupted_write_leaves_the_documents_as_they_were(root, monkeypatc
     monkeypatch.setattr(files.os, "fsync", no_room)
     assert claims.main([]) == 2
     assert "no space left" in capsys.readouterr().err
+    assert {name: (root / name).read_bytes() for name in claims.DOCUMENTS} == before
+
+
+def test_results_of_other_parameters_are_shown_but_never_written(root, monkeypatch, capsys):
+    before = {name: (root / name).read_bytes() for name in claims.DOCUMENTS}
+    monkeypatch.setattr(paths, "RESULTS", root / "build" / "results")
+    assert claims.main([]) == 2
+    assert "documents tell those on" in capsys.readouterr().err
+    assert claims.main(["--print"]) == 0
     assert {name: (root / name).read_bytes() for name in claims.DOCUMENTS} == before

@@ -1,76 +1,249 @@
-"""What the targets of the Makefile call, in a folder of their own with a stand-in for Python."""
+"""What the targets of the Makefile do, in a small copy of the repository."""
 
 import os
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import nbformat
+import psutil
 import pytest
 
 from mllm_sched import paths
+from mllm_sched.study.notebook_files import normalise
 
-# Says how it was called. As nbval it changes a result, where it is told that results are.
-STAND_IN = f"""#!/bin/sh
-case "$*" in
-  *study.held*) exec {sys.executable} "$@" ;;
-  *--nbval*) echo "a,2" >> "$MLLM_SCHED_RESULTS/study/table.csv" ;;
-esac
-echo "called: $*; dask: $MLLM_SCHED_DASK"
+# Leaves a line when it begins and one when it ends, and results in which its parameter stands.
+WORK = """\
+import os, pathlib, time
+from mllm_sched import paths
+os.chdir(paths.ROOT)
+log = open("{name}.log", "a", buffering=1)
+print(time.time(), os.getpid(), file=log)
+folder = paths.RESULTS / "{name}"
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "n.txt").write_text(str(n))
+{more}
+print(time.time(), file=log)
 """
+# Waits until another notebook runs at the same time.
+MEET = """\
+end = time.time() + 60
+while not pathlib.Path("{other}.log").exists():
+    assert time.time() < end, "alone"
+    time.sleep(0.1)
+"""
+EDITS = """\
+assert (paths.RESULTS / "10_savings" / "runs.csv").exists()
+pathlib.Path("notebooks/12_explorer.ipynb").touch()
+"""
+CLAIMS = "claims: [{id: a, claim: It is fast, paper: fast, metric: none, untestable: No board.}]"
+
+
+class Copy:
+    """A repository of small notebooks, with this one's Makefile and packages."""
+
+    def __init__(self, root):
+        self.root = root
+        (root / "notebooks").mkdir()
+        (root / "mllm_sched").mkdir()  # stands for the sources; what is imported is the real one
+        (root / "data").mkdir()
+        (root / "mllm_sched" / "rule.py").write_text("")
+        (root / "data" / "SHA256SUMS").write_text(f"{'0' * 64}  ./table.csv\n")
+        for name in ("data/table.csv", "requirements.lock", "pyproject.toml"):
+            (root / name).write_text("")
+        for name in ("Makefile", "README.md", "REPORT.md"):
+            (root / name).write_bytes((paths.ROOT / name).read_bytes())
+        (root / "claims.yaml").write_text(CLAIMS)
+        (root / ".venv").mkdir()
+        for part in Path(sys.prefix).iterdir():
+            (root / ".venv" / part.name).symlink_to(part)
+        (root / ".venv" / ".installed").unlink(missing_ok=True)
+        (root / ".venv" / ".installed").write_text("")
+
+    def notebook(self, name, more=""):
+        cells = [
+            nbformat.v4.new_code_cell("n: int = 3", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(WORK.format(name=name, more=more)),
+        ]
+        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(made, self.root / "notebooks" / f"{name}.ipynb")
+
+    def start(self, *words, **environment):
+        ours = {key for key in os.environ if "MAKE" in key} | {"PYTHON", "MLLM_SCHED_RESULTS"}
+        clean = {key: text for key, text in os.environ.items() if key not in ours}
+        places = {"PYTHONPATH": str(paths.ROOT), "MLLM_SCHED_ROOT": str(self.root)}
+        return subprocess.Popen(
+            ["make", "-o", "browser", *words],
+            cwd=self.root,
+            env={**clean, **places, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def make(self, *words, **environment):
+        process = self.start(*words, **environment)
+        said = process.communicate()[0]
+        return process.returncode, said
+
+    def stale(self, *words):
+        """Notebooks that `make reproduce` would run now."""
+        return re.findall(r"papermill notebooks/(\w+)", self.make("-n", "reproduce", *words)[1])
+
+    def done(self, name, made="build"):
+        """Leave a stamp as of a run just now."""
+        self.stamp(name, made).parent.mkdir(parents=True, exist_ok=True)
+        self.stamp(name, made).touch()
+
+    def stamp(self, name, made="build"):
+        return self.root / made / "done" / name
+
+    def times(self, name):
+        """When a notebook began and ended."""
+        return [float(line.split()[0]) for line in (self.root / f"{name}.log").open()]
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Runs ``make``; its answer."""
-    for name in ("bin/python", "bin/jupyter"):
-        program = tmp_path / ".venv" / name
-        program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(STAND_IN)
-        program.chmod(0o755)
-    for name in ("requirements.lock", "pyproject.toml", ".venv/.installed"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "results" / "study").mkdir(parents=True)
-    (tmp_path / "results" / "study" / "table.csv").write_text("a,n\nb,1\n")
-
-    def call(*words, **environment):
-        ours = {key for key in os.environ if "MAKE" in key} | {"PYTHON"}  # of a make around us
-        clean = {key: text for key, text in os.environ.items() if key not in ours}
-        return subprocess.run(
-            ["make", "-f", paths.ROOT / "Makefile", "-o", "browser", *words],
-            cwd=tmp_path,
-            env={**clean, "PYTHONPATH": str(paths.ROOT), "MLLM_SCHED_DASK": "", **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return call
+def copy(tmp_path):
+    return Copy(tmp_path)
 
 
-def test_a_changed_result_fails_every_time_and_the_results_stay(make, tmp_path):
-    for _ in range(2):
-        done = make("test")
-        assert done.returncode
-        assert "study/table.csv: line 3: nothing became 'a,2'" in done.stdout
-    assert (tmp_path / "results" / "study" / "table.csv").read_text() == "a,n\nb,1\n"
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A copy in which all notebooks were run, two at a time, and what was said."""
+    copy = Copy(tmp_path_factory.mktemp("ran"))
+    copy.notebook("01_fails", MEET.format(other="10_savings") + "1 / 0")
+    copy.notebook("10_savings", MEET.format(other="01_fails") + "(folder / 'runs.csv').touch()")
+    copy.notebook("12_explorer", EDITS)
+    copy.done("01_fails")  # by a run before
+    copy.status, copy.said = copy.make("-k", "-j2", "reproduce", "FORCE=1")
+    return copy
 
 
-def test_what_stands_in_the_call_is_a_parameter_and_what_the_environment_holds_is_not(make):
-    given = {"SEEDS": "2", "STEPS": "3", "DEVICE": "host", "ENCODER": "a", "LIMIT": "0.1"}
-    given |= {"SET": "sizes=1 n=2", "NOTEBOOKS": "00_quickstart", "FORCE": "1"}
-    called = make("reproduce", *(f"{name}={text}" for name, text in given.items())).stdout
-    for words in ("seeds=2", "steps=3", "device=host", "encoder=a", "limit_s=0.1", "sizes=1"):
-        assert f"--set {words} " in called
-    assert "reproduce --force " in called and "--set n=2 00_quickstart; " in called
-    assert "called: -m mllm_sched.study.claims --print; " in called
-    called = make("reproduce", **given).stdout
-    assert "called: -m mllm_sched.study.notebooks reproduce; " in called
-    assert "called: -m mllm_sched.study.claims; " in called
+def test_a_failing_cell_leaves_no_stamp_and_the_same_command_goes_on(ran):
+    assert ran.status != 0 and "ZeroDivisionError" in ran.said
+    assert "1 / 0" in (ran.root / "build" / "notebooks" / "01_fails.ipynb").read_text()
+    assert ran.stale() == ["01_fails", "12_explorer"]  # the latter was edited while it ran
 
 
-def test_the_address_of_a_cluster_may_be_exported_or_stand_in_the_call(make):
-    assert "dask: tcp://there:1\n" in make("reproduce", MLLM_SCHED_DASK="tcp://there:1").stdout
-    called = make("reproduce", "DASK=tcp://here:1", MLLM_SCHED_DASK="tcp://there:1")
-    assert "dask: tcp://here:1\n" in called.stdout
+def test_two_run_at_a_time_and_who_reads_waits_for_who_writes(ran):
+    assert "ZeroDivisionError" in ran.said and "AssertionError" not in ran.said
+    assert ran.times("12_explorer")[0] > ran.times("10_savings")[1]
+
+
+def test_what_is_up_to_date_is_not_run_again_and_takes_no_time(ran):
+    words = ["reproduce", "NOTEBOOKS=10_savings"]
+    began = time.monotonic()
+    status, said = ran.make(*words)
+    assert (status, said) == (0, "1 notebooks up to date: build/notebooks, results\n")
+    assert time.monotonic() - began < 2
+    assert "No board" in (ran.root / "results" / "claims.csv").read_text()
+    assert "study.claims" in ran.make("-n", *words, "FORCE=1")[1]
+
+
+def test_who_reads_runs_again_once_what_it_reads_has_changed(ran):
+    ran.done("12_explorer")
+    assert ran.stale("NOTEBOOKS=10_savings 12_explorer") == []
+    (ran.root / "results" / "10_savings" / "runs.csv").touch()
+    assert ran.stale("NOTEBOOKS=10_savings 12_explorer") == ["12_explorer"]
+
+
+def test_parameters_in_the_call_have_a_folder_of_their_own(ran):
+    documents = {name: (ran.root / name).read_bytes() for name in ("README.md", "REPORT.md")}
+    words = ["NOTEBOOKS=10_savings", "SET=n=4"]
+    status, said = ran.make("reproduce", *words)
+    assert status == 0 and "not testable here" in said
+    folder = ran.root / "build" / "runs" / "n=4"
+    assert (folder / "results" / "10_savings" / "n.txt").read_text() == "4"
+    assert (folder / "notebooks" / "10_savings.ipynb").exists()
+    assert (ran.root / "results" / "10_savings" / "n.txt").read_text() == "3"
+    assert documents == {name: (ran.root / name).read_bytes() for name in documents}
+    assert not ran.stale(*words) and ran.stale(words[0], "SET=n=5")
+
+
+def test_a_parameter_that_no_notebook_has_is_refused_before_anything_runs(copy):
+    copy.notebook("00_tiny")
+    status, said = copy.make("reproduce", "SEEDS=3")
+    assert status != 0 and "no notebook has the parameter 'seeds':\n  00_tiny: n\n" in said
+    assert "papermill" not in said
+
+
+def test_whatever_a_notebook_depends_on_makes_it_stale(copy):
+    copy.notebook("00_tiny")
+    needed = ["notebooks/00_tiny.ipynb", "mllm_sched/rule.py", "data/table.csv"]
+    for name in (*needed, "requirements.lock"):
+        copy.done("00_tiny")
+        assert not copy.stale()
+        (copy.root / name).touch()
+        assert copy.stale() == ["00_tiny"], name
+    copy.done("00_tiny")
+    for name in ("data/of_my_board.csv", "mllm_sched/.rule.py.swp", "README.md"):
+        (copy.root / name).touch()
+        assert not copy.stale(), name
+    assert copy.stale("FORCE=1") == ["00_tiny"]
+
+
+def test_a_run_that_is_ended_leaves_no_stamp_and_no_kernel(copy):
+    copy.notebook("00_tiny", "time.sleep(60)")
+    process = copy.start("reproduce")
+    kernel = kernel_of(copy, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode != 0 and not copy.stamp("00_tiny").exists()
+    psutil.wait_procs([one for one in family if one.pid == kernel], timeout=15)
+    assert not psutil.pid_exists(kernel)
+
+
+def kernel_of(copy, process):
+    """The kernel's process id, once its cell runs."""
+    log = copy.root / "00_tiny.log"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if log.exists() and "\n" in log.read_text():
+            return int(log.read_text().split()[1])
+        time.sleep(0.1)
+    raise AssertionError(process.communicate()[0])
+
+
+def test_names_of_parameters_and_folders_are_safe(copy):
+    copy.notebook("00_tiny")
+    (copy.root / "my.csv").write_text("")
+    words = ["DEVICE=trace:my.csv", "SET=a=[1,2] b='x'", "ENCODER=c"]
+    shown = copy.make("-n", "reproduce", *words)[1]
+    assert "--set 'a=[1,2]' --set 'b='\\''x'\\''' --set 'device=trace:my.csv' --set 'e" in shown
+    made = re.search(r"papermill notebooks/00_tiny.ipynb (\S+)/notebooks", shown)[1]
+    assert made.startswith("build/runs/a=-1,2-_b=-x-_device=trace-my.csv_encoder=c-")
+    copy.done("00_tiny", made)
+    assert not copy.stale(*words)
+    (copy.root / "my.csv").touch()
+    assert copy.stale(*words) == ["00_tiny"]
+
+
+def test_variables_of_the_environment_are_no_parameters(copy):
+    copy.notebook("00_tiny")
+    given = {"SEEDS": "2", "NOTEBOOKS": "nothing", "SET": "n=2", "FORCE": "1"}
+    assert "runs/" not in copy.make("-n", "reproduce", **given)[1]
+
+
+def test_an_unknown_notebook_is_refused_with_those_there_are(copy):
+    copy.notebook("00_tiny")
+    status, said = copy.make("reproduce", "NOTEBOOKS=00_tiny 05_none")
+    assert status != 0 and "NOTEBOOKS=05_none: expected some of 00_tiny" in said
+
+
+def test_notebooks_in_place_are_the_same_file_when_run_again(ran):
+    path = ran.root / "notebooks" / "10_savings.ipynb"
+    path.write_bytes((ran.root / "build" / "notebooks" / path.name).read_bytes())
+    normalise(path)
+    before = path.read_bytes()
+    assert b'"execution_count": 2' in before
+    status, said = ran.make("notebooks", "NOTEBOOKS=10_savings")
+    assert status == 0 and len(ran.times("10_savings")) == 6, said  # the third run
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -80,31 +253,31 @@ def test_the_address_of_a_cluster_may_be_exported_or_stand_in_the_call(make):
         ('[ "$2" = "" ]', "python is older than Python 3.11; call: make PYTHON="),
     ],
 )
-def test_a_python_that_is_not_there_or_too_old_is_told(make, tmp_path, python, told):
-    own = tmp_path / "python"
+def test_a_python_that_is_not_there_or_too_old_is_told(copy, python, told):
+    own = copy.root / "python"
     own.write_text(f"#!/bin/sh\n{python}\n")
     own.chmod(0o755)
-    done = make("env", "VENV=elsewhere", f"PYTHON={own}")
-    assert done.returncode and told in done.stderr
-    assert not (tmp_path / "elsewhere").exists()
+    status, said = copy.make("env", "VENV=elsewhere", f"PYTHON={own}")
+    assert status and told in said
+    assert not (copy.root / "elsewhere").exists()
 
 
-def test_where_there_is_no_python_of_that_name_python3_will_do(make, tmp_path):
-    programs = tmp_path / "programs"
+def test_where_there_is_no_python_of_that_name_python3_will_do(copy):
+    programs = copy.root / "programs"
     programs.mkdir()
     (programs / "python3").write_text('#!/bin/sh\necho "python3 $*"\n')
     (programs / "python3").chmod(0o755)
     (programs / "python3.11").write_text("#!/bin/sh\nexit 127\n")
     (programs / "python3.11").chmod(0o755)
     place = f"{programs}:{os.environ['PATH']}"
-    assert "python3 -m venv elsewhere" in make("env", "VENV=elsewhere", PATH=place).stdout
+    assert "python3 -m venv elsewhere" in copy.make("env", "VENV=elsewhere", PATH=place)[1]
 
 
-def test_jupyterlab_opens_for_root_too(make):
-    assert ("--allow-root" in make("lab").stdout) == (os.geteuid() == 0)
+def test_jupyterlab_opens_for_root_too(copy):
+    assert ("--allow-root" in copy.make("-n", "lab")[1]) == (os.geteuid() == 0)
 
 
-def test_the_page_is_served_on_the_loopback_alone():
-    done = subprocess.run(["make", "-n", "app"], cwd=paths.ROOT, capture_output=True, text=True)
-    (line,) = (line for line in done.stdout.splitlines() if "voila" in line and ".ipynb" in line)
+def test_the_page_is_served_on_the_loopback_alone(copy):
+    shown = copy.make("-n", "app")[1]
+    (line,) = (line for line in shown.splitlines() if "voila" in line and ".ipynb" in line)
     assert "--Voila.ip=127.0.0.1" in line

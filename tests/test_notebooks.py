@@ -1,4 +1,4 @@
-"""The notebooks as files, the runner, and what nbval would let through."""
+"""The notebooks as files, and what nbval lets through."""
 
 import ast
 import copy
@@ -10,9 +10,9 @@ import nbformat
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study import notebooks as runner
+from mllm_sched.study.notebook_files import defaults, main, normalise, typed
 
-NOTEBOOKS = runner.notebooks()
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -82,7 +82,8 @@ def test_a_stripped_notebook_is_refused():
 def test_a_committed_notebook_is_normalised(path, tmp_path):
     copied = tmp_path / path.name
     copied.write_bytes(path.read_bytes())
-    assert not runner.normalise(copied)
+    normalise(copied)
+    assert copied.read_bytes() == path.read_bytes()
     assert read(path).metadata.kernelspec.name == "python3"
 
 
@@ -94,138 +95,108 @@ def test_no_compared_cell_shows_a_time_or_a_path(path):
             assert str(paths.ROOT) not in text and not re.search(r"\d seconds", text)
 
 
+def notebook(path, *cells):
+    """Write a small notebook: a code cell for each source and what it printed."""
+    made = nbformat.v4.new_notebook()
+    for count, (source, printed) in enumerate(cells, start=1):
+        outputs = [nbformat.v4.new_output("stream", text=printed)] if printed else []
+        made.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=count))
+    nbformat.write(made, path)
+    return path
+
+
 def test_normalising_removes_traces_and_keeps_outputs(tmp_path):
-    path = tmp_path / "00_copy.ipynb"
-    notebook = read(NOTEBOOKS[0])
-    before = copy.deepcopy([cell.outputs for cell in code_of(notebook)])
-    notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
-    notebook.cells[1].id = "something-random"
-    notebook.metadata["papermill"] = {"duration": 3.0}
-    warned = nbformat.v4.new_output("stream", name="stderr", text="/some/path: Warning")
-    code_of(notebook)[1].outputs.append(warned)
-    nbformat.write(notebook, path)
-    assert runner.normalise(path) and not runner.normalise(path)
+    path = notebook(tmp_path / "07_some.ipynb", ("print(1)", "1\n"), ("x", ""))
+    changed = read(path)
+    cell = changed.cells[0]
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a1"}, "text/plain": "Box()"}
+    cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="/a/path: Warning"))
+    cell.outputs.append(nbformat.v4.new_output("display_data", data=view))
+    cell.metadata.update(execution={"iopub.execute_input": "2026-01-01"}, tags=["parameters"])
+    changed.metadata.update(papermill={"duration": 3.0}, widgets={"state": {}})
+    nbformat.write(changed, path)
+    assert main(["normalise", str(path)]) == 0
     after = read(path)
-    assert "papermill" not in after.metadata and after.cells[1].id == "00-01"
-    assert [cell.outputs for cell in code_of(after)] == before
+    assert [cell.id for cell in after.cells] == ["07-00", "07-01"]
+    assert [output.text for output in after.cells[0].outputs] == ["1\n"]
+    assert after.cells[0].metadata == {"tags": ["parameters"]}
+    assert set(after.metadata) == {"kernelspec", "language_info"}
+    before = path.stat().st_mtime_ns
+    normalise(path)
+    assert path.stat().st_mtime_ns == before  # so that its stamp stays
 
 
-def nbval(path):
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
+CELLS = [  # what is committed, what is printed now, and whether nbval passes it
+    *[("0.123 12 a", "0.124 12 a", True), ("1234.6000 a", "1234.5678   a", True)],
+    *[("0.123 12 a", "0.125 12 a", False), ("0.123 12 a", "0.123 13 a", False)],
+    *[("0.123 12 a", "0.123 12 b", False), ("0.123 a", "0.123 a 0.5", False)],
+    *[("<b>0.123</b>", "<b>0.124</b>", True), ("<b>0.123</b>", "<b>0.133</b>", False)],
+]
+
+
+def test_nbval_catches_what_changed_and_passes_the_last_digit(tmp_path):
+    shown = [f"from IPython.display import HTML; HTML({new!r})" for _, new, _ in CELLS]
+    path = notebook(tmp_path / "00_tiny.ipynb", *((source, "") for source in shown))
+    made = read(path)
+    for cell, (old, _, _) in zip(made.cells, CELLS, strict=True):
+        data = {"text/html": old, "text/plain": "<IPython.core.display.HTML object>"}
+        result = {"data": data, "execution_count": cell.execution_count}
+        cell.outputs = [nbformat.v4.new_output("execute_result", **result)]
+    nbformat.write(made, path)
+    settings = ["-p", "conftest", "-p", "no:cacheprovider", "-c", paths.ROOT / "pyproject.toml"]
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA"]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-c", str(paths.ROOT / "pyproject.toml"), str(path)],
-        capture_output=True,
-        text=True,
-        cwd=paths.ROOT,
+        [*command, *settings, path], capture_output=True, text=True, cwd=paths.ROOT
     )
-    return done.returncode, done.stdout
+    found = re.findall(r"^(PASSED|FAILED) .*::Cell (\d+)", done.stdout, re.MULTILINE)
+    passed = {int(number): word == "PASSED" for word, number in found}
+    assert passed == {place: same for place, (*_, same) in enumerate(CELLS)}, done.stdout
 
 
-def test_nbval_catches_a_number_that_changed(tiny):
-    runner.refresh()
-    assert nbval(tiny)[0] == 0
-    tiny.write_text(tiny.read_text().replace("[3.0, 'a']", "[3.1, 'a']"))
-    status, output = nbval(tiny)
-    assert status == 1 and "3.1" in output and "3.0" in output
-
-
-LIVE = "import time\ntime.time_ns()"
+TEXT = """\
+n: int = 3  # how many
+speed: float = 1.0  # metres per second
+name: str = "a"  # whatever
+sizes: list = [1, 2]  # some
+"""
 
 
 @pytest.fixture
-def live(tiny):
-    """The tiny notebook with a live cell, run once."""
-    notebook = read(tiny)
-    tags = {"tags": ["nbval-ignore-output"]}
-    notebook.cells.append(nbformat.v4.new_code_cell(LIVE, metadata=tags))
-    nbformat.write(notebook, tiny)
-    runner.refresh()
-    return tiny
+def tiny(tmp_path):
+    """A notebook with parameters."""
+    path = notebook(tmp_path / "00_tiny.ipynb", (TEXT, ""))
+    made = read(path)
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, path)
+    return path
 
 
-def edit(path, place, source):
-    notebook = read(path)
-    notebook.cells[place].source = source
-    nbformat.write(notebook, path)
-
-
-def shown(path):
-    """What the live cell shows, and the one before it."""
-    return [cell.outputs[0].data["text/plain"] for cell in read(path).cells[:1:-1]]
-
-
-def test_run_again_a_notebook_is_the_same_file(live, capsys):
-    before = live.read_bytes()
-    capsys.readouterr()
-    runner.refresh()
-    assert live.read_bytes() == before
-    assert "00_tiny: live outputs kept in cells 3; LIVE=1" in capsys.readouterr().out
-
-
-def test_live_outputs_are_taken_anew_when_asked(live, capsys):
-    before = shown(live)
-    capsys.readouterr()
-    assert runner.main(["refresh", "--live"]) == 0
-    assert shown(live)[0] != before[0] and shown(live)[1] == before[1]
-    assert "kept" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("place", "source"), [(3, LIVE + "  # again"), (2, "[n, name]")])
-def test_live_outputs_of_other_code_are_taken_anew(live, place, source):
-    before = shown(live)
-    edit(live, place, source)
-    runner.refresh()
-    assert shown(live)[0] != before[0]
-    assert shown(live)[1] == ("[3, 'a']" if place == 2 else before[1])
-
-
-def test_prose_and_code_behind_it_leave_a_live_output_as_it_is(live):
-    before = shown(live)
-    edit(live, 0, "# Another title")
-    notebook = read(live)
-    notebook.cells.append(nbformat.v4.new_code_cell("'behind'"))
-    nbformat.write(notebook, live)
-    runner.refresh()
-    assert shown(live)[1] == before[0]
-
-
-def test_a_live_cell_that_was_emptied_is_filled(live):
-    notebook = read(live)
-    notebook.cells[3].outputs = []
-    nbformat.write(notebook, live)
-    runner.refresh()
-    assert int(shown(live)[0]) > 0
-
-
-def test_a_compared_output_is_always_taken_anew(live):
-    live.write_text(live.read_text().replace("[3.0, 'a']", "[3.1, 'a']"))
-    runner.refresh()
-    assert shown(live)[1] == "[3.0, 'a']"
-
-
-def test_views_of_widgets_are_removed_and_text_in_pieces_is_joined(tiny):
-    notebook = read(tiny)
-    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a1"}, "text/plain": "Box()"}
-    pieces = [nbformat.v4.new_output("stream", text=text) for text in ("one\n", "two\n")]
-    warned = nbformat.v4.new_output("stream", name="stderr", text="Warning")
-    drawn = nbformat.v4.new_output("display_data", data=view)
-    notebook.cells[2].outputs = [pieces[0], warned, pieces[1], drawn]
-    notebook.metadata["widgets"] = {"state": {}}
-    nbformat.write(notebook, tiny)
-    assert runner.normalise(tiny) and not runner.normalise(tiny)
-    (output,) = read(tiny).cells[2].outputs
-    assert output.text == "one\ntwo\n"
-    assert "widgets" not in read(tiny).metadata
+def test_parameters_take_the_type_of_their_defaults(tiny, tmp_path):
+    other = notebook(tmp_path / "01_other.ipynb", ("1", ""))
+    given = ["n=4", "speed=1e-1", "name=10", "sizes=[6,10]"]
+    wanted = {"n": 4, "speed": 0.1, "name": "10", "sizes": [6, 10]}
+    assert typed(given, [tiny, other]) == {tiny: wanted, other: {}}
+    assert typed(["speed=2"], [tiny]) == {tiny: {"speed": 2.0}}
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
-    [("1 / 0", "ZeroDivisionError"), ("import os; os._exit(1)", "Kernel died")],
+    ("given", "told"),
+    [
+        ("seeds=3", "no notebook has the parameter 'seeds':\n  00_tiny: n, speed, name, sizes"),
+        ("n=1.5", "00_tiny: n=1.5: expected int"),
+        ("speed=fast", "00_tiny: speed=fast: expected float"),
+        ("sizes=[1", "00_tiny: sizes=[1: expected list"),
+        ("sizes=1", "00_tiny: sizes=1: expected list"),
+        ("n", "n: expected NAME=VALUE"),
+        ("n=", "n=: expected NAME=VALUE"),
+    ],
 )
-def test_a_failing_cell_or_kernel_is_told_and_the_file_stays(tiny, capsys, source, told):
-    edit(tiny, 2, source)
-    before = tiny.read_bytes()
-    assert runner.main(["refresh"]) == 1
-    said = capsys.readouterr().err
-    assert told in said and said.endswith("The notebook is as it was.\n")
-    assert tiny.read_bytes() == before
+def test_a_wrong_parameter_is_refused(tiny, tmp_path, capsys, given, told):
+    assert main(["parameters", str(tmp_path / "out"), "--set", given, str(tiny)]) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@named
+def test_the_parameters_of_a_notebook_can_be_read(path):
+    assert defaults(path)

@@ -12,22 +12,30 @@ import pytest
 from matplotlib.figure import Figure
 
 from mllm_sched import files, paths
-from mllm_sched.study.dependencies import PACKAGE
-from mllm_sched.study.provenance import as_csv, checksum, save_results, saved
-from mllm_sched.study.versions import package_versions
+from mllm_sched.study.provenance import (
+    RECORDING,
+    as_csv,
+    checksum,
+    package_versions,
+    save_results,
+    saved,
+)
 
 DATA = ["data/published/orin_sweep_trace.csv"]
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.delenv(RECORDING, raising=False)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "results")
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
 
 
-def figure():
+def figure(last=3.0, label=""):
     drawn = Figure()
-    drawn.subplots().plot([1, 2, 3])
+    drawn.subplots().plot([1, 2, last])
+    drawn.suptitle(label)
     return drawn
 
 
@@ -35,9 +43,10 @@ def table(value=1.0):
     return pd.DataFrame({"scheduler": ["UCB", "Random"], "energy_j": [value, 2.0], "n": [3, 4]})
 
 
-def save(value=1.0, **settings):
+def save(value=1.0, drawn=None, **settings):
     arguments = {"parameters": {"steps": 7, "seeds": 3}, "data": DATA, **settings}
-    return save_results("study", {"energy": table(value)}, {"over_time": figure()}, **arguments)
+    figures = {"over_time": drawn or figure()}
+    return save_results("study", {"energy": table(value)}, figures, **arguments)
 
 
 def aged(folder):
@@ -74,21 +83,47 @@ def test_the_same_results_leave_no_trace():
     assert not touched(folder) and aged(folder) == before
 
 
-@pytest.mark.parametrize("value", [1.0000001, 1 - 1e-9])
-def test_digits_beyond_the_sixth_leave_no_trace(value):
+@pytest.mark.parametrize("value", [1.0000001, 1 - 1e-9, 1.00001])
+def test_rounding_of_the_sixth_digit_leaves_no_trace(value):
     aged(save())
     assert not touched(save(value))
 
 
 def test_a_changed_number_rewrites_its_table_and_the_origin():
     aged(save())
-    folder = save(1.00001)
+    folder = save(1.0001)
     assert touched(folder) == {"energy.csv", "provenance.json"}
     record = json.loads((folder / "provenance.json").read_text())
     assert record["tables"] == {"energy.csv": checksum(folder / "energy.csv")}
 
 
-@pytest.mark.parametrize("name", ["energy.csv", "over_time.svg", "over_time.png"])
+@pytest.mark.parametrize("changed", [{"n": 5}, {"n": np.nan}, {"scheduler": "ucb"}])
+def test_a_changed_count_or_text_rewrites_its_table(changed):
+    aged(save())
+    folder = save_results(
+        "study", {"energy": table().assign(**changed)}, {}, {"steps": 7, "seeds": 3}, data=DATA
+    )
+    assert "energy.csv" in touched(folder)
+
+
+def test_a_figure_that_moved_by_rounding_alone_leaves_no_trace():
+    aged(save())
+    assert not touched(save(drawn=figure(3.0001)))
+
+
+@pytest.mark.parametrize(("last", "label"), [(3.1, ""), (3.0, "other")])
+def test_a_figure_that_changed_is_rewritten_with_its_png(last, label):
+    aged(save())
+    folder = save(drawn=figure(last, label))
+    assert touched(folder) == {"over_time.svg", "over_time.png", "provenance.json"}
+
+
+def test_a_number_printed_in_a_figure_is_compared_as_text():
+    aged(save(drawn=figure(label="0.51")))
+    assert "over_time.svg" in touched(save(drawn=figure(label="0.52")))
+
+
+@pytest.mark.parametrize("name", ["energy.csv", "over_time.svg"])
 def test_a_lost_or_edited_result_is_mended(name):
     folder = save()
     before = aged(folder)
@@ -152,17 +187,34 @@ def test_data_that_is_not_there_is_named():
         save(data=["data/nothing.csv"])
 
 
-def test_other_parameters_are_recorded_even_if_no_number_changed():
-    folder = save()
-    aged(folder)
-    save(parameters={"steps": 8, "seeds": 3})
-    assert touched(folder) == {"provenance.json"}
-    assert json.loads((folder / "provenance.json").read_text())["parameters"]["steps"] == 8
+def test_other_parameters_leave_the_committed_results_and_say_so(tmp_path, capsys):
+    before = aged(save())
+    assert not capsys.readouterr().out
+    other = save(2.0, parameters={"steps": 8, "seeds": 3.0, "new": 1})
+    assert other == tmp_path / "build" / "results" / "study" and (other / "energy.csv").exists()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "new None there, 1 here, steps 7 there, 8 here; written to " in line
+    assert "seeds" not in line
+    assert aged(tmp_path / "results" / "study") == before
+
+
+def test_a_maintainer_records_other_parameters(monkeypatch):
+    save()
+    monkeypatch.setenv(RECORDING, "1")
+    record = json.loads((save(parameters={"steps": 8}) / "provenance.json").read_text())
+    assert record["parameters"] == {"steps": 8}
+
+
+def test_a_folder_of_results_of_ones_own_takes_any_parameters(tmp_path, monkeypatch, capsys):
+    save()
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "elsewhere")
+    assert save(parameters={"steps": 8}) == tmp_path / "results" / "study"
+    assert not capsys.readouterr().out
 
 
 def test_what_is_no_longer_written_goes():
     folder = save()
-    save_results("study", {"cost": table()}, {}, {}, data=DATA)
+    save_results("study", {"cost": table()}, {}, {"steps": 7, "seeds": 3}, data=DATA)
     names = sorted(file.name for file in folder.iterdir())
     assert names == ["cost.csv", "provenance.json"]
 
@@ -198,7 +250,7 @@ def test_what_an_editor_leaves_behind_is_neither_a_result_nor_removed():
     folder = save()
     for name in (".~lock.energy.csv#", ".energy.csv", "notes.txt"):
         (folder / name).write_text("")
-    save_results("study", {"cost": table()}, {}, {}, data=DATA)
+    save_results("study", {"cost": table()}, {}, {"steps": 7, "seeds": 3}, data=DATA)
     assert [path.name for path in saved(folder)] == ["cost.csv", "provenance.json"]
     assert (folder / ".energy.csv").exists()
 
@@ -208,9 +260,12 @@ def test_the_commit_is_that_of_the_package_not_of_a_checkout_around_it(tmp_path)
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
     unpacked = tmp_path / "unpacked"
-    shutil.copytree(PACKAGE, unpacked / "mllm_sched", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.PACKAGE, unpacked / "mllm_sched", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shown = (
-        "from mllm_sched.study import provenance as p; print(p.PACKAGE, p._git_state()['commit'])"
+        "from mllm_sched import paths; from mllm_sched.study import provenance as p; "
+        "print(paths.PACKAGE, p._git_state()['commit'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", shown],

@@ -1,12 +1,10 @@
 import dask
 import pandas as pd
 import pytest
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import Drift
-from mllm_sched.study import versions
-from mllm_sched.study.cluster import _there
 from mllm_sched.study.lineup import full_power_arms
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.spread import DASK_ENVIRONMENT
@@ -102,30 +100,6 @@ def test_the_environment_names_the_cluster(cluster, local, monkeypatch):
     monkeypatch.setenv(DASK_ENVIRONMENT, cluster.scheduler_address)
     pd.testing.assert_frame_equal(play(), local)
     assert jobs_done(cluster) - before == 6
-
-
-def test_a_worker_with_other_code_is_refused_by_name(cluster):
-    old, new = cluster.scheduler.workers
-    with Client(cluster.scheduler_address) as client:
-        client.run(pretend, "an old digest", workers=[old])
-        try:
-            with pytest.raises(OSError, match=f"{old} has another mllm_sched: start") as refused:
-                play(dask=cluster.scheduler_address)
-        finally:
-            client.run(pretend, versions.CODE)
-    assert new not in str(refused.value)
-
-
-def pretend(code):
-    """What a worker says its code is."""
-    versions.running()["mllm_sched"] = code
-
-
-def test_a_worker_that_joins_later_with_other_packages_is_refused_too():
-    assert _there(versions.running(), len, ("ab",)) == 2
-    wanted = {**versions.running(), "numpy": "0.1"}
-    with pytest.raises(OSError, match="this worker has another numpy"):
-        _there(wanted, len, ("ab",))
 
 
 def test_after_a_cluster_runs_stay_here_again(cluster, local):

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_DPI = 120
+MOVED = 0.05  # points, which no eye sees
 STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
 
 TAG = re.compile(r"<[^>]*>")
 LONG_NUMBER = re.compile(r"\d+\.\d{4,}")
+NUMBER = re.compile(r"(-?\d+\.?\d*)")
 NAME = re.compile(r'\bid="(\w*[0-9a-f]{10})"')  # as Matplotlib makes them, from a digest
 
 
@@ -35,6 +37,18 @@ def as_svg(figure: Figure) -> bytes:
         known = re.compile(rf'(?<=["#])({"|".join(places)})(?=[")])')
         text = known.sub(lambda found: places[found[1]], text)
     return text.encode()
+
+
+def same_but_for_rounding(before: str, now: str) -> bool:
+    """Whether two figures as SVG differ at most by 0.05 points in the numbers of their tags."""
+    texts = [TAG.split(text) for text in (before, now)]
+    tags = [NUMBER.split("".join(TAG.findall(text))) for text in (before, now)]
+    if texts[0] != texts[1] or len(tags[0]) != len(tags[1]):
+        return False
+    pairs = list(zip(*tags, strict=True))  # words and numbers by turns
+    return all(one == other for one, other in pairs[::2]) and all(
+        one == other or abs(float(one) - float(other)) <= MOVED for one, other in pairs[1::2]
+    )
 
 
 def as_png(figure: Figure) -> bytes:

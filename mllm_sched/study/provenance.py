@@ -1,40 +1,51 @@
 """Results on disk: tables, figures, and where they came from.
 
 A folder of results holds its tables as CSV, its figures as SVG and as PNG, and
-``provenance.json`` with the checksums of them all. Nothing is rewritten that did not change, so a
-rerun that gives the same numbers leaves no trace.
+``provenance.json`` with the checksums of them all. What did not change but for rounding is not
+rewritten, so a rerun on another processor leaves no trace. The committed results are written by
+the parameters on record there; those of other parameters go to ``build/results``.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import psutil
+from packaging.requirements import Requirement
 
 from mllm_sched import paths
 from mllm_sched.files import write_whole
-from mllm_sched.study.dependencies import PACKAGE
-from mllm_sched.study.figures import as_png, as_svg
-from mllm_sched.study.versions import package_versions
+from mllm_sched.study.figures import as_png, as_svg, same_but_for_rounding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RECORDING = "MLLM_SCHED_RECORD"  # set by `make notebooks`: new parameters become the committed ones
 DIGITS = 6  # significant ones in a table; what lies beyond differs between machines
+ROUNDING = 1e-5  # relative: one unit of the last of them
+NOTHING = 1e-9  # what is as good as zero in a table
+COUNT = re.compile(r"-?(\d{1,5}|\d{7,})")  # a whole number; one of six digits may be a rounded one
 BOARD_DATA = (
     "data/calibration/agx_orin.json",
     "data/encoders/work.csv",
+    "data/hyperparameters/agx_orin_sim.csv",
     "data/published/orin_module_sweep.csv",
     "data/published/orin_sweep_trace.csv",
 )
@@ -60,7 +71,8 @@ def save_results(
     tables, figures
         By file name, without its ending; any axes of a figure stand for it.
     parameters
-        Of the notebook, seeds among them.
+        Of the notebook, seeds among them: all that its numbers depend on. If they differ from those
+        on record in the committed results, these stay, and the new ones go to ``build/results``.
     data
         Files that were read, relative to the repository; by default those of the simulated board.
     live
@@ -71,29 +83,87 @@ def save_results(
     -------
     The folder.
     """
-    folder = (paths.BUILD / "live" if live else paths.RESULTS) / name
+    folder = paths.BUILD / "live" / name if live else _results_folder(name, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     facts = provenance(parameters, data=data)
-    contents = {
-        "tables": {f"{key}.csv": as_csv(table) for key, table in tables.items()},
-        "figures": dict(file for key, drawn in figures.items() for file in _pictures(key, drawn)),
+    for key, table in tables.items():
+        _write_table(folder / f"{key}.csv", as_csv(table))
+    for key, drawn in figures.items():
+        _write_figure(folder / key, drawn)
+    files = {
+        "tables": [f"{key}.csv" for key in tables],
+        "figures": [f"{key}{ending}" for key in figures for ending in (".svg", ".png")],
     }
-    files = contents["tables"] | contents["figures"]
-    written = [_write_if_changed(folder / file, content) for file, content in files.items()]
-    _remove_others(folder, set(files))
-    for kind, those in contents.items():
-        facts[kind] = {file: hashlib.sha256(content).hexdigest() for file, content in those.items()}
-    record = folder / RECORD
-    if any(written) or _depends_otherwise(record, facts):
-        write_whole(record, _as_json(facts).encode())
+    _remove_others(folder, {*files["tables"], *files["figures"]})
+    for kind, names in files.items():
+        facts[kind] = {file: checksum(folder / file) for file in names}
+    if _depends_otherwise(folder / RECORD, facts):
+        write_whole(folder / RECORD, _as_json(facts).encode())
     return folder
 
 
-def _pictures(key: str, drawn: Axes | Figure) -> list[tuple[str, bytes]]:
+def _results_folder(name: str, parameters: Mapping[str, Any]) -> Path:
+    """Where results go: not among the committed ones if other parameters made those."""
+    folder = paths.RESULTS / name
+    if paths.RESULTS != paths.COMMITTED or os.environ.get(RECORDING):
+        return folder
+    before, now = _record(folder / RECORD).get("parameters"), json.loads(_as_json(parameters))
+    if before is None or before == now:
+        return folder
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    other = paths.BUILD / "results" / name
+    differences = (f"{key} {before.get(key)} there, {now.get(key)} here" for key in changed)
+    print(f"other parameters than in {_within(folder)}: {', '.join(differences)}", end="; ")
+    print(f"written to {_within(other)}")
+    return other
+
+
+def _write_table(path: Path, content: bytes) -> None:
+    if path.exists() and not table_difference(path.read_text(), content.decode(), ROUNDING):
+        return
+    write_whole(path, content)
+
+
+def table_difference(before: str, now: str, relative: float) -> str:
+    """The first difference between two tables as CSV that is more than rounding; empty if none.
+
+    Numbers may differ by ``relative``; counts, texts, columns and the number of rows may not.
+    """
+    tables = [list(csv.reader(text.splitlines())) for text in (before, now)]
+    header = tables[0][0] if tables[0] else []
+    for line, (row, new) in enumerate(zip_longest(*tables), start=1):
+        if row is None or new is None or len(row) != len(new):
+            texts = ("nothing" if cells is None else repr(",".join(cells)) for cells in (row, new))
+            return f"line {line}: {' became '.join(texts)}"
+        for column, cell, other in zip(header, row, new, strict=False):
+            if not _same_cell(cell, other, relative):
+                return f"line {line}, {column}: {cell!r} became {other!r}"
+    return ""
+
+
+def _same_cell(before: str, now: str, relative: float) -> bool:
+    if before == now:
+        return True
+    if COUNT.fullmatch(before) and COUNT.fullmatch(now):
+        return False
+    try:
+        return math.isclose(float(before), float(now), rel_tol=relative, abs_tol=NOTHING)
+    except ValueError:
+        return False
+
+
+def _write_figure(stem: Path, drawn: Axes | Figure) -> None:
+    """Write the SVG and the PNG of a figure, unless they are there and the SVG is the same."""
     from matplotlib.figure import Figure  # a profile is a table alone, and does without
 
     figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
-    return [(f"{key}.svg", as_svg(figure)), (f"{key}.png", as_png(figure))]
+    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
+    content = as_svg(figure)
+    same = svg.exists() and same_but_for_rounding(svg.read_text(), content.decode())
+    if not same:
+        write_whole(svg, content)
+    if not same or not png.exists():
+        write_whole(png, as_png(figure))
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
@@ -109,14 +179,18 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for name in names for path in folder.glob(name) if path.is_file())
 
 
-def _depends_otherwise(record: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether parameters or data differ from those on record, though no result did."""
-    try:
-        before = dict(json.loads(record.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return True  # none, or a damaged one
-    now = json.loads(_as_json(facts))
+def _depends_otherwise(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether parameters, data or results differ from those on record."""
+    before, now = _record(path), json.loads(_as_json(facts))
     return any(before.get(key) != now[key] for key in ("parameters", "data", "tables", "figures"))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What is on record; empty if nothing is, or the record is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 def _as_json(facts: Mapping[str, Any]) -> str:
@@ -134,13 +208,6 @@ def as_csv(table: pd.DataFrame) -> bytes:
     return text.encode()
 
 
-def _write_if_changed(path: Path, content: bytes) -> bool:
-    if path.exists() and path.read_bytes() == content:
-        return False
-    write_whole(path, content)
-    return True
-
-
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -152,7 +219,7 @@ def provenance(parameters: Mapping[str, Any], *, data: Iterable[str | Path] = ()
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git_state(),
         "parameters": dict(parameters),
-        "data": {_within(file): checksum(paths.resolve(file)) for file in data},
+        "data": {_within(path): checksum(path) for path in map(paths.resolve, data)},
         "python": platform.python_version(),
         "packages": package_versions(),
         "machine": {
@@ -165,9 +232,20 @@ def provenance(parameters: Mapping[str, Any], *, data: Iterable[str | Path] = ()
     }
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of this package's direct dependencies, as installed; not of developers' tools."""
+    wanted = [Requirement(line) for line in requires("mllm-sched") or []]
+    names = [need.name for need in wanted if "dev" not in str(need.marker)]
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):  # of an extra
+            found[name] = version(name)
+    return found
+
+
 def _within(file: str | Path) -> str:
     """A path as the repository sees it; of a file elsewhere only the name is said."""
-    path = paths.resolve(file).resolve()
+    path = Path(file).resolve()
     root = paths.ROOT.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
@@ -180,7 +258,7 @@ def _git_state() -> dict[str, Any]:
     watched = ["--", "mllm_sched", "data", "requirements.lock"]
     nothing = {"commit": "not a git checkout", "dirty": None}
     try:
-        if Path(_git("rev-parse", "--show-toplevel")) != PACKAGE.parent:
+        if Path(_git("rev-parse", "--show-toplevel")) != paths.PACKAGE.parent:
             return nothing
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", *watched))}
@@ -190,7 +268,7 @@ def _git_state() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
+        ["git", *arguments], cwd=paths.PACKAGE.parent, check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
 

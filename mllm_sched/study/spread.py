@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -12,8 +15,26 @@ from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mllm_sched.study.checkpoints import MISSING, Checkpoints
-from mllm_sched.study.cluster import DASK_ENVIRONMENT, on_cluster
+from mllm_sched import paths
+
+DASK_ENVIRONMENT = "MLLM_SCHED_DASK"
+KEPT_ENVIRONMENT = "MLLM_SCHED_KEPT"
+
+
+def _memory() -> joblib.Memory:
+    """Keeps results of finished jobs in the folder that ``make reproduce`` names; else nothing.
+
+    In it is a folder for every state of the code, so that results of other code are never met.
+    """
+    parent = os.environ.get(KEPT_ENVIRONMENT)
+    if not parent:
+        return joblib.Memory(None, verbose=0)
+    code = [(path.as_posix(), path.read_bytes()) for path in sorted(paths.PACKAGE.rglob("*.py"))]
+    versions = [platform.python_version(), *map(version, ("numpy", "scipy"))]
+    return joblib.Memory(Path(parent) / str(joblib.hash([code, versions])), verbose=0)
+
+
+MEMORY = _memory()  # at import: a process goes on with the code that it began with
 
 
 def spread(
@@ -38,8 +59,8 @@ def spread(
         Processes on this machine; all cores by default.
     dask
         Address of a Dask scheduler; by default the environment's MLLM_SCHED_DASK. Its workers
-        need this package, its packages and Python in the same versions. Without an address the
-        jobs stay on this machine.
+        must run the same code and packages, which is not checked. Without an address the jobs
+        stay on this machine.
 
     Returns
     -------
@@ -48,37 +69,30 @@ def spread(
     Raises
     ------
     OSError
-        When no Dask scheduler answers at the address, or workers of it run other code.
+        When no Dask scheduler answers at the address.
     """
-    store = Checkpoints.from_environment()
-    results = [store.load(function, job) if store else MISSING for job in jobs]
-    left = {
-        place: (function, jobs[place]) for place, result in enumerate(results) if result is MISSING
-    }
-    address = dask or os.environ.get(DASK_ENVIRONMENT)
-    done = on_cluster(address, _call, left) if address else _here(n_jobs, left)
-    bar = tqdm(None, label, len(jobs), leave=False, initial=len(jobs) - len(left), unit="job")
-    with bar, closing(done):
-        for place, result in done:
-            results[place] = result
-            if store:
-                store.save(function, jobs[place], result)
-            bar.update()
-    return results
+    with _backend(dask or os.environ.get(DASK_ENVIRONMENT), n_jobs):
+        parallel = joblib.Parallel(return_as="generator", batch_size=1)
+        done = parallel(joblib.delayed(_call)(function, job) for job in jobs)
+        return list(tqdm(done, label, len(jobs), leave=False, unit="job"))
 
 
-def _here(
-    n_jobs: int | None, calls: Mapping[int, tuple[Any, ...]]
-) -> Generator[tuple[int, Any], None, None]:
-    """The places of calls and their results, as they finish: a slow one holds no other up."""
-    parallel = joblib.Parallel(
-        n_jobs or -1, backend="loky", return_as="generator_unordered", batch_size=1
-    )
-    yield from parallel(joblib.delayed(_placed)(place, *call) for place, call in calls.items())
+@contextmanager
+def _backend(address: str | None, n_jobs: int | None) -> Iterator[None]:
+    if not address:
+        with joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1):
+            yield
+        return
+    from distributed import Client
 
-
-def _placed(place: int, function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[int, Any]:
-    return place, _call(function, job)
+    try:
+        client = Client(address)
+    except (OSError, ValueError, MemoryError) as error:  # the last: it speaks something else
+        raise OSError(
+            f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
+        ) from error
+    with client, joblib.parallel_config(backend="dask", client=client):
+        yield
 
 
 def release_workers() -> None:
@@ -89,4 +103,4 @@ def release_workers() -> None:
 def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
     # One thread each: the matrices are small, and the processes already fill the cores.
     with threadpool_limits(1):
-        return function(*job)
+        return MEMORY.cache(function)(*job)
