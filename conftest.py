@@ -64,7 +64,7 @@ class Printed(str):
     """
 
     __hash__ = str.__hash__
-    DECIMAL = re.compile(r"(\d+\.\d*(?:e[+-]?\d+)?)")
+    DECIMAL = re.compile(r"(-?\d+\.\d+(?:e[+-]?\d+)?)")
 
     def __eq__(self, other):
         one, two = self.DECIMAL.split(self), self.DECIMAL.split(other)  # words, numbers by turns
