@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -66,7 +67,7 @@ class Scheduler(IncompleteRuns, Beliefs):
         self.seeds: Indices = np.array([space.index(arm) for arm in seeds], dtype=np.int64)
         self.rng = np.random.default_rng(rng)
         self.contexts = ArmSpace(contexts) if contexts else None
-        self.joint = ArmSpace([*contexts, *space.factors])  # cells as arms
+        self.joint = _joint(tuple(contexts), space.factors) if contexts else space  # cells as arms
         self.cells = len(self.joint)
         self.steps = 0  # measurements told so far
         self.plays = np.zeros(self.cells, dtype=np.int64)  # the same, of each cell
@@ -295,3 +296,9 @@ class Scheduler(IncompleteRuns, Beliefs):
             return max(float(self.steps), self._latest)
         self._latest = max(self._latest, float(now))
         return float(now)
+
+
+@lru_cache(maxsize=16)
+def _joint(contexts: tuple[Factor, ...], factors: tuple[Factor, ...]) -> ArmSpace:
+    """One space for all schedulers of alike boards, of which a study may have thousands."""
+    return ArmSpace([*contexts, *factors])

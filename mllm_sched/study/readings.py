@@ -41,11 +41,11 @@ AS_IS, OTHER = "as it is", "other seeds"
 OWN_SEEDS: dict[
     str, dict[str, Any]
 ] = {  # of the claims' own notebooks, which the reading with other seeds has too
-    "04_scheduler_comparison": {"seeds": 100, "no_cpu_seeds": 20},
-    "05_power_levels": {"seeds": 20},
-    "06_latency_limits": {"seeds": 10},
-    "07_time_varying": {"claim_seeds": 100},
-    "10_savings": {"seeds": 10},
+    "04_scheduler_comparison": {"seeds": 40, "no_cpu_seeds": 20},
+    "05_power_levels": {"seeds": 10},
+    "06_latency_limits": {"seeds": 7},
+    "07_time_varying": {"claim_seeds": 50},
+    "10_savings": {"seeds": 5},
 }
 MARGINAL = {"accounting": "marginal"}
 NOISY = {"noise": Noise(0.08, 0.08)}
