@@ -25,7 +25,7 @@ export MLLM_SCHED_DASK := $(DASK)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test browser lint lab app notebooks claims bench system peers site proto checksums clean
+.PHONY: help env reproduce test test-slow browser lint lab app notebooks claims bench system peers site proto checksums clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,13 +47,16 @@ reproduce: $(STAMP) ## Run notebooks that are not up to date: SEEDS= STEPS= DEVI
 	$(RUN) -m mllm_sched.study.notebooks reproduce $(if $(call called,FORCE),--force) $(PARAMETERS) $(call called,NOTEBOOKS)
 	@$(if $(PARAMETERS),MLLM_SCHED_RESULTS=build/results) $(RUN) -m mllm_sched.study.claims $(if $(PARAMETERS),--print)
 
-test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
-	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+test: $(STAMP) ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
+	$(RUN) -m pytest -m "not slow" -p no:nbval -n 2 --dist worksteal
 	rm -rf build/held && mkdir -p build && cp -R results build/held
 	@# Two notebooks at once fill the cores: processes of their own would only have to be started.
 	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/held" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
 	  -p no:cacheprovider -n 2 --dist loadscope --no-loadscope-reorder notebooks || status=$$?; \
 	$(RUN) -m mllm_sched.study.held results build/held || status=1; exit $$status
+
+test-slow: $(STAMP) browser ## Tests that need processes, kills, a browser, Prometheus or the built site
+	$(RUN) -m pytest -m slow -p no:nbval -n 2 --dist loadscope tests
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \

@@ -22,15 +22,13 @@ settings.load_profile("here")
 
 # What takes longest is begun first, so that no core is idle while another works at it in the end.
 LONGEST = (
-    *("test_same_on_dask", "test_node", "test_profiling", "test_system", "test_reproduce"),
-    *("test_site", "test_agent", "test_browser", "test_decoupling_study", "test_export"),
     *("08_ablations", "13_sensitivity", "01_decoupling", "04_scheduler_comparison"),
     *("09_many_users", "10_savings", "06_latency_limits", "07_time_varying"),
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Sort the longest files to the front; all else stays as it is."""
+    """Sort the longest notebooks to the front; all else stays as it is."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
