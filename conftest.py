@@ -9,6 +9,8 @@ from hypothesis import settings
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The cores are taken by the tests: processes of a sweep would only have to be started.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 # Dask would ask the imitated library of the NVML tests for GPUs, which does not know all it asks.
 os.environ.setdefault("DASK_DISTRIBUTED__DIAGNOSTICS__NVML", "False")
 
