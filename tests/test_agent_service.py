@@ -311,8 +311,9 @@ def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path
 
 def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(tmp_path):
     async def main():
-        async with here(tmp_path, device=Device(0.01), llm=Llm(2.0), at_once=1) as system:
+        async with here(tmp_path, device=Device(0.01), at_once=1) as system:
             admission, stage = system.agent.stage.admission, system.agent.stage
+            system.llm.going.clear()
             for _ in range(30):
                 admission.encoded("image", 0.01)
                 admission.answered(2.0)
@@ -325,7 +326,7 @@ def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(t
             assert stage.backlog_s == pytest.approx(8.0, rel=0.02)
             code, words = await system.ask("ana", deadline_s=3.0, items=0)
             assert code == "RESOURCE_EXHAUSTED" and "it would be answered in" in words
-            system.llm.takes_s = 0.0
+            system.llm.going.set()
             assert await asyncio.gather(*asked) == [ANSWER] * 4
 
     asyncio.run(main())
