@@ -56,7 +56,7 @@ WRITTEN := $(foreach name,$(CHOSEN),$(filter $(RESULTS)/$(name)/%,$(READ)))
 THERE   := $(sort $(WRITTEN) $(wildcard $(READ)))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test browser lint lab app notebooks claims bench system peers site proto checksums clean \
+.PHONY: help env reproduce test test-slow browser lint lab app notebooks claims bench system peers site proto checksums clean \
   force parameters
 
 help: ## Say what each target does
@@ -105,13 +105,24 @@ parameters: | $(STAMP)
 	@$(RUN) -m mllm_sched.study.notebook_files parameters $(MADE)/parameters \
 	  $(addprefix --set ,$(call quoted,$(GIVEN))) $(CHOSEN:%=notebooks/%.ipynb)
 
-test: $(STAMP) browser ## Unit tests, doctests, then the notebooks against their committed outputs, tables and figures
-	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
-	rm -rf build/tested && mkdir -p build && cp -R results build/tested
-	@# Two notebooks at once fill the cores: processes of their own would only have to be started.
-	@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/tested" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
-	  -p no:cacheprovider -n 2 --dist loadscope --no-loadscope-reorder notebooks || status=$$?; \
-	$(RUN) tests/compare_results.py results build/tested || status=1; exit $$status
+# Notebooks cell by cell against their committed outputs, then their tables against the committed
+# ones. Two at once fill the cores: processes of their own would only have to be started.
+LONG := $(foreach name,08_ablations 09_many_users 13_sensitivity,notebooks/$(name).ipynb)
+define check_notebooks
+rm -rf build/tested && mkdir -p build && cp -R results build/tested
+@status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/tested" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 \
+  $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 -p no:cacheprovider \
+  -n 2 --dist loadscope --no-loadscope-reorder $(1) || status=$$?; \
+  $(RUN) tests/compare_results.py results build/tested || status=1; exit $$status
+endef
+
+test: $(STAMP) ## Unit tests, doctests, then the notebooks against their committed outputs and tables
+	$(RUN) -m pytest -m "not slow" -p no:nbval -n 2 --dist worksteal
+	$(call check_notebooks,$(filter-out $(LONG),$(NAMES:%=notebooks/%.ipynb)))
+
+test-slow: $(STAMP) browser ## What needs processes, kills, a browser, Prometheus or the built site; the three longest notebooks
+	$(RUN) -m pytest -m slow -p no:nbval -n 2 --dist loadscope tests
+	$(call check_notebooks,$(LONG))
 
 browser: ## Install Chromium for the tests of pages, where it is missing and we are root on Debian
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \

@@ -11,6 +11,8 @@ from hypothesis import settings
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The cores are taken by the tests: processes of a sweep would only have to be started.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 # Dask would ask the imitated library of the NVML tests for GPUs, which does not know all it asks.
 os.environ.setdefault("DASK_DISTRIBUTED__DIAGNOSTICS__NVML", "False")
 
@@ -24,15 +26,13 @@ settings.load_profile("here")
 
 # What takes longest is begun first, so that no core is idle while another works at it in the end.
 LONGEST = (
-    *("test_same_on_dask", "test_node", "test_profiling", "test_system", "test_reproduce"),
-    *("test_site", "test_agent", "test_browser", "test_decoupling_study", "test_export"),
     *("08_ablations", "13_sensitivity", "01_decoupling", "04_scheduler_comparison"),
     *("09_many_users", "10_savings", "06_latency_limits", "07_time_varying"),
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Sort the longest files to the front; all else stays as it is."""
+    """Sort the longest notebooks to the front; all else stays as it is."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

@@ -70,12 +70,17 @@ class Device:
 
 
 class Llm:
-    """In the place of a client of the server: answers ``tokens`` after ``takes_s``, or raises."""
+    """In the place of a client of the server: answers ``tokens`` after ``takes_s``, or raises.
+
+    While ``going`` is cleared, it answers nothing.
+    """
 
     def __init__(self, takes_s=0.0, tokens=(7, 8)):
         self.takes_s, self.tokens = takes_s, tokens
         self.fails, self.open, self.most = [], 0, 0
         self.asked = []
+        self.going = threading.Event()
+        self.going.set()
         self._lock = threading.Lock()
 
     def events(self, data, name, left_s):
@@ -84,6 +89,7 @@ class Llm:
             self.open += 1
             self.most = max(self.most, self.open)
         try:
+            self.going.wait(left_s)
             time.sleep(min(self.takes_s, left_s))
             if self.takes_s > left_s:
                 raise DeadlineMissed("too late", grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -1,5 +1,8 @@
 """Inputs, halves and reference answers that several tests share."""
 
+import asyncio
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
@@ -8,9 +11,12 @@ import torch
 
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.monolithic import monolithic as reference
+from mllm_sched.pipeline.node import Node
 from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.service import listening
 from mllm_sched.pipeline.split import split
+from mllm_sched.pipeline.wire import pack
 
 MODALITIES = {
     "small-llava": ("image",),
@@ -60,6 +66,12 @@ def parts_of(name, asked, cut="projector"):
     return tuple(halves(name)[0].encode(each, cut) for each in asked.items)
 
 
+def message(name, asked=None, parts=None, wire="float32", **options):
+    asked = asked or request(name)
+    parts = parts_of(name, asked) if parts is None else parts
+    return asked, pack(asked, halves(name)[0].identity, parts, wire, **options)
+
+
 def changed(parts, how):
     return [Part(part.modality, part.cut, how(part.features), part.layout) for part in parts]
 
@@ -67,3 +79,34 @@ def changed(parts, how):
 def monolithic(name, asked):
     """Logits and greedy tokens of the model that was never split."""
     return reference(whole(name), asked)
+
+
+def node_here(name=OMNI, *, encoders=False, language=True, **settings):
+    """A node of a small model in a thread of this process, which no model is loaded for."""
+    held = [
+        half if wanted else None
+        for half, wanted in zip(halves(name), (encoders, language), strict=True)
+    ]
+    return serving(Node(name, *held, **settings))
+
+
+@contextmanager
+def serving(service):
+    """A service behind a real socket, in a thread of this process. Yields its address."""
+    bound, ended = Future(), Future()
+
+    async def main():
+        async with listening(service, "127.0.0.1", 0) as port:
+            bound.set_result(port)
+            await asyncio.wrap_future(ended)
+
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(asyncio.run, main())
+        wait([bound, served], return_when=FIRST_COMPLETED)
+        try:
+            if served.done():
+                served.result()  # raises what kept it from listening
+            yield f"127.0.0.1:{bound.result()}"
+        finally:
+            ended.set_result(None)
+            served.result()

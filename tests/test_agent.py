@@ -29,6 +29,8 @@ from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
 
+pytestmark = pytest.mark.slow
+
 MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
 USERS = {
     "ana": {},

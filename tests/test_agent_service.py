@@ -270,7 +270,7 @@ class Small(Device):
 
 def test_calls_that_fail_for_their_size_are_not_made_again_and_again(tmp_path):
     async def main():
-        async with here(tmp_path, device=Small(0.1), sizes=(1, 2)) as system:
+        async with here(tmp_path, device=Small(0.03), sizes=(1, 2)) as system:
             for _ in range(3):
                 await asyncio.gather(*(system.ask(name, items=4) for name in ("ana", "ben")))
             assert system.device.calls.count(2) == 2  # one, on two arms
@@ -295,12 +295,12 @@ def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
 
 def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path):
     async def main():
-        async with here(tmp_path, device=Device(8.0)) as system:
+        async with here(tmp_path, device=Device(2.0)) as system:
             for _ in range(30):
-                system.agent.stage.admission.encoded("image", 1.5)
+                system.agent.stage.admission.encoded("image", 0.4)
             long = asyncio.create_task(system.ask("ana", deadline_s=30.0))
             await until(lambda: system.agent.stage.running)
-            code, words = await system.ask("ben", deadline_s=5.0)
+            code, words = await system.ask("ben", deadline_s=1.3)
             assert system.agent.stage.running  # the long call goes on
             assert code == "RESOURCE_EXHAUSTED" and "it waited too long" in words
             assert "ask again in" in words
@@ -311,8 +311,9 @@ def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path
 
 def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(tmp_path):
     async def main():
-        async with here(tmp_path, device=Device(0.01), llm=Llm(2.0), at_once=1) as system:
+        async with here(tmp_path, device=Device(0.01), at_once=1) as system:
             admission, stage = system.agent.stage.admission, system.agent.stage
+            system.llm.going.clear()
             for _ in range(30):
                 admission.encoded("image", 0.01)
                 admission.answered(2.0)
@@ -325,6 +326,7 @@ def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(t
             assert stage.backlog_s == pytest.approx(8.0, rel=0.02)
             code, words = await system.ask("ana", deadline_s=3.0, items=0)
             assert code == "RESOURCE_EXHAUSTED" and "it would be answered in" in words
+            system.llm.going.set()
             assert await asyncio.gather(*asked) == [ANSWER] * 4
 
     asyncio.run(main())

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 
 from mllm_sched.pipeline.wire_types import WIRE_TYPES
+from mllm_sched.study import link_plots
 from mllm_sched.study.break_even import BreakEven, break_even, feature_sizes, gains
 from mllm_sched.study.input_sizes import RESIZED, input_sizes, psnr_db
 from mllm_sched.study.link_rates import break_even_rates, curves, forms, in_words, priced
@@ -173,3 +175,12 @@ def test_curves_cross_1_at_the_break_even_rates(link_rates):
     ratios = table.query("item == 'video' and form == @row.form and wire == 'int8'")["ratio"]
     assert ratios.iloc[0] < 1 < ratios.iloc[1]
     assert (table.loc[table["item"] == "audio", "ratio"] > 1).all()
+
+
+def test_an_even_match_is_not_rounded_up(sizes):
+    table = gains(*sizes)
+    axes = link_plots.gain_maps(table)
+    told = [text.get_text() for text in axes[1].texts]
+    assert "0.997" in told and "1" not in told
+    assert "inputs measured, features counted" in axes[0].figure.get_suptitle()
+    plt.close(axes[0].figure)

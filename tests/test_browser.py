@@ -15,6 +15,8 @@ from servers import TOKEN, Server, chromium, workplace
 
 from mllm_sched import paths
 
+pytestmark = pytest.mark.slow
+
 SHOTS = paths.BUILD / "screenshots"
 QUICKSTART, PAGE = "00_quickstart.ipynb", "12_explorer.ipynb"
 RUN_MS, SHOW_MS = 90_000, 20_000

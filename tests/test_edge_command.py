@@ -8,7 +8,7 @@ import time
 import wave
 
 import pytest
-from decoupled import halves
+from decoupled import halves, node_here, serving
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from mllm_sched.cli import main
 from mllm_sched.pipeline import media
+from mllm_sched.pipeline.checkpoints import load_language
 from mllm_sched.pipeline.codecs import h264
 from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.node import Node
 from mllm_sched.pipeline.prompts import Spoken, decode_text, encode_text, markers_of
 from mllm_sched.pipeline.small_models import small_model
 
@@ -30,8 +32,8 @@ CALL = [sys.executable, "-c", "import sys; from mllm_sched.cli import main; sys.
 
 @pytest.fixture(scope="module")
 def server():
-    with NodeProcess("--model", MODEL, "--limit", "2") as node:
-        yield node
+    with node_here(MODEL, limits=Limits(2)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def files(tmp_path_factory):
 
 
 def ask(server, *options):
-    return main(["edge", "--server", server.address, "--model", MODEL, *map(str, options)])
+    return main(["edge", "--server", server, "--model", MODEL, *map(str, options)])
 
 
 def test_a_picture_sound_and_video_are_asked_about(server, files, capsys):
@@ -97,13 +99,14 @@ def test_an_edge_needs_a_server_and_the_same_model(server, files, capsys):
     assert main(["edge", "--prompt", "hello"]) == 2
     assert "--server HOST:PORT is missing" in capsys.readouterr().err
     picture = ["--image", str(files / "flower.png")]
-    assert main(["edge", "--server", server.address, "--model", "small-llava", *picture]) == 2
+    assert main(["edge", "--server", server, "--model", "small-llava", *picture]) == 2
     assert "made for model" in capsys.readouterr().err
     call = ["edge", "--server", "127.0.0.1:1", "--prompt", "x", "--deadline", "0.3"]
     assert main(call) == 2
     assert "no answer in 0.3 s" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_commands_serve_until_they_are_stopped():
     processes = [
         subprocess.Popen([*CALL, *options, "--port", "0"], stdout=subprocess.PIPE, text=True)
@@ -121,10 +124,11 @@ def test_the_commands_serve_until_they_are_stopped():
     assert list(cards[1].encoders) == ["image"] and not cards[1].cuts
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_edge_in_mid_upload_costs_the_server_nothing(server, files):
     """Two of two places would be taken for good, if an upload that broke off kept its own."""
     Image.fromarray(media.photograph("china", 420, 630)).save(files / "large.png")
-    with Link(server.address, up_mbit_s=0.5) as link:
+    with Link(server, up_mbit_s=0.5) as link:
         for _ in range(3):
             options = ["edge", "--server", link.address, "--model", MODEL, "--deadline", "60"]
             options += ["--image", str(files / "large.png"), "--wire", "float32"]
@@ -178,7 +182,7 @@ def test_a_checkpoints_tokenizer_and_chat_template_make_the_prompt(checkpoint):
 
 def test_a_checkpoint_is_served_and_asked(checkpoint, files, capsys):
     source = f"hf:{checkpoint[0]}"
-    with NodeProcess("--model", source) as node:
-        call = ["edge", "--server", node.address, "--model", source, "--max-new-tokens", "3"]
+    with serving(Node(source, language=load_language(source))) as node:
+        call = ["edge", "--server", node, "--model", source, "--max-new-tokens", "3"]
         assert main([*call, "--image", str(files / "flower.png"), "--prompt", "what is this"]) == 0
     assert "3 tokens" in capsys.readouterr().err

@@ -133,7 +133,9 @@ def test_nothing_runs_before_it_was_brought():
         Beside("small-llava").run()
 
 
-@pytest.mark.parametrize("name", ["small-llava", "small-voxtral"])
+@pytest.mark.parametrize(
+    "name", ["small-llava", pytest.param("small-voxtral", marks=pytest.mark.slow)]
+)
 def test_the_way_through_onnx_gives_the_same_features(process, name, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     (modality,) = MODALITIES[name]
@@ -166,6 +168,7 @@ child.ask({"do": "run", "load": 1e-9}, 1e6)
 """
 
 
+@pytest.mark.slow
 def test_the_encoders_end_with_the_agent_even_in_mid_call():
     parent = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())

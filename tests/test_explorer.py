@@ -1,6 +1,7 @@
 """The explorer as a widget, without a browser."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,14 @@ from mllm_sched.study.landscape import pareto_front
 SMALL = {"steps": 30, "n": 20}
 
 
+# What one test has drawn, the next takes as it is.
+LEARNED, BOARD = cache(view.learned_picture), cache(view.board_picture)
+
+
 @pytest.fixture
-def widget():
+def widget(monkeypatch):
+    monkeypatch.setattr("mllm_sched.apps.explorer.learned_picture", LEARNED)
+    monkeypatch.setattr("mllm_sched.apps.explorer.board_picture", BOARD)
     return explorer(**SMALL)
 
 

@@ -18,8 +18,22 @@ TINY = [name for name in ENCODERS if name.startswith("tiny-")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("encoders")
+def folder(cache):
+    return cache
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """Nothing is exported; what would have been is listed."""
+    made = []
+
+    def write(name, seed, path):
+        made.append((name, seed))
+        path.write_bytes(b"a network")
+
+    monkeypatch.setattr(export, "_export", write)
+    monkeypatch.setattr(export, "_quantise", lambda name, source, path: path.write_bytes(b"int8"))
+    return made
 
 
 def run(session, inputs):
@@ -60,30 +74,23 @@ def test_an_export_is_made_once(folder):
     assert path.stat().st_mtime_ns == made
 
 
-def test_seeds_and_precisions_have_files_of_their_own(folder):
+def test_seeds_and_precisions_have_files_of_their_own(exported, tmp_path):
     files = {
-        export_encoder("tiny-resnet", precision, seed, folder)
+        export_encoder("tiny-resnet", precision, seed, tmp_path)
         for precision in ("fp32", "int8")
         for seed in (0, 1)
     }
     assert len(files) == 4
+    assert exported == [("tiny-resnet", 0), ("tiny-resnet", 1)]
 
 
-def test_the_same_seed_exports_the_same_features(folder, tmp_path):
-    inputs = example_input("tiny-resnet", 1, np.random.default_rng(0))
-    first, again = (run(open_session("tiny-resnet", folder=f), inputs) for f in (folder, tmp_path))
-    other = run(open_session("tiny-resnet", seed=1, folder=folder), inputs)
-    assert np.array_equal(first, again) and not np.allclose(first, other)
-
-
-def test_a_checkpoint_that_changed_is_exported_anew(tmp_path):
+def test_a_checkpoint_that_changed_is_exported_anew(exported, tmp_path):
     name = f"hf:{tmp_path / 'checkpoint'}"
-    outputs = []
     for seed in (0, 1):
         build_encoder("tiny-resnet", seed).model.save_pretrained(tmp_path / "checkpoint")
-        inputs = example_input(name, 1, np.random.default_rng(0))
-        outputs.append(run(open_session(name, folder=tmp_path / "cache"), inputs))
-    assert not np.allclose(*outputs)
+        for _ in range(2):
+            export_encoder(name, folder=tmp_path / "cache")
+    assert exported == 2 * [(name, 0)]
 
 
 def test_the_default_folder_is_the_cache(monkeypatch, folder):
@@ -102,6 +109,7 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_may_export_at_once(tmp_path):
     script = (
         "from pathlib import Path; from mllm_sched.pipeline.export import *; "

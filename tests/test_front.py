@@ -380,6 +380,7 @@ def test_an_agent_of_another_model_is_named_and_never_used(users_file, caplog):
     assert (said.levelname, said.fields["holds"]) == ("ERROR", "0" * 12)
 
 
+@pytest.mark.slow
 def test_an_agent_killed_mid_answer_is_replaced_and_taken_back_when_it_returns(
     users_file, tmp_path
 ):
@@ -508,6 +509,7 @@ run_front(read_config(Path(sys.argv[1]), FrontConfig))
 """
 
 
+@pytest.mark.slow
 def test_a_front_killed_mid_answer_finds_the_agent_that_has_it_when_it_returns(
     users_file, tmp_path
 ):
@@ -688,6 +690,7 @@ def test_a_task_whose_link_was_cut_goes_back_to_the_agent_that_went_on_with_it(u
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_an_agent_that_hangs_gets_no_new_tasks_and_loses_the_one_it_has(
     users_file, tmp_path, monkeypatch
 ):

@@ -72,7 +72,7 @@ def test_the_papers_pair_implies_more_power_than_the_module_draws():
 def test_more_profiled_arms_predict_the_rest_better():
     device = open_device("agx-orin-sim")
     values = device.expected_all(TASK).latency_s
-    errors = prediction_error(device.space, values, sizes=[8, 40], repeats=3)
+    errors = prediction_error(device.space, values, sizes=[8, 40], repeats=1)
     median = errors.groupby(["predictor", "arms_profiled"])["error"].median().unstack()
     assert (median[40] < median[8]).all()
     assert one_hot_features(device.space).shape == (60, 5)

@@ -80,6 +80,7 @@ def test_the_same_scenario_has_the_same_outcome_and_another_seed_another():
     assert not first.equals(play(replace(short, seed=1)).tasks)
 
 
+@pytest.mark.slow
 def test_the_table_does_not_hang_on_how_the_work_was_spread():
     case = ({"case": "short"}, replace(CROWD, users=100, warm_up_s=2.0, horizon_s=5.0))
     one, two = (play_all([case], 2, n_jobs=jobs) for jobs in (1, 2))

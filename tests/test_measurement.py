@@ -2,7 +2,7 @@ import math
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_sched.arms import ArmSpace
@@ -46,6 +46,7 @@ def test_energy_evidence_follows_the_latency_unless_said():
     assert measurement(energy_evidence="estimated").energy_evidence == "estimated"
 
 
+@settings(max_examples=20)  # each writes a file
 @given(
     st.lists(
         st.tuples(st.integers(0, 59), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)),

@@ -68,6 +68,7 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_node_in_a_namespace_answers_over_the_kernels_link():
     asked = request(OMNI)

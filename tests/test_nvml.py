@@ -1,6 +1,7 @@
 """NVML against an imitation of NVIDIA's library, built here from C."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def library(tmp_path_factory):
     source = Path(__file__).with_name("fake_nvml.c")
     options = ["-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libnvidia-ml.so.1"]
     subprocess.run([COMPILER, *options, source, "-o", built, "-lm"], check=True)
-    return ctypes.CDLL(str(built))
+    yield ctypes.CDLL(str(built))
+    os.environ["FAKE_NVML"] = "no driver"  # it stays loaded: the tests that follow find no card
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from mllm_sched.edge.dashboard import dashboard
 from mllm_sched.edge.metrics import FrontMetrics, Metrics
 from mllm_sched.schedulers.decision import Decision
 
+pytestmark = pytest.mark.slow
+
 ALERTS = paths.ROOT / "mllm_sched" / "edge" / "alerts.yml"
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 SPACE = ArmSpace.agx_orin()

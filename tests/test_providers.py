@@ -37,8 +37,8 @@ NOTHING_THERE = BUILT.replace("[DlaLayer]", "[GpuLayer]")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return export_encoder("tiny-resnet", folder=tmp_path_factory.mktemp("cache"))
+def model(cache):
+    return export_encoder("tiny-resnet", folder=cache)
 
 
 def test_every_component_has_its_provider_and_options():
@@ -158,9 +158,9 @@ def test_standard_error_comes_back_after_an_exception(capfd):
     assert capfd.readouterr().err == "back\n"
 
 
-def test_an_encoder_opens_on_the_cpu_and_says_so(tmp_path):
-    call, facts = open_encoder("tiny-clip", "cpu", "fp32", 1, 2, 0, str(tmp_path))
+def test_an_encoder_opens_on_the_cpu_and_says_so(cache):
+    call, facts = open_encoder("tiny-clip", "cpu", "fp32", 1, 2, 0, str(cache))
     assert facts == {"provider": CPU}
     assert call()[0].shape[0] == 2
     with pytest.raises(FallbackError):
-        open_encoder("tiny-clip", "dla0", "fp16", 1, 1, 0, str(tmp_path))
+        open_encoder("tiny-clip", "dla0", "fp16", 1, 1, 0, str(cache))

@@ -131,18 +131,7 @@ def test_this_process_holds_no_weights(host):
     assert tensors and all(tensor.is_meta for tensor in tensors)
 
 
-def test_a_crash_in_mid_call_fails_that_call_and_says_how(host):
-    host.encode(single(host), one(host))
-    os.kill(host.process.pid, signal.SIGSTOP)  # so that it is surely in mid-call
-    killing = threading.Timer(0.3, os.kill, (host.process.pid, signal.SIGKILL))
-    killing.start()
-    crashed = host.encode(single(host), one(host))
-    killing.join()
-    assert crashed.failed == "the encoder crashed: killed by SIGKILL"
-    assert crashed.why == "crashed" and crashed.hung_s == 0
-    assert crashed.parts == () and host.process.pid is None
-
-
+@pytest.mark.slow
 def test_one_that_hangs_is_killed_in_time_and_the_next_call_is_served_alike(host, monkeypatch):
     host.process.close()
     host.process.start()
@@ -238,6 +227,7 @@ def test_it_says_what_it_is(host):
     assert f"image by {NAME}:image" in said and host.modalities == ("image",)
 
 
+@pytest.mark.slow
 def test_closing_ends_a_call_under_way_and_takes_no_more():
     runtime = HostRuntime("host", NAME)  # its process is started by the first call
 
@@ -386,3 +376,18 @@ def test_on_a_board_the_accelerators_go_through_onnx_and_only_where_they_can(boa
 def test_a_machine_that_is_no_board_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="this is no Jetson AGX Orin"):
         open_runtime("agx-orin", NAME, settings={"root": str(tmp_path)})
+
+
+# Last, because another process would take seconds to start.
+
+
+def test_a_crash_in_mid_call_fails_that_call_and_says_how(host):
+    host.encode(single(host), one(host))
+    os.kill(host.process.pid, signal.SIGSTOP)  # so that it is surely in mid-call
+    killing = threading.Timer(0.3, os.kill, (host.process.pid, signal.SIGKILL))
+    killing.start()
+    crashed = host.encode(single(host), one(host))
+    killing.join()
+    assert crashed.failed == "the encoder crashed: killed by SIGKILL"
+    assert crashed.why == "crashed" and crashed.hung_s == 0
+    assert crashed.parts == () and host.process.pid is None

@@ -22,6 +22,7 @@ LEFT_OUT = (
     "mllm_sched.pipeline.proto",
     "mllm_sched.harness.imitation.programs",
 )
+built = pytest.mark.slow  # the whole site, half a minute and more
 LINE = re.compile(r"<[^>]+>")
 
 
@@ -69,6 +70,7 @@ def planted(tmp_path, body):
     return done.stdout
 
 
+@built
 def test_the_front_page_counts_the_verdicts(site):
     front = html.unescape((site / "index.html").read_text()).replace("’", "'")
     table = pd.read_csv(paths.RESULTS / "claims.csv")
@@ -79,12 +81,14 @@ def test_the_front_page_counts_the_verdicts(site):
         assert claim in front
 
 
+@built
 def test_the_front_page_leads_to_report_notebooks_and_board(site):
     article = (site / "index.html").read_text().split("<article", 1)[1].split("</article", 1)[0]
     for page in ("REPORT.html", "notebooks.html", "board.html"):
         assert f'href="{page}"' in article
 
 
+@built
 def test_the_front_page_shows_the_two_commands_and_a_figure(site):
     front = (site / "index.html").read_text()
     assert "make reproduce" in front and "make test" in front
@@ -92,12 +96,14 @@ def test_the_front_page_shows_the_two_commands_and_a_figure(site):
     assert figure and "<svg" in (site / figure[1]).read_text()
 
 
+@built
 def test_the_board_page_says_what_the_readme_says(site):
     board = LINE.sub("", (site / "board.html").read_text())
     assert "mllm-sched profile --device agx-orin" in board
     assert "Never run on hardware by us" in board
 
 
+@built
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_has_a_page_with_its_committed_figures(site, notebook):
     page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
@@ -109,28 +115,33 @@ def test_every_notebook_has_a_page_with_its_committed_figures(site, notebook):
     assert len(re.findall(r'<img [^>]*src="\.\./_images/[0-9a-f]+\.png"', page)) == len(figures)
 
 
+@built
 @pytest.mark.parametrize("name", ["README", "REPORT", "DEVIATIONS", "CONTRIBUTING", "CHANGELOG"])
 def test_every_document_of_the_repository_has_a_page(site, name):
     assert (site / f"{name}.html").is_file()
 
 
+@built
 def test_every_public_module_has_a_page_and_generated_code_has_none(site):
     pages = {path.stem for path in (site / "api").glob("*.html")}
     assert pages == set(modules())
 
 
+@built
 def test_no_page_names_a_folder_of_this_machine(site):
     for path in site.rglob("*.html"):
         text = path.read_text()
         assert str(paths.ROOT) not in text and str(site.parent) not in text, path.name
 
 
+@built
 def test_a_file_that_is_no_page_can_be_downloaded(site):
     readme = (site / "README.html").read_text()
     download = re.search(r'href="(_downloads/[^"]+/measurement\.py)"', readme)
     assert download and (site / download[1]).is_file()
 
 
+@built
 def test_every_folder_of_results_has_a_page_with_its_tables_and_figures(site):
     assert 'href="results/index.html"' in (site / "README.html").read_text()
     for folder in filter(Path.is_dir, paths.RESULTS.iterdir()):
@@ -149,12 +160,14 @@ def test_files_that_git_does_not_know_are_left_out(tmp_path):
     assert list(map(str, sources(tmp_path))) == ["README.md"]
 
 
+@built
 def test_a_folder_without_a_page_is_only_named(tmp_path):
     done, page = small_site(tmp_path, "# Title\n\n[The folder](folder)\n")
     assert done.returncode == 0, done.stderr
     assert "The folder" in page and 'href="folder' not in page
 
 
+@built
 def test_a_page_that_is_listed_and_missing_stops_the_build(tmp_path):
     done, _ = small_site(tmp_path, "# Title\n\n```{toctree}\nREPORT\n```\n")
     assert done.returncode == 1

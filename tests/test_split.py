@@ -257,6 +257,7 @@ def weighed(folder, loader):
     return int(weights), int(grown)
 
 
+@pytest.mark.slow
 def test_the_edge_never_reads_the_llm_into_memory(large_checkpoint):
     edge, edge_grown = weighed(large_checkpoint, "load_encoders")
     server, server_grown = weighed(large_checkpoint, "load_language")

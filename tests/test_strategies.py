@@ -1,4 +1,4 @@
-"""The three strategies over real processes and a real link."""
+"""The three strategies over real sockets and a real link."""
 
 import socket
 import threading
@@ -6,45 +6,39 @@ import time
 
 import numpy as np
 import pytest
-from decoupled import OMNI, again, halves, monolithic, request
+from decoupled import OMNI, again, halves, monolithic, node_here, request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mllm_sched.pipeline.limits import Slowdown
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
-from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.strategies import STRATEGIES, run, spread
 from mllm_sched.pipeline.wire_types import wire_bytes
 
-SLOWER = ("--encoders-slowdown", "5")
+SLOWER = Slowdown(encoders=5)
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """A server, an edge device that could do all alone, and one with encoders only."""
-    started = [
-        NodeProcess("--model", OMNI, "--encoders"),
-        NodeProcess("--model", OMNI, "--encoders", *SLOWER),
-        NodeProcess("--model", OMNI, "--encoders", "--no-llm", *SLOWER),
-    ]
-    for node in started:
-        node.begin()
-    for node in started:
-        node.wait()
-    yield started
-    for node in started:
-        node.stop()
+def server():
+    with node_here(OMNI, encoders=True) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def edges():
+    """An edge device that could do all alone, and one with encoders only."""
+    with (
+        node_here(OMNI, encoders=True, slowdown=SLOWER) as able,
+        node_here(OMNI, encoders=True, language=False, slowdown=SLOWER) as other,
+    ):
+        yield [able, other]
 
 
 @pytest.fixture
-def edges(nodes):
-    return [node.address for node in nodes[1:]]
-
-
-@pytest.fixture
-def link(nodes):
-    with Link(nodes[0].address, up_mbit_s=20, down_mbit_s=20, delay_s=0.005) as opened:
+def link(server):
+    with Link(server, up_mbit_s=20, down_mbit_s=20, delay_s=0.005) as opened:
         yield opened
 
 
@@ -121,7 +115,7 @@ def test_a_strategy_that_cannot_run_says_why(link, edges):
         run("hybrid", asked, link, [])
 
 
-def test_an_edge_device_that_is_gone_is_named_within_the_deadline(nodes, link):
+def test_an_edge_device_that_is_gone_is_named_within_the_deadline(link):
     asked = request(OMNI, ("image",))
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -149,9 +143,9 @@ def test_a_link_lost_for_a_time_delays_an_answer_and_one_lost_for_long_misses_th
     assert run("hybrid", again(asked), link, edges, deadline_s=20).tokens == tokens
 
 
-def test_a_severed_connection_in_mid_upload_is_taken_up_again(nodes, edges):
+def test_a_severed_connection_in_mid_upload_is_taken_up_again(server, edges):
     asked = request(OMNI)
-    with Link(nodes[0].address, up_mbit_s=1, down_mbit_s=1) as slow:
+    with Link(server, up_mbit_s=1, down_mbit_s=1) as slow:
         timer = threading.Timer(0.5, slow.sever)
         timer.start()
         outcome = run("all-remote", asked, slow, [])

@@ -27,6 +27,8 @@ from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.small_models import END
 
+pytestmark = pytest.mark.slow
+
 AGENTS = ("edge-1", "edge-2")
 USERS = {f"user-{number}": {"rate_hz": 1000.0, "burst": 1000} for number in range(4)}
 NEW_TOKENS = 4

@@ -48,10 +48,16 @@ def test_heavy_tails_and_fewer_trusted_arms_change_a_run():
     assert all(other.play(1) != base.play(1) for other in others)
 
 
-def test_a_table_of_runs_is_the_same_however_it_was_spread_and_is_summarised():
+@pytest.mark.slow
+def test_a_table_of_runs_is_the_same_however_it_was_spread():
     trials = each(Trial(FIXED, "rough", 48, tasks=5), {"one": {"seeds": 1}}, [{"drift": False}])
     alone, spread = (play_all(trials, 3, n_jobs=n) for n in (1, 2))
     pd.testing.assert_frame_equal(alone, spread)
+
+
+def test_a_table_of_runs_is_summarised():
+    trials = each(Trial(FIXED, "rough", 48, tasks=5), {"one": {"seeds": 1}}, [{"drift": False}])
+    alone = play_all(trials, 3, n_jobs=1)
     rows = summary(alone, ["label", "drift"])
     assert rows["label"].tolist() == ["as it is", "one"] and (rows["n"] == 3).all()
     assert rows["energy"][0] == pytest.approx(alone["energy"][:3].mean())

@@ -19,6 +19,7 @@ def count(model, *shape):
     return count_work(model.eval().to("meta"), torch.empty(shape, device="meta"))
 
 
+@pytest.mark.slow
 def test_the_committed_table_is_what_counting_gives(tmp_path):
     assert write_work_table(tmp_path / "work.csv").read_text() == WORK_TABLE.read_text()
 
@@ -28,6 +29,13 @@ def test_the_table_holds_every_full_size_encoder_with_its_modality():
     assert set(FULL_SIZE) < set(read_work())
 
 
+@pytest.mark.parametrize("name", ["clip-vit-b32", "whisper-small", "resnet-50"])
+def test_the_committed_counts_are_those_of_the_encoder(name):
+    assert read_work()[name].flops == encoder_work(name).flops
+    assert read_work()[name].parameters == encoder_work(name).parameters
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_flops_agree_with_torch_which_counts_the_parts(name):
     with torch.device("meta"):

@@ -135,9 +135,9 @@ worker.ask({"do": "run", **request, "calls": 1, "seconds": 60, "load": 1.0}, 60)
 """
 
 
-def test_an_encoder_whose_parent_was_killed_ends_even_in_mid_call(tmp_path):
+def test_an_encoder_whose_parent_was_killed_ends_even_in_mid_call(cache):
     parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN.replace("CACHE", str(tmp_path))],
+        [sys.executable, "-c", ORPHAN.replace("CACHE", str(cache))],
         stdout=subprocess.PIPE,
         text=True,
     )

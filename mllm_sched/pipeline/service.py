@@ -7,7 +7,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -61,7 +62,28 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun, for ten seconds at most.
 
-    Prints one line with the address once it listens.
+    Prints one line with the address once it listens. Parameters and errors are those of
+    ``listening``.
+    """
+    leave_out_loaded()
+    async with listening(service, host, port, add=add, names=names) as bound:
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        print(f"{READY} {host}:{bound}", flush=True)
+        await stopped.wait()
+
+
+@asynccontextmanager
+async def listening(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    add: Callable[[grpc.aio.Server], None] = lambda server: None,
+    names: Sequence[str] = (SERVICE,),
+) -> AsyncIterator[int]:
+    """Serve inside the block; at its end, finish what was begun, for ten seconds at most.
 
     Parameters
     ----------
@@ -72,12 +94,15 @@ async def serve(
     names
         Of all services, for the health check.
 
+    Yields
+    ------
+    The port.
+
     Raises
     ------
     OSError
         If the address cannot be listened on.
     """
-    leave_out_loaded()
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", LARGEST_PIECE),
@@ -93,15 +118,13 @@ async def serve(
     await server.start()
     for name in ("", *names):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    print(f"{READY} {host}:{bound}", flush=True)
-    await stopped.wait()
-    await checks.enter_graceful_shutdown()
-    await service.drain(GRACE_S)
-    await server.stop(grace=1.0)
-    await _closed(service)
+    try:
+        yield bound
+    finally:
+        await checks.enter_graceful_shutdown()
+        await service.drain(GRACE_S)
+        await server.stop(grace=1.0)
+        await _closed(service)
 
 
 async def _closed(service: Service) -> None:

@@ -7,6 +7,7 @@ server, and its LLM 5500/1500 times.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -127,6 +128,7 @@ def strategy_runs(
         for _ in range(repeats):
             for name, strategy, edges, cut, wire in RUNS:
                 request = on.request(items, new_tokens)
+                _wait_until_idle(link)
                 outcome = run(strategy, request, link, addresses[:edges], cut=cut, wire=wire)
                 outcomes[name].append(replace(outcome, strategy=name))
     answer = outcomes["all-edge"][0].tokens
@@ -187,6 +189,14 @@ def _warm_up(on: Bench, items: Sequence[Item], address: str) -> None:
     """The first request of a process pays for its buffers."""
     with EdgeClient(address) as client:
         client.encode(on.request(items, 1), on.model, DEADLINE_S)
+
+
+def _wait_until_idle(link: Link) -> None:
+    """Let the last bytes of the connection before cross the link, which are not of the next run."""
+    passed = None
+    while passed != link.passed():
+        passed = link.passed()
+        time.sleep(0.05)
 
 
 def _median(runs: Sequence[Outcome], answer: Sequence[int]) -> dict[str, object]:
