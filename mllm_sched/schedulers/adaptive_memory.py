@@ -92,6 +92,13 @@ class AdaptiveMemory(Stateful):
             return mean + latency.mean[cells], variance + latency.sd_after(running)[cells] ** 2
         return mean, variance
 
+    def moments_of(self, name: str, cell: int) -> tuple[float, float]:
+        """Mean and variance of the log of a quantity of one cell."""
+        names = [name, "latency_s"] if name == self.objective and self.by_power else [name]
+        beliefs = [self.beliefs[name] for name in names]
+        mean = sum(float(belief.mean[cell]) for belief in beliefs)
+        return mean, sum(float(belief.sd()[cell]) ** 2 for belief in beliefs)
+
     def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, NDArray[np.bool_]]:
         """Probability of being within every limit, and which arms are likely beyond one."""
         probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)

@@ -30,7 +30,7 @@ from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.adaptive_memory import AdaptiveMemory
 from mllm_sched.schedulers.base import Indices, Scheduler
 from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice, greatest, least
+from mllm_sched.schedulers.decision import Choice, greatest, interval, least
 from mllm_sched.schedulers.incomplete import Values
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
@@ -231,6 +231,14 @@ class AdaptiveSafeGP(Scheduler):
             safe_arms=int((feasible >= self.certainty).sum()),
             infeasible=infeasible,
         )
+
+    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
+        width, bounds = float(ndtri(self.certainty)), {}
+        for name in self.quantities:
+            mean, variance = self.memory.moments_of(name, cell)
+            spread = width * math.sqrt(variance)
+            bounds[name] = interval(mean - spread, mean + spread)
+        return bounds
 
     def _believed(self, cells: Indices) -> Bounds:
         width, bounds = float(ndtri(self.certainty)), {}

@@ -36,9 +36,10 @@ class ChangeDetector(Stateful):
 
     def changed(self, quantity: str, cell: int, deviation: float) -> bool:
         """Take in a deviation, in standard deviations; whether there is enough evidence now."""
-        sums = self._sums[quantity][:, cell]
-        sums[:] = np.maximum(0.0, sums + np.array([1.0, -1.0]) * clipped(deviation) - SLACK)
-        return bool(sums.max() >= ALARM)
+        sums, step = self._sums[quantity], clipped(deviation)
+        for side, moved in enumerate((step, -step)):
+            sums[side, cell] = max(0.0, sums[side, cell] + moved - SLACK)
+        return bool(max(sums[:, cell]) >= ALARM)
 
     def reset(self, cells: NDArray[np.bool_]) -> None:
         """Begin anew on some cells."""

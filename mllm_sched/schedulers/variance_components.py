@@ -264,8 +264,14 @@ def _draws(space: ArmSpace) -> Array:
 
 def _log_likelihood(covariances: Array, values: Array) -> Array:
     """Of the same values under every covariance, without the constant; shape (covariances,)."""
-    factors = np.linalg.cholesky(covariances)
-    whitened = np.linalg.solve(factors, np.broadcast_to(values[:, None], (*factors.shape[:2], 1)))
-    determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
-    result: Array = -0.5 * (whitened[..., 0] ** 2).sum(axis=1) - determinants
+    # With the values as one more row and column, the last row of the Cholesky factor is the values
+    # whitened. Its last number is used by nothing and only has to exist.
+    size = len(values)
+    bordered = np.full((len(covariances), size + 1, size + 1), 1e300)
+    bordered[:, :size, :size] = covariances
+    bordered[:, size, :size] = bordered[:, :size, size] = values
+    factors = np.linalg.cholesky(bordered)
+    whitened = factors[:, size, :size]
+    determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
+    result: Array = -0.5 * (whitened**2).sum(axis=1) - determinants
     return result
