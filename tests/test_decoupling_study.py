@@ -104,6 +104,7 @@ def test_each_half_weighs_less_than_the_whole_and_both_share_only_projectors():
     assert (shared > 0).all() and (shared < 0.02 * sizes["whole_gb"]).all()
 
 
+@pytest.mark.slow
 def test_all_strategies_run_and_agree_where_nothing_is_rounded(running):
     items = inputs(280, 420, seconds=1.0)
     measured = strategy_runs(running, 50, delay_s=0.0, new_tokens=2, repeats=2, items=items)
