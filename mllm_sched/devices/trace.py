@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -54,28 +57,21 @@ class TraceDevice:
         self.name = f"trace:{path}"
         self.stationary = True
         self.rng = np.random.default_rng(seed)
-        table = read_table(paths.resolve(path))
-        self.space = space or _infer_space(table)
-        self.evidence = _single(table["evidence"], "evidence", str(path))
-        self.energy_evidence = _single(table["energy_evidence"], "energy_evidence", str(path))
-        self._rows: dict[str, list[pd.DataFrame]] = {}
-        for encoder, rows in table.groupby("encoder", sort=False):
-            self._rows[str(encoder)] = _by_arm(rows, self.space, f"{path}, encoder {encoder}")
-        self.modalities: dict[str, str] = dict(
-            zip(table["encoder"], table["modality"], strict=True)
-        )
-        self._arrays = {name: [_draws(rows) for rows in arms] for name, arms in self._rows.items()}
-        self._means = {name: _mean(arms) for name, arms in self._rows.items()}
+        file = paths.resolve(path)
+        held = _held(str(path), file, file.stat().st_mtime_ns, space)
+        self.space, self.modalities = held.space, dict(held.modalities)
+        self.evidence, self.energy_evidence = held.evidence, held.energy_evidence
+        self._draws, self._means = held.draws, held.means
 
     @property
     def encoders(self) -> tuple[str, ...]:
         """The encoders that were measured."""
-        return tuple(self._rows)
+        return tuple(self._means)
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Draw a repeat of the arm."""
         self._check(task)
-        repeats = self._arrays[task.encoder][self.space.index(arm)]
+        repeats = self._draws[task.encoder][self.space.index(arm)]
         latency_s, latency_sd, energy_j, energy_sd, failed = repeats[
             int(self.rng.integers(len(repeats)))
         ]
@@ -108,7 +104,7 @@ class TraceDevice:
         return self._means[task.encoder]
 
     def _check(self, task: Task) -> None:
-        if task.encoder not in self._rows:
+        if task.encoder not in self._means:
             known = ", ".join(self.encoders)
             raise ValueError(f"encoder {task.encoder!r} is not in {self.name}: it holds {known}")
         if task.modality != self.modalities[task.encoder]:
@@ -117,6 +113,40 @@ class TraceDevice:
 
     def close(self) -> None:
         """A table in memory holds nothing."""
+
+
+Draw = tuple[float, float, float, float, str]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a table says, by encoder and arm."""
+
+    space: ArmSpace
+    evidence: str
+    energy_evidence: str
+    modalities: Mapping[str, str]
+    draws: Mapping[str, list[list[Draw]]]
+    means: Mapping[str, Expected]
+
+
+@lru_cache(maxsize=8)
+def _held(path: str, file: Path, modified_ns: int, space: ArmSpace | None) -> _Held:
+    """Read a table once, for the many devices of a sweep that replay it."""
+    table = read_table(file)
+    space = space or _infer_space(table)
+    arms = {
+        str(encoder): _by_arm(rows, space, f"{path}, encoder {encoder}")
+        for encoder, rows in table.groupby("encoder", sort=False)
+    }
+    return _Held(
+        space,
+        _single(table["evidence"], "evidence", path),
+        _single(table["energy_evidence"], "energy_evidence", path),
+        dict(zip(table["encoder"], table["modality"], strict=True)),
+        {name: [_draws(rows) for rows in groups] for name, groups in arms.items()},
+        {name: _mean(groups) for name, groups in arms.items()},
+    )
 
 
 def _single(column: pd.Series, name: str, path: str) -> str:
@@ -159,9 +189,6 @@ def _by_arm(rows: pd.DataFrame, space: ArmSpace, where: str) -> list[pd.DataFram
         shown = "; ".join(lacking[:3]) + ("; ..." if len(lacking) > 3 else "")
         raise TableError(f"{where}: lacks {len(lacking)} of {len(space)} arms: {shown}")
     return [groups[key] for key in wanted]
-
-
-Draw = tuple[float, float, float, float, str]
 
 
 def _draws(rows: pd.DataFrame) -> list[Draw]:

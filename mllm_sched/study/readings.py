@@ -44,7 +44,7 @@ OWN_SEEDS: dict[
     "04_scheduler_comparison": {"seeds": 40, "no_cpu_seeds": 20},
     "05_power_levels": {"seeds": 10},
     "06_latency_limits": {"seeds": 7},
-    "07_time_varying": {"claim_seeds": 50},
+    "07_time_varying": {"claim_seeds": 100},
     "10_savings": {"seeds": 5},
 }
 MARGINAL = {"accounting": "marginal"}
