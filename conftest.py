@@ -58,9 +58,10 @@ def pytest_itemcollected(item):
 
 
 class Printed(str):
-    """An output that equals others but for one unit of the last printed digit of a decimal number.
+    """An output that equals others but for rounding in its decimal numbers.
 
-    Or for a share of 1e-4, if that is more. Words and whole numbers are equal, spaces do not count.
+    That is a share of 1e-4, or one unit of the last printed digit if that is at most 1 % of the
+    number. Words and whole numbers are equal, spaces do not count.
     """
 
     __hash__ = str.__hash__
@@ -80,5 +81,5 @@ class Printed(str):
     @staticmethod
     def _near(one, two):
         finest = min(10.0 ** Decimal(text).as_tuple().exponent for text in (one, two))
-        step = abs(float(one) - float(two))
-        return step <= max(1.001 * finest, 1e-4 * abs(float(one)))
+        step, size = abs(float(one) - float(two)), abs(float(one))
+        return step <= max(min(1.001 * finest, 0.01 * size), 1e-4 * size)

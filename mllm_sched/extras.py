@@ -29,8 +29,8 @@ class MissingPackage(ModuleNotFoundError):
 @cache
 def require(*modules: str) -> None:
     """Raise MissingPackage unless all of these top-level modules are installed."""
-    if told := advice(*modules):
-        raise MissingPackage(told)
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise MissingPackage(advice(*modules) or f"not installed: {', '.join(missing)}")
 
 
 def advice(*modules: str) -> str | None:

@@ -7,9 +7,7 @@ from the numbers in these tables.
 import sys
 from pathlib import Path
 
-from mllm_sched.study.provenance import table_difference
-
-RELATIVE = 1e-4
+from mllm_sched.study.provenance import ROUNDING, table_difference
 
 
 def differences(committed: Path, now: Path) -> list[str]:
@@ -28,7 +26,7 @@ def differences(committed: Path, now: Path) -> list[str]:
     found = dict.fromkeys(before - after, "is missing") | dict.fromkeys(after - before, "is new")
     for name in before & after:
         texts = [(folder / name).read_text() for folder in (committed, now)]
-        if difference := table_difference(*texts, RELATIVE):
+        if difference := table_difference(*texts, ROUNDING):
             found[name] = difference
     return [f"{name.as_posix()}: {what}" for name, what in sorted(found.items())]
 

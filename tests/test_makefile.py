@@ -134,12 +134,10 @@ def test_two_run_at_a_time_and_who_reads_waits_for_who_writes(ran):
     assert ran.times("12_explorer")[0] > ran.times("10_savings")[1]
 
 
-def test_what_is_up_to_date_is_not_run_again_and_takes_no_time(ran):
+def test_what_is_up_to_date_is_not_run_again(ran):
     words = ["reproduce", "NOTEBOOKS=10_savings"]
-    began = time.monotonic()
     status, said = ran.make(*words)
     assert (status, said) == (0, "1 notebooks up to date: build/notebooks, results\n")
-    assert time.monotonic() - began < 2
     assert "No board" in (ran.root / "results" / "claims.csv").read_text()
     assert "study.claims" in ran.make("-n", *words, "FORCE=1")[1]
 

@@ -58,10 +58,10 @@ class TraceDevice:
         self.stationary = True
         self.rng = np.random.default_rng(seed)
         file = paths.resolve(path)
-        held = _held(str(path), file, file.stat().st_mtime_ns, space)
-        self.space, self.modalities = held.space, dict(held.modalities)
-        self.evidence, self.energy_evidence = held.evidence, held.energy_evidence
-        self._draws, self._means = held.draws, held.means
+        trace = _read(str(path), file.resolve(), file.stat().st_mtime_ns, space)
+        self.space, self.modalities = trace.space, dict(trace.modalities)
+        self.evidence, self.energy_evidence = trace.evidence, trace.energy_evidence
+        self._draws, self._means = trace.draws, trace.means
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ Draw = tuple[float, float, float, float, str]
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Trace:
     """What a table says, by encoder and arm."""
 
     space: ArmSpace
@@ -131,7 +131,7 @@ class _Held:
 
 
 @lru_cache(maxsize=8)
-def _held(path: str, file: Path, modified_ns: int, space: ArmSpace | None) -> _Held:
+def _read(path: str, file: Path, modified_ns: int, space: ArmSpace | None) -> _Trace:
     """Read a table once, for the many devices of a sweep that replay it."""
     table = read_table(file)
     space = space or _infer_space(table)
@@ -139,7 +139,7 @@ def _held(path: str, file: Path, modified_ns: int, space: ArmSpace | None) -> _H
         str(encoder): _by_arm(rows, space, f"{path}, encoder {encoder}")
         for encoder, rows in table.groupby("encoder", sort=False)
     }
-    return _Held(
+    return _Trace(
         space,
         _single(table["evidence"], "evidence", path),
         _single(table["energy_evidence"], "energy_evidence", path),
@@ -201,7 +201,10 @@ def _draws(rows: pd.DataFrame) -> list[Draw]:
 
 def _mean(arms: list[pd.DataFrame]) -> Expected:
     done = [rows[rows["failed"] == ""] for rows in arms]
-    return Expected(
+    means = Expected(
         np.array([rows["latency_s"].mean() if len(rows) else np.inf for rows in done]),
         np.array([rows["energy_j"].mean() if len(rows) else np.inf for rows in done]),
     )
+    for values in (means.latency_s, means.energy_j):
+        values.flags.writeable = False  # shared by all devices that replay the table
+    return means

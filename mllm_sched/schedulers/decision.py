@@ -13,8 +13,9 @@ from mllm_sched.arms import Arm
 
 Bounds = Mapping[str, tuple[float, float]]
 
-# Scores, in logs, decide to nine decimals: processors and libraries differ from the 13th on, and
-# arms that are alike by symmetry have to tie everywhere.
+# Scores, logs of quantities mostly, decide to nine decimals: processors and libraries differ from
+# the 13th on, and arms that are alike by symmetry have to tie everywhere. Comparisons with a number
+# that no symmetry meets, such as a budget or a probability, stay exact.
 DECIMALS = 9
 
 

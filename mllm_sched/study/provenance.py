@@ -3,7 +3,8 @@
 A folder of results holds its tables as CSV, its figures as SVG and as PNG, and
 ``provenance.json`` with the checksums of them all. What did not change but for rounding is not
 rewritten, so a rerun on another processor leaves no trace. The committed results are written by
-the parameters on record there; those of other parameters go to ``build/results``.
+the parameters on record there alone. ``make reproduce`` with others names another folder in the
+environment's MLLM_SCHED_RESULTS; a notebook run by hand with others writes to ``build/results``.
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ def _results_folder(name: str, parameters: Mapping[str, Any]) -> Path:
     folder = paths.RESULTS / name
     if paths.RESULTS != paths.COMMITTED or os.environ.get(RECORDING):
         return folder
-    before, now = _record(folder / RECORD).get("parameters"), json.loads(_as_json(parameters))
-    if before is None or before == now:
+    now = json.loads(_as_json(parameters))
+    before = _record(folder / RECORD).get("parameters", {} if any(folder.glob("*.csv")) else now)
+    if before == now:
         return folder
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     other = paths.BUILD / "results" / name

@@ -40,7 +40,7 @@ def play(
     limits_s: Sequence[float] = LIMITS_S,
     *,
     steps: int = 500,
-    seeds: int = 10,
+    seeds: int = 5,
     first_seed: int = 0,
     rules: Callable[[KnownDevice, Task], list[Rule]] | None = None,
     board: Mapping[str, Any] | None = None,
