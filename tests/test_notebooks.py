@@ -126,7 +126,8 @@ def test_normalising_removes_traces_and_keeps_outputs(tmp_path):
 CELLS = [  # what is committed, what is printed now, and whether nbval passes it
     *[("0.123 12 a", "0.124 12 a", True), ("1234.6000 a", "1234.5678   a", True)],
     *[("0.123 12 a", "0.125 12 a", False), ("0.123 12 a", "0.123 13 a", False)],
-    *[("12 of 13.", "12 of 14.", False), ("0.000 a", "-0.001 a", True)],
+    *[("12 of 13.", "12 of 14.", False), ("0.000 a", "-0.000 a", True)],
+    *[("0.05 a", "0.06 a", False), ("0.0 a", "0.1 a", False)],
     *[("0.123 12 a", "0.123 12 b", False), ("0.123 a", "0.123 a 0.5", False)],
     *[("<b>0.123</b>", "<b>0.124</b>", True), ("<b>0.123</b>", "<b>0.133</b>", False)],
 ]

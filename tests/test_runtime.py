@@ -355,7 +355,7 @@ def test_on_a_board_the_accelerators_go_through_onnx_and_only_where_they_can(boa
     from mllm_sched.devices import jetson
 
     monkeypatch.setattr(jetson, "MARKER", "no such file")
-    monkeypatch.setattr(jetson.onnxruntime, "get_available_providers", lambda: [jetson.TENSORRT])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [jetson.TENSORRT])
     root = str(board.root)
     with pytest.raises(ValueError, match="only the cpu can run them"):
         JetsonRuntime("agx-orin", OMNI, root=root)

@@ -210,7 +210,7 @@ def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played
         headline(Scenario(mix=MIX), played, OURS, "Nobody")
     with pytest.raises(ValueError, match="'resnet-5': expected one of"):
         savings_runs.play(("resnet-5",))
-    with pytest.raises(ValueError, match="steps=1, seeds=10"):
+    with pytest.raises(ValueError, match="steps=1, seeds=5"):
         savings_runs.play(steps=1)
 
 

@@ -334,3 +334,15 @@ def test_fixed_plays_its_arm_and_random_plays_all():
     assert set(play(make("fixed", arm=SPACE[4]), truth(), 20)) == {4}
     counts = np.bincount(play(make("random"), truth(), 6000), minlength=60)
     assert counts.min() > 50
+
+
+@pytest.mark.parametrize("name", ["safe-gp-ucb", "adaptive-safe-gp"])
+def test_the_bounds_of_a_decision_are_those_of_the_belief_table(name):
+    space = ArmSpace.agx_orin()
+    scheduler = make_scheduler(name, space, limits={"latency_s": 0.2}, seeds=[space[59]])
+    for _ in range(12):
+        decision = scheduler.ask()
+        row = scheduler.belief_table().loc[decision.arm.index]
+        for quantity, bounds in decision.bounds.items():
+            assert bounds == pytest.approx((row[f"{quantity}_low"], row[f"{quantity}_high"]))
+        scheduler.tell(decision.id, energy_j=3.0 + 0.01 * decision.id, latency_s=0.15)

@@ -196,7 +196,7 @@ class Stability:
 
 
 def lineup(device: KnownDevice, task: Task) -> list[Rule]:
-    """The paper's line-up and the adaptive rule; hyperparameters from the other encoders."""
+    """The paper's line-up, its rule with hyperparameters for this board, and the adaptive rule."""
     rules = paper_lineup(transferred(device, task, all_tasks()))
     return [*rules[:2], ADAPTIVE, *rules[2:]]
 
@@ -224,7 +224,7 @@ def play(
     who = rules or (lambda board: lineup(board, task))
     for case in cases:
         limits, key = {"latency_s": case.limit_s}, str(case.settings())
-        if key not in made:  # their fit takes time, and boards of the same settings are the same
+        if key not in made:  # boards of the same settings have the same rules
             made[key] = who(case.open())
         table = sweep(
             made[key],
