@@ -15,7 +15,7 @@ import pytest
 PROCESSORS = {
     "Nehalem": {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V3"},
     "Sandybridge": {"OPENBLAS_CORETYPE": "Sandybridge"},
-    "Zen": {"OPENBLAS_CORETYPE": "Zen"},
+    "Haswell": {"OPENBLAS_CORETYPE": "Haswell"},
 }
 PLAY = """
 import json
