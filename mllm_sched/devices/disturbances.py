@@ -30,7 +30,7 @@ class Noise:
 
     def draw(self, rng: np.random.Generator) -> tuple[float, float]:
         """Factors on latency and on energy."""
-        first, second = rng.standard_normal(2)
+        first, second = rng.standard_normal(2).tolist()
         latency = math.exp(self.latency_sd * first - self.latency_sd**2 / 2)
         power = math.exp(self.power_sd * second - self.power_sd**2 / 2)
         return latency, latency * power

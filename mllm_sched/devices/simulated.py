@@ -82,7 +82,8 @@ class SimulatedOrin:
         self.stationary = not (throttling or self.drift or self.background or self.outages)
         self.temperature_c = throttling.ambient_c if throttling else 25.0
         self.step = 0
-        self._asked: Task | None = None
+        self._asked: Task | None = None  # the task and the state that the means below are of
+        self._state: tuple[object, ...] = ()
         self._means = Expected(np.empty(0), np.empty(0))
         self._components = np.array([str(arm.component) for arm in self.space])
 
@@ -119,21 +120,28 @@ class SimulatedOrin:
         )
 
     def expected_all(self, task: Task) -> Expected:
-        """The true means of all arms for the next task."""
+        """The true means of all arms for the next task; the same object while they are the same."""
+        state: tuple[object, ...] = ()
         if not self.stationary:
-            return self._disturbed(task)
-        if task is not self._asked:  # mostly it is the task before
-            self._asked, self._means = task, self._undisturbed(task, task.background_load)
+            state = (
+                tuple(load.at(self.step) for load in self.background),
+                tuple(change.at(self.step) for change in self.drift),
+                self.throttling and self.throttling.slowdown(self.temperature_c),
+                tuple(outage.at(self.step) for outage in self.outages),
+            )
+        if task is not self._asked or state != self._state:
+            self._asked, self._state, self._means = task, state, self._disturbed(task)
         return self._means
 
-    def _undisturbed(self, task: Task, background: float) -> Expected:
-        key = (task.encoder, task.modality, task.size, background)
-        return _means(self.space, self.accounting, *key)
-
     def _disturbed(self, task: Task) -> Expected:
-        shares = [task.background_load, *(load.at(self.step) for load in self.background)]
-        free = float(np.prod([1.0 - share for share in shares]))
-        means = self._undisturbed(task, 1.0 - free)
+        background = task.background_load
+        if self.background:
+            shares = [background, *(load.at(self.step) for load in self.background)]
+            background = 1.0 - float(np.prod([1.0 - share for share in shares]))
+        key = (task.encoder, task.modality, task.size, background)
+        means = _means(self.space, self.accounting, *key)
+        if self.stationary:
+            return means
         slower = np.ones(len(self.space))
         for change in self.drift:
             slower[self._components == change.component] *= change.at(self.step)

@@ -56,8 +56,9 @@ class CostStatistics(Scheduler):
 
     def costs(self) -> Array:
         """Mean cost of every cell, shape (cells,); of one without a result, the mean of all."""
-        told, checked = (np.maximum(count, 1e-12) for count in (self.counts, self.checked))
-        means = self.totals / told + self.penalty * self.beyond / checked
+        means = self.totals / np.maximum(self.counts, 1e-12)
+        if self.penalty:
+            means += self.penalty * self.beyond / np.maximum(self.checked, 1e-12)
         unknown = self.counts == 0
         if unknown.any():
             means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
@@ -75,7 +76,8 @@ class CostStatistics(Scheduler):
 
     def hopeless(self, cells: Indices) -> bool:
         """Whether each of these cells was tried and was always beyond a limit."""
-        return bool(((self.beyond == self.checked) & (self.checked > 0))[cells].all())
+        beyond = self.beyond[cells]
+        return bool(beyond.all() and (beyond == self.checked[cells]).all())
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._count(cell, math.log(values[self.objective]), self._is_beyond(values))

@@ -91,14 +91,12 @@ class GPScheduler(Scheduler):
     def certified(self) -> NDArray[np.bool_]:
         """Whether the upper bounds of a cell are within every limit, shape (cells,)."""
         limits = self._log_limits.items()
-        return np.logical_and.reduce([within(self.upper(name), limit) for name, limit in limits])
+        return _all([within(self.upper(name), limit) for name, limit in limits])
 
     def possible(self) -> NDArray[np.bool_]:
         """Whether the lower bounds of a cell are within every limit, shape (cells,)."""
         told = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return np.logical_and.reduce(
-            [within(belief.mean - self.width * belief.sd(), limit) for belief, limit in told]
-        )
+        return _all([within(belief.mean - self.width * belief.sd(), bar) for belief, bar in told])
 
     def excess(self) -> Array:
         """How far the mean of a cell is beyond its worst limit, in logs, shape (cells,)."""
@@ -121,10 +119,16 @@ class GPScheduler(Scheduler):
         return self._choice(cell, reason, cells, infeasible=True)
 
     def _choice(
-        self, cell: int, reason: str, cells: Indices, *, infeasible: bool = False
+        self,
+        cell: int,
+        reason: str,
+        cells: Indices,
+        certified: NDArray[np.bool_] | None = None,
+        *,
+        infeasible: bool = False,
     ) -> Choice:
-        """A cell with what is believed of it."""
-        certified = self.certified()
+        """A cell with what is believed of it; ``certified()`` if it is at hand."""
+        certified = self.certified() if certified is None else certified
         return Choice(
             cell,
             reason,
@@ -204,3 +208,8 @@ class GPScheduler(Scheduler):
             return belief.noise_variance
         forgotten = 1.0 - (1.0 - self.forget_rate) ** late
         return belief.noise_variance + forgotten * float(belief.prior_covariance[cell, cell])
+
+
+def _all(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Where all of them hold; mostly there is one."""
+    return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)

@@ -31,13 +31,14 @@ def truly_best(
     values
         True mean of every quantity, each of shape (arms,).
     """
-    arrays = {name: np.asarray(values[name], dtype=np.float64) for name in values}
-    known = {name: np.where(np.isnan(array), np.inf, array) for name, array in arrays.items()}
-    excess = np.max([known[name] / limit for name, limit in limits.items()], axis=0)
-    excess = np.where(np.isfinite(known[objective]), excess, np.inf)  # such an arm cannot run
-    if not (excess <= 1.0).any():
+    cost, excess = np.asarray(values[objective], dtype=np.float64), np.zeros(())
+    for name, limit in limits.items():
+        excess = np.maximum(excess, np.asarray(values[name], dtype=np.float64) / limit)
+    excess = np.where(np.isfinite(excess + cost), excess, np.inf)  # such an arm cannot run
+    within = excess <= 1.0
+    if not within.any():
         return int(excess.argmin()), False
-    return int(np.where(excess <= 1.0, known[objective], np.inf).argmin()), True
+    return int(np.where(within, cost, np.inf).argmin()), True
 
 
 class Oracle(Scheduler):

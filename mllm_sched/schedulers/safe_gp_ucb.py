@@ -45,21 +45,27 @@ class SafeGPUCB(GPScheduler):
 
     def _choose(self, cells: Indices, now: float) -> Choice:
         self._forget(now)
-        certified, trusted = self.safe_set()
-        if not self.possible()[cells].any():
+        certified, possible = self.certified(), self.possible()
+        if not possible[cells].any():
             return self._least_beyond(cells)
+        trusted = self._still_trusted(possible)
         candidates = cells[(certified | trusted)[cells]]
         if not len(candidates):
             cell = int(cells[greatest([self.p_feasible(int(cell)) for cell in cells])])
-            return self._choice(cell, "no arm is certified: most likely within the limits", cells)
+            reason = "no arm is certified: most likely within the limits"
+            return self._choice(cell, reason, cells, certified)
         cell, reason = self._pick(candidates, cells)
         if trusted[cell] and not certified[cell]:
             reason = "trusted seed"
-        return self._choice(cell, reason, cells)
+        return self._choice(cell, reason, cells, certified)
 
     def safe_set(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which cells are certified, and which are trusted; each of shape (cells,)."""
-        return self.certified(), self._trusted & self.possible()
+        return self.certified(), self._still_trusted(self.possible())
+
+    def _still_trusted(self, possible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which cells are trusted, given those that may be within the limits; shape (cells,)."""
+        return self._trusted & possible
 
     def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
         """The cell to take of the safe ones, and why; ``cells`` are all that can be chosen."""

@@ -34,9 +34,8 @@ class EdgeBOL(SafeGPUCB):
     def __init__(self, space: ArmSpace, *, beta: float = 6.25, **common: Any) -> None:
         super().__init__(space, beta=beta, **common)
 
-    def safe_set(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """See ``SafeGPUCB``."""
-        return self.certified(), self._trusted
+    def _still_trusted(self, possible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return self._trusted
 
 
 class SafeThompson(SafeGPUCB):

@@ -144,32 +144,25 @@ class _Truth:
         self.allow_infeasible = allow_infeasible
         # Asked once: whether a class fits a protocol takes longer to find out than a decision.
         self.known = device if isinstance(device, KnownDevice) else None
-        self.fixed = bool(getattr(device, "stationary", False))
         self.means: Expected | None = None
-        self._task: Task | None = None
+        self.quantities: dict[str, np.ndarray] = {}  # the means by name, as the oracle wants them
         self._row: Callable[[int], tuple[float, float, float]] = lambda arm: (np.nan,) * 3
 
     def at(self, task: Task) -> Callable[[int], tuple[float, float, float]]:
         """From an arm's index to its true energy and latency, and the oracle's energy."""
-        if self.known and not (self.fixed and task is self._task):
-            means = self.known.expected_all(task)
-            best = self._best(means)
+        means = self.known.expected_all(task) if self.known else None
+        if means is not None and means is not self.means:
             energy, latency = means.energy_j, means.latency_s
+            self.means, self.quantities = means, {"energy_j": energy, "latency_s": latency}
+            best = self._best()
             self._row = lambda arm: (energy[arm], latency[arm], best)
-            self.means, self._task = means, task
         return self._row
 
-    def quantities(self) -> dict[str, np.ndarray]:
-        """The means by name, as the oracle wants them."""
-        assert self.means is not None  # ``at`` comes first in every step
-        return {"energy_j": self.means.energy_j, "latency_s": self.means.latency_s}
-
-    def _best(self, means: Expected) -> float:
-        values = {"energy_j": means.energy_j, "latency_s": means.latency_s}
-        best, met = truly_best(values, self.objective, self.limits)
+    def _best(self) -> float:
+        best, met = truly_best(self.quantities, self.objective, self.limits)
         if not (met or self.allow_infeasible):
-            raise ValueError(self._impossible(values))
-        return float(means.energy_j[best])
+            raise ValueError(self._impossible(self.quantities))
+        return float(self.quantities["energy_j"][best])
 
     def _impossible(self, values: Mapping[str, np.ndarray]) -> str:
         for name, limit in self.limits.items():
@@ -193,7 +186,7 @@ def _scheduler(
 ) -> Scheduler:
     settings = dict(rule.settings)
     if rule.name == "oracle":
-        settings.setdefault("truth", truth.quantities if truth.known else None)
+        settings.setdefault("truth", (lambda: truth.quantities) if truth.known else None)
     rng = np.random.default_rng([seed, 1])  # apart from the device's, which takes [seed, 0]
     common = {"objective": objective, "limits": limits, "seeds": seeds, "rng": rng}
     return make_scheduler(rule.name, device.space, **{**common, **settings})
