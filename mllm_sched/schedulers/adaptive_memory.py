@@ -109,12 +109,12 @@ class AdaptiveMemory(Stateful):
             suspect |= z < -SUSPECT
         return probability, suspect
 
-    def learned(self, cells: Indices, trials: Sequence[int], running: Indices) -> Array:
-        """Least share of variance that trials would take away, shape (trials, cells)."""
-        often, least = np.asarray(trials)[:, None], np.ones((len(trials), len(cells)))
+    def learned(self, cells: Indices, running: Indices) -> Array:
+        """Least share of variance that one trial would take away, shape (cells,)."""
+        least = np.ones(len(cells))
         for belief in self.beliefs.values():
             variance = belief.sd_after(running)[cells] ** 2
-            least = np.minimum(least, variance / (variance + belief.noise_variance / often))
+            least = np.minimum(least, variance / (variance + belief.noise_variance))
         return least
 
     def tell(self, cell: int, values: Values) -> None:

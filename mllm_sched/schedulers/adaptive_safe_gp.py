@@ -12,9 +12,7 @@ What it does beyond safe GP-UCB; notebook ``08_ablations`` shows what each part 
 
 The value of trying an arm is expected improvement times the probability that the arm is feasible
 (Gardner et al., ICML 2014; Gelbart et al., arXiv 1403.5607), for as many tasks as a discovery is
-taken to be worth, less what the trials cost. As with the knowledge gradient of Frazier and Powell
-(Decision Analysis 2010), several trials of the same arm are weighed as one, since the first alone
-may decide nothing.
+taken to be worth and as far as one trial shows it, less what the trial costs.
 """
 
 from __future__ import annotations
@@ -36,8 +34,6 @@ from mllm_sched.schedulers.variance_components import VarianceComponents
 
 Array = NDArray[np.float64]
 
-TRIALS = (1, 2, 4, 8, 16)  # of one arm, weighed together
-OFTEN = np.array(TRIALS)[:, None]
 MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
 LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
 PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
@@ -142,8 +138,10 @@ class AdaptiveSafeGP(Scheduler):
         self.memory.learn()
         feasible, suspect = self.memory.feasible(cells, self._log_limits)
         trusted = self._trusted[cells] & ~suspect
-        running = np.bincount(self._running(), minlength=self.cells)
-        untried = trusted & ((self.memory.trials + running)[cells] < 1)
+        running = self._running()
+        tried = self.memory.trials > 0
+        tried[running] = True
+        untried = trusted & ~tried[cells]
         if untried.any():
             reason = "trusted seed, not tried yet"
             return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
@@ -152,7 +150,7 @@ class AdaptiveSafeGP(Scheduler):
             safe = trusted
         if not safe.any():
             return self._fallback(cells, feasible)
-        mean, variance = self.memory.moments(self.objective, cells, self._running())
+        mean, variance = self.memory.moments(self.objective, cells, running)
         kept = least(np.where(safe, mean, np.inf))
         worth = self._worth(cells, kept, mean, np.sqrt(variance), feasible)
         best = greatest(worth)
@@ -278,8 +276,7 @@ class AdaptiveSafeGP(Scheduler):
         if not len(worthy):
             return worth
         value, cost, risk = value[worthy], cost[worthy], risk[worthy]
-        learned = self.memory.learned(cells[worthy], TRIALS, self._running())
-        net = np.maximum((value * learned / OFTEN - cost).max(axis=0), -1.0)
+        net = np.maximum(value * self.memory.learned(cells[worthy], self._running()) - cost, -1.0)
         # Where a little of the budget buys most: it is better kept until more is known.
         worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
         return worth

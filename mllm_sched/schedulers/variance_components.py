@@ -15,7 +15,6 @@ kept of the measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -38,6 +37,7 @@ OWN = {"constant": (0.5, 1.0), "trend": (0.2, 1.5), "smooth": (0.05, 1.5), "rest
 DRAWS = 256
 LENGTH_SCALE = 0.5  # of smooth deviations, in units of a factor's range
 NOISE_SD, NOISE_WEIGHT = 0.05, 2.0  # of one log measurement, as if seen that many times
+KEPT_CELLS = 400  # up to which the kernels between all cells are kept, some ten matrices
 REFIT_GROWTH = 1.1  # weights are learned anew whenever there are a tenth more measurements
 
 
@@ -66,7 +66,6 @@ class VarianceComponents(Stateful):
 
     def __init__(self, space: ArmSpace, mean: float) -> None:
         self.space = space
-        self._features = space.features()
         self._draws = _draws(space)
         self.counts = np.zeros(len(space))
         self._means = np.zeros(len(space))
@@ -98,7 +97,7 @@ class VarianceComponents(Stateful):
         """Of one measurement, from the scatter within cells."""
         if self._noise_variance is None:
             variance, weight = self._noise_prior
-            freedom = np.maximum(self.counts - 1, 0).sum()
+            freedom = self.counts.sum() - np.count_nonzero(self.counts)  # all but one of each cell
             told = float((weight * variance + self._squares.sum()) / (weight + freedom))
             self._noise_variance = told
         return self._noise_variance
@@ -172,7 +171,7 @@ class VarianceComponents(Stateful):
     def _learned(self) -> Array:
         """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
         seen, means, variances = self._evidence()
-        terms = np.stack([term.ravel() for term in self._terms(seen, seen)])
+        terms = self._terms(seen, seen).reshape(-1, len(seen) ** 2)
         noise = np.diag(variances)
         likelihood = np.empty(len(self._draws))
         for start in range(0, len(self._draws), 32):  # in parts, for many cells fill the memory
@@ -196,7 +195,7 @@ class VarianceComponents(Stateful):
         self._weights = weights
         everywhere = np.arange(len(self.space))
         seen, means, variances = self._evidence()
-        prior = self._weighted(everywhere, everywhere)
+        prior = np.tensordot(weights, self._terms(everywhere, everywhere), 1)
         self.posterior = FinitePosterior(self._prior_mean, prior, self.noise_variance)
         if len(seen):
             cross = prior[:, seen]
@@ -206,40 +205,41 @@ class VarianceComponents(Stateful):
             covariance = prior - gain @ cross.T
             self.posterior.covariance = np.ascontiguousarray((covariance + covariance.T) / 2)
 
-    def _weighted(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
-        total = np.zeros((len(rows), len(columns)))
-        for weight, term in zip(self._weights, self._terms(rows, columns), strict=True):
-            total += weight * term
-        return total
-
-    def _terms(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Iterator[Array]:
-        """The kernels of (1) between some cells, in the order of ``_priors``."""
-        one, other = self._features[rows][:, None], self._features[columns][None]
-        constant = np.ones((len(rows), len(columns)))
-        same, smooth = self._same(one, other), constant
-        yield from _twice(constant, same, self.space)
-        for index, factor in enumerate(self.space.factors):
-            if factor.categorical or len(factor.levels) < 2:
-                continue
-            along, across = one[..., index], other[..., index]
-            yield from _twice((along - 1) * (across - 1), same, self.space)  # 0 at the top level
-            deviation = matern(np.abs(along - across) / LENGTH_SCALE)
-            yield from _twice(deviation, same, self.space)
-            smooth = smooth * deviation
-        yield from _twice(smooth, same, self.space)
-
-    def _same(self, one: Array, other: Array) -> Array:
-        """1 where all categorical levels are equal, else 0."""
-        names = [index for index, factor in enumerate(self.space.factors) if factor.categorical]
-        equal: Array = (one[..., names] == other[..., names]).all(axis=-1).astype(np.float64)
-        return equal
+    def _terms(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        """The kernels of (1) between some cells, shape (terms, rows, columns)."""
+        if len(self.space) > KEPT_CELLS:
+            features = self.space.features()
+            return _kernels(self.space, features[rows], features[columns])
+        kept = _all_kernels(self.space)
+        return kept if len(rows) == len(self.space) else kept[:, rows[:, None], columns]
 
 
-def _twice(term: Array, same: Array, space: ArmSpace) -> Iterator[Array]:
-    """A term shared by all, and one for each set of categorical levels, if there are any."""
-    yield term
-    if any(factor.categorical for factor in space.factors):
-        yield same * term
+@lru_cache(maxsize=8)
+def _all_kernels(space: ArmSpace) -> Array:
+    """The kernels of (1) between all cells, which every scheduler on alike arms shares."""
+    kernels = _kernels(space, space.features(), space.features())
+    kernels.flags.writeable = False
+    return kernels
+
+
+def _kernels(space: ArmSpace, rows: Array, columns: Array) -> Array:
+    """The kernels of (1) between cells of these features, in the order of ``_priors``."""
+    categorical = [index for index, factor in enumerate(space.factors) if factor.categorical]
+    one, other = rows[:, None], columns[None]
+    smooth = np.ones((len(rows), len(columns)))
+    terms = [smooth]  # the constant
+    for index, factor in enumerate(space.factors):
+        if factor.categorical or len(factor.levels) < 2:
+            continue
+        along, across = one[..., index], other[..., index]
+        deviation = matern(np.abs(along - across) / LENGTH_SCALE)
+        terms += [(along - 1) * (across - 1), deviation]  # the trend is 0 at the top level
+        smooth = smooth * deviation
+    terms += [smooth]
+    if categorical:  # each once for all arms, and once for those of the same levels
+        same = (one[..., categorical] == other[..., categorical]).all(axis=-1)
+        terms = [each for term in terms for each in (term, same * term)]
+    return np.stack(terms)
 
 
 def _priors(space: ArmSpace) -> list[tuple[float, float]]:
