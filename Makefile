@@ -81,6 +81,12 @@ $(STAMP): requirements.lock pyproject.toml
 reproduce: $(CHOSEN:%=$(DONE)/%) $(DONE)/claims ## Run notebooks that are not up to date: SEEDS= STEPS= DEVICE= ENCODER= LIMIT= NOTEBOOKS= DASK= SET="name=value" FORCE=1
 	@echo "$(words $(CHOSEN)) notebooks up to date: $(MADE)/notebooks, $(RESULTS)"
 
+# Two notebooks at a time share the cores. The one that waits for all others has them all.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+HALF  := $(shell echo $$((($(CORES) + 1) / 2)))
+$(CHOSEN:%=$(DONE)/%): export LOKY_MAX_CPU_COUNT = $(if $(word 2,$(CHOSEN)),$(HALF),$(CORES))
+$(DONE)/13_sensitivity: export LOKY_MAX_CPU_COUNT = $(CORES)
+
 # A stamp has the time at which its run began, so that what is edited meanwhile makes it stale.
 # Long studies keep their finished jobs until the notebook has come to its end, or a source changed.
 FORCED := $(if $(call called,FORCE),force)

@@ -156,13 +156,17 @@ class SimulatedOrin:
 
     def available(self) -> list[Arm] | None:
         """The arms that can run the next task, where the board says so; None for all of them."""
+        if not self.outages:
+            return None
         out = {o.component for o in self.outages if o.announced and o.at(self.step)}
         return [arm for arm in self.space if arm.component not in out] if out else None
 
     def _failure(self, arm: Arm) -> str:
         """Why the next run of an arm fails; empty if it does not."""
-        out = any(o.component == arm.component and o.at(self.step) for o in self.outages)
-        return f"{arm.component} does not answer" if out else ""
+        for outage in self.outages:
+            if outage.component == arm.component and outage.at(self.step):
+                return f"{arm.component} does not answer"
+        return ""
 
     def close(self) -> None:
         """A simulated board holds nothing."""

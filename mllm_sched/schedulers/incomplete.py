@@ -83,17 +83,20 @@ class IncompleteRuns(Stateful, ABC):
 
 def told_values(names: Sequence[str], quantities: Mapping[str, Any], *, partial: bool) -> Values:
     """The named quantities of a run, checked; ValueError if one is missing and all are wanted."""
-    missing = [name for name in names if name not in quantities]
-    if missing and not partial:
-        raise ValueError(f"tell: no value for {', '.join(missing)}; or say failed='why'")
     checked = {name: check_quantity(name, value) for name, value in quantities.items()}
-    return {name: checked[name] for name in names if name in checked}
+    told = {name: checked[name] for name in names if name in checked}
+    if len(told) < len(names) and not partial:
+        missing = ", ".join(name for name in names if name not in told)
+        raise ValueError(f"tell: no value for {missing}; or say failed='why'")
+    return told
 
 
 def told_bounds(
     names: Sequence[str], above: Mapping[str, float], quantities: Mapping[str, float]
 ) -> Values:
     """What a stopped run is known to be above, checked; ValueError if it was measured as well."""
+    if not above:
+        return {}
     twice = sorted(set(above) & set(quantities))
     if twice:
         raise ValueError(f"tell: {', '.join(twice)} both as measured and in above=")
