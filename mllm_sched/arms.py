@@ -222,6 +222,10 @@ class ArmSpace(Sequence[Arm]):
         sizes = " x ".join(f"{factor.name}({len(factor.levels)})" for factor in self.factors)
         return f"ArmSpace({sizes} = {len(self)} arms)"
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ArmSpace:
+        """Itself: it never changes, and its copies would not share their arms."""
+        return self
+
     def factor(self, name: str) -> Factor:
         """The factor of that name; an unknown one raises ValueError."""
         for factor in self.factors:

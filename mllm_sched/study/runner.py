@@ -64,6 +64,7 @@ def run(
     objective: str = "energy_j",
     allow_infeasible: bool = False,
     watch: Callable[[Scheduler, Decision], None] | None = None,
+    scheduler: Scheduler | None = None,
 ) -> pd.DataFrame:
     """Play one scheduler for some tasks.
 
@@ -86,6 +87,8 @@ def run(
         Of the scheduler's own randomness. The device was opened with a seed of its own.
     watch
         Called with the scheduler and its decision after every task, to look at what it knows.
+    scheduler
+        One that has learned already, to go on with; by default a new one.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def run(
         raise ValueError(f"steps={steps}: expected at least 1")
     tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
     truth = _Truth(device, limits, objective, allow_infeasible)
-    scheduler = _scheduler(rule, device, truth, limits, seed, seeds, objective)
+    scheduler = scheduler or _scheduler(rule, device, truth, limits, seed, seeds, objective)
     numbers = np.full((steps, len(NUMBERS)), np.nan)
     arms, verdicts = np.full(steps, -1), np.zeros((steps, len(VERDICTS)), dtype=bool)
     failed: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ import pandas as pd
 from mllm_sched.arms import Arm
 from mllm_sched.devices import Background, Drift, Expected, Outage, Throttling
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.schedulers import Hyperparameters
+from mllm_sched.schedulers import Hyperparameters, Scheduler
 from mllm_sched.schedulers.references import truly_best
 from mllm_sched.study.lineup import PENALTY
-from mllm_sched.study.runner import Rule
-from mllm_sched.study.sweep import sweep
+from mllm_sched.study.runner import Rule, run
+from mllm_sched.study.spread import spread
 from mllm_sched.tasks import Task
+
+SEEDS_PER_JOB = 2
 
 
 @dataclass(frozen=True)
@@ -127,25 +130,61 @@ def play(
     trusted: Sequence[Arm],
     n_jobs: int | None = None,
 ) -> pd.DataFrame:
-    """The tables of ``sweep``, one below the other, with ``scenario`` and ``beyond`` the limit.
+    """The tables of ``run``, one below the other, with ``scenario`` and ``beyond`` the limit.
 
-    A failed task counts as beyond: its true latency is infinite.
+    For a seed all rules meet the same noise in all scenarios. A failed task counts as beyond: its
+    true latency is infinite.
     """
-    tables = []
-    for scenario in chosen:
-        table = sweep(
-            *(rules, SimulatedOrin.name, task, steps, seeds),
-            limits={"latency_s": limit_s},
-            trusted=trusted,
-            device_settings=scenario.board,
-            n_jobs=n_jobs,
-            label=scenario.label,
-        )
-        tables.append(table.assign(scenario=scenario.label))
-    played = pd.concat(tables, ignore_index=True)
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    chunks = [numbers[i : i + SEEDS_PER_JOB] for i in range(0, len(numbers), SEEDS_PER_JOB)]
+    terms = {"limits": {"latency_s": limit_s}, "seeds": list(trusted)}
+    jobs = [(rule, chosen, task, steps, chunk, terms) for rule in rules for chunk in chunks]
+    tables = spread(_job, jobs, label="a board that changes", n_jobs=n_jobs)
+    parts = [part for scenario in zip(*tables, strict=True) for part in scenario]
+    played = pd.concat(parts, ignore_index=True)
     return played.assign(
         scenario=pd.Categorical(played["scenario"], [scenario.label for scenario in chosen]),
         scheduler=pd.Categorical(played["scheduler"], [rule.label for rule in rules]),
         beyond=played["true_latency_s"] > limit_s,
         failed=played["failed"].astype(str),
     )
+
+
+def _job(
+    rule: Rule,
+    chosen: Sequence[Scenario],
+    task: Task,
+    steps: int,
+    seeds: Sequence[int],
+    terms: Mapping[str, Any],
+) -> list[pd.DataFrame]:
+    """The runs of one rule, a table for each scenario."""
+    runs = [_scenarios(rule, chosen, task, steps, seed, terms) for seed in seeds]
+    return [pd.concat(tables, ignore_index=True) for tables in zip(*runs, strict=True)]
+
+
+def _scenarios(
+    rule: Rule,
+    chosen: Sequence[Scenario],
+    task: Task,
+    steps: int,
+    seed: int,
+    terms: Mapping[str, Any],
+) -> list[pd.DataFrame]:
+    """All scenarios with one seed; until the first change they are one run, played once."""
+    shared = min(scenario.start for scenario in chosen)
+    board = SimulatedOrin(np.random.SeedSequence([seed, 0]))
+    learned: list[Scheduler] = []
+    before = run(
+        rule, board, task, shared, seed=seed, watch=lambda s, _: learned.append(s), **terms
+    )
+    tables = []
+    for scenario in chosen:
+        changing = SimulatedOrin(deepcopy(board.rng), **scenario.board)
+        changing.step = shared
+        # The oracle has learned nothing, and asks the board that it was made for.
+        scheduler = None if rule.name == "oracle" else deepcopy(learned[-1])
+        after = run(rule, changing, task, steps - shared, seed=seed, scheduler=scheduler, **terms)
+        table = pd.concat([before, after.assign(step=after["step"] + shared)], ignore_index=True)
+        tables.append(table.assign(scenario=scenario.label))
+    return tables
