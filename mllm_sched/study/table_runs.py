@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,6 @@ from mllm_sched.study.metrics import interval
 from mllm_sched.study.runner import Rule
 from mllm_sched.study.spread import spread
 
-TABLES_PER_JOB = 5
 SLOWER = 1.35  # what a drift makes of the latency of the best arm's component
 
 
@@ -61,40 +61,70 @@ class Trial:
 
     def play(self, seed: int) -> tuple[float, float]:
         """Mean energy over the oracle's, and share of tasks on an arm truly beyond the limit."""
-        table, rng = FAMILIES[self.family](seed, self.arms), np.random.default_rng([6, seed])
-        draw = _student if self.heavy else _normal
-        spreads, best_j = np.array(table.noise_sds(self.noise)), table.best_j()
-        first_j = float(table.energy_j[table.trusted[0].index])
-        told = (
-            (lambda value, unit: math.exp(value / unit - 1))
-            if self.raw
-            else (lambda value, _: value)
-        )
-        scheduler = make_scheduler(
-            self.rule.name,
+        return self.play_both(seed)[self.drift]
+
+    def play_both(self, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The same without drift and with it, which share the half before it."""
+        still = _Run(self, seed)
+        still.play(self.tasks // 2)
+        drifted = deepcopy(still)
+        drifted.drift()
+        for run in (still, drifted):
+            run.play(self.tasks - self.tasks // 2)
+        return still.outcome(), drifted.outcome()
+
+
+class _Run:
+    """A trial on one table, as far as it has come."""
+
+    def __init__(self, trial: Trial, seed: int) -> None:
+        table = FAMILIES[trial.family](seed, trial.arms)
+        self.table, self.best_j = table, table.best_j()
+        self.rng = np.random.default_rng([6, seed])
+        self.draw = _student if trial.heavy else _normal
+        self.spreads = np.array(table.noise_sds(trial.noise))
+        # Units of the exponentials that a rule is told which models the outcomes themselves.
+        self.limit_s = table.limit_s if trial.raw else None
+        self.first_j = float(table.energy_j[table.trusted[0].index]) if trial.raw else None
+        self.scheduler = make_scheduler(
+            trial.rule.name,
             table.space,
-            limits={"latency_s": told(table.limit_s, table.limit_s)},
-            seeds=table.trusted[: self.seeds],
+            limits={"latency_s": _told(table.limit_s, self.limit_s)},
+            seeds=table.trusted[: trial.seeds],
             rng=seed,
-            **self.rule.settings,
+            **trial.rule.settings,
         )
-        energies, violations = np.empty(self.tasks), np.empty(self.tasks, dtype=bool)
-        for task in range(self.tasks):
-            if self.drift and task == self.tasks // 2:
-                table = _slower(table)
-                best_j = table.best_j()
-            decision = scheduler.ask()
-            arm, noise = decision.arm.index, spreads * draw(rng)
-            latency_s = table.latency_s[arm] * math.exp(noise[0])
-            energy_j = table.energy_j[arm] * math.exp(noise.sum())
-            scheduler.tell(
+        self.energies: list[float] = []
+        self.violations: list[bool] = []
+
+    def play(self, tasks: int) -> None:
+        """Go on for so many tasks."""
+        for _ in range(tasks):
+            decision = self.scheduler.ask()
+            arm, noise = decision.arm.index, self.spreads * self.draw(self.rng)
+            latency_s = self.table.latency_s[arm] * math.exp(noise[0])
+            energy_j = self.table.energy_j[arm] * math.exp(noise.sum())
+            self.scheduler.tell(
                 decision.id,
-                latency_s=told(latency_s, table.limit_s),
-                energy_j=told(energy_j, first_j),
+                latency_s=_told(latency_s, self.limit_s),
+                energy_j=_told(energy_j, self.first_j),
             )
-            energies[task] = table.energy_j[arm] / best_j
-            violations[task] = table.latency_s[arm] > table.limit_s
-        return float(energies.mean()), float(violations.mean())
+            self.energies.append(self.table.energy_j[arm] / self.best_j)
+            self.violations.append(self.table.latency_s[arm] > self.table.limit_s)
+
+    def drift(self) -> None:
+        """The component of the best arm becomes slower."""
+        self.table = _slower(self.table)
+        self.best_j = self.table.best_j()
+
+    def outcome(self) -> tuple[float, float]:
+        """See ``Trial.play``."""
+        return float(np.mean(self.energies)), float(np.mean(self.violations))
+
+
+def _told(value: float, unit: float | None) -> float:
+    """What a rule is told of a value: itself, or its exponential in some unit."""
+    return value if unit is None else math.exp(value / unit - 1)
 
 
 def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
@@ -105,24 +135,29 @@ def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) ->
     One row per trial and table: ``scheduler``, ``label``, ``family`` (with its arms), ``noise``,
     ``drift``, ``tasks``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
     """
-    chunks = [range(i, min(i + TABLES_PER_JOB, tables)) for i in range(0, tables, TABLES_PER_JOB)]
-    jobs = [(trial, chunk) for trial in trials for chunk in chunks]
+    trials, still = list(trials), []  # the latter without drift, each once
+    for trial in trials:
+        if (alike := replace(trial, drift=False)) not in still:
+            still.append(alike)
+    jobs = [(trial, tables) for trial in still]
     played = spread(_play, jobs, label="random tables", n_jobs=n_jobs)
-    rows = [
-        {
-            "scheduler": trial.rule.label,
-            "label": trial.label,
-            "family": f"{trial.family} {trial.arms}",
-            "noise": trial.noise,
-            "drift": trial.drift,
-            "tasks": trial.tasks,
-            "table": seed,
-            "energy": energy,
-            "violations": violations,
-        }
-        for (trial, chunk), outcomes in zip(jobs, played, strict=True)
-        for seed, (energy, violations) in zip(chunk, outcomes, strict=True)
-    ]
+    rows = []
+    for trial in trials:
+        for seed, both in enumerate(played[still.index(replace(trial, drift=False))]):
+            energy, violations = both[trial.drift]
+            rows.append(
+                {
+                    "scheduler": trial.rule.label,
+                    "label": trial.label,
+                    "family": f"{trial.family} {trial.arms}",
+                    "noise": trial.noise,
+                    "drift": trial.drift,
+                    "tasks": trial.tasks,
+                    "table": seed,
+                    "energy": energy,
+                    "violations": violations,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -168,8 +203,8 @@ def each(
     ]
 
 
-def _play(trial: Trial, seeds: Iterable[int]) -> list[tuple[float, float]]:
-    return [trial.play(seed) for seed in seeds]
+def _play(trial: Trial, tables: int) -> list[tuple[tuple[float, float], ...]]:
+    return [trial.play_both(seed) for seed in range(tables)]
 
 
 def _slower(table: Table) -> Table:
