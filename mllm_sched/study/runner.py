@@ -112,29 +112,25 @@ def run(
     tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
     truth = _Truth(device, limits, objective, allow_infeasible)
     scheduler = scheduler or _scheduler(rule, device, truth, limits, seed, seeds, objective)
-    numbers = np.full((steps, len(NUMBERS)), np.nan)
-    arms, verdicts = np.full(steps, -1), np.zeros((steps, len(VERDICTS)), dtype=bool)
-    failed: list[str] = []
+    rows: list[tuple[Any, ...]] = []  # arm, ``NUMBERS``, ``VERDICTS``, why it failed
     available = getattr(device, "available", lambda: None)  # a board may say what cannot run
     try:
-        for step, current in enumerate(islice(tasks, steps)):
+        for current in islice(tasks, steps):
             true = truth.at(current)
             decision = scheduler.ask(available=available())
             measurement = device.run(decision.arm, current)
             _tell(scheduler, decision.id, measurement)
-            arms[step] = decision.arm.index
-            verdicts[step] = decision.certified, decision.infeasible
-            numbers[step] = (measurement.energy_j, measurement.latency_s, *true(decision.arm.index))
-            failed.append(measurement.failed)
+            arm, observed = decision.arm.index, (measurement.energy_j, measurement.latency_s)
+            verdicts = decision.certified, decision.infeasible
+            rows.append((arm, *observed, *true(arm), *verdicts, measurement.failed))
             if watch:
                 watch(scheduler, decision)
     except (OSError, RuntimeError, ValueError) as error:
-        if not failed and isinstance(error, ValueError):
+        if not rows and isinstance(error, ValueError):
             raise  # the call was wrong; nothing broke
-        table = _table(rule, seed, arms, numbers, verdicts, failed)
-        message = f"{device.name} stopped after {len(failed)} tasks: {error}"
-        raise RunStopped(message, table) from error
-    return _table(rule, seed, arms, numbers, verdicts, failed)
+        message = f"{device.name} stopped after {len(rows)} tasks: {error}"
+        raise RunStopped(message, _table(rule, seed, rows)) from error
+    return _table(rule, seed, rows)
 
 
 class _Truth:
@@ -155,9 +151,9 @@ class _Truth:
         """From an arm's index to its true energy and latency, and the oracle's energy."""
         means = self.known.expected_all(task) if self.known else None
         if means is not None and means is not self.means:
-            energy, latency = means.energy_j, means.latency_s
-            self.means, self.quantities = means, {"energy_j": energy, "latency_s": latency}
-            best = self._best()
+            self.means = means
+            self.quantities = {"energy_j": means.energy_j, "latency_s": means.latency_s}
+            energy, latency, best = means.energy_j.tolist(), means.latency_s.tolist(), self._best()
             self._row = lambda arm: (energy[arm], latency[arm], best)
         return self._row
 
@@ -202,24 +198,11 @@ def _tell(scheduler: Scheduler, decision: int, measurement: Measurement) -> None
         scheduler.tell(decision, energy_j=measurement.energy_j, latency_s=measurement.latency_s)
 
 
-def _table(
-    rule: Rule,
-    seed: int,
-    arms: np.ndarray,
-    numbers: np.ndarray,
-    verdicts: np.ndarray,
-    failed: list[str],
-) -> pd.DataFrame:
-    done = len(failed)
-    columns = {name: numbers[:done, column] for column, name in enumerate(NUMBERS)}
-    return pd.DataFrame(
-        {
-            "scheduler": pd.Categorical([rule.label] * done),
-            "seed": seed,
-            "step": np.arange(done),
-            "arm": arms[:done],
-            **columns,
-            **{name: verdicts[:done, column] for column, name in enumerate(VERDICTS)},
-            "failed": pd.Categorical(failed),
-        }
-    )
+def _table(rule: Rule, seed: int, rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    columns = ["arm", *NUMBERS, *VERDICTS, "failed"]
+    types = {"arm": int, **dict.fromkeys(NUMBERS, float), **dict.fromkeys(VERDICTS, bool)}
+    table = pd.DataFrame(rows, columns=columns).astype(types)
+    table.insert(0, "scheduler", pd.Categorical([rule.label] * len(rows)))
+    table.insert(1, "seed", seed)
+    table.insert(2, "step", np.arange(len(rows)))
+    return table.assign(failed=pd.Categorical(table["failed"]))
