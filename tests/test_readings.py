@@ -48,11 +48,6 @@ def test_whatever_hangs_on_seeds_is_read_with_other_seeds():
     assert own == wanted
 
 
-def test_rare_runs_are_read_with_as_many_other_seeds_as_the_notebook_has():
-    defaults = papermill.inspect_notebook(str(paths.NOTEBOOKS / "07_time_varying.ipynb"))
-    assert defaults["claim_seeds"]["default"] == str(readings.CLAIM_SEEDS)
-
-
 def test_the_limits_are_those_of_the_notebook():
     defaults = papermill.inspect_notebook(str(paths.NOTEBOOKS / "06_latency_limits.ipynb"))
     assert tuple(yaml.safe_load(defaults["limits_s"]["default"])) == stability.LIMITS_S
