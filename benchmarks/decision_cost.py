@@ -15,8 +15,8 @@ import torch
 from river import bandit
 
 from mllm_sched import ArmSpace, make_scheduler
+from mllm_sched.schedulers.gp import Hyperparameters
 from mllm_sched.schedulers.hyperparameter_fit import ArmGP
-from mllm_sched.schedulers.kernels import Hyperparameters
 
 SPACE = ArmSpace.agx_orin()
 OBSERVATIONS = 500

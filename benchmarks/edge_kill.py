@@ -38,7 +38,7 @@ from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import END
-from mllm_sched.schedulers.saving import unpacked
+from mllm_sched.schedulers import Scheduler
 from mllm_sched.schedulers.state import same_state
 
 AGENTS, NEW_TOKENS, DEADLINE_S = ("edge-1", "edge-2"), 16, 60.0
@@ -163,7 +163,7 @@ def same_as_journal(path: Path) -> bool:
         assert snapshot, "the agent ended without a snapshot"
         for event in journal.events():
             play(anew, event)
-    return same_state(anew.state(), unpacked(snapshot.scheduler, "snapshot").state())
+    return same_state(anew.state(), Scheduler.from_bytes(snapshot.scheduler, "snapshot").state())
 
 
 def item(number: int) -> tuple[Item]:

@@ -115,8 +115,8 @@ class GPyTorch(Model):
         import gpytorch
         import torch
 
+        from mllm_sched.schedulers.gp import Hyperparameters
         from mllm_sched.schedulers.hyperparameter_fit import ArmGP
-        from mllm_sched.schedulers.kernels import Hyperparameters
 
         values, features = Hyperparameters.default(self.space), self.space.features()
         everywhere, moments = torch.as_tensor(features.copy()), []

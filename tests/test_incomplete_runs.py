@@ -8,7 +8,7 @@ import pytest
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Scheduler, make_scheduler
-from mllm_sched.schedulers.saving import StateError
+from mllm_sched.schedulers.persistence import StateError
 
 SPACE = ArmSpace([Factor("c", ["a", "b"]), Factor("x", [1, 2, 3, 4, 5])])
 SEEDS = [SPACE[4], SPACE[9]]

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from mllm_sched.arms import ArmSpace
+from mllm_sched.schedulers.gp import FinitePosterior, Hyperparameters, covariance
 from mllm_sched.schedulers.hyperparameter_fit import ArmGP, ArmKernel, fit_hyperparameters
-from mllm_sched.schedulers.kernels import Hyperparameters, covariance
-from mllm_sched.schedulers.posterior import FinitePosterior
 
 SPACE = ArmSpace.agx_orin()
 VALUES = Hyperparameters(0.7, 0.02, (0.4, 0.8, 1.5))

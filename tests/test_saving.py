@@ -11,8 +11,8 @@ from safetensors.numpy import save as to_bytes
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, Scheduler, make_scheduler, scheduler_names
+from mllm_sched.schedulers.persistence import StateError, _metadata
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
-from mllm_sched.schedulers.saving import StateError, _metadata
 
 SPACE = ArmSpace.agx_orin(("gpu", "dla"))
 X = SPACE.features()

@@ -182,7 +182,7 @@ def test_safe_gp_ucb_starts_at_its_seed_and_says_so():
 def test_safe_gp_ucb_hardly_ever_violates_where_its_model_holds(seed):
     """Landscapes drawn from its own prior, with a trusted seed that is truly safe."""
     values = {q: Hyperparameters(0.5, 0.03**2, (0.5, 1.0, 1.0)) for q in ("energy_j", "latency_s")}
-    from mllm_sched.schedulers.kernels import covariance
+    from mllm_sched.schedulers.gp import covariance
 
     rng = np.random.default_rng(seed)
     root = np.linalg.cholesky(covariance(SPACE, values["latency_s"]) + 1e-10 * np.eye(60))

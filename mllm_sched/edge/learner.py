@@ -20,7 +20,6 @@ from mllm_sched.edge.scheduler_spec import SchedulerSpec
 from mllm_sched.edge.standing import INTERRUPTED, Standing
 from mllm_sched.schedulers import Decision, Scheduler
 from mllm_sched.schedulers.base import Context
-from mllm_sched.schedulers.saving import packed
 
 __all__ = ["Learner", "SchedulerSpec"]
 
@@ -252,7 +251,7 @@ class Learner:
 
     def _snapshot(self) -> None:
         standing = self._standing.words()
-        self.journal.keep_snapshot(Snapshot(self._last, packed(self.scheduler), standing))
+        self.journal.keep_snapshot(Snapshot(self._last, self.scheduler.to_bytes(), standing))
         self._covered = self._last
 
     def _rebuild(self) -> None:

@@ -15,7 +15,6 @@ from mllm_sched.edge.journal_view import table_of
 from mllm_sched.edge.scheduler_spec import SchedulerSpec, differences
 from mllm_sched.edge.standing import Standing
 from mllm_sched.schedulers import Scheduler
-from mllm_sched.schedulers.saving import packed, unpacked
 
 
 class Diverged(ValueError):
@@ -26,7 +25,7 @@ def begun_with(journal: Journal, spec: SchedulerSpec) -> Mapping[str, Any]:
     """Words of the spec that a journal was begun with; a new one begins with this."""
     mine, known = spec.words(), journal.meta("spec")
     if known is None:
-        journal.keep_snapshot(Snapshot(0, packed(spec.make()), Standing().words()))
+        journal.keep_snapshot(Snapshot(0, spec.make().to_bytes(), Standing().words()))
         journal.set_meta("spec", json.dumps(mine))
         return mine
     words: dict[str, Any] = json.loads(known)
@@ -93,7 +92,7 @@ def restored(snapshot: Snapshot, events: Iterable[Event]) -> Scheduler:
     ValueError
         If this version of the rule cannot read the snapshot, or does not do again what it did.
     """
-    scheduler = unpacked(snapshot.scheduler, "the snapshot in the journal")
+    scheduler = Scheduler.from_bytes(snapshot.scheduler, "the snapshot in the journal")
     for event in events:
         play(scheduler, event)
     return scheduler

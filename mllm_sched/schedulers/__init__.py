@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mllm_sched.extras import require
 from mllm_sched.schedulers.base import Scheduler
 from mllm_sched.schedulers.decision import Decision
-from mllm_sched.schedulers.kernels import Hyperparameters
+from mllm_sched.schedulers.gp import Hyperparameters
 from mllm_sched.schedulers.registry import make_scheduler, scheduler_names
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
-"""The paper's baselines: UCB, Thompson sampling and epsilon-greedy, each arm for itself.
+"""Bandits that learn of each arm by itself: the paper's baselines, and others of the field.
 
-They minimise one cost, on the same logarithmic scale as the Gaussian processes:
+UCB, Thompson sampling and epsilon-greedy minimise one cost, on the same logarithmic scale as the
+Gaussian processes:
 
     mean log energy  +  penalty x share of tasks beyond a limit
 
 Without a penalty it knows nothing of the limits. Every arm is tried once, in order, before any is
-tried twice.
+tried twice. Sliding-window UCB, discounted UCB and EXP3 are for a world that changes. Constrained
+UCB and profile-then-commit know the limits.
 """
 
 from __future__ import annotations
@@ -18,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler
-from mllm_sched.schedulers.beliefs import Bounds
-from mllm_sched.schedulers.decision import Choice, least
-from mllm_sched.schedulers.incomplete import Values
+from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice, least, within
 
 Array = NDArray[np.float64]
 
@@ -196,3 +196,220 @@ def _checked_exploration(exploration: float) -> float:
     if not 0 <= exploration < math.inf:
         raise ValueError(f"exploration={exploration}: expected 0 or more")
     return exploration
+
+
+class SlidingWindowUCB(UCB):
+    """UCB1 on the last tasks only (Garivier and Moulines, ALT 2011).
+
+    Parameters
+    ----------
+    window
+        How many tasks count. An arm that was not tried within them is tried again.
+    """
+
+    name: ClassVar[str] = "sliding-window-ucb"
+    STATE: ClassVar[tuple[str, ...]] = ("_cells", "_logs", "_beyond_then", "_place")
+
+    def __init__(self, space: ArmSpace, *, window: int = 500, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not window >= 1:
+            raise ValueError(f"window={window}: expected 1 or more")
+        self.window = window
+        self._cells = np.full(window, -1)
+        self._logs = np.zeros(window)
+        self._beyond_then = np.zeros(window)  # against the limits as they are now
+        self._place = 0
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        self._drop_oldest()
+        log_value, beyond = math.log(values[self.objective]), self._is_beyond(values)
+        self._cells[self._place], self._logs[self._place] = cell, log_value
+        self._beyond_then[self._place] = beyond
+        self._place = (self._place + 1) % self.window
+        self._count(cell, log_value, beyond)
+
+    def _drop_oldest(self) -> None:
+        old = int(self._cells[self._place])
+        if old < 0:
+            return
+        self.counts[old] -= 1
+        self.totals[old] -= self._logs[self._place]
+        if self.checked[old] > self.counts[old]:  # else it was told before the limits changed
+            self.checked[old] -= 1
+            self.beyond[old] -= self._beyond_then[self._place]
+        if self.counts[old] == 0:
+            self.totals[old] = 0.0  # without what rounding left
+
+    def _limits_changed(self) -> None:
+        super()._limits_changed()
+        self._beyond_then[:] = 0.0
+
+
+class DiscountedUCB(UCB):
+    """UCB1 on counts that fade (Kocsis and Szepesvari 2006; Garivier and Moulines, ALT 2011).
+
+    Parameters
+    ----------
+    discount
+        What is left of a measurement after each task, within (0, 1].
+    """
+
+    name: ClassVar[str] = "discounted-ucb"
+
+    def __init__(self, space: ArmSpace, *, discount: float = 0.998, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount={discount}: expected within (0, 1]")
+        self.discount = discount
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        for statistic in (self.counts, self.totals, self.checked, self.beyond):
+            statistic *= self.discount
+        super()._learn(cell, values, now)
+
+
+class EXP3(CostStatistics):
+    """EXP3 (Auer et al., SIAM Journal on Computing 2002), which assumes nothing of the costs.
+
+    Costs are scaled to [0, 1] by the least and greatest seen so far.
+
+    Parameters
+    ----------
+    exploration
+        Share of tasks drawn evenly, within (0, 1]; the learning rate as well.
+    """
+
+    name: ClassVar[str] = "exp3"
+    STATE: ClassVar[tuple[str, ...]] = ("_log_weights", "_probability", "_least", "_most")
+
+    def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not 0 < exploration <= 1:
+            raise ValueError(f"exploration={exploration}: expected within (0, 1]")
+        self.exploration = exploration
+        self._log_weights = np.zeros(self.cells)
+        self._probability = np.ones(self.cells)  # with which each cell was last drawn
+        self._least, self._most = math.inf, -math.inf
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        weights = np.exp(self._log_weights[cells] - self._log_weights[cells].max())
+        even = self.exploration / len(cells)
+        shares = (1.0 - self.exploration) * weights / weights.sum() + even
+        position = int(self.rng.choice(len(cells), p=shares / shares.sum()))
+        self._probability[cells[position]] = shares[position]
+        return Choice(int(cells[position]), "drawn by weight", infeasible=self.hopeless(cells))
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        super()._learn(cell, values, now)
+        cost = math.log(values[self.objective]) + self.penalty * self._is_beyond(values)
+        self._least, self._most = min(self._least, cost), max(self._most, cost)
+        spread = max(self._most - self._least, 1e-12)
+        reward = (self._most - cost) / spread
+        self._log_weights[cell] += (
+            self.exploration * reward / (self._probability[cell] * len(self.space))
+        )
+
+
+class MeanBandit(Scheduler):
+    """Mean log of every quantity of every cell; a failed run counts as twice every limit."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("counts", "totals")
+
+    def __init__(self, space: ArmSpace, **common: Any) -> None:
+        super().__init__(space, **common)
+        self.counts = np.zeros(self.cells)
+        self.totals = {quantity: np.zeros(self.cells) for quantity in self.quantities}
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        self.counts[cell] += 1
+        for quantity, value in values.items():
+            self.totals[quantity][cell] += math.log(value)
+
+    def _believed(self, cells: Indices) -> Bounds:
+        told = np.maximum(self.counts[cells], 1e-12)
+        slack = np.where(self.counts[cells] > 0, self._slack(told), np.nan)
+        means = {name: total[cells] / told for name, total in self.totals.items()}
+        return {name: (mean - slack, mean + slack) for name, mean in means.items()}
+
+    def _slack(self, counts: Array) -> Array:
+        """How far means of so many runs may be off, as far as the rule reckons with it."""
+        return np.zeros(len(counts))
+
+    def _trials(self, cells: Indices) -> Array:
+        """Runs of each cell, those that are not told yet among them."""
+        running = np.bincount(self._running(), minlength=self.cells)
+        return self.counts[cells] + running[cells]
+
+    def _best(self, cells: Indices, slack: Array, reason: str) -> Choice:
+        """Least mean objective within the limits, every mean lowered by its slack."""
+        told = np.flatnonzero(self.counts[cells])
+        if not len(told):  # all of them are still running
+            return Choice(int(cells[0]), "nothing told yet")
+        everyone = len(told) == len(cells)  # else some may yet turn out to be within
+        cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
+        low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
+        excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
+        if not within(excess, 0.0).any():
+            reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
+            cell = int(cells[least(excess)])
+            return Choice(cell, f"{reason}: least beyond them", infeasible=everyone)
+        best = least(np.where(within(excess, 0.0), low[self.objective], np.inf))
+        return Choice(int(cells[best]), reason)
+
+
+class ConstrainedUCB(MeanBandit):
+    """UCB on energy and on every limit: least energy bound of the arms that may be feasible.
+
+    Parameters
+    ----------
+    exploration
+        Factor on the confidence term sqrt(2 ln t / n) of logs; see ``UCB``.
+    """
+
+    name: ClassVar[str] = "constrained-ucb"
+
+    def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not 0 <= exploration < math.inf:
+            raise ValueError(f"exploration={exploration}: expected 0 or more")
+        self.exploration = exploration
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        trials = self._trials(cells)
+        if trials.min() == 0:
+            return Choice(int(cells[trials.argmin()]), "not tried yet")
+        return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
+
+    def _slack(self, counts: Array) -> Array:
+        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
+        return self.exploration * bonus
+
+
+class ProfileThenCommit(MeanBandit):
+    """Every arm some times, in order; then for good the least mean energy within the limits.
+
+    What an engineer would do by hand.
+
+    Parameters
+    ----------
+    rounds
+        Runs of every arm, 1 or more.
+    """
+
+    name: ClassVar[str] = "profile-then-commit"
+
+    def __init__(self, space: ArmSpace, *, rounds: int = 2, **common: Any) -> None:
+        super().__init__(space, **common)
+        if not rounds >= 1:
+            raise ValueError(f"rounds={rounds}: expected 1 or more")
+        self.rounds = rounds
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        trials = self._trials(cells)
+        if trials.min() < self.rounds:
+            return Choice(int(cells[trials.argmin()]), "profiled first")
+        return self._best(cells, self._slack(trials), "least mean energy within the limits")
+
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        if self.counts[cell] < self.rounds:  # committed: nothing is learned after
+            super()._learn(cell, values, now)

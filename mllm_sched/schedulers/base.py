@@ -1,9 +1,15 @@
-"""One interface for every scheduler: ask for an arm, tell what it took."""
+"""One interface for every scheduler: ask for an arm, tell what it took.
+
+A run may end well, fail, or be stopped above some bound. What the last two count as, for schedulers
+that want a value of every quantity, is decided here.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,18 +19,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
-from mllm_sched.schedulers.beliefs import Beliefs
-from mllm_sched.schedulers.decision import Choice, Decision
-from mllm_sched.schedulers.incomplete import IncompleteRuns, Values, told_bounds, told_values
-from mllm_sched.schedulers.limits import checked_limits, log_limits
-from mllm_sched.schedulers.warm_start import rows
+from mllm_sched.files import write_whole
+from mllm_sched.measurement import check_quantity
+from mllm_sched.schedulers.decision import Choice, Decision, interval
+from mllm_sched.schedulers.persistence import (
+    StateError,
+    factor_words,
+    pack,
+    plain,
+    restored,
+    unpack,
+)
+from mllm_sched.schedulers.state import Stateful
 
+Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
+Values = dict[str, float]  # by quantity
+Bounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 NONE: Indices = np.zeros(0, dtype=np.int64)
+TWICE = 2.0  # times every limit: what a failed run counts as
 
 
-class Scheduler(IncompleteRuns, Beliefs):
+class Scheduler(Stateful, ABC):
     """Chooses arms, one decision at a time.
 
     A rule sees *cells*: cell = context x number of arms + arm. Without contexts a cell is an arm.
@@ -48,6 +65,7 @@ class Scheduler(IncompleteRuns, Beliefs):
     name: ClassVar[str]
     STATE: ClassVar[tuple[str, ...]] = (
         *("rng", "steps", "plays", "_open", "_next_id", "_charged", "_latest"),
+        *("_worst_objective", "_held"),
     )
 
     def __init__(
@@ -60,7 +78,7 @@ class Scheduler(IncompleteRuns, Beliefs):
         rng: int | np.random.Generator = 0,
         contexts: Sequence[Factor] = (),
     ) -> None:
-        super().__init__(objective, checked_limits(limits))
+        self.objective, self.limits = objective, checked_limits(limits)
         self._log_limits = log_limits(self.limits)
         self.space = space
         self.quantities = tuple(dict.fromkeys([objective, *limits]))
@@ -76,6 +94,8 @@ class Scheduler(IncompleteRuns, Beliefs):
         self._next_id = 0
         self._charged: dict[int, float] = {}  # decision id -> what ``_charge`` noted for it
         self._latest = 0.0  # latest time that was said
+        self._worst_objective = 0.0  # what a run counts as that failed
+        self._held: list[list[Any]] = []  # cells and values that wait for a worst objective
 
     def ask(
         self,
@@ -198,6 +218,43 @@ class Scheduler(IncompleteRuns, Beliefs):
         self._log_limits = log_limits(self.limits)
         self._limits_changed()
 
+    def belief_table(self, context: Mapping[str, Level] | None = None) -> pd.DataFrame:
+        """What is believed of every arm now. Looking changes nothing.
+
+        Parameters
+        ----------
+        context
+            As for ``ask``.
+
+        Returns
+        -------
+        One row an arm, in the order of the space: ``arm`` (index); for each quantity, such as
+        ``energy_j``, ``energy_j_low`` and ``energy_j_high``, between which the rule believes its
+        true mean to be (NaN where it has no belief); ``certified``; ``plays`` (runs told so far).
+        A rule that keeps means alone has both bounds there.
+
+        Examples
+        --------
+        >>> from mllm_sched import make_scheduler
+        >>> space = ArmSpace.agx_orin()
+        >>> rule = make_scheduler("ucb", space, limits={"latency_s": 0.2})
+        >>> rule.tell(rule.ask().id, energy_j=3.2, latency_s=0.13)
+        >>> rule.belief_table().loc[0, ["energy_j_low", "energy_j_high", "plays"]].round(3).tolist()
+        [3.2, 3.2, 1.0]
+        """
+        arms = np.arange(len(self.space))
+        cells = arms + self._offset(context)
+        nothing = (np.full(len(arms), np.nan),) * 2
+        bounds, columns = self._believed(cells), {}
+        for name in self.quantities:
+            low, high = bounds.get(name, nothing)
+            with np.errstate(over="ignore"):  # what no number can hold is infinite
+                columns[f"{name}_low"], columns[f"{name}_high"] = np.exp(low), np.exp(high)
+        certified = self._certified_cells()[cells]
+        return pd.DataFrame(
+            {"arm": arms, **columns, "certified": certified, "plays": self.plays[cells]}
+        )
+
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
         """Learn from measurements made before; every factor of the space must be a column.
 
@@ -216,7 +273,7 @@ class Scheduler(IncompleteRuns, Beliefs):
         missing = [name for name in (*self.joint.names, *self.quantities) if name not in table]
         if missing:
             raise ValueError(f"warm start: the table lacks the columns {', '.join(missing)}")
-        for cell, values in rows(table, self.joint, self.quantities, merged=scatter > 0):
+        for cell, values in rows_of(table, self.joint, self.quantities, merged=scatter > 0):
             self._recall(cell, values, scatter)
 
     def save(self, path: str | Path) -> Path:
@@ -225,9 +282,8 @@ class Scheduler(IncompleteRuns, Beliefs):
         An interrupted call leaves the file as it was. Raises ValueError if the scheduler holds
         something that no file can, such as a function.
         """
-        from mllm_sched.schedulers.saving import save
-
-        return save(self, path)
+        write_whole(Path(path), self.to_bytes())
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -239,9 +295,57 @@ class Scheduler(IncompleteRuns, Beliefs):
             A ValueError, if the file is truncated, edited, of a newer version, no such file at
             all, or of another rule.
         """
-        from mllm_sched.schedulers.saving import load
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise StateError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls.from_bytes(data, str(path))
 
-        return load(path, cls)
+    def to_bytes(self) -> bytes:
+        """What ``save`` writes."""
+        contexts = self.contexts.factors if self.contexts else ()
+        made = {
+            "factors": [factor_words(factor) for factor in self.space.factors],
+            "contexts": [factor_words(factor) for factor in contexts],
+            "objective": self.objective,
+            "limits": dict(self.limits),
+            "seeds": self.seeds.tolist(),
+            "settings": {name: plain(getattr(self, name)) for name in self._settings()},
+        }
+        return pack(self.name, made, self.state())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> Self:
+        """The scheduler in what ``to_bytes`` made; errors call it by its ``path``."""
+        name, made, state = unpack(data, path)
+        kind = _all_schedulers().get(name)
+        if kind is None:
+            raise StateError(f"{path}: holds the unknown scheduler {name!r}")
+        if not issubclass(kind, cls):
+            raise StateError(f"{path}: holds the scheduler {name!r}, not {cls.name!r}")
+        try:
+            space = ArmSpace([Factor(**factor) for factor in made["factors"]])
+            scheduler = kind(
+                space,
+                objective=made["objective"],
+                limits=made["limits"],
+                seeds=[space[seed] for seed in made["seeds"]],
+                contexts=[Factor(**factor) for factor in made["contexts"]],
+                **{name: restored(value, space) for name, value in made["settings"].items()},
+            )
+            scheduler.set_state(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{path}: does not fit this version of {name}: {error}") from error
+        return scheduler
+
+    @classmethod
+    def _settings(cls) -> Iterator[str]:
+        """Names of a rule's own settings: keywords of its classes, without those of all rules."""
+        for base in cls.__mro__[: cls.__mro__.index(Scheduler)]:
+            if "__init__" in vars(base):
+                for parameter in inspect.signature(base).parameters.values():
+                    if parameter.kind is parameter.KEYWORD_ONLY:
+                        yield parameter.name
 
     def set_state(self, state: dict[str, Any]) -> None:
         """See ``Stateful``; ids of decisions are numbers, which no key of a file is."""
@@ -258,6 +362,54 @@ class Scheduler(IncompleteRuns, Beliefs):
     def _choose(self, cells: Indices, now: float) -> Choice:
         """Pick one of these cells; ties break to the lowest index."""
 
+    @abstractmethod
+    def _learn(self, cell: int, values: Values, now: float) -> None:
+        """Take in what was measured, by quantity: all ``quantities``, but for censored runs."""
+
+    def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
+        if self.objective in values:
+            self._worst_objective = max(self._worst_objective, values[self.objective])
+            held, self._held = self._held, []
+            for other, known in held:
+                self._learn_at_worst(other, known, now)
+        if above:
+            self._censor(cell, values, above, now)
+        elif values:
+            self._learn(cell, values, now)
+        else:
+            self._fail(cell, now)
+
+    def _fail(self, cell: int, now: float) -> None:
+        """Take in a failed run: by default as twice every limit, and the worst objective known."""
+        self._learn_at_worst(cell, self._beyond_all(), now)
+
+    def _beyond_all(self) -> Values:
+        """What a failed run counts as."""
+        return {name: TWICE * limit for name, limit in self.limits.items()}
+
+    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
+        """Take in a stopped run: by default its bounds as the values, the worst objective known.
+
+        A run that was stopped at a limit did not meet it, and counts as twice the limit, like a
+        failed one. A limited quantity of which nothing is said counts as the limit.
+        """
+        bounds = {
+            name: max(bound, TWICE * self.limits[name])
+            if bound >= self.limits.get(name, np.inf)
+            else bound
+            for name, bound in above.items()
+        }
+        self._learn_at_worst(cell, {**self.limits, **values, **bounds}, now)
+
+    def _learn_at_worst(self, cell: int, values: Values, now: float) -> None:
+        """With the worst objective known where there is none; wait for one as long as none is."""
+        if self.objective in values:
+            self._learn(cell, values, now)
+        elif self._worst_objective:
+            self._learn(cell, {self.objective: self._worst_objective, **values}, now)
+        else:
+            self._held.append([cell, values])
+
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         """Take in a row of another table; ``values`` is empty where the run failed."""
         self._observe(cell, values, {}, self._time(None))
@@ -271,6 +423,21 @@ class Scheduler(IncompleteRuns, Beliefs):
 
     def _limits_changed(self) -> None:
         """Called when ``limits`` has new values."""
+
+    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
+        """Between which values each quantity of a cell is believed to be."""
+        believed = self._believed(np.array([cell]))
+        return {
+            name: interval(float(low[0]), float(high[0])) for name, (low, high) in believed.items()
+        }
+
+    def _believed(self, cells: NDArray[np.int64]) -> Bounds:
+        """Bounds of the logs of the quantities of some cells; nothing by default."""
+        return {}
+
+    def _certified_cells(self) -> NDArray[np.bool_]:
+        """Whether the rule holds each cell to be within every limit, shape (cells,)."""
+        return np.zeros(len(self.plays), dtype=bool)
 
     def _trusted_cells(self) -> NDArray[np.bool_]:
         """Whether the arm of each cell is a seed, shape (cells,); ValueError if there is none."""
@@ -291,6 +458,16 @@ class Scheduler(IncompleteRuns, Beliefs):
             raise ValueError(f"decision {decision_id}: {state}; open decisions: {[*self._open]}")
         return self._open[decision_id]
 
+    def _offset(self, context: Mapping[str, Level] | None) -> int:
+        """First cell of a context."""
+        if self.contexts is None:
+            if context:
+                raise ValueError(f"context={dict(context)}: made without contexts=[Factor(...)]")
+            return 0
+        if context is None:
+            raise ValueError(f"context=None: expected a level for {', '.join(self.contexts.names)}")
+        return self.contexts.arm(**context).index * len(self.space)
+
     def _time(self, now: float | None) -> float:
         if now is None:
             return max(float(self.steps), self._latest)
@@ -298,7 +475,101 @@ class Scheduler(IncompleteRuns, Beliefs):
         return float(now)
 
 
+def checked_limits(limits: Mapping[str, float]) -> Values:
+    """The limits as numbers; ValueError if there are none, or one is not finite and above 0."""
+    if not limits:
+        raise ValueError("limits={}: give at least one, for example {'latency_s': 0.2}")
+    return {name: check_quantity(f"limit {name}", limit) for name, limit in limits.items()}
+
+
+def log_limits(limits: Values) -> Values:
+    """Logs of checked limits."""
+    return {name: math.log(limit) for name, limit in limits.items()}
+
+
+def told_values(names: Sequence[str], quantities: Mapping[str, Any], *, partial: bool) -> Values:
+    """The named quantities of a run, checked; ValueError if one is missing and all are wanted."""
+    checked = {name: check_quantity(name, value) for name, value in quantities.items()}
+    told = {name: checked[name] for name in names if name in checked}
+    if len(told) < len(names) and not partial:
+        missing = ", ".join(name for name in names if name not in told)
+        raise ValueError(f"tell: no value for {missing}; or say failed='why'")
+    return told
+
+
+def told_bounds(
+    names: Sequence[str], above: Mapping[str, float], quantities: Mapping[str, float]
+) -> Values:
+    """What a stopped run is known to be above, checked; ValueError if it was measured as well."""
+    if not above:
+        return {}
+    twice = sorted(set(above) & set(quantities))
+    if twice:
+        raise ValueError(f"tell: {', '.join(twice)} both as measured and in above=")
+    bounds = {name: check_quantity(f"above {name}", value) for name, value in above.items()}
+    return {name: bounds[name] for name in names if name in bounds}
+
+
+def rows_of(
+    table: pd.DataFrame, cells: ArmSpace, quantities: Sequence[str], *, merged: bool
+) -> list[tuple[int, dict[str, float]]]:
+    """Cell and values of every run; no values where it failed.
+
+    Parameters
+    ----------
+    table
+        With a column for every factor of the cells and every quantity.
+    cells
+        Contexts and arms.
+    quantities
+        What to take from the table.
+    merged
+        Make one run of all on the same cell: their geometric mean, or a failure if all failed.
+
+    Raises
+    ------
+    ValueError
+        For a level that the cells do not have, or a value that is not above 0.
+    """
+    runs = [
+        (
+            cells.arm(**{name: row[name] for name in cells.names}).index,
+            {} if _failed(row) else {name: check_quantity(name, row[name]) for name in quantities},
+        )
+        for row in table.to_dict("records")
+    ]
+    if not merged:
+        return runs
+    by_cell: dict[int, list[dict[str, float]]] = {}
+    for cell, values in runs:
+        by_cell.setdefault(cell, []).append(values)
+    return [(cell, _mean([v for v in values if v])) for cell, values in by_cell.items()]
+
+
+def _failed(row: dict[str, object]) -> bool:
+    """An empty reason reads as NaN from a file."""
+    reason = row.get("failed")
+    return bool(reason) and not pd.isna(reason)
+
+
+def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Geometric mean of every quantity; nothing of nothing."""
+    if not runs:
+        return {}
+    return {name: float(np.exp(np.mean(np.log([run[name] for run in runs])))) for name in runs[0]}
+
+
 @lru_cache(maxsize=16)
 def _joint(contexts: tuple[Factor, ...], factors: tuple[Factor, ...]) -> ArmSpace:
     """One space for all schedulers of alike boards, of which a study may have thousands."""
     return ArmSpace([*contexts, *factors])
+
+
+def _all_schedulers() -> dict[str, type[Scheduler]]:
+    """Every scheduler that has a name, whatever it builds on."""
+    found, kinds = {}, list(Scheduler.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if "name" in vars(kind):
+            found[kind.name] = kind
+    return found

@@ -16,7 +16,7 @@ from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
 from numpy.typing import ArrayLike
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.kernels import Hyperparameters
+from mllm_sched.schedulers.gp import Hyperparameters
 
 # In units of a factor's whole range. Beyond twice the range a length-scale cannot be told from a
 # straight line: the likelihood only trades it against the variance, without end.

@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.schedulers.base import Indices, Scheduler
-from mllm_sched.schedulers.beliefs import Bounds
+from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
 from mllm_sched.schedulers.decision import Choice
-from mllm_sched.schedulers.incomplete import Values
 
 Truth = Mapping[str, ArrayLike]
 

@@ -9,23 +9,31 @@ import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.schedulers.adaptive_safe_gp import AdaptiveSafeGP
-from mllm_sched.schedulers.bandits import UCB, EpsilonGreedy, Thompson
+from mllm_sched.schedulers.bandits import (
+    EXP3,
+    UCB,
+    ConstrainedUCB,
+    DiscountedUCB,
+    EpsilonGreedy,
+    ProfileThenCommit,
+    SlidingWindowUCB,
+    Thompson,
+)
 from mllm_sched.schedulers.base import Scheduler
-from mllm_sched.schedulers.constrained_bandits import ConstrainedUCB, ProfileThenCommit
-from mllm_sched.schedulers.forgetful_bandits import EXP3, DiscountedUCB, SlidingWindowUCB
-from mllm_sched.schedulers.references import Fixed, Oracle, Random
-from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
-from mllm_sched.schedulers.safe_rules import (
+from mllm_sched.schedulers.constrained_gp import (
+    CONFIG,
     Conformal,
     EdgeBOL,
     GoOSE,
+    PrimalDual,
     RiskBudget,
     SafeLinUCB,
     SafeOpt,
     SafeThompson,
     StageOpt,
 )
-from mllm_sched.schedulers.soft_rules import CONFIG, PrimalDual
+from mllm_sched.schedulers.references import Fixed, Oracle, Random
+from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     rule.name: rule

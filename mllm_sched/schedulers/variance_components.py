@@ -24,8 +24,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.kernels import matern
-from mllm_sched.schedulers.posterior import FinitePosterior
+from mllm_sched.schedulers.gp import FinitePosterior, matern
 from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]

@@ -19,7 +19,7 @@ from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.pipeline.work import read_work
-from mllm_sched.schedulers.kernels import matern
+from mllm_sched.schedulers.gp import matern
 
 Array = NDArray[np.float64]
 SIZES = {48: (3, 4, 4), 60: (3, 4, 5), 240: (4, 6, 10)}  # components, power levels, loads

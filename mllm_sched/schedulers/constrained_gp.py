@@ -1,6 +1,8 @@
-"""Safe rules of the field: the safe set of ``safe-gp-ucb``, another choice within it or around it.
+"""The field's rules on Gaussian processes with limits.
 
-They differ in how they *expand*: what they do to certify arms that are not certified yet.
+Safe rules differ from safe GP-UCB in the arm they take within the safe set, or in how wide their
+bounds are. The last two, CONFIG and primal-dual, need no seed arm: they may violate the limits
+while they learn.
 """
 
 from __future__ import annotations
@@ -13,12 +15,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices
-from mllm_sched.schedulers.decision import greatest, least, within
-from mllm_sched.schedulers.gp_scheduler import Array
-from mllm_sched.schedulers.incomplete import Values
-from mllm_sched.schedulers.kernels import Hyperparameters
-from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
+from mllm_sched.schedulers.base import Indices, Values
+from mllm_sched.schedulers.decision import Choice, greatest, least, within
+from mllm_sched.schedulers.gp import Hyperparameters
+from mllm_sched.schedulers.safe_gp_ucb import Array, GPScheduler, SafeGPUCB
 
 JITTER = 1e-9  # of a covariance, in squared logs: far below any noise, far above rounding
 
@@ -257,3 +257,61 @@ class SafeLinUCB(SafeGPUCB):
 
 def _widest(cells: Indices, widths: Array) -> int:
     return int(cells[greatest(widths[cells])])
+
+
+class CONFIG(GPScheduler):
+    """CONFIG (Xu et al., ICML 2023, arXiv 2211.00162): an optimist in energy and in the limits.
+
+    Once no arm has lower bounds within the limits, none can meet them, as surely as the bounds
+    hold; the arm that is least beyond them is then taken.
+    """
+
+    name: ClassVar[str] = "config"
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        self._forget(now)
+        hopeful = cells[self.possible()[cells]]
+        if not len(hopeful):
+            return self._least_beyond(cells)
+        cell = int(hopeful[least(self.lower(self.objective)[hopeful])])
+        return self._choice(cell, "least energy bound that may be feasible", cells)
+
+
+class PrimalDual(GPScheduler):
+    """A price on excess, raised while what is chosen is beyond (Zhou and Ji, NeurIPS 2022).
+
+    Beyond by its lower bound, so that the optimist pays only for what is surely too much.
+
+    Parameters
+    ----------
+    step
+        By how much of the excess, in logs, of the arm that is chosen the price moves.
+    dearest
+        Highest price: energy, in logs, that one log of excess is worth.
+    """
+
+    name: ClassVar[str] = "primal-dual"
+    STATE: ClassVar[tuple[str, ...]] = ("prices",)
+
+    def __init__(
+        self, space: ArmSpace, *, step: float = 1.0, dearest: float = 100.0, **common: Any
+    ) -> None:
+        super().__init__(space, **common)
+        for name, value in (("step", step), ("dearest", dearest)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: expected above 0")
+        self.step, self.dearest = step, dearest
+        self.prices: Values = dict.fromkeys(self.limits, 0.0)
+
+    def _choose(self, cells: Indices, now: float) -> Choice:
+        self._forget(now)
+        if not self.possible()[cells].any():
+            return self._least_beyond(cells)
+        cost = self.lower(self.objective)[cells]
+        for name, limit in self._log_limits.items():
+            cost = cost + self.prices[name] * (self.lower(name)[cells] - limit)
+        cell = int(cells[least(cost)])
+        for name, limit in self._log_limits.items():
+            moved = self.prices[name] + self.step * float(self.lower(name)[cell] - limit)
+            self.prices[name] = min(max(moved, 0.0), self.dearest)
+        return self._choice(cell, "least energy bound plus the price of excess", cells)

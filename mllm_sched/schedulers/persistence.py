@@ -1,4 +1,4 @@
-"""Schedulers in files: how one was made and what it has learned, as safetensors.
+"""What a scheduler was made with and has learned, as a safetensors file.
 
 Numbers and words stand as JSON in the header, arrays behind it. Nothing in the file is ever run.
 A digest of all of it stands beside it, so that a file that was cut or edited is refused.
@@ -7,24 +7,19 @@ A digest of all of it stands beside it, so that a file that was cut or edited is
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
-from mllm_sched.files import write_whole
-from mllm_sched.schedulers.base import Scheduler
-from mllm_sched.schedulers.kernels import Hyperparameters
+from mllm_sched.schedulers.gp import Hyperparameters
 
 FORMAT, VERSION = "mllm-sched scheduler", 1
-Rule = TypeVar("Rule", bound=Scheduler)
 Arrays = dict[str, np.ndarray]
 
 
@@ -32,52 +27,30 @@ class StateError(ValueError):
     """A file that no scheduler can be read from."""
 
 
-def save(scheduler: Scheduler, path: str | Path) -> Path:
-    """Write a scheduler; see ``Scheduler.save``."""
-    path = Path(path)
-    write_whole(path, packed(scheduler))
-    return path
+def pack(name: str, made: dict[str, Any], state: dict[str, Any]) -> bytes:
+    """A file's content: the scheduler's name, its arguments and its state.
 
-
-def packed(scheduler: Scheduler) -> bytes:
-    """What ``save`` writes."""
+    Raises ValueError for a value that no file can hold, such as a function.
+    """
     arrays: Arrays = {}
     body = {
-        "rule": scheduler.name,
-        "made": _split(_made(scheduler), arrays, "made"),
-        "state": _split(scheduler.state(), arrays, "state"),
+        "rule": name,
+        "made": _split(made, arrays, "made"),
+        "state": _split(state, arrays, "state"),
     }
     text = json.dumps(body)
     header = {"format": FORMAT, "version": str(VERSION), "body": text}
     return to_bytes(arrays, metadata={**header, "sha256": _digest(text, arrays)})
 
 
-def load(path: str | Path, kind: type[Rule]) -> Rule:
-    """Read a scheduler of a kind; see ``Scheduler.load``."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
-    scheduler = unpacked(data, str(path))
-    if not isinstance(scheduler, kind):
-        raise StateError(f"{path}: holds the scheduler {scheduler.name!r}, not {kind.name!r}")
-    return scheduler
-
-
-def unpacked(data: bytes, path: str) -> Scheduler:
-    """The scheduler in what ``packed`` made; errors call it by its ``path``."""
-    from mllm_sched.schedulers.registry import SCHEDULERS
-
+def unpack(data: bytes, path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What ``pack`` was given; StateError names the ``path`` if anything is not as it was."""
     body, arrays = _read(data, path)
-    rule = SCHEDULERS.get(body.get("rule", ""))
-    if rule is None:
-        raise StateError(f"{path}: holds the unknown scheduler {body.get('rule')!r}")
     try:
-        scheduler = _make(rule, _joined(body["made"], arrays, "made"))
-        scheduler.set_state(_joined(body["state"], arrays, "state"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path}: does not fit this version of {rule.name}: {error}") from error
-    return scheduler
+        made, state = (_joined(body[part], arrays, part) for part in ("made", "state"))
+        return str(body["rule"]), made, state
+    except (KeyError, TypeError) as error:
+        raise StateError(f"{path}: no scheduler: {error!r} is missing or wrong") from error
 
 
 def _read(data: bytes, path: str) -> tuple[dict[str, Any], Arrays]:
@@ -150,41 +123,6 @@ def _joined(value: Any, arrays: Arrays, name: str) -> Any:
     return value
 
 
-def _made(scheduler: Scheduler) -> dict[str, Any]:
-    """The arguments a scheduler was made with, which it keeps under their names."""
-    contexts = scheduler.contexts.factors if scheduler.contexts else ()
-    own = {name: plain(getattr(scheduler, name)) for name in _settings(type(scheduler))}
-    return {
-        "factors": [factor_words(factor) for factor in scheduler.space.factors],
-        "contexts": [factor_words(factor) for factor in contexts],
-        "objective": scheduler.objective,
-        "limits": dict(scheduler.limits),
-        "seeds": scheduler.seeds.tolist(),
-        "settings": own,
-    }
-
-
-def _make(rule: type[Rule], made: dict[str, Any]) -> Rule:
-    space = ArmSpace([Factor(**factor) for factor in made["factors"]])
-    return rule(
-        space,
-        objective=made["objective"],
-        limits=made["limits"],
-        seeds=[space[seed] for seed in made["seeds"]],
-        contexts=[Factor(**factor) for factor in made["contexts"]],
-        **{name: _whole(value, space) for name, value in made["settings"].items()},
-    )
-
-
-def _settings(rule: type[Scheduler]) -> Iterator[str]:
-    """Names of a rule's own settings: the keywords of its classes, without those of all rules."""
-    for base in rule.__mro__[: rule.__mro__.index(Scheduler)]:
-        if "__init__" in vars(base):
-            for parameter in inspect.signature(base).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    yield parameter.name
-
-
 def factor_words(factor: Factor) -> dict[str, Any]:
     """A factor as JSON; ``Factor(**words)`` is the factor again."""
     return {
@@ -206,8 +144,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any, space: ArmSpace) -> Any:
-    """The inverse of ``_plain``."""
+def restored(value: Any, space: ArmSpace) -> Any:
+    """The inverse of ``plain``."""
     if not isinstance(value, dict):
         return value
     if list(value) == ["arm"]:
@@ -215,4 +153,4 @@ def _whole(value: Any, space: ArmSpace) -> Any:
     if list(value) == ["hyperparameters"]:
         given = value["hyperparameters"]
         return Hyperparameters(**{**given, "factors": tuple(given["factors"])})
-    return {key: _whole(item, space) for key, item in value.items()}
+    return {key: restored(item, space) for key, item in value.items()}
