@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 
-from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
 from mllm_sched.harness.meters import open_meter
 
 RATES_HZ = (20, 100, 500)

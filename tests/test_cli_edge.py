@@ -14,7 +14,7 @@ from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.scheduler_spec import SchedulerSpec
 from mllm_sched.edge.system import LocalSystem
-from mllm_sched.harness.child import Child
+from mllm_sched.harness.subprocess_worker import Child
 
 GOOD = {
     "name": "edge-1",

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mllm_sched.harness.clocks import RECORD, ClockError, Clocks
-from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
 from mllm_sched.harness.thermals import Thermals
 
 GPU = {

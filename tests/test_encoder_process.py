@@ -155,7 +155,7 @@ ORPHAN = """
 import sys
 import numpy as np
 from safetensors.numpy import save
-from mllm_sched.harness.child import Child
+from mllm_sched.harness.subprocess_worker import Child
 held = '{"name": "small-llava", "seed": 0, "modalities": []}'
 child = Child([sys.executable, "-m", "mllm_sched.edge.encoder_child", held])
 layout = {"grid": None, "seconds_per_grid": None, "mel_frames": None}

@@ -9,12 +9,12 @@ import pytest
 from edge_fakes import FakeAgent
 
 from mllm_sched.garbage import uncollected
-from mllm_sched.harness.child import Child
+from mllm_sched.harness.subprocess_worker import Child
 from mllm_sched.pipeline import checkpoints, service
 
 COUNTS = """
 import gc
-from mllm_sched.harness.child import serve
+from mllm_sched.harness.subprocess_worker import serve
 loaded = []
 
 def open_side():

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.imitation.board import ImitationBoard
-from mllm_sched.harness.imitation.waveforms import Pulses, Ramp, constant
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, constant
 from mllm_sched.harness.ina3221 import Ina3221Rails
 from mllm_sched.harness.meters import open_meter
 from mllm_sched.harness.reading import MeterError
@@ -97,7 +97,7 @@ def test_a_meter_tells_of_a_rail_that_vanishes_in_mid_window(tmp_path):
 
 ORPHAN = """
 import sys
-from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
 board = ImitationBoard(sys.argv[1]); board.start()
 print(board._feeder.pid, flush=True)
 input()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.interval import mean_bounds
+from mllm_sched.harness.sampler import mean_bounds
 
 readings = st.lists(st.floats(0, 60), min_size=1, max_size=60)
 

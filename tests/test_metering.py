@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mllm_sched.harness.imitation.waveforms import Pulses
+from mllm_sched.harness.fake_jetson.waveforms import Pulses
 from mllm_sched.study import meter_plots
 from mllm_sched.study.metering import LOADS, SCHEDULES, summary, windows
 

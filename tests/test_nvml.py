@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm_sched.harness.imitation.waveforms import Pulses
+from mllm_sched.harness.fake_jetson.waveforms import Pulses
 from mllm_sched.harness.meters import open_meter
 from mllm_sched.harness.nvml import NvmlCounterMeter, NvmlRails, has_energy_counter
 from mllm_sched.harness.reading import MeterError

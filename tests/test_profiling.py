@@ -21,7 +21,7 @@ from mllm_sched.devices import open_device
 from mllm_sched.devices.host import HostDevice
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.harness.cpu_time import CpuTimeMeter
-from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import read_table

@@ -20,8 +20,8 @@ from mllm_sched.edge.encoder_process import Prepared
 from mllm_sched.edge.host_runtime import HostRuntime
 from mllm_sched.edge.jetson_runtime import JetsonRuntime
 from mllm_sched.edge.runtime import open_runtime
-from mllm_sched.harness.imitation.board import ImitationBoard
-from mllm_sched.harness.mended import MendedMeter
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.meters import MendedMeter
 from mllm_sched.harness.reading import MeterError, Reading
 
 NAME = "small-llava"

@@ -20,7 +20,7 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 LEFT_OUT = (
     "mllm_sched.edge.proto",
     "mllm_sched.pipeline.proto",
-    "mllm_sched.harness.imitation.programs",
+    "mllm_sched.harness.fake_jetson.programs",
 )
 built = pytest.mark.slow  # the whole site, half a minute and more
 LINE = re.compile(r"<[^>]+>")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.imitation.board import ImitationBoard
-from mllm_sched.harness.imitation.waveforms import constant
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.waveforms import constant
 from mllm_sched.harness.tegrastats import mean_power, parse
 
 SHOWN_S = 4.0  # long enough for the program to start on a machine that is busy

@@ -38,7 +38,7 @@ for name in scheduler_names():
 OTHER_DEVICES = """
 from mllm_sched import open_device
 from mllm_sched.cli import main
-from mllm_sched.harness.imitation.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import ImitationBoard
 
 open_device("trace:data/published/orin_sweep_trace.csv").close()
 with ImitationBoard("board"):
@@ -135,7 +135,7 @@ def test_data_and_the_files_beside_the_code_are_in_the_wheel_and_nothing_else(wh
     data = [path for path in paths.DATA.rglob("*") if path.is_file()]
     assert {f"mllm_sched/{path.relative_to(paths.ROOT).as_posix()}" for path in data} <= names
     beside = ["py.typed", "edge/grafana.json", "edge/alerts.yml", "edge/proto/agent_pb2.pyi"]
-    beside += [f"harness/imitation/programs/{name}" for name in ("nvpmodel", "tegrastats")]
+    beside += [f"harness/fake_jetson/programs/{name}" for name in ("nvpmodel", "tegrastats")]
     assert {f"mllm_sched/{name}" for name in beside} <= names
     assert {name.split("/")[0] for name in names} == {"mllm_sched", "mllm_sched-0.1.0.dist-info"}
 

@@ -7,11 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.harness import window as harness
-from mllm_sched.harness.calls import Calls, pooled_sd_s
-from mllm_sched.harness.means import Window, energy_of, latency_of, marginal_of, windows_needed
 from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.subprocess_worker import Calls, pooled_sd_s
 from mllm_sched.harness.thermals import Thermals
-from mllm_sched.harness.window import Plan, measure, warm_up
+from mllm_sched.harness.window import (
+    Plan,
+    Window,
+    energy_of,
+    latency_of,
+    marginal_of,
+    measure,
+    warm_up,
+    windows_needed,
+)
 
 
 class Machine:

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from mllm_sched.harness.child import Child, HangError, WorkerError
-from mllm_sched.harness.worker import Worker
+from mllm_sched.harness.subprocess_worker import Child, HangError, Worker, WorkerError
 
 STUB = """
 import json, os, sys, time
@@ -86,7 +85,7 @@ def test_a_long_answer_comes_whole_and_at_once(stub):
 
 
 ECHO = """
-from mllm_sched.harness.child import serve
+from mllm_sched.harness.subprocess_worker import serve
 serve(lambda: lambda request, data: (len(data), data[::-1]))
 """
 
@@ -125,7 +124,7 @@ def test_closing_ends_the_process_and_may_be_repeated(stub):
 
 
 ORPHAN = """
-from mllm_sched.harness.worker import Worker
+from mllm_sched.harness.subprocess_worker import Worker
 worker = Worker()
 request = {"encoder": "tiny-clip", "component": "cpu", "precision": "fp32", "threads": 1,
            "batch": 1, "seed": 0, "cache": "CACHE"}

@@ -9,13 +9,11 @@ from typing import Any
 
 from mllm_sched import extras, paths
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.harness.calls import Calls
 from mllm_sched.harness.cpu_time import CpuTimeMeter
-from mllm_sched.harness.mended import MendedMeter
-from mllm_sched.harness.meters import PowerMeter
+from mllm_sched.harness.meters import MendedMeter, PowerMeter
 from mllm_sched.harness.reading import HarnessError, Reading
+from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S, Calls, Worker
 from mllm_sched.harness.thermals import Thermals
-from mllm_sched.harness.worker import OPEN_TIMEOUT_S, Worker
 from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.encoders import encoder_spec
 from mllm_sched.pipeline.export import PACKAGES

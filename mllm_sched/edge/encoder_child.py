@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mllm_sched import paths
 from mllm_sched.edge.encoder_process import TORCH
-from mllm_sched.harness.child import serve
+from mllm_sched.harness.subprocess_worker import serve
 from mllm_sched.pipeline.checkpoints import load_encoders
 from mllm_sched.pipeline.requests import Layout, Part
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mllm_sched.harness.child import Child, CrashError, HangError
+from mllm_sched.harness.subprocess_worker import Child, CrashError, HangError
 from mllm_sched.pipeline.requests import Layout, Part
 
 __all__ = ["CrashError", "EncoderProcess", "HangError", "How", "Prepared"]

@@ -9,8 +9,7 @@ from mllm_sched.devices.host import thread_levels
 from mllm_sched.edge.encoder_process import How, Prepared
 from mllm_sched.edge.metered import metered
 from mllm_sched.edge.runtime import CALL_TIMEOUT_S, OPEN_TIMEOUT_S, Encoded, Runtime
-from mllm_sched.harness.mended import MendedMeter
-from mllm_sched.harness.meters import PowerMeter, open_meter
+from mllm_sched.harness.meters import MendedMeter, PowerMeter, open_meter
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 TRUSTED = ("float32", "int8")  # bfloat16 is slow where the processor has no instructions for it

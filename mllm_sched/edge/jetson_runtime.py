@@ -14,7 +14,7 @@ from mllm_sched.edge.encoder_process import How, Prepared
 from mllm_sched.edge.metered import metered
 from mllm_sched.edge.runtime import CALL_TIMEOUT_S, Encoded, Runtime
 from mllm_sched.harness.meters import RATE_HZ
-from mllm_sched.harness.worker import OPEN_TIMEOUT_S
+from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S
 from mllm_sched.pipeline.export_half import check_exportable
 
 

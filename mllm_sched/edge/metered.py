@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mllm_sched.harness.cpu_time import CpuTimeMeter
-from mllm_sched.harness.mended import MendedMeter
-from mllm_sched.harness.meters import PowerMeter
+from mllm_sched.harness.meters import MendedMeter, PowerMeter
 from mllm_sched.harness.reading import MeterError
 
 Result = TypeVar("Result")

@@ -21,9 +21,9 @@ from types import FrameType
 from typing import Any
 
 from mllm_sched.files import locked
-from mllm_sched.harness.knobs import KnobError, read, write_all
 from mllm_sched.harness.nvpmodel import MASK, Mode, NvpModelConf, needs_reboot, parse
 from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.sysfs import KnobError, read, write_all
 
 CONFIGURATION = "etc/nvpmodel.conf"
 PROGRAM = "usr/sbin/nvpmodel"

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from mllm_sched.harness.imitation.waveforms import Waveform
+from mllm_sched.harness.fake_jetson.waveforms import Waveform
 from mllm_sched.study.plots import titled
 
 SCHEDULE_COLOURS = {"random": "#0173b2", "equal steps": "#d55e00"}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mllm_sched.harness.imitation.waveforms import Pulses, Ramp, Waveform, constant
+from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, Waveform, constant
 from mllm_sched.harness.ina3221 import HIGHEST_W
 from mllm_sched.harness.sampler import Samples, integrate
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mllm_sched.harness.imitation.files import CHIPS, ZONES, lay_out, sensor_files
-from mllm_sched.harness.imitation.waveforms import Pulses, Ramp, Waveform
+from mllm_sched.harness.fake_jetson.files import CHIPS, ZONES, lay_out, sensor_files
+from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, Waveform
 
 MODULE_RAILS = tuple(CHIPS["1-0040"])  # the other chip's rail lies within one of these
 USUAL: Mapping[str, Waveform] = {
@@ -82,7 +82,7 @@ class ImitationBoard:
             for name, (path, milliwatts, millivolts) in self._sensors.items()
         }
         self._feeder = subprocess.Popen(
-            [sys.executable, "-m", "mllm_sched.harness.imitation.feeder"],
+            [sys.executable, "-m", "mllm_sched.harness.fake_jetson.feeder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from mllm_sched.harness.imitation.waveforms import from_facts
+from mllm_sched.harness.fake_jetson.waveforms import from_facts
 
 # 40 uV of the sensor over the board's shunts of 2 milliohms. Noise of about one step lies on top
 # (assumed), and means are right.

@@ -1,9 +1,10 @@
-"""A process of one's own that answers requests: one that crashes or hangs stops nothing else.
+"""A subprocess that runs encoders: one that crashes or hangs stops nothing else.
 
 The two sides talk over the process's standard input and output. A message is a line of JSON, and
 behind it as many bytes as the line announces; there may be none:
 
-    {"do": "run", ..., "bytes": 0}
+    {"do": "open", "encoder": ..., "component": ..., "precision": ..., ..., "bytes": 0}
+    {"do": "run", ..., "calls": 1, "seconds": 10.0, "load": 1.0, "bytes": 0}
 
 Each is answered by one message: ``{"ok": ..., "bytes": ...}`` or ``{"error": "..."}``.
 """
@@ -11,19 +12,76 @@ Each is answered by one message: ``{"ok": ..., "bytes": ...}`` or ``{"error": ".
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from mllm_sched.endings import end_with
 from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.harness.reading import HarnessError
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Latencies of some calls; a window of a fast encoder holds hundreds of thousands.
+
+    Attributes
+    ----------
+    count
+        How many.
+    mean_s, sd_s, median_s, longest_s
+        Of their latencies; the scatter of a single call is 0.
+    """
+
+    count: int
+    mean_s: float
+    sd_s: float
+    median_s: float
+    longest_s: float
+
+    @classmethod
+    def of(cls, latencies_s: Sequence[float]) -> Calls:
+        """Sum up latencies, at least one.
+
+        Examples
+        --------
+        >>> Calls.of([0.1, 0.1, 0.4]).median_s
+        0.1
+        """
+        return cls(
+            len(latencies_s),
+            statistics.fmean(latencies_s),
+            statistics.stdev(latencies_s) if len(latencies_s) > 1 else 0.0,
+            statistics.median(latencies_s),
+            max(latencies_s),
+        )
+
+    @property
+    def total_s(self) -> float:
+        """Time spent in all calls."""
+        return self.count * self.mean_s
+
+
+def pooled_sd_s(parts: Sequence[Calls]) -> float:
+    """Scatter of single calls over several windows, whose means may differ."""
+    count = sum(part.count for part in parts)
+    if count < 2:
+        return 0.0
+    mean_s = sum(part.total_s for part in parts) / count
+    squares = sum(
+        (part.count - 1) * part.sd_s**2 + part.count * (part.mean_s - mean_s) ** 2 for part in parts
+    )
+    return math.sqrt(squares / (count - 1))
+
 
 PIECE = 1 << 16
 END_S = 5.0  # that a process which closed its pipes may take to end
@@ -217,3 +275,59 @@ def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, b
             told, data = {"error": f"{type(error).__name__}: {error}"}, b""
         answers.write(json.dumps(told).encode() + b"\n" + data)
         answers.flush()
+
+
+OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
+WHAT = ("encoder", "component", "precision", "threads", "batch", "seed", "cache")
+
+
+class Worker(Child):
+    """The side that asks; the command is by default what runs this module."""
+
+    def __init__(self, command: Sequence[str] = (sys.executable, "-m", __name__)) -> None:
+        super().__init__(command)
+
+
+class Encoders:
+    """The side that answers: encoders that were opened once stay open."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, tuple[Callable[[], Any], Any]] = {}
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """Do what is asked; any exception is the answer's error."""
+        what = {key: value for key, value in request.items() if key in WHAT}
+        key = json.dumps(what, sort_keys=True)
+        if key not in self._opened:
+            from mllm_sched.pipeline.sessions import open_encoder  # a second to import
+
+            self._opened[key] = open_encoder(**what)
+        call, facts = self._opened[key]
+        if request["do"] == "open":
+            return facts
+        return _run(call, request["calls"], request["seconds"], request["load"])
+
+
+def _run(call: Callable[[], Any], calls: int, seconds: float, load: float) -> dict[str, Any]:
+    """Call the encoder some times, and for some seconds at least; what the calls took.
+
+    With a load below 1 each call is followed by a pause, so that the component is busy for that
+    share of the time; the pause is part of what the task takes.
+    """
+    pause = 1 / load - 1
+    latencies: list[float] = []
+    began = time.perf_counter()
+    ended = began
+    while len(latencies) < calls or ended - began < seconds:
+        called = ended
+        call()
+        if pause:
+            time.sleep(pause * (time.perf_counter() - called))
+        ended = time.perf_counter()
+        latencies.append(ended - called)
+    return asdict(Calls.of(latencies))
+
+
+if __name__ == "__main__":
+    encoders = Encoders()
+    serve(lambda: lambda request, data: (encoders.answer(request), b""))
