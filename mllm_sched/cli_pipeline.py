@@ -42,13 +42,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from mllm_sched.pipeline.serve import run_node
+    from mllm_sched.pipeline.llm_server import run_node
 
     run_node(options, encoders=() if options.with_encoders else None)
 
 
 def _edge(options: argparse.Namespace) -> None:
-    from mllm_sched.pipeline.serve import run_node
+    from mllm_sched.pipeline.llm_server import run_node
 
     if options.listen:
         run_node(options, encoders=options.modalities, language=False)
@@ -99,7 +99,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 def _read_items(options: argparse.Namespace) -> tuple[Any, ...]:
     """The files as raw items, in the order image, audio, video."""
-    from mllm_sched.pipeline.files import read_audio, read_image, read_video
+    from mllm_sched.pipeline.media import read_audio, read_image, read_video
 
     items = [read_image(path) for path in options.image]
     items += [read_audio(path) for path in options.audio]

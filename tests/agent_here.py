@@ -26,8 +26,8 @@ from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.service import BEHALF
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.checkpoints import bare_encoders
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import DeadlineMissed
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.pieces import pieces_of, start_of
 from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.proto import node_pb2 as pb

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mllm_sched.pipeline.checkpoints import load_model
+from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.monolithic import monolithic as reference
-from mllm_sched.pipeline.node import Node
 from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.requests import Item, Part, Request
 from mllm_sched.pipeline.service import listening

@@ -19,7 +19,7 @@ from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import accepting
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
-from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.pieces import read_rest, read_start
 from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc

@@ -25,8 +25,8 @@ from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.user import User
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline import service
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import RequestRefused
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Item
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
+from mllm_sched.pipeline.requests import WIRE_TYPES
 from mllm_sched.study import link_plots
 from mllm_sched.study.break_even import BreakEven, break_even, feature_sizes, gains
 from mllm_sched.study.input_sizes import RESIZED, input_sizes, psnr_db

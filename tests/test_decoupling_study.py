@@ -9,7 +9,7 @@ import pytest
 from decoupled import node_here
 
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Slowdown
+from mllm_sched.pipeline.options import Slowdown
 from mllm_sched.study import decoupling_plots, link_plots, link_rates
 from mllm_sched.study.break_even import full_size_configs
 from mllm_sched.study.correctness import (

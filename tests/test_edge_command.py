@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from mllm_sched.cli import main
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.checkpoints import load_language
-from mllm_sched.pipeline.codecs import h264
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.node import Node
+from mllm_sched.pipeline.llm_server import Node
+from mllm_sched.pipeline.media import h264
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.prompts import Spoken, decode_text, encode_text, markers_of
 from mllm_sched.pipeline.small_models import small_model
 

@@ -38,7 +38,6 @@ from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.run_front import explain
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import (
     AnswerChanged,
     DeadlineMissed,
@@ -46,6 +45,7 @@ from mllm_sched.pipeline.node_errors import (
     NodeUnreachable,
     RequestRefused,
 )
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.pieces import pieces_of, start_of
 from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.requests import Item, Request

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from mllm_sched.pipeline import codecs, media
-from mllm_sched.pipeline.codecs import CodecError
+from mllm_sched.pipeline import media
+from mllm_sched.pipeline.media import CodecError
 
 
 def psnr_db(one, other):
@@ -49,33 +49,33 @@ def test_sound_has_pauses_a_spectrum_like_speech_and_no_clipping():
 
 def test_jpeg_can_be_read_again_and_shrinks_with_its_quality():
     image = media.photograph("flower", 270, 480)
-    fine, coarse = codecs.jpeg(image, 95), codecs.jpeg(image, 50)
+    fine, coarse = media.jpeg(image, 95), media.jpeg(image, 50)
     assert len(coarse) < len(fine) < image.nbytes
-    assert psnr_db(codecs.decoded(fine)[0], image) > psnr_db(codecs.decoded(coarse)[0], image) > 25
+    assert psnr_db(media.decoded(fine)[0], image) > psnr_db(media.decoded(coarse)[0], image) > 25
 
 
 def test_h264_is_a_video_of_all_frames_near_its_bit_rate():
     video = media.panned_video("china", 4.0, 25.0, 180, 320)
-    data = codecs.h264(video, 25.0, 250_000)
-    again = codecs.decoded(data)
+    data = media.h264(video, 25.0, 250_000)
+    again = media.decoded(data)
     assert again.shape == video.shape and psnr_db(again, video) > 25
     assert 0.1e6 < 8 * len(data) / 4.0 < 0.4e6
-    assert data == codecs.h264(video, 25.0, 250_000)
+    assert data == media.h264(video, 25.0, 250_000)
 
 
 def test_opus_is_near_its_bit_rate_and_flac_loses_nothing():
     sound = media.speech_like(10.0)
-    opus, flac = codecs.opus(sound), codecs.flac(sound)
+    opus, flac = media.opus(sound), media.flac(sound)
     assert 0.5 * 24_000 < 8 * len(opus) / 10 < 1.5 * 24_000
     assert len(opus) < len(flac) < sound.nbytes
-    assert np.array_equal(codecs.decoded(flac), sound)
-    heard = codecs.decoded(opus)
+    assert np.array_equal(media.decoded(flac), sound)
+    heard = media.decoded(opus)
     assert abs(len(heard) - len(sound)) < 2000
-    assert len(codecs.opus(sound, 64_000)) > 2 * len(opus)
+    assert len(media.opus(sound, 64_000)) > 2 * len(opus)
 
 
 def test_a_missing_encoder_is_named():
     with av.open(io.BytesIO(), "w", format="mp4") as container:
         with pytest.raises(CodecError, match="no encoder libnothing"):
-            codecs._stream(container, "libnothing", 25)
+            media._stream(container, "libnothing", 25)
         container.add_stream("libx264", rate=25)

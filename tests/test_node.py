@@ -28,24 +28,23 @@ from decoupled import (
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_wire import MALFORMED
 
-from mllm_sched.pipeline import serve
+from mllm_sched.pipeline import llm_server
 from mllm_sched.pipeline.checkpoints import load_encoders
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Limits, Slowdown
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.node import Node
+from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
     NodeBusy,
     NodeUnreachable,
     RequestRefused,
 )
+from mllm_sched.pipeline.options import Limits, Slowdown
 from mllm_sched.pipeline.pieces import pieces_of, read_start, start_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Item
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item
 from mllm_sched.pipeline.wire import pack
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
 
 Status = grpc.StatusCode
 
@@ -445,11 +444,11 @@ def test_the_health_check():
 )
 def test_a_wrong_call_of_a_node_says_why(options, reason, capsys):
     with pytest.raises((ValueError, SystemExit)) as ended:
-        serve.main(options)
+        llm_server.main(options)
     assert reason in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_port_in_use_is_named(servers):
     port = servers[OMNI].rpartition(":")[2]
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-        serve.main(["--port", port])
+        llm_server.main(["--port", port])

@@ -3,19 +3,19 @@ import os
 
 import pytest
 
-from mllm_sched.pipeline import providers
+from mllm_sched.pipeline import onnx
 from mllm_sched.pipeline.export import export_encoder
-from mllm_sched.pipeline.providers import (
+from mllm_sched.pipeline.onnx import (
     CPU,
     CUDA,
     TENSORRT,
     FallbackError,
+    open_encoder,
     open_on,
     placed,
     providers_for,
     read_placement,
 )
-from mllm_sched.pipeline.sessions import open_encoder
 
 NAMES = ["/stem/Conv", "/stem/Relu", "/norm/LayerNormalization", "/head/MatMul", "/head/Softmax"]
 
@@ -82,7 +82,7 @@ def test_unknown_components_and_precisions_are_refused():
 
 def test_a_session_that_ends_up_elsewhere_is_an_error(model, monkeypatch):
     """ONNX Runtime itself only warns when a provider cannot be loaded."""
-    monkeypatch.setattr(providers, "providers_for", lambda *asked: [(TENSORRT, {})])
+    monkeypatch.setattr(onnx, "providers_for", lambda *asked: [(TENSORRT, {})])
     with pytest.raises(FallbackError, match="asked for TensorrtExecutionProvider, got"):
         open_on("gpu", model)
 
@@ -119,8 +119,8 @@ class LoggingSession:
 
 
 def test_a_dla_without_layers_is_an_error(model, monkeypatch):
-    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: [TENSORRT, CPU])
-    monkeypatch.setattr(providers.onnxruntime, "InferenceSession", LoggingSession)
+    monkeypatch.setattr(onnx.onnxruntime, "get_available_providers", lambda: [TENSORRT, CPU])
+    monkeypatch.setattr(onnx.onnxruntime, "InferenceSession", LoggingSession)
     assert open_on("dla0", model)[1].dla_share > 0
     monkeypatch.setattr(LoggingSession, "told", NOTHING_THERE)
     with pytest.raises(FallbackError, match=r"dla0: TensorRT put none of \d+ layers on the DLA"):
@@ -128,7 +128,7 @@ def test_a_dla_without_layers_is_an_error(model, monkeypatch):
 
 
 def test_onnx_runtimes_own_placement_is_read_and_its_log_kept_off_the_terminal(model, capfd):
-    with providers._stderr_to_file() as log:
+    with onnx._stderr_to_file() as log:
         session, _ = open_on("cpu", model)
         log.seek(0)
     assert session.get_inputs()[0].shape[0] == 1
@@ -139,16 +139,16 @@ def test_onnx_runtimes_own_placement_is_read_and_its_log_kept_off_the_terminal(m
 
 def test_placement_lines_are_read_from_a_real_log(model, capfd):
     """The line that ONNX Runtime really writes, of this version."""
-    options = providers.onnxruntime.SessionOptions()
+    options = onnx.onnxruntime.SessionOptions()
     options.log_severity_level = 0
-    providers.onnxruntime.InferenceSession(str(model), options, providers=[CPU])
+    onnx.onnxruntime.InferenceSession(str(model), options, providers=[CPU])
     counted = placed(capfd.readouterr().err)
     assert set(counted) == {CPU} and counted[CPU] > 5
 
 
 def test_standard_error_comes_back_after_an_exception(capfd):
     def fail():
-        with providers._stderr_to_file():
+        with onnx._stderr_to_file():
             os.write(2, b"lost\n")
             raise RuntimeError
 

@@ -22,8 +22,7 @@ from mllm_sched.pipeline.checkpoints import bare_encoders, load_encoders, load_l
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import small_model
 from mllm_sched.pipeline.split import split
-from mllm_sched.pipeline.wire import pack, unpack
-from mllm_sched.pipeline.wire_rules import Rules
+from mllm_sched.pipeline.wire import Rules, pack, unpack
 
 NAMES = list(MODALITIES)
 

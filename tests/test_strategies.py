@@ -10,12 +10,12 @@ from decoupled import OMNI, again, halves, monolithic, node_here, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.pipeline.limits import Slowdown
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
+from mllm_sched.pipeline.options import Slowdown
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.strategies import STRATEGIES, run, spread
-from mllm_sched.pipeline.wire_types import wire_bytes
+from mllm_sched.pipeline.wire_header import wire_bytes
 
 SLOWER = Slowdown(encoders=5)
 

@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from mllm_sched.pipeline.requests import Item, Part, Request
-from mllm_sched.pipeline.wire import pack, read_parts, unpack
-from mllm_sched.pipeline.wire_header import MismatchError, WireError
-from mllm_sched.pipeline.wire_rules import Rules
-from mllm_sched.pipeline.wire_types import WIRE_TYPES, dequantised, quantised, wire_bytes
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
+from mllm_sched.pipeline.wire import Rules, dequantised, pack, quantised, read_parts, unpack
+from mllm_sched.pipeline.wire_header import MismatchError, WireError, wire_bytes
 
 NAME = "small-qwen2.5-omni"
 

@@ -12,7 +12,7 @@ from mllm_sched.edge.relay import Relay, Task
 from mllm_sched.edge.service import HELD_BYTES, UserService, key_of
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
-from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.pieces import read_rest
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.security import Security

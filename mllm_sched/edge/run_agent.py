@@ -33,8 +33,8 @@ from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.limits import Limits
 from mllm_sched.pipeline.node_errors import NodeError
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.service import SERVICE, serve
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.metrics import FrontMetrics
-from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.service import serve
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from mllm_sched.edge.held_bytes import HeldBytes
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.pieces import read_start
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from mllm_sched.pipeline.requests import Part
-from mllm_sched.pipeline.wire_types import quantised
+from mllm_sched.pipeline.wire import quantised
 
 KINDS = {"image": "image_embeds", "audio": "audio_embeds"}
 """Content parts of embeddings, by modality. The chat API has none for video."""

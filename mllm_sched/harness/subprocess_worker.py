@@ -299,7 +299,7 @@ class Encoders:
         what = {key: value for key, value in request.items() if key in WHAT}
         key = json.dumps(what, sort_keys=True)
         if key not in self._opened:
-            from mllm_sched.pipeline.sessions import open_encoder  # a second to import
+            from mllm_sched.pipeline.onnx import open_encoder  # a second to import
 
             self._opened[key] = open_encoder(**what)
         call, facts = self._opened[key]

@@ -14,9 +14,8 @@ import torch
 from mllm_sched.garbage import uncollected
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
-from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.small_models import build, small_config, small_model
-from mllm_sched.pipeline.split import split
+from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf, split
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mllm_sched.pipeline.export import OPSET, OUTPUT, quiet, written_whole
-from mllm_sched.pipeline.halves import EncoderHalf
-from mllm_sched.pipeline.providers import open_on
+from mllm_sched.pipeline.onnx import open_on
+from mllm_sched.pipeline.split import EncoderHalf
 
 VERSIONS = ("torch", "transformers", "onnxscript")
 

@@ -1,18 +1,23 @@
-"""Inputs to try a pipeline with: two real photographs, a video panned over them, synthetic speech.
+"""Images, sound and video: from files, made to try a pipeline with, and compressed.
 
-The photographs ship with scikit-learn. Nothing is downloaded, and every draw is seeded.
+The photographs ship with scikit-learn. Nothing is downloaded, and every draw is seeded. Pillow and
+PyAV compress for real, so that the size of an input is a measured one.
 """
 
 from __future__ import annotations
 
+import io
+from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.signal import lfilter
 
-from mllm_sched.pipeline.requests import AUDIO_HZ
+from mllm_sched.pipeline.requests import AUDIO_HZ, Item
 
 PHOTOGRAPHS = ("china", "flower")
 SENSOR_NOISE = 2.0  # standard deviation of a pixel, of 255: what a camera adds in daylight
@@ -121,3 +126,141 @@ def speech_like(seconds: float = 10.0, seed: int = 0) -> NDArray[np.int16]:
 def _with_noise(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     noise = rng.normal(0, SENSOR_NOISE, image.shape)
     return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+class CodecError(RuntimeError):
+    """This build of PyAV lacks an encoder; the message names it."""
+
+
+def jpeg(image: NDArray[np.uint8], quality: int = 75) -> bytes:
+    """An image of shape (height, width, 3) as JPEG.
+
+    Examples
+    --------
+    >>> len(jpeg(np.zeros((64, 64, 3), np.uint8))) < 1000
+    True
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def h264(frames: NDArray[np.uint8], fps: float, bit_rate: int = 4_000_000) -> bytes:
+    """Frames of shape (frames, height, width, 3) as H.264 in MP4.
+
+    Parameters
+    ----------
+    fps
+        Frames per second.
+    bit_rate
+        Mean bits per second that the encoder aims at.
+
+    Raises
+    ------
+    CodecError
+        If there is no ``libx264``.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = _stream(container, "libx264", Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", bit_rate
+        stream.options = {"preset": "veryfast", "threads": "1"}  # the same bytes on any machine
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def opus(samples: NDArray[np.int16], bit_rate: int = 24_000) -> bytes:
+    """Samples at 16 kHz as Opus in Ogg; CodecError if there is no ``libopus``."""
+    return _sound(samples, "libopus", "ogg", "s16", bit_rate)
+
+
+def flac(samples: NDArray[np.int16]) -> bytes:
+    """Samples at 16 kHz as FLAC, without loss."""
+    return _sound(samples, "flac", "flac", "s16", None)
+
+
+def _sound(
+    samples: NDArray[np.int16], codec: str, container_format: str, layout: str, bit_rate: int | None
+) -> bytes:
+    buffer, rate = io.BytesIO(), int(AUDIO_HZ)
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = _stream(container, codec, rate)
+        stream.layout, stream.format = "mono", layout
+        if bit_rate:
+            stream.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray(samples[None], format=layout, layout="mono")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _stream(container: av.container.OutputContainer, codec: str, rate: int | Fraction):  # type: ignore[no-untyped-def]
+    try:
+        return container.add_stream(codec, rate=rate)
+    except (ValueError, av.FFmpegError) as error:
+        raise CodecError(f"this PyAV has no encoder {codec}: {error}") from error
+
+
+def decoded(data: bytes) -> NDArray[np.generic]:
+    """Frames (frames, height, width, 3) or samples (samples,) of what was compressed."""
+    with av.open(io.BytesIO(data), "r") as container:
+        if container.streams.video:
+            return np.stack(
+                [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            )
+        to_16_khz = av.AudioResampler("s16", "mono", int(AUDIO_HZ))
+        frames = [
+            part.to_ndarray()[0]
+            for frame in [*container.decode(audio=0), None]
+            for part in to_16_khz.resample(frame)
+        ]
+        return np.concatenate(frames)
+
+
+def read_image(path: Path) -> Item:
+    """A picture in any format that Pillow reads; ValueError if it is none."""
+    try:
+        with Image.open(path) as image:
+            return Item("image", np.asarray(image.convert("RGB")).copy())
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: no picture that can be read") from None
+
+
+def read_audio(path: Path) -> Item:
+    """Sound in any format that FFmpeg reads, at 16 kHz and in mono; ValueError if it is none."""
+    samples = _decoded(path)
+    if samples.ndim != 1:
+        raise ValueError(f"{path}: a video; give it as one")
+    return Item("audio", samples)
+
+
+def read_video(path: Path, fps: float) -> Item:
+    """A video in any format that FFmpeg reads, of which ``fps`` frames a second are kept.
+
+    Raises ValueError if it is none, or has fewer frames than that.
+    """
+    with _opened(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path}: no video in it")
+        rate = float(container.streams.video[0].average_rate or 0)
+    if not 0 < fps <= rate:
+        raise ValueError(f"fps={fps:g}: {path} has {rate:g} frames a second; take fewer")
+    frames = _decoded(path)
+    kept = np.floor(np.arange(0, len(frames), rate / fps)).astype(int)
+    return Item("video", frames[kept], fps)
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    try:
+        return av.open(str(path), "r")
+    except av.error.InvalidDataError:
+        raise ValueError(f"{path}: nothing that FFmpeg can read") from None
+
+
+def _decoded(path: Path) -> np.ndarray:
+    _opened(path).close()  # says in plain words what is wrong
+    return decoded(path.read_bytes())

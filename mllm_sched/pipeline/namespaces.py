@@ -16,8 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from mllm_sched.pipeline.link import Passed
-from mllm_sched.pipeline.shaping import BURST_BYTES
+from mllm_sched.pipeline.link import BURST_BYTES, Passed
 
 QUEUE_MS = 200  # what tbf lets wait before it drops: a short uplink buffer
 PORT = 50051

@@ -1,13 +1,15 @@
-"""Options of the programs that run a node or ask one; nothing heavy is imported for them."""
+"""Options and limits of programs that run a node or ask one; nothing heavy is imported for them."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mllm_sched.pipeline.security import Security
+
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 REQUESTS = 8
@@ -60,3 +62,36 @@ def security_of(options: argparse.Namespace) -> Security:
     file = options.token_file
     token = file.read_text().strip() if file else None
     return Security(token, options.certificate, options.key, options.authority)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a node takes upon itself.
+
+    Attributes
+    ----------
+    requests
+        At a time; one more is refused with RESOURCE_EXHAUSTED.
+    bytes
+        Of one message.
+    new_tokens
+        Of one answer.
+    idle_s
+        That an upload may pause in all.
+    answer_s
+        For a request without a deadline, or with a later one.
+    """
+
+    requests: int = REQUESTS
+    bytes: int = MESSAGE_BYTES
+    new_tokens: int = 1024
+    idle_s: float = 30.0
+    answer_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """How much slower than this machine the imitated device is; 1 for this machine itself."""
+
+    encoders: float = 1.0
+    llm: float = 1.0

@@ -134,7 +134,7 @@ class NodeProcess(ServiceProcess):
     Parameters
     ----------
     options
-        Of ``python -m mllm_sched.pipeline.serve``.
+        Of ``python -m mllm_sched.pipeline.llm_server``.
     port
         To listen on; 0 takes a free one, and the same again after a restart.
     inside
@@ -147,7 +147,9 @@ class NodeProcess(ServiceProcess):
     """
 
     def __init__(self, *options: str, port: int = 0, inside: Sequence[str] = ()) -> None:
-        super().__init__(sys.executable, "-m", "mllm_sched.pipeline.serve", *options, inside=inside)
+        super().__init__(
+            sys.executable, "-m", "mllm_sched.pipeline.llm_server", *options, inside=inside
+        )
         self._port = port
 
     def _whole_command(self) -> Sequence[str]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from mllm_sched.pipeline.encoders import CHECKPOINT
-from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
+from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 
 
 def markers_of(half: EncoderHalf | LanguageHalf) -> dict[str, int]:

@@ -17,7 +17,7 @@ from grpc_health.v1.health import aio as health
 
 from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.pipeline.jobs import RefusedError
-from mllm_sched.pipeline.limits import Limits
+from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire_header import MismatchError

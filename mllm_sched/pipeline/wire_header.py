@@ -13,6 +13,8 @@ from mllm_sched.tasks import MODALITIES
 VERSION = 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_ID = 64
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+SCALE_BYTES = 4  # of each row in int8
 
 
 class WireError(ValueError):
@@ -155,3 +157,18 @@ def _check_names(fields: dict[str, Any], kind: Any, what: str) -> None:
     wanted = set(kind.__dataclass_fields__)
     if wrong := set(fields) ^ wanted:
         raise WireError(f"{what}: fields {', '.join(sorted(wrong))[:100]} missing or unknown")
+
+
+def wire_bytes(rows: int, width: int, wire: str) -> int:
+    """Bytes of the features of an item, without the header.
+
+    Examples
+    --------
+    >>> wire_bytes(576, 4096, "float16")
+    4718592
+    >>> wire_bytes(576, 1024, "int8")
+    592128
+    """
+    if wire not in VALUE_BYTES:
+        raise ValueError(f"wire={wire!r}: expected one of {', '.join(WIRE_TYPES)}")
+    return rows * (width * VALUE_BYTES[wire] + (SCALE_BYTES if wire == "int8" else 0))

@@ -17,10 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from mllm_sched.pipeline.architectures import architecture_of
-from mllm_sched.pipeline.qwen import QwenVision
-from mllm_sched.pipeline.requests import Item
-from mllm_sched.pipeline.wire_types import WIRE_TYPES, wire_bytes
+from mllm_sched.pipeline.architectures import QwenVision, architecture_of
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item
+from mllm_sched.pipeline.wire_header import wire_bytes
 from mllm_sched.study.input_sizes import RESIZED, SEEN_FPS, samples, seen_frames
 
 # Models that pool their features to a few tokens; they are no part of the pipeline here.

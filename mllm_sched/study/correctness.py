@@ -13,15 +13,13 @@ from torch import Tensor
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.halves import EncoderHalf
 from mllm_sched.pipeline.monolithic import monolithic
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
 from mllm_sched.pipeline.small_models import build
-from mllm_sched.pipeline.split import split
+from mllm_sched.pipeline.split import EncoderHalf, split
 from mllm_sched.pipeline.wire import pack
-from mllm_sched.pipeline.wire_types import WIRE_TYPES
 
 # Every supported architecture with what it takes; the last takes all at once.
 MODELS: Mapping[str, tuple[tuple[str, ...], ...]] = {

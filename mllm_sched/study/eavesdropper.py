@@ -18,10 +18,10 @@ from safetensors.torch import load
 from sklearn.linear_model import Ridge
 
 from mllm_sched.pipeline import media
+from mllm_sched.pipeline.architectures import QwenVision
 from mllm_sched.pipeline.checkpoints import load_encoders
-from mllm_sched.pipeline.halves import EncoderHalf
-from mllm_sched.pipeline.qwen import QwenVision
 from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.split import EncoderHalf
 from mllm_sched.pipeline.wire import pack, read_parts
 from mllm_sched.study.input_sizes import psnr_db
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mllm_sched.pipeline import codecs, media
+from mllm_sched.pipeline import media
 
 AUDIO_S, VIDEO_S, VIDEO_FPS, SEEN_FPS = 10.0, 2.0, 25.0, 2.0
 RESIZED, RESIZED_SIDE = "raw RGB, as the encoder sees it", 336  # CLIP's tower in LLaVA
@@ -40,8 +40,8 @@ def input_sizes() -> pd.DataFrame:
     image, audio, video = samples()
     flower, seen = media.photograph("flower"), seen_frames(video)
     resized = media.photograph("china", RESIZED_SIDE, RESIZED_SIDE)
-    frames = [codecs.jpeg(frame) for frame in seen]
-    stream = codecs.h264(video, VIDEO_FPS)
+    frames = [media.jpeg(frame) for frame in seen]
+    stream = media.h264(video, VIDEO_FPS)
     rows = [
         ("image", "raw RGB", False, image.nbytes, np.nan),
         ("image", RESIZED, False, resized.nbytes, np.nan),
@@ -49,12 +49,12 @@ def input_sizes() -> pd.DataFrame:
         _jpeg_row("JPEG, quality 75", image, 75),
         _jpeg_row("JPEG, quality 75, flower", flower, 75),
         ("audio", "PCM, 16 bit", False, audio.nbytes, np.nan),
-        ("audio", "FLAC", True, len(codecs.flac(audio)), np.nan),
-        ("audio", "Opus, 24 kbit/s", True, len(codecs.opus(audio)), np.nan),
+        ("audio", "FLAC", True, len(media.flac(audio)), np.nan),
+        ("audio", "Opus, 24 kbit/s", True, len(media.opus(audio)), np.nan),
         ("video", "raw RGB, all frames", False, video.nbytes, np.nan),
         ("video", "raw RGB, frames seen", False, seen.nbytes, np.nan),
         _row("video", "JPEG, frames seen", b"".join(frames), np.stack(_shown(frames)), seen),
-        _row("video", "H.264, 4 Mbit/s", stream, codecs.decoded(stream), video),
+        _row("video", "H.264, 4 Mbit/s", stream, media.decoded(stream), video),
     ]
     return pd.DataFrame(rows, columns=["item", "form", "compressed", "bytes", "psnr_db"])
 
@@ -64,7 +64,7 @@ def _shown(files: list[bytes]) -> list[NDArray[np.uint8]]:
 
 
 def _jpeg_row(form: str, image: NDArray, quality: int) -> tuple[object, ...]:
-    file = codecs.jpeg(image, quality)
+    file = media.jpeg(image, quality)
     return _row("image", form, file, _shown([file])[0], image)
 
 

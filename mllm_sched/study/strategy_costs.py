@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.pipeline import codecs, media
-from mllm_sched.pipeline.wire_types import wire_bytes
+from mllm_sched.pipeline import media
+from mllm_sched.pipeline.wire_header import wire_bytes
 from mllm_sched.pipeline.work import read_work
 from mllm_sched.study.accelerators import A100, ORIN, PRECISIONS, Accelerator
 
@@ -72,9 +72,9 @@ INPUTS = ("raw", "as the encoder sees it", "compressed")
 def _compressed_bytes() -> tuple[int, ...]:
     frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
     return (
-        len(codecs.jpeg(media.photograph("china"))),
-        len(codecs.opus(media.speech_like(30.0))),
-        sum(len(codecs.jpeg(frame)) for frame in frames),
+        len(media.jpeg(media.photograph("china"))),
+        len(media.opus(media.speech_like(30.0))),
+        sum(len(media.jpeg(frame)) for frame in frames),
     )
 
 

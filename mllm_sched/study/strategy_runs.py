@@ -28,7 +28,7 @@ from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.strategies import Outcome, run
 from mllm_sched.pipeline.wire import pack
-from mllm_sched.pipeline.wire_types import wire_bytes
+from mllm_sched.pipeline.wire_header import wire_bytes
 from mllm_sched.study.break_even import shapes_of
 from mllm_sched.study.strategy_tables import in_ms
 

@@ -1,36 +1,86 @@
-"""A node of the pipeline: encoders, an LLM, or both, behind gRPC.
+"""A node of the pipeline as a process: encoders, an LLM, or both, behind gRPC.
 
 The LLM server is a node with the language half, an edge device one with the encoders' half; with
-both, a node answers raw requests alone, as All Edge and All Remote want it.
+both, a node answers raw requests alone, as All Edge and All Remote want it. A model's work is done
+by a single thread, in the order in which it came.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
+import os
+import sys
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
+import torch
 from safetensors.torch import save
 
-from mllm_sched.pipeline.compute import Compute
-from mllm_sched.pipeline.halves import EncoderHalf, LanguageHalf
+from mllm_sched.endings import end_with
+from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.limits import Limits, Slowdown
+from mllm_sched.pipeline.options import Limits, Slowdown, add_options, check_options, security_of
 from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
 from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
-from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.service import abort, code_of, deadline_of
-from mllm_sched.pipeline.wire import Message, pack, unpack
+from mllm_sched.pipeline.security import Security, check_host
+from mllm_sched.pipeline.service import abort, code_of, deadline_of, serve
+from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
+from mllm_sched.pipeline.wire import Message, Rules, pack, unpack
 from mllm_sched.pipeline.wire_header import WireError
-from mllm_sched.pipeline.wire_rules import Rules
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """A result, the seconds it took, and the seconds it waited for other work before."""
+
+    result: Result
+    busy_s: float
+    wait_s: float
+
+
+class Compute:
+    """The thread. Requests take turns token by token, so none waits for another's whole answer."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+    async def run(self, work: Callable[[], Result], slowdown: float = 1.0) -> Done[Result]:
+        """Do the work.
+
+        Parameters
+        ----------
+        slowdown
+            At least 1. A slower device is imitated by a pause after the work, so that it takes
+            that many times as long; what it then takes is *scaled*, not measured.
+        """
+        asked_s = time.perf_counter()
+
+        def timed() -> Done[Result]:
+            begun_s = time.perf_counter()
+            result = work()
+            busy_s = time.perf_counter() - begun_s
+            time.sleep((slowdown - 1.0) * busy_s)
+            return Done(result, time.perf_counter() - begun_s, begun_s - asked_s)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+
+    def close(self) -> None:
+        """End the thread once the work at hand is done."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
@@ -244,3 +294,61 @@ class Node(rpc.NodeServicer):
     async def _admit(self, context: Any) -> None:
         if not self.security.allows(context.invocation_metadata()):
             await context.abort(Status.UNAUTHENTICATED, "no token, or a wrong one")
+
+
+def run_node(
+    options: argparse.Namespace, *, encoders: Sequence[str] | None = None, language: bool = True
+) -> None:
+    """Load the halves and serve them.
+
+    Parameters
+    ----------
+    encoders
+        Modalities to hold encoders for, all if empty; None for no encoders.
+    language
+        Whether to hold the LLM.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    check_options(options)
+    security = security_of(options)
+    check_host(options.host, security, is_open=options.open)
+    torch.set_num_threads(options.threads)
+    what = {"seed": options.seed, "dtype": options.dtype}
+    edge = None if encoders is None else load_encoders(options.model, encoders, **what)
+    llm = load_language(options.model, **what) if language else None
+    for half, held in (("encoders", edge), ("LLM", llm)):
+        if held:
+            print(f"{half}: {held.memory_bytes / 1e6:.1f} MB of weights", file=sys.stderr)
+
+    async def main() -> None:
+        node = Node(
+            options.model,
+            edge,
+            llm,
+            limits=Limits(options.limit, options.max_bytes, idle_s=options.idle),
+            slowdown=Slowdown(options.encoders_slowdown, options.llm_slowdown),
+            security=security,
+        )
+        await serve(node, options.host, options.port)
+
+    asyncio.run(main())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve a node with any halves; what ``mllm-sched serve-llm`` and ``edge`` are made of."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    add_options(parser)
+    parser.add_argument(
+        "--encoders", nargs="*", metavar="MODALITY", help="hold these; all if empty"
+    )
+    parser.add_argument("--no-llm", action="store_true", help="hold no LLM")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process has ended")
+    options = parser.parse_args(argv)
+    if options.parent:
+        end_with(options.parent)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    run_node(options, encoders=options.encoders, language=not options.no_llm)
+
+
+if __name__ == "__main__":
+    main()
