@@ -30,11 +30,10 @@ import pandas as pd
 from mllm_sched.edge.config import AgentConfig, read_config
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_schema import open_reader
-from mllm_sched.edge.keeper import Keeper
 from mllm_sched.edge.load import User, keep_asking
-from mllm_sched.edge.replay import play
+from mllm_sched.edge.recovery import play
 from mllm_sched.edge.run_agent import open_runtime_of, spec_of
-from mllm_sched.edge.system import LocalSystem
+from mllm_sched.edge.system import LocalSystem, Supervisor
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import END
@@ -72,7 +71,7 @@ def run(
         users = [User(name, system.client(name), item, DEADLINE_S, NEW_TOKENS) for name in names]
         over = threading.Event()
         tables: list[pd.DataFrame] = []
-        with Keeper(system.processes) as keeper:
+        with Supervisor(system.processes) as keeper:
             asking = threading.Thread(target=lambda: tables.append(until(users, over, seed)))
             asking.start()
             killed = kill(system, kills, np.random.default_rng(seed))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mllm_sched import paths
+
 Service = tuple[type[Any], Callable[[Any], str], Callable[[Any], None]]
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -90,7 +92,7 @@ def _users(options: argparse.Namespace) -> None:
 
 
 def _journal(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.journal_export import export
+    from mllm_sched.edge.journal_table import export
 
     written = export(options.file, options.out, complete=options.complete)
     print(f"{written.path}: {written.rows} measurements")
@@ -102,6 +104,4 @@ def _journal(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.dashboard import as_text
-
-    print(as_text(), end="")
+    print((paths.PACKAGE / "edge" / "grafana.json").read_text(), end="")

@@ -21,7 +21,7 @@ from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.service import BEHALF
 from mllm_sched.edge.users import Users

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import grpc
 
-from mllm_sched.edge.ports import free_port
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import accepting
+from mllm_sched.edge.system import free_port
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.options import Limits

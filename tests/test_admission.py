@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.edge.admission import FORGOTTEN_S, Admission, LetIn
-from mllm_sched.edge.entries import Entry
-from mllm_sched.edge.fair_queue import FairQueue
+from mllm_sched.edge.ewma import KINDS, LEAP, MEMORY, Running
+from mllm_sched.edge.fair_queue import Entry, FairQueue
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.running import KINDS, LEAP, MEMORY, Running
 
 
 def measured(encode_s=0.5, answer_s=1.0, times=20, **settings):

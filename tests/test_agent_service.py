@@ -22,8 +22,7 @@ from edge_fakes import until
 from mllm_sched.edge.batch_sizes import LOOKS
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Encoded
-from mllm_sched.edge.user import User
-from mllm_sched.edge.users import Users
+from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline import service
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Limits

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.edge.batch_sizes import LONGEST_REST, LOOKS, REST, BatchSizes
-from mllm_sched.edge.running import KINDS
+from mllm_sched.edge.ewma import KINDS
 
 
 def slow(sizes, size, times=LOOKS):

@@ -20,7 +20,7 @@ from mllm_sched.edge.encoder_process import Prepared
 from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.runtime import Encoded
 from mllm_sched.pipeline.requests import Layout, Part
 

@@ -15,10 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mllm_sched import ArmSpace, Factor, paths
-from mllm_sched.edge import families, scrape
-from mllm_sched.edge.dashboard import as_text, dashboard
-from mllm_sched.edge.metrics import FrontMetrics, Metrics
-from mllm_sched.edge.scrape import MetricsServer
+from mllm_sched.edge import monitor
+from mllm_sched.edge.monitor import FrontMetrics, Metrics, MetricsServer
 from mllm_sched.schedulers.decision import Decision
 
 SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30])])
@@ -190,11 +188,11 @@ def test_agents_in_one_process_count_for_themselves():
 
 def test_names_follow_the_conventions_of_prometheus():
     units = {"seconds", "joules", "bytes"}
-    for family in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES):
+    for family in (*monitor.AGENT_FAMILIES, *monitor.FRONT_FAMILIES):
         assert str(family).startswith("mllm_sched_") and family.says.endswith(".")
-        assert (family.kind is families.Counter) == str(family).endswith("_total")
+        assert (family.kind is monitor.Counter) == str(family).endswith("_total")
         assert not re.search(r"_(ms|s|j|mj|kb|mb)(_|$)", str(family))
-        if family.kind is families.Histogram:
+        if family.kind is monitor.Histogram:
             assert units & set(str(family).split("_"))
     names = [name for metrics in used() for name, *_ in samples(metrics)]
     assert not [name for name in names if name.endswith("_created")]
@@ -331,7 +329,7 @@ def drip(client):
 def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
     server = MetricsServer(Metrics(SPACE).registry, request_s=0.8)
     address = ("127.0.0.1", server.port)
-    clients = [socket.create_connection(address, timeout=60) for _ in range(scrape.AT_ONCE)]
+    clients = [socket.create_connection(address, timeout=60) for _ in range(monitor.AT_ONCE)]
     late = socket.create_connection(address, timeout=60)
     assert late.recv(1) == b""
     for client in clients:
@@ -347,14 +345,13 @@ def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
     server.close()
 
 
+def dashboard():
+    """The dashboard as `mllm-sched dashboard` prints it."""
+    return json.loads((paths.PACKAGE / "edge" / "grafana.json").read_text())
+
+
 def panels():
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
-
-
-def test_the_dashboard_in_the_repository_is_the_one_that_is_made():
-    file = paths.ROOT / "mllm_sched" / "edge" / "grafana.json"
-    assert file.read_text() == as_text(), "python -m mllm_sched.edge.dashboard > that file"
-    assert json.loads(as_text()) == dashboard()
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap():
@@ -399,11 +396,11 @@ def test_panels_and_alerts_ask_for_metrics_that_exist_and_leave_none_out():
     }
     alerts = (paths.ROOT / "mllm_sched" / "edge" / "alerts.yml").read_text()
     assert shown | set(RAW.findall(alerts)) <= there
-    for family in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES):
+    for family in (*monitor.AGENT_FAMILIES, *monitor.FRONT_FAMILIES):
         assert any(name.startswith(str(family)) for name in shown), family
 
 
 def test_the_page_on_monitoring_names_every_metric():
     page = (paths.ROOT / "docs" / "monitoring.md").read_text()
-    every = {str(each) for each in (*families.AGENT_FAMILIES, *families.FRONT_FAMILIES)}
+    every = {str(each) for each in (*monitor.AGENT_FAMILIES, *monitor.FRONT_FAMILIES)}
     assert {name for name in every if f"`{name.removeprefix('mllm_sched_')}`" not in page} == set()

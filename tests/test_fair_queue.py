@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from mllm_sched.edge.entries import Entry, QueueFull
-from mllm_sched.edge.fair_queue import FairQueue
+from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 
 COSTS = st.sampled_from([0.125, 0.25, 0.5, 1.0])  # exact in binary, so that turns may be equal
 WEIGHTS = {"ann": 1.0, "bob": 2.0, "eve": 0.5, "dan": 1.0}

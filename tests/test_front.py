@@ -29,11 +29,11 @@ from edge_fakes import (
 
 from mllm_sched.edge import agent_link, placement
 from mllm_sched.edge.agents import Agents
-from mllm_sched.edge.calls import Calls
 from mllm_sched.edge.config import ConfigError, read_config
 from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
-from mllm_sched.edge.metrics import FrontMetrics
+from mllm_sched.edge.gate import Calls
+from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.run_front import explain
 from mllm_sched.edge.users import User, Users

@@ -20,7 +20,7 @@ from journals import FACTS, SPACE, spec, taken, work
 from mllm_sched import Task
 from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError, read_journal
-from mllm_sched.edge.journal_export import export
+from mllm_sched.edge.journal_table import export
 from mllm_sched.edge.learner import Learner
 from mllm_sched.measurement import TableError, read_table, write_table
 

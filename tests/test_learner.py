@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from journals import FACTS, SPACE, alike, as_after_a_crash, spec, taken, work
 
 from mllm_sched import Factor
-from mllm_sched.edge import replay, standing
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB
@@ -226,7 +225,7 @@ def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, c
         raise ValueError("does not fit this version")
 
     with monkeypatch.context() as patch:
-        patch.setattr(replay, "unpacked", unreadable)
+        patch.setattr(recovery.Scheduler, "from_bytes", unreadable)
         with Journal(path) as journal, caplog.at_level(logging.WARNING):
             learner = Learner(journal, spec())
             assert "does not fit this version" in caplog.text
@@ -323,7 +322,7 @@ def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path
 
 
 def test_arms_of_the_tasks_measured_last_alone_are_remembered(path, monkeypatch):
-    monkeypatch.setattr(standing, "MEASURED", 5)
+    monkeypatch.setattr(recovery, "MEASURED", 5)
     with Journal(path) as journal:
         learner = Learner(journal, spec("ucb"))
         work(learner, 8)

@@ -1,5 +1,6 @@
 """Prometheus itself scrapes an agent and a front, asks what the dashboard asks, and alerts."""
 
+import json
 import math
 import re
 import subprocess
@@ -10,8 +11,7 @@ from prometheus_server import Prometheus, programs
 from waiting import until
 
 from mllm_sched import ArmSpace, paths
-from mllm_sched.edge.dashboard import dashboard
-from mllm_sched.edge.metrics import FrontMetrics, Metrics
+from mllm_sched.edge.monitor import FrontMetrics, Metrics
 from mllm_sched.schedulers.decision import Decision
 
 pytestmark = pytest.mark.slow
@@ -93,6 +93,10 @@ def test_samples_arrive_with_the_values_that_were_told(watched):
     assert value("mllm_sched_limit_seconds") == 0.2
     assert value('mllm_sched_front_placed_total{agent="edge-1"}') == 2 * TASKS
     assert value("count(mllm_sched_arm_chosen_total)") == len(SPACE)
+
+
+def dashboard():
+    return json.loads((paths.PACKAGE / "edge" / "grafana.json").read_text())
 
 
 def queries():

@@ -15,8 +15,8 @@ from journals import FACTS, SPACE, spec, taken
 from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge import siblings
 from mllm_sched.edge.agent_talk import AgentTalk
-from mllm_sched.edge.experience import experience
 from mllm_sched.edge.journal import Journal
+from mllm_sched.edge.journal_summary import experience
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.scheduler_spec import SchedulerSpec

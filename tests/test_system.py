@@ -16,9 +16,8 @@ from test_security import written
 from waiting import until
 
 from mllm_sched.edge.journal import read_journal
-from mllm_sched.edge.keeper import Keeper
 from mllm_sched.edge.load import User, jain, keep_asking
-from mllm_sched.edge.system import LocalSystem
+from mllm_sched.edge.system import LocalSystem, Supervisor
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.media import photograph
@@ -153,7 +152,7 @@ def test_whatever_is_killed_is_missed_by_nobody_and_nothing_acknowledged_is_lost
     system, _ = running
     remembered = []
     users = [asking(name, remembered=remembered) for name in USERS]
-    with Keeper(system.processes) as keeper:
+    with Supervisor(system.processes) as keeper:
         thread, done = in_the_meantime(keep_asking, users, seconds=5.0)
         for name in ("edge-1", "server", "front", "edge-2"):
             time.sleep(1.0)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from mllm_sched.edge import users as module
 from mllm_sched.edge.gate import Gate
 from mllm_sched.edge.refusals import REASONS, Refusal
-from mllm_sched.edge.user import User
-from mllm_sched.edge.users import LONGEST_TOKEN, Users, add, new_token
+from mllm_sched.edge.users import LONGEST_TOKEN, User, Users, add, new_token
 
 
 def digest(token):

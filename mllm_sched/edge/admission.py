@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 
-from mllm_sched.edge.entries import Entry
+from mllm_sched.edge.ewma import LEAP, Running, RunningByKind
+from mllm_sched.edge.fair_queue import Entry
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.running import LEAP, Running, RunningByKind
 
 TOO_SHORT_S = 0.1  # a predicted wait that a single call under way may double
 FORGOTTEN_S = 30.0  # without a wait, after which waits are taken as predicted again

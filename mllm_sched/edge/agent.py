@@ -21,7 +21,7 @@ from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError
 from mllm_sched.edge.journal_desk import JournalDesk
 from mllm_sched.edge.logs import say
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.pending import Pending
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from mllm_sched.edge.agent import Agent
-from mllm_sched.edge.experience import experience
+from mllm_sched.edge.journal_summary import experience
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.pipeline.pieces import PIECE_BYTES

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from mllm_sched.edge.agent_link import Agent
 from mllm_sched.edge.logs import say
-from mllm_sched.edge.metrics import FrontMetrics
+from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.pipeline.security import Security
 
 log = logging.getLogger(__name__)

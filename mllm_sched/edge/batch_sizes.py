@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from itertools import takewhile
 
-from mllm_sched.edge.running import KINDS, RunningByKind
+from mllm_sched.edge.ewma import KINDS, RunningByKind
 
 LOOKS = 3  # calls of a size before it is judged
 REST, LONGEST_REST = 64, 4096  # calls of a kind before a size that was too slow is tried again

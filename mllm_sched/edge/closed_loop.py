@@ -22,7 +22,7 @@ from mllm_sched.arms import Arm, Factor, Level
 from mllm_sched.edge.journal import JournalError
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.logs import say
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.runtime import Encoded, Prepared, Runtime
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb

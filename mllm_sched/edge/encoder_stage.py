@@ -13,7 +13,7 @@ from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.batch_sizes import BatchSizes
 from mllm_sched.edge.closed_loop import ClosedLoop, Done
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.pending import Pending, Turn
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared

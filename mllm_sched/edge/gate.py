@@ -1,13 +1,91 @@
-"""How much each user may ask: so many requests a second, and so many at once."""
+"""How much each user may ask: requests a second, requests at once, open calls, and memory."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User
+
+
+class Calls:
+    """Open calls of every user: those that bring a request, and those that follow an answer.
+
+    A caller whose connection broke comes again before the broken call is noticed, so that a user
+    may have twice as many as requests, and two more.
+    """
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, user: User) -> Iterator[None]:
+        """One more, for the length of the block.
+
+        Raises
+        ------
+        Refusal
+            ``at-once``, if the user has too many.
+        """
+        if self._open[user.name] >= (most := 2 * user.at_once + 2):
+            raise Refusal("at-once", f"{most} calls of {user.name} are open")
+        self._open[user.name] += 1
+        try:
+            yield
+        finally:
+            self._open[user.name] -= 1
+            if not self._open[user.name]:
+                del self._open[user.name]
+
+
+class HeldBytes:
+    """A bound on what is held at once.
+
+    A user may hold at most as much as then stays free: one alone half of it, two a third each, and
+    there is always something left for one who comes later.
+
+    Parameters
+    ----------
+    limit
+        Bytes in all.
+
+    Examples
+    --------
+    >>> held = HeldBytes(100)
+    >>> held.take("ann", 40), held.take("ann", 20), held.take("bob", 30)
+    (True, False, True)
+    >>> held.give("ann", 40)
+    >>> held.take("bob", 5), held.total
+    (True, 35)
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._by_user: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Bytes held now."""
+        return self._by_user.total()
+
+    def take(self, user: str, size: int) -> bool:
+        """Hold so many more bytes for a user, if there is room for that."""
+        if self._by_user[user] + size > self.limit - self.total - size:
+            return False
+        self._by_user[user] += size
+        return True
+
+    def give(self, user: str, size: int) -> None:
+        """So many bytes of a user are held no longer."""
+        self._by_user[user] -= size
+        if not self._by_user[user]:
+            del self._by_user[user]
+
 
 _ROUNDING_S = 1e-6  # of sums of clock readings
 

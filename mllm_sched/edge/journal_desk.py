@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from mllm_sched.edge.journal import Journal, JournalError, StoredAnswer
-from mllm_sched.edge.journal_records import digest
-from mllm_sched.edge.journal_schema import errors_named
+from mllm_sched.edge.journal_schema import digest, errors_named
 from mllm_sched.edge.logs import say
 
 log = logging.getLogger(__name__)

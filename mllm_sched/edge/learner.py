@@ -13,11 +13,17 @@ import pandas as pd
 
 from mllm_sched.arms import Arm
 from mllm_sched.edge.journal import Event, Journal, JournalError
-from mllm_sched.edge.journal_records import Snapshot, finite
-from mllm_sched.edge.journal_schema import broken
-from mllm_sched.edge.replay import begun_with, lesson, play, relearned, restored
+from mllm_sched.edge.journal_schema import Snapshot, broken, finite
+from mllm_sched.edge.recovery import (
+    INTERRUPTED,
+    RecoveryState,
+    begun_with,
+    lesson,
+    play,
+    relearned,
+    restored,
+)
 from mllm_sched.edge.scheduler_spec import SchedulerSpec
-from mllm_sched.edge.standing import INTERRUPTED, Standing
 from mllm_sched.schedulers import Decision, Scheduler
 from mllm_sched.schedulers.base import Context
 
@@ -83,7 +89,7 @@ class Learner:
     ) -> None:
         self.journal, self.spec, self.snapshot_every = journal, spec, snapshot_every
         self.scheduler: Scheduler
-        self._standing = Standing()
+        self._standing = RecoveryState()
         self._stale = False  # whether memory may be ahead of the journal
         self._last = self._covered = 0  # events: written, and in the last snapshot
         with journal.lock:
@@ -260,7 +266,7 @@ class Learner:
         if snapshot is None:
             raise broken(self.journal.path, "it has no snapshot")
         events = list(self.journal.events(snapshot.after))
-        self._standing = Standing.of(snapshot.standing)
+        self._standing = RecoveryState.of(snapshot.standing)
         self._covered = self._last = snapshot.after
         for event in events:
             self._standing.follow(event)

@@ -22,10 +22,10 @@ from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.fair_queue import FairQueue
 from mllm_sched.edge.journal import Journal, JournalError
-from mllm_sched.edge.journal_view import count_measured, read_spec
+from mllm_sched.edge.journal_table import count_measured, read_spec
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
-from mllm_sched.edge.metrics import Metrics
+from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
 from mllm_sched.edge.runtime import Runtime, open_runtime
 from mllm_sched.edge.scheduler_spec import differences

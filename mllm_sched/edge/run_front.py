@@ -10,7 +10,7 @@ from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
 from mllm_sched.edge.logs import say
-from mllm_sched.edge.metrics import FrontMetrics
+from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.service import serve
 

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from mllm_sched.edge.calls import Calls
-from mllm_sched.edge.gate import Gate
-from mllm_sched.edge.held_bytes import HeldBytes
+from mllm_sched.edge.gate import Calls, Gate, HeldBytes
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot

@@ -1,8 +1,17 @@
-"""A whole running system on this machine, as child processes: for experiments and tests."""
+"""A whole running system on this machine, as child processes: for experiments and tests.
+
+``Supervisor`` starts processes again that ended by themselves, as systemd or Kubernetes would.
+"""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import os
+import socket
 import sys
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +19,108 @@ from typing import Any
 
 import yaml
 
-from mllm_sched.edge.ports import free_port
+from mllm_sched.edge.logs import say
 from mllm_sched.edge.users import add
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
 from mllm_sched.pipeline.security import Security
+
+FIRST = 10_000  # below are those that well-known services use
+BLOCK = 64  # of a process's own, roughly
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_drawn = itertools.count()
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on, another with every call.
+
+    It lies below those that the system gives to every connection and to whoever asks for any port,
+    so that none of these takes it before its service listens, or while that is down. Processes
+    begin at different places, so that two that ask at once hardly get the same.
+    """
+    places = _first_ephemeral() - FIRST
+    begin = os.getpid() * BLOCK
+    for _ in range(max(places, 0)):
+        port = FIRST + (begin + next(_drawn)) % places
+        if _is_free(port):
+            return port
+    raise OSError(f"no free port from {FIRST} to {FIRST + places}")
+
+
+def _first_ephemeral() -> int:
+    try:
+        return int(_RANGE.read_text().split()[0])
+    except OSError:
+        return 32768  # Linux's own choice; other systems begin higher
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+PAUSE_S = 0.5  # after a start that failed
+
+
+class Supervisor:
+    """Keeps processes up while its block lasts.
+
+    Parameters
+    ----------
+    processes
+        By name, running.
+
+    Attributes
+    ----------
+    restarts
+        How often each was started again.
+    failed_starts
+        How often each ended before it listened; it is tried again, for ever.
+    """
+
+    def __init__(self, processes: Mapping[str, ServiceProcess]) -> None:
+        self.restarts: Counter[str] = Counter()
+        self.failed_starts: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._keep, args=pair) for pair in processes.items()
+        ]
+
+    def __enter__(self) -> Supervisor:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _keep(self, name: str, process: ServiceProcess) -> None:
+        while not self._over.wait(LOOK_S):
+            if not process.alive:
+                self._start(name, process)
+
+    def _start(self, name: str, process: ServiceProcess) -> None:
+        process.kill()  # what is left of it
+        try:
+            process.start()
+        except (RuntimeError, OSError) as error:
+            self.failed_starts[name] += 1
+            say(log, "start-failed", "warning", process=name, why=str(error))
+            self._over.wait(PAUSE_S)
+        else:
+            self.restarts[name] += 1
+
 
 FRONT = "front"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllm_sched.edge.journal_view import FIRST, LAST, read_journal
+from mllm_sched.edge.journal_table import FIRST, LAST, read_journal
 
 RECENT = 20_000  # measurements that are looked at, the last ones
 QUANTITIES = ["latency_s", "energy_j"]

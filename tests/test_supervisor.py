@@ -6,7 +6,7 @@ import sys
 
 from waiting import until
 
-from mllm_sched.edge.keeper import Keeper
+from mllm_sched.edge.system import Supervisor
 from mllm_sched.pipeline.processes import ServiceProcess
 
 SLOW = """
@@ -31,7 +31,7 @@ def test_a_process_that_is_killed_while_it_starts_comes_back_all_the_same(tmp_pa
         return len(starts.read_text()) if starts.exists() else 0
 
     with ServiceProcess(sys.executable, "-c", SLOW, str(starts)) as process:
-        with Keeper({"slow": process}) as keeper:
+        with Supervisor({"slow": process}) as keeper:
             os.kill(process.pid, signal.SIGKILL)
             until(lambda: begun() == 2)
             os.kill(process.pid, signal.SIGKILL)
