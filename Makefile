@@ -191,7 +191,7 @@ proto: $(STAMP) ## Generate the gRPC code from node.proto and agent.proto
 	  mllm_sched/pipeline/proto/node.proto mllm_sched/edge/proto/agent.proto
 
 checksums: ## Rewrite data/SHA256SUMS
-	cd data && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
+	cd data && find . -type f ! -name SHA256SUMS ! -name '.*' ! -name '*.py' | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean: ## Remove what was built; .venv and results stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from journals import FACTS, SPACE, alike, as_after_a_crash, spec, taken, work
 
 from mllm_sched import Factor
+from mllm_sched.edge import recovery
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB

@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.encoders.count_work import REFERENCES, build_reference, count_work, resnet, resnet_stages
 from mllm_sched.devices.published import gpu_sweep
-from mllm_sched.pipeline.backbones import resnet, resnet_stages
-from mllm_sched.pipeline.counting import count_work
-from mllm_sched.pipeline.reference_networks import REFERENCES, build_reference
 
 # torchvision's own figures, from the weight enums of its models: num_params, and _ops, the
 # billions of multiply-adds at 520 x 520 pixels.

@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mllm_sched.pipeline.counting import DLA_LOADABLES, count_work
+from data.encoders.count_work import DLA_LOADABLES, count_work, encoder_work, write_work_table
 from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec
 from mllm_sched.pipeline.models import build_encoder
 from mllm_sched.pipeline.work import WORK_TABLE, Work, encoder_modalities, read_work
-from mllm_sched.pipeline.work_table import encoder_work, write_work_table
 
 FULL_SIZE = [name for name in ENCODERS if not name.startswith("tiny-")]
 

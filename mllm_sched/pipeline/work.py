@@ -1,6 +1,6 @@
 """What an encoder costs, whatever runs it: FLOPs, bytes moved, operators launched.
 
-The table ``data/encoders/work.csv`` is written by ``work_table.py``. Reading it needs no torch.
+``data/encoders/count_work.py`` writes the table beside it. Reading it needs no torch.
 """
 
 from __future__ import annotations
