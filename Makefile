@@ -108,11 +108,11 @@ $(WRITTEN): $(DONE)/$$(notdir $$(@D))
 # Verdicts on other parameters are shown, never written.
 $(DONE)/claims: $(SOURCES) $(FORCED) $(if $(GIVEN),force) | $(STAMP)
 	@mkdir -p $(DONE) && touch $@.begun
-	$(RUN) -m mllm_sched.study.claims $(if $(GIVEN),--print)
+	$(RUN) -m mllm_sched.experiments.claims $(if $(GIVEN),--print)
 	@mv $@.begun $@
 
 parameters: | $(STAMP)
-	@$(RUN) -m mllm_sched.study.notebook_files parameters $(MADE)/parameters \
+	@$(RUN) -m mllm_sched.experiments.notebook_files parameters $(MADE)/parameters \
 	  $(addprefix --set ,$(call quoted,$(GIVEN))) $(CHOSEN:%=notebooks/%.ipynb)
 
 # Notebooks cell by cell against their committed outputs, then their tables against the committed
@@ -155,10 +155,10 @@ notebooks: $(STAMP) ## Run the notebooks in place: outputs, results and paramete
 	for name in $(CHOSEN:%=notebooks/%.ipynb); do \
 	  MLLM_SCHED_RECORD=1 TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
 	    --coalesce-streams --ExecutePreprocessor.kernel_name=python3 $$name && \
-	  $(RUN) -m mllm_sched.study.notebook_files normalise $$name || exit; done
+	  $(RUN) -m mllm_sched.experiments.notebook_files normalise $$name || exit; done
 
 claims: $(STAMP) ## Write results/claims.csv and the tables of README and REPORT from results/
-	$(RUN) -m mllm_sched.study.claims
+	$(RUN) -m mllm_sched.experiments.claims
 
 bench: $(STAMP) ## Cost and quality of decisions; sampling power; transport; a server under overload
 	$(RUN) benchmarks/decision_cost.py

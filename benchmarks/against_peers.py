@@ -55,7 +55,7 @@ def play(game: Game) -> np.ndarray:
     import torch
     from peers import peers
 
-    from mllm_sched.study.families import FAMILIES
+    from mllm_sched.experiments.random_tables import FAMILIES
 
     torch.set_num_threads(1)
     table = FAMILIES[game.family](game.seed, game.arms)
@@ -176,8 +176,8 @@ def redraw() -> None:
     import peers_plots
 
     from mllm_sched import paths
-    from mllm_sched.study.figures import as_png, as_svg
-    from mllm_sched.study.provenance import checksum
+    from mllm_sched.experiments.plots import as_png, as_svg
+    from mllm_sched.experiments.provenance import checksum
 
     folder = paths.RESULTS / "against_peers"
     record = json.loads((folder / "provenance.json").read_text())
@@ -198,7 +198,7 @@ def main() -> None:
     from peers import peers
     from peers_cost import costs
 
-    from mllm_sched.study.provenance import save_results
+    from mllm_sched.experiments.provenance import save_results
 
     known = peers()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -33,9 +33,7 @@ from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.load import User
 from mllm_sched.edge.run_agent import open_runtime_of, spec_of
 from mllm_sched.edge.system import LocalSystem
-from mllm_sched.pipeline.media import photograph
-from mllm_sched.pipeline.requests import Item
-from mllm_sched.study.closed_loop import (
+from mllm_sched.experiments.closed_loop import (
     ADAPTIVE,
     FULL,
     INT8,
@@ -45,7 +43,9 @@ from mllm_sched.study.closed_loop import (
     numbered,
     summary,
 )
-from mllm_sched.study.provenance import as_csv, provenance
+from mllm_sched.experiments.provenance import as_csv, provenance
+from mllm_sched.pipeline.media import photograph
+from mllm_sched.pipeline.requests import Item
 
 MODEL, TASK_S = "llava-clip-b32", 0.1
 FIXED = {FULL: "float32", INT8: "int8"}

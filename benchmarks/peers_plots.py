@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
 
-from mllm_sched.study.plots import scheduler_colour, use_style
+from mllm_sched.experiments.plots import scheduler_colour, use_style
 
 # Colour and marker; those of a library share a colour.
 STYLES = {

@@ -13,9 +13,8 @@ import argparse
 import os
 from itertools import product
 
-from mllm_sched.study.ablations import PENALISED
-from mllm_sched.study.runner import Rule
-from mllm_sched.study.table_runs import Trial, play_all, summary
+from mllm_sched.experiments.random_tables import PENALISED, Trial, play_all, summary
+from mllm_sched.experiments.runner import Rule
 
 RULES = {
     "adaptive-safe-gp": {},

@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-from mllm_sched.study.claim_documents import VERDICTS
+from mllm_sched.experiments.claims import VERDICTS
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

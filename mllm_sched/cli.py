@@ -85,7 +85,7 @@ def _study(name: str) -> Callable[[argparse.Namespace], int | None]:
 
 def _claims(options: argparse.Namespace) -> int:
     paths.need_checkout()
-    from mllm_sched.study import claims
+    from mllm_sched.experiments import claims
 
     return claims.main(["--print"])
 

@@ -16,17 +16,17 @@ import pandas as pd
 from mllm_sched import paths
 from mllm_sched.devices import device_names, open_device
 from mllm_sched.devices.live import LiveDevice
+from mllm_sched.experiments.comparison import compare
+from mllm_sched.experiments.lineup import paper_lineup, task_for, trusted_arms
+from mllm_sched.experiments.metrics import per_run
+from mllm_sched.experiments.profiling import chosen_arms, dry_run
+from mllm_sched.experiments.profiling import profile as measure_arms
+from mllm_sched.experiments.provenance import as_csv
+from mllm_sched.experiments.runner import Rule, RunStopped
+from mllm_sched.experiments.runner import run as play
 from mllm_sched.harness.plan import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.schedulers import scheduler_names
-from mllm_sched.study.comparison import compare
-from mllm_sched.study.lineup import paper_lineup, task_for, trusted_arms
-from mllm_sched.study.metrics import per_run
-from mllm_sched.study.profiling import chosen_arms, dry_run
-from mllm_sched.study.profiling import profile as measure_arms
-from mllm_sched.study.provenance import as_csv
-from mllm_sched.study.runner import Rule, RunStopped
-from mllm_sched.study.runner import run as play
 
 # Live devices, and the options that each takes beside the encoder.
 LIVE = {

@@ -7,7 +7,7 @@ from the numbers in these tables.
 import sys
 from pathlib import Path
 
-from mllm_sched.study.provenance import ROUNDING, table_difference
+from mllm_sched.experiments.provenance import ROUNDING, table_difference
 
 
 def differences(committed: Path, now: Path) -> list[str]:

@@ -10,9 +10,9 @@ from small_board import LATENCY_S
 from small_board import SPACE as SMALL
 
 from mllm_sched.arms import Factor
+from mllm_sched.experiments.random_tables import FAMILIES
 from mllm_sched.schedulers import make_scheduler
 from mllm_sched.schedulers.variance_components import VarianceComponents
-from mllm_sched.study.families import FAMILIES
 
 
 def scheduler_for(table, **changes):

@@ -8,12 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
+from mllm_sched.experiments import decoupling_plots
+from mllm_sched.experiments.break_even import (
+    RESIZED,
+    BreakEven,
+    break_even,
+    break_even_rates,
+    curves,
+    feature_sizes,
+    forms,
+    gains,
+    in_words,
+    input_sizes,
+    priced,
+    psnr_db,
+)
+from mllm_sched.experiments.strategy_costs import Setting, modelled
 from mllm_sched.pipeline.requests import WIRE_TYPES
-from mllm_sched.study import link_plots
-from mllm_sched.study.break_even import BreakEven, break_even, feature_sizes, gains
-from mllm_sched.study.input_sizes import RESIZED, input_sizes, psnr_db
-from mllm_sched.study.link_rates import break_even_rates, curves, forms, in_words, priced
-from mllm_sched.study.strategy_costs import Setting, modelled
 
 SIZES = st.floats(0, 1e9)
 SECONDS = st.floats(0, 100)
@@ -179,7 +190,7 @@ def test_curves_cross_1_at_the_break_even_rates(link_rates):
 
 def test_an_even_match_is_not_rounded_up(sizes):
     table = gains(*sizes)
-    axes = link_plots.gain_maps(table)
+    axes = decoupling_plots.gain_maps(table)
     told = [text.get_text() for text in axes[1].texts]
     assert "0.997" in told and "1" not in told
     assert "inputs measured, features counted" in axes[0].figure.get_suptitle()

@@ -5,8 +5,8 @@ import pytest
 from mllm_sched import paths
 from mllm_sched.apps.calculator import Calculator, calculator
 from mllm_sched.apps.fields import Allowed, NumberField, parse
-from mllm_sched.study import savings_runs
-from mllm_sched.study.savings_curves import Played
+from mllm_sched.experiments import savings_runs
+from mllm_sched.experiments.savings_runs import Played
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,19 @@ import pandas as pd
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study import claims
-from mllm_sched.study.claim_documents import VERDICTS, blocks, by_reading, markdown, with_blocks
-from mllm_sched.study.claim_file import Claim, Condition, load_claims
-from mllm_sched.study.claims import evaluate, other_readings
+from mllm_sched.experiments import claims
+from mllm_sched.experiments.claims import (
+    VERDICTS,
+    Claim,
+    Condition,
+    blocks,
+    by_reading,
+    evaluate,
+    load_claims,
+    markdown,
+    other_readings,
+    with_blocks,
+)
 
 REASONS = {
     "reproduced": "It is {saving, late}.",

@@ -1,9 +1,9 @@
-"""`python -m mllm_sched.study.claims`, where something cannot be read or written."""
+"""`python -m mllm_sched.experiments.claims`, where something cannot be read or written."""
 
 import pytest
 
 from mllm_sched import files, paths
-from mllm_sched.study import claims
+from mllm_sched.experiments import claims
 
 
 @pytest.fixture

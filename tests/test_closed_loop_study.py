@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from mllm_sched.study import closed_loop
-from mllm_sched.study.claim_file import load_claims
-from mllm_sched.study.live_view import while_running
+from mllm_sched.experiments import closed_loop
+from mllm_sched.experiments.claims import load_claims
+from mllm_sched.experiments.exploration import while_running
 
 DECIDING = {"value": 0.008, "low": 0.007, "high": 0.009, "n": 300}
 

@@ -7,11 +7,11 @@ from mllm_sched import paths
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import KnownDevice, open_device
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.study import comparison, sensitivity
-from mllm_sched.study.claim_file import load_claims
-from mllm_sched.study.comparison import OURS, compare, compare_live, compare_replay
-from mllm_sched.study.lineup import full_power_arms, paper_lineup
-from mllm_sched.study.runner import RunStopped
+from mllm_sched.experiments import comparison
+from mllm_sched.experiments.claims import load_claims
+from mllm_sched.experiments.comparison import OURS, compare, compare_live, compare_replay
+from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
+from mllm_sched.experiments.runner import RunStopped
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
@@ -138,14 +138,14 @@ def iter_of_runs(board, allowed):
 
 
 def test_every_variant_has_its_own_label_and_differs_from_the_main_comparison():
-    chosen = sensitivity.variants()
+    chosen = comparison.variants()
     assert len({variant.label for variant in chosen}) == len(chosen)
     assert len({repr(replace(variant, label="")) for variant in chosen}) == len(chosen)
 
 
 def test_a_variant_gives_the_numbers_that_the_claims_ask_for():
-    base = sensitivity.variants(steps=10)[0]
-    table = sensitivity.numbers(base, seeds=2)
+    base = comparison.variants(steps=10)[0]
+    table = comparison.numbers(base, seeds=2)
     asked = [claim for claim in load_claims() if claim.notebook == "04_scheduler_comparison"]
     assert len(asked) == 4 and table["key"].is_unique and set(table["n"]) == {2}
     for claim in asked:
@@ -154,7 +154,7 @@ def test_a_variant_gives_the_numbers_that_the_claims_ask_for():
 
 def test_a_variant_changes_who_stands_as_a_baseline():
     device = SimulatedOrin()
-    chosen = {variant.label: variant.rules(device) for variant in sensitivity.variants()}
+    chosen = {variant.label: variant.rules(device) for variant in comparison.variants()}
     ours, ucb, greedy = chosen["as it is"]
     assert (ours.label, ucb.name, greedy.settings) == ("Safe GP-UCB", "ucb", {"epsilon": 0.1})
     assert [r.settings["penalty"] for r in chosen["baselines with a penalty"][1:]] == [1.0, 1.0]
@@ -167,7 +167,7 @@ def test_a_variant_changes_who_stands_as_a_baseline():
 
 
 def test_without_the_cpu_no_arm_of_it_is_played():
-    base = sensitivity.variants(steps=60)[0]
-    played = sensitivity.play(sensitivity.without_cpu(base), 1)
+    base = comparison.variants(steps=60)[0]
+    played = comparison.play(comparison.without_cpu(base), 1)
     space = ArmSpace.agx_orin(("gpu", "dla"))
     assert played.table["arm"].max() < len(space)

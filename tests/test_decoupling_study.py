@@ -8,31 +8,35 @@ import numpy as np
 import pytest
 from decoupled import node_here
 
-from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.options import Slowdown
-from mllm_sched.study import decoupling_plots, link_plots, link_rates
-from mllm_sched.study.break_even import full_size_configs
-from mllm_sched.study.correctness import (
-    by_features,
-    correctness,
-    facts,
-    language_servers,
-    weight_sizes,
+from mllm_sched.experiments import break_even, decoupling_plots
+from mllm_sched.experiments.break_even import full_size_configs
+from mllm_sched.experiments.eavesdropper import eavesdropped, scores
+from mllm_sched.experiments.strategy_costs import (
+    HOLDS,
+    Setting,
+    cost_table,
+    effects,
+    effects_of,
+    paper_table,
+    region,
 )
-from mllm_sched.study.eavesdropper import eavesdropped, scores
-from mllm_sched.study.strategy_costs import Setting
-from mllm_sched.study.strategy_runs import (
+from mllm_sched.experiments.strategy_runs import (
     MODEL,
     RUNS,
     Bench,
     bench,
+    by_features,
+    correctness,
     exact_facts,
+    facts,
     inputs,
+    language_servers,
     residual_queue,
     strategy_runs,
+    weight_sizes,
 )
-from mllm_sched.study.strategy_sensitivity import HOLDS, region
-from mllm_sched.study.strategy_tables import cost_table, effects, effects_of, paper_table
+from mllm_sched.pipeline.edge_client import EdgeClient
+from mllm_sched.pipeline.options import Slowdown
 
 mpl.use("Agg")
 
@@ -192,7 +196,7 @@ RATES, GAINS = np.logspace(-1, 3, 41), np.logspace(-2, 2, 41)
 def test_the_region_where_the_claim_holds_is_drawn_where_it_is():
     """Every point of the black line has the ratio that bounds the claim, by the prices."""
     table = region(Setting(), RATES, GAINS)
-    axes = link_plots.claim_regions({"Raw": (table, {"int8": 3.2})}, 10, "simulated")
+    axes = decoupling_plots.claim_regions({"Raw": (table, {"int8": 3.2})}, 10, "simulated")
     assert axes[0].get_title() == "Raw (simulated)"
     lines = {
         float(drawn.levels[0]): np.concatenate([path.vertices for path in drawn.get_paths()])
@@ -209,14 +213,14 @@ def test_the_region_where_the_claim_holds_is_drawn_where_it_is():
 
 def test_a_region_without_a_winning_area_has_no_black_line():
     table = region(Setting(), RATES, [0.01, 0.1])
-    axes = link_plots.claim_regions({"Raw": (table, {})}, 10, "simulated")
+    axes = decoupling_plots.claim_regions({"Raw": (table, {})}, 10, "simulated")
     levels = [list(drawn.levels) for drawn in axes[0].collections if hasattr(drawn, "levels")]
     assert [HOLDS] not in levels
 
 
 def test_a_break_even_is_marked_where_its_curve_crosses_1():
-    axes = link_plots.rate_curves(link_rates.curves(np.logspace(-1, 3, 41)), "simulated")
-    table = link_rates.break_even_rates()
+    axes = decoupling_plots.rate_curves(break_even.curves(np.logspace(-1, 3, 41)), "simulated")
+    table = break_even.break_even_rates()
     found = table[(table["server_encodes"] == "float16") & (table["cut"] == "encoder")]
     for ax, item in zip(axes, ("image", "audio", "video"), strict=True):
         marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]

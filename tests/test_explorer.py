@@ -11,9 +11,8 @@ from matplotlib import pyplot as plt
 from mllm_sched.apps import explorer_view as view
 from mllm_sched.apps.explorer import explorer
 from mllm_sched.apps.page import Page
-from mllm_sched.study.arm_plots import heat_maps, plane
-from mllm_sched.study.exploration_plots import energy_strip, learned
-from mllm_sched.study.landscape import pareto_front
+from mllm_sched.experiments.arm_landscape import heat_maps, pareto_front, plane
+from mllm_sched.experiments.exploration import energy_strip, learned
 
 SMALL = {"steps": 30, "n": 20}
 

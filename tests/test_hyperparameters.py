@@ -3,8 +3,15 @@ import pandas as pd
 import pytest
 
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.study import hyperparameters
-from mllm_sched.study.hyperparameters import FITS, KEY, all_tasks, cases, fit_table, transferred
+from mllm_sched.experiments import hyperparameters
+from mllm_sched.experiments.hyperparameters import (
+    FITS,
+    KEY,
+    all_tasks,
+    cases,
+    fit_table,
+    transferred,
+)
 
 FOUND = ["variance", "noise_variance", "component", "power_w", "load"]
 

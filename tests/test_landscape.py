@@ -3,14 +3,15 @@ import pandas as pd
 import pytest
 
 from mllm_sched.devices import open_device
-from mllm_sched.study.landscape import (
+from mllm_sched.experiments.arm_landscape import (
     arm_table,
     dla_over_gpu,
     energy_accounts,
+    one_hot_features,
     paper_pair,
+    prediction_error,
     reversals,
 )
-from mllm_sched.study.predictors import one_hot_features, prediction_error
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")

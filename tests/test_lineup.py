@@ -1,6 +1,6 @@
 from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
 from mllm_sched.schedulers import scheduler_names
-from mllm_sched.study.lineup import full_power_arms, paper_lineup
 
 
 def test_the_line_up_names_real_schedulers_once_each():

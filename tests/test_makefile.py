@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study.notebook_files import normalise
+from mllm_sched.experiments.notebook_files import normalise
 
 # Leaves a line when it begins and one when it ends, and results in which its parameter stands.
 WORK = """\

@@ -7,24 +7,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.edge.placement import Candidate, NoAgentFits, Prediction, place
-from mllm_sched.study.fairness import jain_index, max_min_share
-from mllm_sched.study.lineup import SAFE
-from mllm_sched.study.many_users import ANSWERED, OUTCOMES, UNDER_WAY, Scenario
-from mllm_sched.study.many_users_boards import Board, Fleet, experience
-from mllm_sched.study.many_users_front import NOBODY, Means, placed, soonest
-from mllm_sched.study.many_users_sharing import COLD, TOLD, joins
-from mllm_sched.study.many_users_sweep import (
+from mllm_sched.experiments.lineup import SAFE
+from mllm_sched.experiments.many_users import (
+    ANSWERED,
+    NOBODY,
+    OUTCOMES,
+    UNDER_WAY,
+    Board,
+    Fleet,
+    Means,
+    Scenario,
+    System,
+    experience,
+    placed,
+    play,
+    soonest,
+)
+from mllm_sched.experiments.many_users_runs import (
+    COLD,
+    TOLD,
     capacity_hz,
     fairness,
     first_beyond,
     grid,
+    jain_index,
+    joins,
+    max_min_share,
     measures,
     over_load,
     play_all,
     summarise,
 )
-from mllm_sched.study.many_users_system import System, play
-from mllm_sched.study.runner import Rule
+from mllm_sched.experiments.runner import Rule
 
 FIXED = Rule("Fixed at full power", "fixed")
 ALIKE = Fleet(scatter=0.0, warm_share=0.0)

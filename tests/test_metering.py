@@ -3,9 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mllm_sched.experiments import metering
+from mllm_sched.experiments.metering import LOADS, SCHEDULES, summary, windows
 from mllm_sched.harness.fake_jetson.waveforms import Pulses
-from mllm_sched.study import meter_plots
-from mllm_sched.study.metering import LOADS, SCHEDULES, summary, windows
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def test_equal_steps_beat_against_a_load_that_repeats_itself_and_random_ones_do_
 
 def test_the_figures_say_what_their_numbers_are(table):
     axes = [
-        meter_plots.error_over_window(summary(table, ["load", "window_s"])),
-        meter_plots.error_over_rate(summary(table, ["load", "schedule", "rate_hz"])),
+        metering.error_over_window(summary(table, ["load", "window_s"])),
+        metering.error_over_rate(summary(table, ["load", "schedule", "rate_hz"])),
     ]
     for ax in axes:
         assert "simulated" in ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
-    assert len(meter_plots.loads(LOADS)) == len(LOADS)
+    assert len(metering.loads(LOADS)) == len(LOADS)
     plt.close("all")
 
 
@@ -68,7 +68,7 @@ def test_a_profile_is_drawn_without_its_failed_arms():
         "energy_evidence": "estimated",
         "failed": ["", "", "the encoder crashed"],
     }
-    ax = meter_plots.profile(pd.DataFrame(rows), ["precision", "threads", "batch"])
+    ax = metering.profile(pd.DataFrame(rows), ["precision", "threads", "batch"])
     assert ax.get_title() == "Every arm (latency measured, energy estimated)"
     assert len(ax.texts) == 2
     plt.close("all")

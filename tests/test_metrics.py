@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_sched.study import metrics
+from mllm_sched.experiments import metrics
 
 NAN = math.nan
 MADE = {

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study.notebook_files import defaults, main, normalise, typed
+from mllm_sched.experiments.notebook_files import defaults, main, normalise, typed
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

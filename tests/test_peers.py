@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study.families import FAMILIES
+from mllm_sched.experiments.random_tables import FAMILIES
 
 sys.path.insert(0, str(paths.ROOT / "benchmarks"))
 against_peers = pytest.importorskip("against_peers")

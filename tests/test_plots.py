@@ -9,13 +9,13 @@ import pytest
 from mllm_sched.devices import open_device
 from mllm_sched.devices.calibration import predictions
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.study import board_plots, plots
-from mllm_sched.study.architecture import BOXES, architecture
-from mllm_sched.study.figures import as_png, as_svg
-from mllm_sched.study.landscape import arm_table
-from mllm_sched.study.lineup import full_power_arms, paper_lineup
-from mllm_sched.study.metrics import per_run, summarise
-from mllm_sched.study.sweep import sweep
+from mllm_sched.experiments import arm_landscape, plots
+from mllm_sched.experiments.arm_landscape import arm_table
+from mllm_sched.experiments.decoupling_plots import BOXES, architecture
+from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
+from mllm_sched.experiments.metrics import per_run, summarise
+from mllm_sched.experiments.plots import as_png, as_svg
+from mllm_sched.experiments.runner import sweep
 from mllm_sched.tasks import Task
 
 mpl.use("Agg")
@@ -123,7 +123,7 @@ def test_a_plot_draws_into_given_axes_and_runs_nothing(table):
 
 def test_landscape_has_a_panel_per_component_and_a_line_per_load():
     arms = arm_table(open_device("agx-orin-sim"), TASK)
-    axes = board_plots.landscape(
+    axes = arm_landscape.landscape(
         arms, "energy_j", title="Energy", ylabel="energy, J", evidence="simulated"
     )
     assert [ax.get_title() for ax in axes] == ["GPU", "CPU", "DLA"]
@@ -133,7 +133,7 @@ def test_landscape_has_a_panel_per_component_and_a_line_per_load():
 
 def test_parity_shows_every_row_and_tells_held_out_ones_apart():
     points = predictions(calibrated_model())
-    ax = board_plots.parity(points, "latency_s", title="Latency, s")
+    ax = arm_landscape.parity(points, "latency_s", title="Latency, s")
     latency = points[points["quantity"] == "latency_s"]
     filled = [line for line in ax.get_lines() if line.get_label().endswith("held out")]
     assert sum(len(line.get_xdata()) for line in filled) == latency["held_out"].sum()
@@ -141,7 +141,7 @@ def test_parity_shows_every_row_and_tells_held_out_ones_apart():
 
 def test_task_by_task_shows_the_limit_and_both_kinds_of_evidence():
     rows = pd.DataFrame({"step": range(5), "latency_s": np.full(5, 0.1), "energy_j": np.ones(5)})
-    axes = board_plots.task_by_task(rows, 0.2, evidence="measured", energy_evidence="estimated")
+    axes = arm_landscape.task_by_task(rows, 0.2, evidence="measured", energy_evidence="estimated")
     assert "measured" in axes[0].get_title() and "estimated" in axes[1].get_title()
     assert "limit" in [text.get_text() for text in axes[0].texts]
 

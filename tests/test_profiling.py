@@ -20,14 +20,14 @@ from mllm_sched.cli import main
 from mllm_sched.devices import open_device
 from mllm_sched.devices.host import HostDevice
 from mllm_sched.devices.jetson import JetsonDevice
+from mllm_sched.experiments import profiling
+from mllm_sched.experiments.lineup import task_for
+from mllm_sched.experiments.profiling import chosen_arms, dry_run, order, profile
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.fake_jetson.board import ImitationBoard
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import read_table
-from mllm_sched.study import profile_table
-from mllm_sched.study.lineup import task_for
-from mllm_sched.study.profiling import chosen_arms, dry_run, order, profile
 
 THREADS = ArmSpace([Factor("threads", list(range(1, 201)))])
 QUICK = Plan(window_s=0.02, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
@@ -103,7 +103,7 @@ def test_a_table_made_with_other_settings_is_refused(host, tmp_path):
 
 def test_two_processes_may_not_write_one_table(host, tmp_path):
     with (
-        profile_table.only_writer(tmp_path / "t.csv"),
+        profiling.only_writer(tmp_path / "t.csv"),
         pytest.raises(ValueError, match="another process is writing"),
     ):
         run(host, tmp_path / "t.csv")
@@ -206,7 +206,7 @@ def test_a_full_disk_loses_nothing(host, tmp_path, monkeypatch, capsys):
 
 
 def test_a_disk_that_stays_full_leaves_all_rows_in_a_file_that_is_named(tmp_path, monkeypatch):
-    table = profile_table.ProfileTable(tmp_path / "t.csv", THREADS)
+    table = profiling.ProfileTable(tmp_path / "t.csv", THREADS)
 
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,7 +229,7 @@ def test_a_disk_that_really_is_full(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]).returncode:
         pytest.skip("this system lets nobody mount")
     try:
-        table = profile_table.ProfileTable(disk / "t.csv", THREADS)
+        table = profiling.ProfileTable(disk / "t.csv", THREADS)
         for thread in range(1, 41):
             table.append({"threads": thread, "failed": "x" * 1000})
             assert len(read_failed(disk / "t.csv")) >= 1
@@ -382,8 +382,8 @@ from mllm_sched import paths
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.harness.window import Plan
-from mllm_sched.study.lineup import task_for
-from mllm_sched.study.profiling import profile
+from mllm_sched.experiments.lineup import task_for
+from mllm_sched.experiments.profiling import profile
 
 root, out, cache = (Path(name) for name in sys.argv[1:])
 paths.CACHE = cache

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mllm_sched import files, paths
-from mllm_sched.study.provenance import (
+from mllm_sched.experiments.provenance import (
     RECORDING,
     as_csv,
     checksum,
@@ -260,7 +260,7 @@ def test_the_commit_is_that_of_the_package_not_of_a_checkout_around_it(tmp_path)
         paths.PACKAGE, unpacked / "mllm_sched", ignore=shutil.ignore_patterns("__pycache__")
     )
     shown = (
-        "from mllm_sched import paths; from mllm_sched.study import provenance as p; "
+        "from mllm_sched import paths; from mllm_sched.experiments import provenance as p; "
         "print(paths.PACKAGE, p._git_state()['commit'])"
     )
     done = subprocess.run(

@@ -10,10 +10,10 @@ import yaml
 from mllm_sched import paths
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.study import landscape, metrics, readings, stability, strategy_sensitivity, verdicts
-from mllm_sched.study.claim_file import load_claims
-from mllm_sched.study.readings import Reading, all_readings
-from mllm_sched.study.strategy_costs import Setting
+from mllm_sched.experiments import arm_landscape, metrics, readings, stability, strategy_costs
+from mllm_sched.experiments.claims import load_claims
+from mllm_sched.experiments.readings import Reading, all_readings
+from mllm_sched.experiments.strategy_costs import Setting
 
 GROUPS = all_readings(steps=40, seeds=2)
 READINGS = [reading for group in GROUPS for reading in group]
@@ -76,7 +76,7 @@ def test_a_reading_has_every_number_that_its_claims_ask_for(reading):
 
 
 def test_int8_on_the_wire_stands_in_for_the_claims_own_type():
-    before = strategy_sensitivity.claim_numbers().set_index("key")["value"]
+    before = strategy_costs.claim_numbers().set_index("key")["value"]
     after = readings.decoupling()[-1].numbers().set_index("key")["value"]
     assert after["float16 against raw"] == before["int8 against raw"]
     assert after["transmission, float16"] == before["transmission, int8"]
@@ -85,11 +85,11 @@ def test_int8_on_the_wire_stands_in_for_the_claims_own_type():
 
 
 def test_a_reading_of_one_item_keeps_to_it_in_every_form():
-    chosen = dict(strategy_sensitivity.variants(Setting()))
-    sound = dict(strategy_sensitivity.variants(chosen["the sound alone"]))
+    chosen = dict(strategy_costs.variants(Setting()))
+    sound = dict(strategy_costs.variants(chosen["the sound alone"]))
     assert [item.encoder for item in sound["input compressed"].items] == ["whisper-small"]
     assert [item.encoder for item in sound["the image alone"].items] == ["clip-vit-l14-336"]
-    three = strategy_sensitivity.claim_numbers(chosen["three edges"]).set_index("key")["value"]
+    three = strategy_costs.claim_numbers(chosen["three edges"]).set_index("key")["value"]
     assert three["encoding, one edge"] == 1 > three["encoding, three edges"]
 
 
@@ -116,13 +116,13 @@ def worse():
 def test_verdicts_follow_the_numbers_of_each_reading_that_moves_them():
     claims = ("dla-per-watt",)
     group = [Reading(label, claims, f) for label, f in MADE.items()]
-    judged, behind = verdicts.under([group], n_jobs=1)
+    judged, behind = readings.under([group], n_jobs=1)
     assert judged["reading"].tolist() == ["worse"]  # the same again cannot change a verdict
     assert judged["verdict"].tolist() == ["not reproduced"]
     assert behind["value"].tolist() == [2.0, 2.0, 2.0, 2.0, 0.5, 0.5]
-    counts = verdicts.shares(judged, pd.Series({"dla-per-watt": "reproduced"}))
+    counts = readings.shares(judged, pd.Series({"dla-per-watt": "reproduced"}))
     assert counts.loc["dla-per-watt"].tolist() == ["reproduced", 0, 0, 1]
-    ax = verdicts.verdict_bars(counts, evidence="simulated")
+    ax = readings.verdict_bars(counts, evidence="simulated")
     assert "(simulated)" in ax.get_title()
     assert [text.get_text() for text in ax.get_yticklabels()] == ["dla-per-watt"]
 
@@ -182,4 +182,4 @@ def test_others_work_costs_energy_where_others_have_a_share():
 def test_curves_that_only_rise_are_not_counted_as_turning():
     table = pd.DataFrame({"component": ["gpu"] * 6, "load": [1.0] * 3 + [0.2] * 3})
     table = table.assign(power_w=[15, 30, 60] * 2, energy_j=[1, 2, 3, 3, 1, 2])
-    assert landscape.non_monotone(table, "power_w", "energy_j") == 1
+    assert arm_landscape.non_monotone(table, "power_w", "energy_j") == 1

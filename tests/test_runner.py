@@ -12,10 +12,10 @@ import pytest
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import Drift, Noise, Throttling, open_device
 from mllm_sched.devices.simulated import SimulatedOrin
+from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.metrics import per_run
+from mllm_sched.experiments.runner import Rule, RunStopped, run
 from mllm_sched.schedulers import scheduler_names
-from mllm_sched.study.lineup import full_power_arms
-from mllm_sched.study.metrics import per_run
-from mllm_sched.study.runner import Rule, RunStopped, run
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
+from mllm_sched.experiments.metering import LOADS
 from mllm_sched.harness.meters import SampledMeter
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.sampler import Sampler, Samples, integrate
-from mllm_sched.study.metering import LOADS
 
 HIGHEST_W = 75.0
 

@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.experiments import savings, savings_plots, savings_runs
+from mllm_sched.experiments.plots import OURS
+from mllm_sched.experiments.provenance import as_csv
+from mllm_sched.experiments.savings import annual, fleet, headline, model_sd, saved
+from mllm_sched.experiments.savings_runs import Played, Scenario
+from mllm_sched.experiments.strategy_costs import Setting, modelled
 from mllm_sched.pipeline.work import read_work
-from mllm_sched.study import savings_plots, savings_runs, savings_strategies, savings_tables
-from mllm_sched.study.plots import OURS
-from mllm_sched.study.provenance import as_csv
-from mllm_sched.study.savings import annual, fleet, headline, model_sd, saved
-from mllm_sched.study.savings_curves import Played
-from mllm_sched.study.savings_scenario import Scenario
-from mllm_sched.study.strategy_costs import Setting, modelled
 
 mpl.use("Agg")
 ENCODERS = ("whisper-small", "clip-vit-b32")
@@ -151,7 +150,7 @@ def test_a_saving_is_the_difference_of_two_bills(played):
 
 def test_savings_in_percent_do_not_move_with_the_error_of_the_model(played, monkeypatch):
     before = saved(Scenario(mix=MIX), played, OURS)
-    monkeypatch.setattr("mllm_sched.study.savings.model_sd", lambda: 1.0)
+    monkeypatch.setattr("mllm_sched.experiments.savings.model_sd", lambda: 1.0)
     after = saved(Scenario(mix=MIX), played, OURS)
     share = ["share", "share_low", "share_high"]
     pd.testing.assert_frame_equal(before[share], after[share])
@@ -215,7 +214,7 @@ def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played
 
 
 def test_learning_weighs_where_there_is_little_to_do(played):
-    table = savings_tables.over_volumes(Scenario(mix=MIX), played, (1, 1000))
+    table = savings.over_volumes(Scenario(mix=MIX), played, (1, 1000))
     ucb = table[table["scheduler"] == "UCB"].set_index("tasks_per_day")
     assert ucb.loc[1, "over_oracle"] > 2 > 1.5 > ucb.loc[1000, "over_oracle"]
     assert ucb.loc[1, "learning"] > ucb.loc[1000, "learning"]
@@ -223,7 +222,7 @@ def test_learning_weighs_where_there_is_little_to_do(played):
 
 
 def test_break_even_is_where_two_bills_are_equal(played):
-    turns = savings_tables.break_even(Scenario(mix=MIX), played, "UCB").set_index("scheduler")
+    turns = savings.break_even(Scenario(mix=MIX), played, "UCB").set_index("scheduler")
     turn = turns.loc["Fixed at full power"]
     assert (turn["few"], turn["many"]) == ("Fixed at full power", "UCB")
     at = annual(Scenario(mix=MIX, tasks_per_day=turn["tasks_per_day"]), played)
@@ -234,7 +233,7 @@ def test_break_even_is_where_two_bills_are_equal(played):
 
 def test_the_tornado_holds_the_saving_as_it_is_and_puts_the_widest_first(played):
     scenario = Scenario(mix=MIX)
-    table = savings_tables.tornado(scenario, played, OURS, "Epsilon-greedy")
+    table = savings.tornado(scenario, played, OURS, "Epsilon-greedy")
     assert (table["low"] <= table["base"]).all() and (table["base"] <= table["high"]).all()
     assert (table["high"] - table["low"]).is_monotonic_decreasing
     rows = table.set_index("input")
@@ -244,14 +243,13 @@ def test_the_tornado_holds_the_saving_as_it_is_and_puts_the_widest_first(played)
 
 def test_the_strategies_equal_a_computation_by_hand():
     power, setting = (
-        savings_strategies.Power(),
-        Setting(items=[savings_strategies.ENCODED[ENCODERS[0]]]),
+        savings.Power(),
+        Setting(items=[savings.ENCODED[ENCODERS[0]]]),
     )
     model, work = calibrated_model(), read_work()["whisper-small"]
     encode_j = model.energy_j(work, "gpu", 60)
     edge, remote, hybrid = (
-        savings_strategies.request_j(name, "whisper-small")
-        for name in ("all-edge", "all-remote", "hybrid")
+        savings.request_j(name, "whisper-small") for name in ("all-edge", "all-remote", "hybrid")
     )
     assert math.isclose(edge["edge"], encode_j + 40 * modelled("all-edge", setting).llm_s)
     assert edge["server"] == edge["network"] == 0
@@ -266,10 +264,10 @@ def test_the_strategies_equal_a_computation_by_hand():
 
 def test_a_years_strategies_are_their_requests_and_lie_within_their_range():
     scenario = Scenario(tasks_per_day=10, devices=2, days=5, mix={"clip-vit-b32": 1})
-    table = savings_strategies.strategy_annual(scenario)
+    table = savings.strategy_annual(scenario)
     for row in table.itertuples():
-        strategy = savings_strategies.STRATEGIES[row.strategy]
-        joules = sum(savings_strategies.request_j(strategy, "clip-vit-b32").values())
+        strategy = savings.STRATEGIES[row.strategy]
+        joules = sum(savings.request_j(strategy, "clip-vit-b32").values())
         assert math.isclose(row.energy_kwh, 100 * joules / 3.6e6)
         assert math.isclose(row.energy_kwh, row.edge_kwh + row.server_kwh + row.network_kwh)
         assert row.low_kwh < row.energy_kwh < row.high_kwh
@@ -278,26 +276,24 @@ def test_a_years_strategies_are_their_requests_and_lie_within_their_range():
 
 def test_power_that_makes_no_sense_is_refused_by_name():
     with pytest.raises(ValueError, match=r"pue=0\.9: give a number, 1 or more"):
-        savings_strategies.Power(pue=0.9)
+        savings.Power(pue=0.9)
     with pytest.raises(ValueError, match="server_w=-1"):
-        savings_strategies.Power(server_w=-1)
+        savings.Power(server_w=-1)
     with pytest.raises(ValueError, match="'resnet-50': expected one of"):
-        savings_strategies.request_j("hybrid", "resnet-50")
+        savings.request_j("hybrid", "resnet-50")
 
 
 def test_every_figure_says_what_its_numbers_are(played):
     scenario = Scenario(mix=MIX)
-    tornado = savings_tables.tornado(scenario, played, OURS, "UCB")
+    tornado = savings.tornado(scenario, played, OURS, "UCB")
     drawn = [
         savings_plots.bill(annual(scenario, played), evidence="simulated"),
-        savings_plots.volumes(savings_tables.over_volumes(scenario, played), evidence="simulated"),
+        savings_plots.volumes(savings.over_volumes(scenario, played), evidence="simulated"),
         savings_plots.tornado(tornado, ours=OURS, other="UCB", evidence="simulated"),
     ]
     for ax in drawn:
         assert ax.get_title().endswith("(simulated)") and ax.get_xlabel()
     names = [label.get_text() for label in drawn[0].get_yticklabels()]
     assert names[0] == "Oracle" and names[-1] == "Random"
-    bars = savings_plots.strategies(
-        savings_strategies.strategy_annual(scenario), evidence="estimated"
-    )
+    bars = savings_plots.strategies(savings.strategy_annual(scenario), evidence="estimated")
     assert bars.get_title().endswith("(estimated)")

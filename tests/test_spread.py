@@ -3,8 +3,8 @@
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.study import spread as spreading
-from mllm_sched.study.spread import KEPT_ENVIRONMENT, spread
+from mllm_sched.experiments import spread as spreading
+from mllm_sched.experiments.spread import KEPT_ENVIRONMENT, spread
 
 
 def square(number, folder):

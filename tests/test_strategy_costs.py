@@ -7,34 +7,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.study.accelerators import A100, ORIN
-from mllm_sched.study.claim_file import load_claims
-from mllm_sched.study.strategy_costs import (
+from mllm_sched.experiments.claims import load_claims
+from mllm_sched.experiments.strategy_costs import (
+    A100,
+    HOLDS,
     INPUTS,
     ITEMS,
+    ORIN,
     Language,
     Setting,
-    items_as,
-    modelled,
-    ratio,
-    server_s,
-)
-from mllm_sched.study.strategy_sensitivity import (
-    HOLDS,
+    beside,
     claim_numbers,
+    cost_table,
+    effects,
     holding_rates,
     holding_tokens,
+    implied_mbit_s,
+    items_as,
+    modelled,
+    paper_table,
+    ratio,
     region,
     region_of,
     sensitivity,
+    server_s,
     where_it_holds,
-)
-from mllm_sched.study.strategy_tables import (
-    beside,
-    cost_table,
-    effects,
-    implied_mbit_s,
-    paper_table,
 )
 
 STRATEGIES = ("all-edge", "all-remote", "hybrid")

@@ -4,18 +4,20 @@ import pandas as pd
 import pytest
 
 from mllm_sched.devices import Outage, Throttling, open_device
-from mllm_sched.schedulers import make_scheduler
-from mllm_sched.study import time_varying_plots
-from mllm_sched.study.aftermath import Aftermath, aftermath, tasks_until_safe
-from mllm_sched.study.lineup import full_power_arms
-from mllm_sched.study.plots import dashes, scheduler_colour
-from mllm_sched.study.runner import Rule, run
-from mllm_sched.study.time_varying import (
+from mllm_sched.experiments import time_varying
+from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.plots import dashes, scheduler_colour
+from mllm_sched.experiments.runner import Rule, run
+from mllm_sched.experiments.time_varying import (
+    Aftermath,
+    aftermath,
     effects,
     lineup,
     play,
     scenarios,
+    tasks_until_safe,
 )
+from mllm_sched.schedulers import make_scheduler
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
@@ -221,7 +223,7 @@ def test_the_summary_has_means_with_intervals_and_no_afterwards_without_an_end(p
 def test_figures_show_every_scenario_and_every_rule(played):
     chosen, table = played
     for quantity in ("beyond", "true_energy_j"):
-        figure = time_varying_plots.over_time(
+        figure = time_varying.over_time(
             table, chosen, quantity, ylabel="share", title="Beyond", evidence="simulated"
         )
         drawn = [ax for ax in figure.axes if ax.axison]
@@ -229,7 +231,7 @@ def test_figures_show_every_scenario_and_every_rule(played):
         assert figure.get_suptitle() == "Beyond (simulated)" and figure.axes[0].get_ylabel()
         (legend,) = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
         assert [t.get_text() for t in legend.get_texts()] == [rule.label for rule in RULES]
-    figure = time_varying_plots.who_notices(aftermath(table, chosen), evidence="simulated")
+    figure = time_varying.who_notices(aftermath(table, chosen), evidence="simulated")
     assert all(ax.get_title().endswith("(simulated)") for ax in figure.axes)
     assert [len(ax.texts) for ax in figure.axes] == [14, 14]
     plt.close("all")

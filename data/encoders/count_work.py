@@ -1,9 +1,9 @@
 """Counts the work of every known network, and writes ``work.csv`` beside this file.
 
-Counted on the ``meta`` device: shapes only, no weights, no arithmetic. The networks of the published
-measurements are built from the papers (ResNet with the stride in the 3x3 convolution: arXiv
+Counted on the ``meta`` device: shapes only, no weights, no arithmetic. Published networks are built
+from the papers (ResNet with the stride in the 3x3 convolution: arXiv
 1512.03385; MobileNetV3-Large: 1905.02244, and its light head LR-ASPP; fully convolutional heads:
-1411.4038; DeepLabV3: 1706.05587). They equal torchvision's in shape, have no trained weights and are
+1411.4038; DeepLabV3: 1706.05587). They equal torchvision in shape, have no trained weights and are
 only ever counted.
 
 ``python data/encoders/count_work.py`` rewrites the table.

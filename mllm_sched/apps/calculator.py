@@ -15,12 +15,10 @@ import pandas as pd
 
 from mllm_sched.apps.calculator_tables import bill_table, remarks, strategy_table
 from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
-from mllm_sched.study import plots, savings_plots
-from mllm_sched.study.plots import OURS
-from mllm_sched.study.savings import annual, headline
-from mllm_sched.study.savings_curves import Played
-from mllm_sched.study.savings_runs import read_runs
-from mllm_sched.study.savings_scenario import Scenario
+from mllm_sched.experiments import plots, savings_plots
+from mllm_sched.experiments.plots import OURS
+from mllm_sched.experiments.savings import annual, headline
+from mllm_sched.experiments.savings_runs import Played, Scenario, read_runs
 
 
 def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:

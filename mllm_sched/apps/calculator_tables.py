@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mllm_sched.study.plots import OURS
-from mllm_sched.study.savings import annual, saved
-from mllm_sched.study.savings_curves import Played
-from mllm_sched.study.savings_plots import short
-from mllm_sched.study.savings_scenario import Scenario
-from mllm_sched.study.savings_strategies import strategy_annual
+from mllm_sched.experiments.plots import OURS
+from mllm_sched.experiments.savings import annual, saved, strategy_annual
+from mllm_sched.experiments.savings_plots import short
+from mllm_sched.experiments.savings_runs import Played, Scenario
 
 
 def bill_table(scenario: Scenario, played: Played, ours: str = OURS) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from mllm_sched.apps.explorer_view import (
     rules,
 )
 from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
+from mllm_sched.experiments.plots import use_style
 from mllm_sched.pipeline.work import encoder_modalities
-from mllm_sched.study.plots import use_style
 
 STEP_MS = 700  # between two tasks while it plays
 WIDE = {"description_width": "12em"}

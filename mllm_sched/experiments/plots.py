@@ -1,0 +1,321 @@
+"""Figures. A plot takes a table and an optional ``ax``, returns the ``ax``, and runs nothing.
+
+As a file the same figure is the same bytes, on any processor.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
+
+from mllm_sched.experiments import metrics
+from mllm_sched.experiments.lineup import OURS as OURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
+SCHEDULER_COLOURS = {
+    OURS: "#0173b2",
+    "Adaptive safe GP": "#d62728",
+    "UCB": "#de8f05",
+    "Sliding-window UCB": "#a6761d",
+    "Discounted UCB": "#e7298a",
+    "EXP3": "#66a61e",
+    "Thompson": "#029e73",
+    "Epsilon-greedy": "#cc78bc",
+    "Fixed at full power": "#949494",
+    "Fixed": "#949494",
+    "Random": "#ca9161",
+    "Oracle": "#000000",
+}
+COMPONENT_COLOURS = {"gpu": "#d55e00", "cpu": "#56b4e9", "dla": "#117733"}
+FRONTIER = ("violations", "energy_over_oracle")  # x and y of the frontier
+NEAR = (120, 24)  # points closer than this, in pixels, share a stack of names
+PENALTY = " + penalty"  # a penalised variant keeps its rule's colour and is dashed
+
+
+def use_style() -> None:
+    """The look of every figure here; SVG files come out the same on every run."""
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+    mpl.rcParams.update(
+        {
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            **STEADY,
+        }
+    )
+
+
+def titled(ax: Axes, text: str, evidence: str) -> Axes:
+    """Set a title that says what its numbers are."""
+    ax.set_title(f"{text} ({evidence})")
+    return ax
+
+
+def scheduler_colour(label: str) -> str:
+    """Colour of a scheduler; a variant has that of its rule, an unknown one is grey."""
+    return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
+
+
+def dashes(label: str) -> str:
+    """Dashed with a penalty, dotted for the oracle, dash-dotted for a rule that forgets."""
+    if label == "Oracle":
+        return ":"
+    return "--" if PENALTY in label else "-." if "forgets" in label else "-"
+
+
+def over_tasks(
+    curves: pd.DataFrame,
+    *,
+    evidence: str,
+    title: str,
+    ylabel: str,
+    log: bool = False,
+    percent: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity over the tasks of a run, one line a scheduler; the legend in order of their ends.
+
+    Parameters
+    ----------
+    curves
+        Of ``metrics.curves``.
+    log, percent
+        Scale of the y axis.
+    """
+    ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
+    ends: list[float] = []
+    for name, line in curves.groupby("scheduler", observed=True, sort=False):
+        label = str(name)
+        colour, style = scheduler_colour(label), dashes(label)
+        (drawn,) = ax.plot(line["step"], line["value"], style, color=colour, lw=1.6, label=label)
+        if label == OURS:
+            drawn.set(lw=2.6, zorder=3)
+        ax.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, lw=0)
+        ends.append(float(line["value"].iloc[-1]))
+    if log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    if percent:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
+    handles, labels = ax.get_legend_handles_labels()
+    order = np.argsort(ends, kind="stable")[::-1]
+    ax.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize="small",
+    )
+    return titled(ax, title, evidence)
+
+
+def energy(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
+    """Energy per task over the course of a run; ``table`` of ``run`` or ``sweep``."""
+    curves = metrics.curves(table, table["energy_j"])
+    return over_tasks(
+        curves, evidence=evidence, log=True, title="Energy per task", ylabel="energy, J", ax=ax
+    )
+
+
+def latency(table: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None = None) -> Axes:
+    """Latency per task over the course of a run, with its limit."""
+    curves = metrics.curves(table, table["latency_s"])
+    ax = over_tasks(
+        curves, evidence=evidence, log=True, title="Latency per task", ylabel="latency, s", ax=ax
+    )
+    ax.axhline(limit_s, color="0.3", ls=(0, (1, 2)), lw=1.2)
+    ax.text(ax.get_xlim()[1] * 0.99, limit_s * 1.04, "limit", ha="right", color="0.3", size="small")
+    return ax
+
+
+def violations(
+    table: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None = None
+) -> Axes:
+    """Share of tasks so far whose arm is truly beyond the limit."""
+    beyond = (table["true_latency_s"] > limit_s).astype(float)
+    curves = metrics.curves(table, metrics.running_mean(table, beyond))
+    return over_tasks(
+        curves,
+        evidence=evidence,
+        percent=True,
+        title="Tasks beyond the limit so far",
+        ylabel="share of tasks",
+        ax=ax,
+    )
+
+
+def regret(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
+    """Regret so far: true energy beyond that of the best arm within the limits."""
+    curves = metrics.curves(table, metrics.running_sum(table, metrics.regret(table)))
+    curves = curves[curves["scheduler"] != "Oracle"]  # it has none, and the axis is logarithmic
+    return over_tasks(
+        curves, evidence=evidence, log=True, title="Regret so far", ylabel="regret, J", ax=ax
+    )
+
+
+def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | None = None) -> Axes:
+    """Energy against violations, one point a scheduler with its intervals: lower left is better.
+
+    Parameters
+    ----------
+    summary
+        Of ``metrics.summarise``; quantities ``energy_over_oracle`` and ``violations``.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 4.6))[1]
+    ax.set_xscale("symlog", linthresh=0.01)
+    ax.set_yscale("log")
+    parts = summary.set_index(["scheduler", "quantity"])[["value", "low", "high"]]
+    points = {}
+    for name in summary["scheduler"].unique():
+        across, up = (parts.loc[(name, quantity)] for quantity in FRONTIER)
+        _mark(ax, str(name), across, up)
+        points[str(name)] = (float(across["value"]), float(up["value"]))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set(xlabel="tasks beyond the latency limit", ylabel="energy over the oracle's")
+    top = max(y for _, y in points.values())
+    all_ticks = (1, 1.5, 2, 3, 5, 10, 20, 50) if top > 1.5 else (1, 1.02, 1.05, 1.1, 1.2, 1.5)
+    ticks = [tick for tick in all_ticks if tick <= ax.get_ylim()[1]]
+    ax.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
+    ax.minorticks_off()
+    _label_points(ax, points)
+    return titled(ax, title, evidence)
+
+
+def _mark(ax: Axes, label: str, across: pd.Series, up: pd.Series) -> None:
+    """A point with its intervals; open with a penalty, a ring for the oracle."""
+    colour = scheduler_colour(label)
+    ring = label == "Oracle"
+    ax.errorbar(
+        across["value"],
+        up["value"],
+        xerr=np.abs([[across[bound] - across["value"]] for bound in ("low", "high")]),
+        yerr=np.abs([[up[bound] - up["value"]] for bound in ("low", "high")]),
+        fmt="o",
+        ms=14 if ring else 8,
+        color=colour,
+        mfc="none" if ring else "white" if PENALTY in label else colour,
+        capsize=2,
+    )
+
+
+def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names right of their points; those of points beside each other stand in one stack."""
+    place = {label: ax.transData.transform(point) for label, point in points.items()}
+    stacks: list[list[str]] = []
+    for label in sorted(place, key=lambda label: tuple(-place[label])):
+        beside = [
+            stack
+            for stack in stacks
+            if any((abs(place[other] - place[label]) < NEAR).all() for other in stack)
+        ]
+        if beside:
+            beside[0].append(label)
+        else:
+            stacks.append([label])
+    for stack in stacks:  # anchored at its rightmost point, names in the order of their heights
+        names = sorted(stack, key=lambda label: -place[label][1])
+        for row, label in enumerate(names):
+            ax.annotate(
+                label,
+                points[stack[0]],
+                xytext=(11, 11 * ((len(stack) - 1) / 2 - row)),
+                textcoords="offset points",
+                color=scheduler_colour(label),
+                va="center",
+                size="small",
+                annotation_clip=False,
+            )
+
+
+PNG_DPI = 120
+MOVED = 0.05  # points, which no eye sees
+SHADE = 3  # levels of 255, of a picture within a figure
+STEADY: dict[Any, Any] = {"svg.hashsalt": "mllm-sched", "svg.fonttype": "none"}
+
+TAG = re.compile(r"<[^>]*>")
+LONG_NUMBER = re.compile(r"\d+\.\d{4,}")
+NUMBER = re.compile(r"(-?\d+\.?\d*)")
+PICTURE = re.compile(r'(?<="data:image/png;base64,)[^"]*')
+NAME = re.compile(r'\bid="(\w*[0-9a-f]{10})"')  # as Matplotlib makes them, from a digest
+
+
+def as_svg(figure: Figure) -> bytes:
+    """A figure as SVG, coordinates in thousandths of a point.
+
+    Beyond them there is rounding, which differs between processors. Matplotlib names shapes after
+    a digest of their coordinates; here they are numbered.
+    """
+    import matplotlib as mpl  # whoever has a figure has it loaded
+
+    file = BytesIO()
+    nobody = {"Date": None, "Creator": None}
+    with mpl.rc_context(STEADY):
+        figure.savefig(file, format="svg", metadata=nobody, bbox_inches="tight")
+    text = TAG.sub(lambda tag: LONG_NUMBER.sub(_rounded, tag[0]), file.getvalue().decode())
+    places = {name: f"shape{place}" for place, name in enumerate(dict.fromkeys(NAME.findall(text)))}
+    if places:
+        known = re.compile(rf'(?<=["#])({"|".join(places)})(?=[")])')
+        text = known.sub(lambda found: places[found[1]], text)
+    return text.encode()
+
+
+def same_but_for_rounding(before: str, now: str) -> bool:
+    """Whether two figures as SVG differ by no more than rounding.
+
+    That is 0.05 points in the numbers of their tags, and 3 of 255 levels in their pictures.
+    """
+    pictures = [PICTURE.findall(text) for text in (before, now)]
+    if len(pictures[0]) != len(pictures[1]) or not all(map(_alike, *pictures)):
+        return False
+    before, now = (PICTURE.sub("", text) for text in (before, now))
+    texts = [TAG.split(text) for text in (before, now)]
+    tags = [NUMBER.split("".join(TAG.findall(text))) for text in (before, now)]
+    if texts[0] != texts[1] or len(tags[0]) != len(tags[1]):
+        return False
+    pairs = list(zip(*tags, strict=True))  # words and numbers by turns
+    return all(one == other for one, other in pairs[::2]) and all(
+        one == other or abs(float(one) - float(other)) <= MOVED for one, other in pairs[1::2]
+    )
+
+
+def _alike(before: str, now: str) -> bool:
+    """Whether two pictures, as PNG in base 64, look the same."""
+    if before == now:
+        return True
+    from matplotlib.image import imread
+
+    one, other = (imread(BytesIO(base64.b64decode(text)), format="png") for text in (before, now))
+    return one.shape == other.shape and bool(abs(one - other).max() <= (SHADE + 0.5) / 255)
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as PNG, for where SVG is not shown; no version of a program is in it."""
+    file = BytesIO()
+    figure.savefig(
+        file, format="png", dpi=PNG_DPI, metadata={"Software": None}, bbox_inches="tight"
+    )
+    return file.getvalue()
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.3f}".rstrip("0").rstrip(".")

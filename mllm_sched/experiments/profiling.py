@@ -1,0 +1,353 @@
+"""Measures every arm of a live device into a table that opens as ``trace:FILE``.
+
+The table is written anew after each arm and moved into place whole, so it is valid at any moment.
+Arms that it holds are not measured again, so an interrupted profile is taken up by the same call.
+The order of the arms is drawn by seed, so that drift is not confounded with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.devices.live import LiveDevice
+from mllm_sched.experiments.provenance import as_csv, provenance
+from mllm_sched.files import locked, write_whole
+from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.window import ArmResult, Plan, measure
+from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, Measurement, read_table
+from mllm_sched.tasks import Task
+
+DISK_WAIT_S = 60.0  # at the end, for room to write what could not be written before
+
+
+class ProfileTable:
+    """The table on disk, always whole.
+
+    Parameters
+    ----------
+    path
+        CSV file; made with the first row.
+    space
+        The arms; their factors are the first columns.
+
+    Attributes
+    ----------
+    done
+        Arms that the table holds, by index, and whether they failed.
+
+    Raises
+    ------
+    ValueError
+        If the file is something else.
+    """
+
+    def __init__(self, path: Path, space: ArmSpace) -> None:
+        self.path = path
+        self.columns = [
+            *space.names,
+            *("modality", "encoder", "size", "background_load", "latency_s", "energy_j"),
+            *("latency_sd_s", "energy_sd_j", "evidence", "energy_evidence", "failed"),
+            *HARNESS_NUMBERS,
+            *HARNESS_WORDS,
+        ]
+        self.space = space
+        self.lines: list[str] = []
+        self.done: dict[int, bool] = {}
+        self._saved = True
+        if path.exists():
+            self._read()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row and write the table; on a full disk, say so and keep the row for later."""
+        self._add(as_csv(pd.DataFrame([row], columns=self.columns)).decode().splitlines()[1], row)
+        try:
+            self._write()
+        except OSError as error:
+            self._saved = False
+            tqdm.write(
+                f"cannot write {self.path}: {error.strerror}; the row is kept and written with "
+                "the next",
+                file=sys.stderr,
+            )
+
+    def finish(self, wait_s: float = DISK_WAIT_S) -> None:
+        """Write what could not be written before.
+
+        Raises OSError if there is still no room; all rows then stand in a file that it names.
+        """
+        began = time.monotonic()
+        while not self._saved:
+            try:
+                self._write()
+            except OSError as error:
+                if time.monotonic() - began < wait_s:
+                    time.sleep(1.0)
+                    continue
+                raise OSError(error.errno, f"{error.strerror}; {self._rescue()}") from error
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """See that every row is on disk at the end; after an interruption without waiting."""
+        try:
+            yield
+        except BaseException:
+            self.finish(wait_s=0)
+            raise
+        self.finish()
+
+    def drop_failed(self) -> None:
+        """Forget the arms that failed, so that they are measured again."""
+        rows = zip(self.lines, self.done.values(), strict=True)
+        self.lines = [line for line, failed in rows if not failed]
+        self.done = {arm: failed for arm, failed in self.done.items() if not failed}
+
+    def _add(self, line: str, row: Mapping[str, Any]) -> None:
+        self.lines.append(line)
+        # By its place in the space: a level may read 1 in the file and be 1.0.
+        arm = self.space.arm(**{name: row[name] for name in self.space.names})
+        self.done[arm.index] = bool(row["failed"])
+
+    def _read(self) -> None:
+        header, *lines = self.path.read_text().splitlines()
+        if header != ",".join(self.columns):
+            raise ValueError(f"{self.path} is no profile of this device: its columns differ")
+        if lines:
+            for line, row in zip(lines, read_table(self.path).to_dict("records"), strict=True):
+                self._add(line, row)
+
+    def _text(self) -> str:
+        return "\n".join([",".join(self.columns), *self.lines]) + "\n"
+
+    def _write(self) -> None:
+        write_whole(self.path, self._text().encode())
+        self._saved = True
+
+    def _rescue(self) -> str:
+        """Put the rows wherever there is room, and say where that is."""
+        try:
+            with tempfile.NamedTemporaryFile("w", suffix=".csv", delete=False) as file:
+                file.write(self._text())
+            return f"all rows are in {file.name}"
+        except OSError:
+            print(self._text(), file=sys.stderr)
+            return "all rows are printed above"
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Refuse a second process on the same table."""
+    lock = locked(out.with_name(f".{out.name}.lock"))
+    if lock is None:
+        raise ValueError(f"another process is writing {out}")
+    with lock:
+        yield
+
+
+def profile(
+    device: LiveDevice,
+    task: Task,
+    out: Path,
+    plan: Plan,
+    *,
+    arms: Sequence[Arm] | None = None,
+    seed: int = 0,
+    retry_failed: bool = False,
+) -> Path:
+    """Measure arms, a row each, in an order drawn by seed.
+
+    An arm that fails is a row with its reason, and the next one follows. ``NAME.json`` beside the
+    table says what it was measured with.
+
+    Parameters
+    ----------
+    device
+        Where.
+    task
+        What; of size 1.
+    out
+        The table. Arms that it holds are not measured again.
+    plan
+        How each arm is measured.
+    arms
+        Which; all by default.
+    seed
+        Of the order.
+    retry_failed
+        Whether arms that failed before are measured again.
+
+    Returns
+    -------
+    Path of the table.
+
+    Raises
+    ------
+    ValueError
+        If the table was made with other settings, another process is writing it, or its name does
+        not end in .csv.
+    MissingPackage
+        If what runs encoders is not installed.
+    OSError
+        If the disk stays full; what was measured then stands in another file, which is named.
+    """
+    device.require_packages()
+    if out.suffix != ".csv":
+        raise ValueError(f"{out}: expected a name that ends in .csv")
+    arms = list(device.space if arms is None else arms)
+    settings = _settings(device, task, plan, arms, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        table = ProfileTable(out, device.space)
+        record = _record(out, settings, fresh=not table.lines)
+        if retry_failed:
+            table.drop_failed()
+        todo = remaining(order(arms, seed), table)
+        if todo:
+            record["sittings"].append(_sitting(device))
+            write_whole(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+        cool_c = device.thermals.hottest_c() + plan.cool_margin_c
+        with (
+            table.kept(),
+            tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar,
+        ):
+            for position, arm in todo:
+                bar.set_postfix_str(str(arm))
+                device.thermals.cool_down(cool_c, plan.cool_down_s)
+                table.append(_row(device, task, arm, plan, position))
+                bar.update()
+    return out
+
+
+def order(arms: Sequence[Arm], seed: int) -> list[tuple[int, Arm]]:
+    """Arms with their positions in the order drawn by seed."""
+    drawn = np.random.default_rng(seed).permutation(len(arms))
+    return [(position, arms[index]) for position, index in enumerate(drawn)]
+
+
+def remaining(ordered: Sequence[tuple[int, Arm]], table: ProfileTable) -> list[tuple[int, Arm]]:
+    """Those that the table does not hold yet."""
+    return [(position, arm) for position, arm in ordered if arm.index not in table.done]
+
+
+def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> pd.DataFrame:
+    """What ``profile`` would do: arms in their order, with the least and most minutes after each.
+
+    Opening an encoder comes on top: seconds on a CPU, minutes for a TensorRT engine.
+    """
+    least, most = plan.seconds(device.meter)
+    rows = [
+        {
+            "position": position,
+            **arm.levels,
+            "minutes_at_least": (position + 1) * least / 60,
+            "minutes_at_most": (position + 1) * most / 60,
+        }
+        for position, arm in order(arms, seed)
+    ]
+    return pd.DataFrame(rows)
+
+
+def chosen_arms(space: ArmSpace, levels: Mapping[str, Sequence[str]]) -> list[Arm]:
+    """Arms with these levels, given as text; ValueError names an unknown factor or level."""
+    for name, wanted in levels.items():
+        known = [str(level) for level in space.factor(name).levels]
+        if unknown := [text for text in wanted if text not in known]:
+            raise ValueError(f"{name}={unknown[0]}: expected some of {', '.join(known)}")
+    return [
+        arm
+        for arm in space
+        if all(str(arm.levels[name]) in wanted for name, wanted in levels.items())
+    ]
+
+
+def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) -> dict[str, Any]:
+    """One arm, measured; or the reason why it could not be."""
+    facts: dict[str, Any] = {"position": position}
+    facts["utc"] = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        facts |= device.prepare(arm)
+        work, items = device.work(arm), device.batch(arm)
+        result = measure(work, device.meter, device.thermals, plan, items)
+    except HarnessError as error:
+        device.note(error)
+        return {**_measurement(device, task, arm, failed=str(error)), **facts}
+    done = _measurement(device, task, arm, result.latency_s.mean, result.energy_j.mean)
+    return {**done, **_columns(result), **facts}
+
+
+def _measurement(
+    device: LiveDevice,
+    task: Task,
+    arm: Arm,
+    latency_s: float = math.nan,
+    energy_j: float = math.nan,
+    failed: str = "",
+) -> dict[str, Any]:
+    evidence = device.evidence, device.energy_evidence
+    failed = " ".join(failed.split())  # a row is one line
+    return Measurement(arm, task, latency_s, energy_j, *evidence, failed).row()
+
+
+def _columns(result: ArmResult) -> dict[str, Any]:
+    facts = asdict(result)
+    intervals = {
+        "latency_half_s": result.latency_s.half,
+        "energy_half_j": result.energy_j.half,
+        "marginal_energy_j": result.marginal_j.mean,
+        "marginal_half_j": result.marginal_j.half,
+        "throttled": "yes" if result.throttled else "no",
+        "notes": "; ".join(result.notes),
+    }
+    kept = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)
+    return {**{name: facts[name] for name in kept if name in facts}, **intervals}
+
+
+def _settings(
+    device: LiveDevice, task: Task, plan: Plan, arms: Sequence[Arm], seed: int
+) -> dict[str, Any]:
+    """What must be the same for two sittings to make one table."""
+    return {
+        "device": device.name,
+        "encoder": task.encoder,
+        "meter": device.meter.source,
+        "plan": asdict(plan),
+        "arms": [str(arm) for arm in arms],
+        "seed": seed,
+    }
+
+
+def _record(out: Path, settings: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """What stands beside the table; ValueError if that was made with other settings."""
+    beside = out.with_suffix(".json")
+    if fresh or not beside.exists():
+        return {"settings": settings, "sittings": []}
+    record: dict[str, Any] = json.loads(beside.read_text())
+    before = record["settings"]
+    differing = [key for key, value in settings.items() if before.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{out} was made with another {', '.join(differing)}; give another file, or remove "
+            "this one"
+        )
+    return record
+
+
+def _sitting(device: LiveDevice) -> dict[str, Any]:
+    """What the numbers of one sitting depend on, the machine's state before it among them."""
+    facts = provenance({}, data=[])
+    kept = ("utc", "git", "python", "packages", "machine")
+    return {"state": device.state(), **{key: facts[key] for key in kept}}

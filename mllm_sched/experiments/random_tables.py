@@ -1,0 +1,641 @@
+"""Schedulers on random tables: energy over the oracle and true violations, over many tables.
+
+Tables come from several kinds of physics, drawn by seed. *Roofline* and *rough* are what
+``adaptive-safe-gp`` was developed on, and their deviations are of the kind that its kernel assumes.
+*Queueing* and *published* were kept apart. So was *board*, until its first results led to two
+changes of the rule: an unknown arm is priced by the mean of a log-normal, and no arm of a component
+is tried on which none is trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
+
+from mllm_sched import paths
+from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.experiments.lineup import ADAPTIVE, PENALTY, SAFE
+from mllm_sched.experiments.metrics import interval
+from mllm_sched.experiments.plots import scheduler_colour, titled
+from mllm_sched.experiments.runner import Rule
+from mllm_sched.experiments.spread import spread
+from mllm_sched.pipeline.work import read_work
+from mllm_sched.schedulers import Hyperparameters, make_scheduler
+from mllm_sched.schedulers.gp import matern
+
+Array = NDArray[np.float64]
+SIZES = {48: (3, 4, 4), 60: (3, 4, 5), 240: (4, 6, 10)}  # components, power levels, loads
+
+
+@dataclass(frozen=True)
+class Table:
+    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it.
+
+    Attributes
+    ----------
+    latency_s, energy_j
+        Shape (arms,).
+    trusted
+        Full power and load of every component, where that is truly within the limit.
+    """
+
+    space: ArmSpace
+    latency_s: Array
+    energy_j: Array
+    limit_s: float
+    trusted: Sequence[Arm]
+
+    def best_j(self) -> float:
+        """Least energy within the limit."""
+        return float(self.energy_j[self.latency_s <= self.limit_s].min())
+
+    def noise_sds(self, share: float) -> tuple[float, float]:
+        """Deviations of log latency and log power, as a share of what the arms vary by."""
+        power_w = self.energy_j / self.latency_s
+        return share * float(np.log(self.latency_s).std()), share * float(np.log(power_w).std())
+
+    def with_slower(self, component: str, factor: float) -> Table:
+        """The same, with one component slower; the limit stays."""
+        slower = np.array([factor if arm.component == component else 1.0 for arm in self.space])
+        return replace(self, latency_s=self.latency_s * slower, energy_j=self.energy_j * slower)
+
+
+def roofline(seed: int, arms: int = 60) -> Table:
+    """Arithmetic and memory bound by the larger of both; power rises with clock and load."""
+    rng, space = np.random.default_rng([1, seed, arms]), _space(arms, 15, 0.2)
+    power_w, load = _ordered(space)
+    latency, power = [], []
+    for _ in space.factors[0].levels:
+        clock = (power_w / 60) ** rng.uniform(0.3, 0.6)
+        compute = np.exp(rng.normal(0, 0.7)) / clock
+        memory = np.exp(rng.normal(-0.5, 0.7)) / np.minimum(1, (power_w / 30) ** 0.5)
+        alone = (compute**3 + memory**3) ** (1 / 3) + rng.uniform(0.01, 0.2)
+        serial = rng.uniform(0, 0.3)
+        latency.append(alone * (serial + (1 - serial) / load) * np.exp(_bumps(rng, space, 0.08)))
+        busy = rng.uniform(5, 30) * clock ** rng.uniform(1.5, 3) * load ** rng.uniform(0.6, 1)
+        idle = rng.uniform(3, 12) * (power_w / 60) ** 0.3
+        power.append((idle + busy) * np.exp(_bumps(rng, space, 0.08)))
+    return _table(space, np.concatenate(latency), np.concatenate(power), rng)
+
+
+def rough(seed: int, arms: int = 60) -> Table:
+    """Trends with large smooth deviations, drawn from a Gaussian process; no physics."""
+    rng, space = np.random.default_rng([2, seed, arms]), _space(arms, 15, 0.2)
+    power, load = _positions(space)
+    latency, watts = [], []
+    for _ in space.factors[0].levels:
+        fall = 0.8 * rng.uniform(0.3, 1.2) * power + rng.uniform(0.5, 1.5) * load
+        latency.append(np.exp(rng.normal(0, 0.4) - fall + _bumps(rng, space, 0.25)))
+        rise = rng.uniform(0.3, 1.4) * power + rng.uniform(0, 0.8) * load
+        watts.append(np.exp(rng.normal(0, 0.4) + rise + _bumps(rng, space, 0.2)))
+    return _table(space, np.concatenate(latency), np.concatenate(watts), rng)
+
+
+def queueing(seed: int, arms: int = 60) -> Table:
+    """Waiting in a queue, throttling when hot, voltage in steps."""
+    rng, space = np.random.default_rng([3, seed, arms]), _space(arms, 10, 0.1)
+    power_w, load = _ordered(space)
+    latency, power = [], []
+    for _ in space.factors[0].levels:
+        full = np.exp(rng.normal(0, 0.5))
+        hot = 1 / (1 + np.exp(-(power_w - rng.uniform(45, 70)) / 4))
+        clock = (1 - np.exp(-power_w / rng.uniform(10, 40))) * (1 - 0.25 * hot)
+        served = full * clock * load ** rng.uniform(0.7, 1)
+        arriving = rng.uniform(0.05, 0.5) * served.min()
+        latency.append(1 / (served - arriving) + rng.uniform(0.02, 0.3) / full)
+        voltage = 0.6 + 0.4 * np.floor(4 * clock / clock.max()) / 4
+        busy = rng.uniform(5, 40) * voltage**2 * clock * load
+        power.append(rng.uniform(2, 8) + busy + 3 * hot * rng.uniform(0, 2))
+    return _table(space, np.concatenate(latency), np.concatenate(power), rng)
+
+
+def board(seed: int, arms: int = 60) -> Table:
+    """The simulated Orin with another encoder and other constants; the CPU is not trusted."""
+    if arms != 60:
+        raise ValueError(f"arms={arms}: the board has 60")
+    rng, model = np.random.default_rng([4, seed]), calibrated_model()
+    names = [
+        *("gpu_s_per_flop", "gpu_s_per_byte", "gpu_s_per_kernel"),
+        *("gpu_j_per_flop", "gpu_j_per_byte", "dla_s_per_flop", "dla_s_per_byte"),
+    ]
+    drawn = {name: getattr(model, name) * np.exp(rng.normal(0, 0.3)) for name in names}
+    idle = tuple((level, watts * np.exp(rng.normal(0, 0.3))) for level, watts in model.idle_w)
+    model = replace(model, **drawn, idle_w=idle)
+    works = list(read_work().values())
+    work, space = works[rng.integers(len(works))], ArmSpace.agx_orin()
+    places = [(work, str(a.component), float(a.power_w), float(a.load)) for a in space]
+    latency = np.array([model.latency_s(*place) for place in places])
+    energy = np.array([model.energy_j(*place) for place in places])
+    return _table(space, latency, energy / latency, rng, components=("gpu", "dla"))
+
+
+def published(seed: int, arms: int = 120) -> Table:
+    """The published sweep, its six networks as components; loads are put in between (*assumed*).
+
+    A share of the component stretches the time; power falls towards an idle share that is drawn.
+    """
+    if arms != 120:
+        raise ValueError(f"arms={arms}: the sweep makes 120")
+    rng = np.random.default_rng([5, seed])
+    sweep = pd.read_csv(paths.DATA / "published" / "orin_sweep_trace.csv")
+    sweep = sweep.sort_values(["encoder", "power_w"])
+    space = ArmSpace(
+        [
+            Factor("component", tuple(sorted(set(sweep["encoder"])))),
+            Factor("power_w", [15, 30, 50, 60], log=True),
+            Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
+        ]
+    )
+    load = np.tile([float(level) for level in space.factors[2].levels], len(sweep))
+    alone_s, alone_j = (np.repeat(sweep[name].to_numpy(), 5) for name in ("latency_s", "energy_j"))
+    idle = rng.uniform(0.2, 0.5)
+    return _table(space, alone_s / load, alone_j / alone_s * (idle + (1 - idle) * load), rng)
+
+
+FAMILIES: dict[str, Callable[[int, int], Table]] = {
+    family.__name__: family for family in (roofline, rough, queueing, board, published)
+}
+
+
+def _space(arms: int, least_w: float, least_load: float) -> ArmSpace:
+    if arms not in SIZES:
+        raise ValueError(f"arms={arms}: expected one of {', '.join(map(str, SIZES))}")
+    components, levels, loads = SIZES[arms]
+    return ArmSpace(
+        [
+            Factor("component", [f"unit {number}" for number in range(components)]),
+            Factor("power_w", np.geomspace(least_w, 60, levels).tolist(), log=True),
+            Factor("load", np.linspace(least_load, 1, loads).tolist(), log=True),
+        ]
+    )
+
+
+def _ordered(space: ArmSpace) -> tuple[Array, Array]:
+    """Power in watts and load of the arms of one component."""
+    one = [arm for arm in space if arm.component == space.factors[0].levels[0]]
+    return np.array([float(arm.power_w) for arm in one]), np.array([float(a.load) for a in one])
+
+
+def _positions(space: ArmSpace) -> tuple[Array, Array]:
+    """The same as places within [0, 1]."""
+    one = space.features()[space.features()[:, 0] == 0]
+    return one[:, 1], one[:, 2]
+
+
+def _bumps(rng: np.random.Generator, space: ArmSpace, sd: float) -> Array:
+    """Smooth deviations over the arms of one component."""
+    covariance = 1e-9 * np.eye(len(space) // len(space.factors[0].levels))
+    smooth = np.ones_like(covariance)
+    for place in _positions(space):
+        smooth *= matern(np.abs(place[:, None] - place[None]) / 0.6)
+    drawn: Array = sd * np.linalg.cholesky(smooth + covariance) @ rng.standard_normal(len(smooth))
+    return drawn
+
+
+def _table(
+    space: ArmSpace,
+    latency_s: Array,
+    power_w: Array,
+    rng: np.random.Generator,
+    components: Sequence[str] = (),
+) -> Table:
+    """With a limit that between a fifth and three fifths of the arms meet."""
+    top = [factor.levels[-1] for factor in space.factors[1:]]
+    names = space.factors[0].levels
+    tops = [
+        space.arm(component=name, power_w=top[0], load=top[1])
+        for name in names
+        if not components or name in components
+    ]
+    ordered = np.sort(latency_s)
+    place = int(rng.uniform(0.2, 0.6) * len(ordered))
+    quickest = min(float(latency_s[arm.index]) for arm in tops)
+    limit_s = max(float(np.sqrt(ordered[place] * ordered[place + 1])), 1.1 * quickest)
+    trusted = [arm for arm in tops if latency_s[arm.index] <= 0.98 * limit_s]
+    return Table(space, latency_s, latency_s * power_w, limit_s, trusted)
+
+
+SLOWER = 1.35  # what a drift makes of the latency of the best arm's component
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rule on the tables of one family.
+
+    Attributes
+    ----------
+    rule
+        Who chooses.
+    family, arms
+        Of ``families.FAMILIES``.
+    noise
+        Standard deviation of log latency and of log power of one measurement, in units of those of
+        the table.
+    drift
+        Whether the component of the best arm becomes 35 % slower at half-time.
+    tasks
+        How many.
+    heavy
+        Whether noise has heavy tails: Student's t with 3 degrees of freedom, same deviation.
+    raw
+        Whether the rule models the outcomes themselves instead of their logarithms: it is told
+        their exponentials.
+    seeds
+        How many of the trusted arms the rule is told; all by default.
+    label
+        What is different in this trial.
+    """
+
+    rule: Rule
+    family: str
+    arms: int
+    noise: float = 0.03
+    drift: bool = False
+    tasks: int = 500
+    heavy: bool = False
+    raw: bool = False
+    seeds: int | None = None
+    label: str = ""
+
+    def play(self, seed: int) -> tuple[float, float]:
+        """Mean energy over the oracle's, and share of tasks on an arm truly beyond the limit."""
+        return self.play_both(seed)[self.drift]
+
+    def play_both(self, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The same without drift and with it, which share the half before it."""
+        still = _Run(self, seed)
+        still.play(self.tasks // 2)
+        drifted = deepcopy(still)
+        drifted.drift()
+        for run in (still, drifted):
+            run.play(self.tasks - self.tasks // 2)
+        return still.outcome(), drifted.outcome()
+
+
+class _Run:
+    """A trial on one table, as far as it has come."""
+
+    def __init__(self, trial: Trial, seed: int) -> None:
+        table = FAMILIES[trial.family](seed, trial.arms)
+        self.table, self.best_j = table, table.best_j()
+        self.rng = np.random.default_rng([6, seed])
+        self.draw = _student if trial.heavy else _normal
+        self.spreads = np.array(table.noise_sds(trial.noise))
+        # Units of the exponentials that a rule is told which models the outcomes themselves.
+        self.limit_s = table.limit_s if trial.raw else None
+        self.first_j = float(table.energy_j[table.trusted[0].index]) if trial.raw else None
+        self.scheduler = make_scheduler(
+            trial.rule.name,
+            table.space,
+            limits={"latency_s": _told(table.limit_s, self.limit_s)},
+            seeds=table.trusted[: trial.seeds],
+            rng=seed,
+            **trial.rule.settings,
+        )
+        self.energies: list[float] = []
+        self.violations: list[bool] = []
+
+    def play(self, tasks: int) -> None:
+        """Go on for so many tasks."""
+        for _ in range(tasks):
+            decision = self.scheduler.ask()
+            arm, noise = decision.arm.index, self.spreads * self.draw(self.rng)
+            latency_s = self.table.latency_s[arm] * math.exp(noise[0])
+            energy_j = self.table.energy_j[arm] * math.exp(noise.sum())
+            self.scheduler.tell(
+                decision.id,
+                latency_s=_told(latency_s, self.limit_s),
+                energy_j=_told(energy_j, self.first_j),
+            )
+            self.energies.append(self.table.energy_j[arm] / self.best_j)
+            self.violations.append(self.table.latency_s[arm] > self.table.limit_s)
+
+    def drift(self) -> None:
+        """The component of the best arm becomes slower."""
+        self.table = _slower(self.table)
+        self.best_j = self.table.best_j()
+
+    def outcome(self) -> tuple[float, float]:
+        """See ``Trial.play``."""
+        return float(np.mean(self.energies)), float(np.mean(self.violations))
+
+
+def _told(value: float, unit: float | None) -> float:
+    """What a rule is told of a value: itself, or its exponential in some unit."""
+    return value if unit is None else math.exp(value / unit - 1)
+
+
+def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
+    """Every trial on so many tables, the same for all; see ``spread`` for where.
+
+    Returns
+    -------
+    One row per trial and table: ``scheduler``, ``label``, ``family`` (with its arms), ``noise``,
+    ``drift``, ``tasks``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
+    """
+    trials, still = list(trials), []  # the latter without drift, each once
+    for trial in trials:
+        if (alike := replace(trial, drift=False)) not in still:
+            still.append(alike)
+    jobs = [(trial, tables) for trial in still]
+    played = spread(_play, jobs, label="random tables", n_jobs=n_jobs)
+    rows = []
+    for trial in trials:
+        for seed, both in enumerate(played[still.index(replace(trial, drift=False))]):
+            energy, violations = both[trial.drift]
+            rows.append(
+                {
+                    "scheduler": trial.rule.label,
+                    "label": trial.label,
+                    "family": f"{trial.family} {trial.arms}",
+                    "noise": trial.noise,
+                    "drift": trial.drift,
+                    "tasks": trial.tasks,
+                    "table": seed,
+                    "energy": energy,
+                    "violations": violations,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summary(played: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Median, mean and worst tenth of the energy, and violations with a 95 % interval.
+
+    Parameters
+    ----------
+    played
+        Of ``play_all``.
+    by
+        Columns that make a row of the result.
+    """
+    rows = []
+    for key, group in played.groupby(by, sort=False):
+        mean, low, high = interval(group["energy"].to_numpy())
+        share, least, most = interval(group["violations"].to_numpy())
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "median": group["energy"].median(),
+                "energy": mean,
+                "energy_low": low,
+                "energy_high": high,
+                "worst_tenth": group["energy"].quantile(0.9),
+                "violations": share,
+                "violations_low": least,
+                "violations_high": most,
+                "n": len(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def each(
+    base: Trial, variants: Mapping[str, Mapping[str, Any]], cases: Iterable[Mapping[str, Any]]
+) -> list[Trial]:
+    """A base trial, and every variant of it, in every case; both name what they change."""
+    return [
+        replace(base, **{**case, **changes, "label": label})
+        for case in cases
+        for label, changes in {"as it is": {}, **variants}.items()
+    ]
+
+
+def _play(trial: Trial, tables: int) -> list[tuple[tuple[float, float], ...]]:
+    return [trial.play_both(seed) for seed in range(tables)]
+
+
+def _slower(table: Table) -> Table:
+    feasible = table.latency_s <= table.limit_s
+    best = int(np.where(feasible, table.energy_j, np.inf).argmin())
+    return table.with_slower(str(table.space[best].component), SLOWER)
+
+
+def _normal(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(2)
+
+
+def _student(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_t(3, 2) / math.sqrt(3.0)
+
+
+PENALISED = {"penalty": PENALTY}
+
+FIELD = [
+    ADAPTIVE,
+    SAFE,
+    Rule("UCB + penalty", "ucb", PENALISED),
+    Rule("Thompson + penalty", "thompson", PENALISED),
+    Rule("Epsilon-greedy + penalty", "epsilon-greedy", PENALISED),
+    Rule("Fixed at full power", "fixed"),
+    Rule("SafeOpt", "safeopt"),
+    Rule("StageOpt", "stageopt"),
+    Rule("GoOSE", "goose"),
+    Rule("Safe Thompson", "safe-thompson"),
+    Rule("EdgeBOL", "edgebol"),
+    Rule("Safe LinUCB", "safe-linucb"),
+    Rule("Conformal 5 %", "conformal"),
+    Rule("Conformal 0.5 %", "conformal", {"violation_rate": 0.005}),
+    Rule("Risk budget", "risk-budget"),
+    Rule("CONFIG", "config"),
+    Rule("Primal-dual", "primal-dual"),
+    Rule("Constrained UCB", "constrained-ucb"),
+    Rule("Profile, then commit", "profile-then-commit"),
+    Rule("Sliding-window UCB + penalty", "sliding-window-ucb", PENALISED),
+    Rule("Discounted UCB + penalty", "discounted-ucb", PENALISED),
+    Rule("EXP3 + penalty", "exp3", PENALISED),
+    Rule("Safe GP-UCB, forgets", "safe-gp-ucb", {"forget_rate": 0.002}),
+]
+
+COMPARED_FAMILIES = (
+    ("roofline", 48),
+    ("rough", 48),
+    ("queueing", 48),
+    ("board", 60),
+    ("published", 120),
+)
+KEPT_APART = COMPARED_FAMILIES[2:]  # while the adaptive rule was developed; the board only at first
+
+
+def frontier_trials() -> list[Trial]:
+    """Every rule on every family, as it is and with drift, at little noise."""
+    return [
+        Trial(rule, family, arms, drift=drift)
+        for family, arms in COMPARED_FAMILIES
+        for drift in (False, True)
+        for rule in FIELD
+    ]
+
+
+def _with(**settings: Any) -> dict[str, Any]:
+    return {"rule": Rule(ADAPTIVE.label, ADAPTIVE.name, settings)}
+
+
+def _safe_with(**settings: Any) -> dict[str, Any]:
+    return {"rule": Rule(SAFE.label, SAFE.name, settings)}
+
+
+def _lengths(correlation: float, length_scale: float) -> dict[str, Hyperparameters]:
+    """A kernel for three factors: components correlate so, power and load reach so far."""
+    values = Hyperparameters(1.0, 0.05**2, (correlation, length_scale, length_scale))
+    return {"energy_j": values, "latency_s": values}
+
+
+PARTS = {  # of the adaptive rule
+    "kernel not learned": _with(learn_kernel=False),
+    "energy modelled, not power": _with(model_power=False),
+    "change not noticed": _with(notice_change=False),
+    "no budget of risk": _with(violation_rate=0.0),
+    "budget 0.1 %": _with(violation_rate=0.001),
+    "budget 2 %": _with(violation_rate=0.02),
+    "certain to 95 %": _with(certainty=0.95),
+    "certain to 99.95 %": _with(certainty=0.9995),
+    "horizon 100": _with(horizon=100),
+    "horizon 2000": _with(horizon=2000),
+    "one trusted arm": {"seeds": 1},
+}
+
+CHOICES = {  # of the paper's rule, which leaves them open
+    "beta 1": _safe_with(beta=1.0),
+    "beta 9": _safe_with(beta=9.0),
+    "outcomes, not their logs": {"raw": True},
+    "one trusted arm": {"seeds": 1},
+    "length-scale 0.2": _safe_with(hyperparameters=_lengths(0.5, 0.2)),
+    "length-scale 2": _safe_with(hyperparameters=_lengths(0.5, 2.0)),
+    "components alike": _safe_with(hyperparameters=_lengths(0.95, 1.0)),
+    "forgets 0.0005 a task": _safe_with(forget_rate=0.0005),
+    "forgets 0.002 a task": _safe_with(forget_rate=0.002),
+    "forgets 0.01 a task": _safe_with(forget_rate=0.01),
+}
+
+WORLDS = {  # in which both are put
+    "noise 1 %": {"noise": 0.01},
+    "noise 15 %": {"noise": 0.15},
+    "noise 50 %": {"noise": 0.5},
+    "heavy tails, 15 %": {"noise": 0.15, "heavy": True},
+    "100 tasks": {"tasks": 100},
+    "2000 tasks": {"tasks": 2000},
+}
+
+
+def ablation_trials(
+    rule: Rule,
+    variants: Mapping[str, Mapping[str, Any]],
+    families: Iterable[tuple[str, int]] = KEPT_APART,
+) -> list[Trial]:
+    """A rule and its variants on some families, as it is and with drift."""
+    cases = [
+        {"family": family, "arms": arms, "drift": drift}
+        for family, arms in families
+        for drift in (False, True)
+    ]
+    base = Trial(rule, "board", 60)
+    return each(base, variants, cases)
+
+
+# -- Figures
+
+CASES = {False: ("as it is", "#444444"), True: ("with drift", "#9467bd")}  # no scheduler's colour
+LEAST = 5e-5  # violations below this share are drawn at the edge
+
+
+def frontier_of_rules(summary: pd.DataFrame, *, evidence: str) -> Figure:
+    """Energy against violations of every rule; without and with drift, side by side.
+
+    The line joins the rules that no other one beats on both. Numbers are ranks by energy.
+
+    Parameters
+    ----------
+    summary
+        Of ``table_runs.summary`` by ``drift`` and ``scheduler``.
+    """
+    still = summary[~summary["drift"]].sort_values("energy")
+    numbers = {str(name): place for place, name in enumerate(still["scheduler"], start=1)}
+    figure, axes = plt.subplots(1, 2, figsize=(14, 6.2), sharey=True)
+    for ax, (drift, group) in zip(axes, summary.groupby("drift"), strict=True):
+        ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, 1.0), ylim=(0.025, 15.0))
+        for row in group.sort_values("energy", ascending=False).itertuples():
+            at = (max(row.violations, LEAST), row.energy - 1.0)
+            ax.plot(*at, "o", ms=15, color=scheduler_colour(row.scheduler), mec="white")
+            number = str(numbers[row.scheduler])
+            ax.text(*at, number, size=8, color="white", ha="center", va="center", weight="bold")
+        line = group[_undominated(group)].sort_values("violations")
+        shares = line["violations"].clip(lower=LEAST)
+        ax.step(shares, line["energy"] - 1.0, where="post", color="0.7", lw=3, zorder=0)
+        ax.xaxis.set_major_formatter(_percent)
+        ax.yaxis.set_major_formatter(_percent)
+        ax.minorticks_off()
+        ax.set_xlabel("tasks on an arm beyond the limit (left edge: none)")
+        titled(ax, "All rules, " + CASES[bool(drift)][0], evidence)
+    axes[0].set_ylabel("energy beyond the oracle's, mean")
+    for name, place in numbers.items():
+        where = (1.04, 1.0 - (place - 0.5) / len(numbers))
+        entry, colour = f"{place}  {name}", scheduler_colour(name)
+        axes[1].text(*where, entry, size=9, color=colour, va="center", transform=axes[1].transAxes)
+    return figure
+
+
+def ablation(summary: pd.DataFrame, *, title: str, evidence: str) -> Figure:
+    """Energy and violations of every variant, as it is and with drift, with 95 % intervals.
+
+    Parameters
+    ----------
+    summary
+        Of ``table_runs.summary`` by ``label`` and ``drift``.
+    """
+    labels = list(dict.fromkeys(summary["label"]))
+    height = 1.3 + 0.32 * len(labels)
+    figure, axes = plt.subplots(1, 2, figsize=(10, height), sharey=True)
+    for drift, (name, colour) in CASES.items():
+        rows = summary[summary["drift"] == drift].set_index("label").loc[labels]
+        places = np.arange(len(labels)) + (0.13 if drift else -0.13)
+        for ax, quantity in zip(axes, ("energy", "violations"), strict=True):
+            _intervals(ax, rows, quantity, places, colour, name)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter(_percent)
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("energy beyond the oracle's, mean")
+    axes[1].set_xlabel("tasks on an arm beyond the limit")
+    axes[1].xaxis.set_major_formatter(_percent)
+    axes[1].legend(loc="best", fontsize="small")
+    figure.suptitle(f"{title} ({evidence})", size="medium")
+    return figure
+
+
+def _intervals(
+    ax: Axes, rows: pd.DataFrame, quantity: str, places: np.ndarray, colour: str, name: str
+) -> None:
+    value = rows[quantity]
+    below, above = value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value
+    value = value - 1.0 if quantity == "energy" else value
+    ax.errorbar(value, places, xerr=[below, above], fmt="o", ms=5, color=colour, label=name)
+
+
+@FuncFormatter
+def _percent(share: float, _: int) -> str:
+    return f"{100 * share:g} %"
+
+
+def _undominated(group: pd.DataFrame) -> np.ndarray:
+    """Whether no other rule is better on one axis and no worse on the other."""
+    energy, violations = group["energy"].to_numpy(), group["violations"].to_numpy()
+    no_worse = (energy[None] <= energy[:, None]) & (violations[None] <= violations[:, None])
+    better = no_worse & (
+        (energy[None] < energy[:, None]) | (violations[None] < violations[:, None])
+    )
+    undominated: np.ndarray = ~better.any(axis=1)
+    return undominated

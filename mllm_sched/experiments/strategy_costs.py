@@ -1,0 +1,579 @@
+"""The three strategies on hardware that is not here: an AGX Orin at the edge, an A100 server.
+
+Encoders at the edge are priced by the calibrated board, in FP32 as its measurements were;
+everything else by a roofline on data sheets, with assumed shares of their peaks. Nothing here is
+measured. ``variants`` changes one choice at a time: hybrid's time over that of the quicker of All
+Edge and All Remote is ``ratio``. The paper's is 2500 / 7500; a saving of four fifths of the paper's
+is a ratio of 0.47.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+
+from mllm_sched import paths
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.pipeline import media
+from mllm_sched.pipeline.wire_header import wire_bytes
+from mllm_sched.pipeline.work import read_work
+
+PRECISIONS = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device by its data sheet.
+
+    Attributes
+    ----------
+    tflops
+        FP16 on tensor cores, without sparsity.
+    fp32_tflops
+        FP32, without tensor cores.
+    gb_per_s
+        Bandwidth of its memory.
+    compute_share, memory_share
+        Of both that a model reaches (*assumed*).
+    """
+
+    name: str
+    tflops: float
+    fp32_tflops: float
+    gb_per_s: float
+    compute_share: float = 0.4
+    memory_share: float = 0.7
+
+    def seconds(self, flops: float, read_bytes: float, precision: str = "float16") -> float:
+        """Time of work that is bound by arithmetic or by memory, whichever takes longer."""
+        tflops = self.tflops if precision == "float16" else self.fp32_tflops
+        compute_s = flops / (tflops * 1e12 * self.compute_share)
+        memory_s = read_bytes / (self.gb_per_s * 1e9 * self.memory_share)
+        return max(compute_s, memory_s)
+
+
+# NVIDIA, Jetson AGX Orin 64GB: 85 TFLOPS FP16 with sparsity, half of it without; 256-bit LPDDR5.
+ORIN = Accelerator("AGX Orin 64GB", tflops=42.5, fp32_tflops=5.3, gb_per_s=204.8)
+# NVIDIA, A100 80GB PCIe.
+A100 = Accelerator("A100 80GB", tflops=312.0, fp32_tflops=19.5, gb_per_s=1935.0)
+
+
+FP16_BYTES = 2
+TOKEN_BYTES = 4
+CUTS = ("encoder", "projector")
+
+
+@dataclass(frozen=True)
+class Language:
+    """An LLM in FP16; by default Vicuna-7B, that of LLaVA-1.5.
+
+    Attributes
+    ----------
+    parameters
+        Weights that are read for every token.
+    answer_tokens
+        Of the answer.
+    width
+        Of a token, and so of features behind the projector.
+    """
+
+    parameters: float = 6.74e9
+    answer_tokens: int = 64
+    width: int = 4096
+
+    def seconds(self, device: Accelerator, prompt_tokens: int) -> float:
+        """Prefill, then one pass over the weights for each token; the cache is neglected."""
+        weights = FP16_BYTES * self.parameters
+        prefill_s = device.seconds(2 * self.parameters * prompt_tokens, weights)
+        token_s = device.seconds(2 * self.parameters, weights)
+        return prefill_s + (self.answer_tokens - 1) * token_s
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One item: its encoder, its bytes as input, and the shape of its encoder's features."""
+
+    encoder: str
+    input_bytes: int
+    rows: int
+    width: int
+
+
+# A 1080p image and LLaVA's tower; 30 s of PCM and Whisper small; 16 frames and VideoMAE base.
+# These encoders have the narrower side before the projector, which keeps the number of rows.
+ITEMS = (
+    Encoded("clip-vit-l14-336", 1080 * 1920 * 3, 576, 1024),
+    Encoded("whisper-small", 30 * 16000 * 2, 1500, 768),
+    Encoded("videomae-base", 16 * 224 * 224 * 3, 1568, 768),
+)
+INPUTS = ("raw", "as the encoder sees it", "compressed")
+
+
+@lru_cache(maxsize=1)
+def _compressed_bytes() -> tuple[int, ...]:
+    frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
+    return (
+        len(media.jpeg(media.photograph("china"))),
+        len(media.opus(media.speech_like(30.0))),
+        sum(len(media.jpeg(frame)) for frame in frames),
+    )
+
+
+def items_as(form: str) -> tuple[Encoded, ...]:
+    """``ITEMS`` with inputs in one of the forms of ``INPUTS``.
+
+    As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
+    Compressed are JPEG of the 1080p image, Opus, and one JPEG a frame; really compressed.
+
+    Raises
+    ------
+    ValueError
+        For another form.
+
+    Examples
+    --------
+    >>> [item.input_bytes for item in items_as("as the encoder sees it")]
+    [338688, 960000, 2408448]
+    """
+    raw = tuple(item.input_bytes for item in ITEMS)
+    sizes = {"raw": raw, "as the encoder sees it": (336 * 336 * 3, *raw[1:])}
+    if form not in INPUTS:
+        raise ValueError(f"form={form!r}: expected one of {', '.join(INPUTS)}")
+    chosen = _compressed_bytes() if form == "compressed" else sizes[form]
+    return tuple(replace(item, input_bytes=size) for item, size in zip(ITEMS, chosen, strict=True))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the strategies are priced.
+
+    Attributes
+    ----------
+    mbit_s, delay_s
+        Of the link, and its one-way delay.
+    edges
+        Edge devices that hybrid spreads the encoders over; each sensor sits at its own, so that
+        nothing is sent between them.
+    component, power_w
+        Of the board, on which encoders run.
+    wire
+        Type of the features.
+    cut
+        Whether features are those of the ``encoder``, before the projector, or of the
+        ``projector``, behind it.
+    server_encodes
+        Precision of the encoders on the server, in All Remote: ``float16`` or ``float32``.
+    """
+
+    items: Sequence[Encoded] = ITEMS
+    language: Language = Language()
+    mbit_s: float = 10.0
+    delay_s: float = 0.01
+    edges: int = 1
+    component: str = "gpu"
+    power_w: float = 60
+    wire: str = "float16"
+    cut: str = "encoder"
+    server_encodes: str = "float16"
+    server: Accelerator = A100
+    board: Accelerator = ORIN
+
+    def __post_init__(self) -> None:
+        if not self.mbit_s > 0:
+            raise ValueError(f"mbit_s={self.mbit_s}: expected above 0")
+        if self.edges < 1:
+            raise ValueError(f"edges={self.edges}: expected 1 or more")
+        if self.cut not in CUTS:
+            raise ValueError(f"cut={self.cut!r}: expected encoder or projector")
+        if self.server_encodes not in PRECISIONS:
+            raise ValueError(f"server_encodes={self.server_encodes!r}: expected float16 or float32")
+
+    def feature_bytes(self, item: Encoded) -> int:
+        """Of an item's features, as they are sent."""
+        width = item.width if self.cut == "encoder" else self.language.width
+        return wire_bytes(item.rows, width, self.wire)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a strategy takes; seconds, and bytes over the link."""
+
+    strategy: str
+    transmission_s: float
+    encode_s: float
+    llm_s: float
+    total_s: float
+    up_bytes: int
+    down_bytes: int
+
+
+def modelled(strategy: str, setting: Setting = Setting()) -> Cost:
+    """Price a strategy: ``all-edge``, ``all-remote`` or ``hybrid``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown strategy.
+    """
+    prompt = sum(item.rows for item in setting.items) + 32
+    llm = setting.language.seconds
+    down = TOKEN_BYTES * setting.language.answer_tokens
+    if strategy == "all-edge":
+        return _cost(strategy, setting, _edge_s(setting, 1), llm(setting.board, prompt), 0, 0)
+    if strategy == "all-remote":
+        up = sum(item.input_bytes for item in setting.items)
+        encode_s = sum(server_s(setting, item) for item in setting.items)
+    elif strategy == "hybrid":
+        up = sum(setting.feature_bytes(item) for item in setting.items)
+        encode_s = _edge_s(setting, setting.edges)
+    else:
+        raise ValueError(f"strategy={strategy!r}: expected all-edge, all-remote or hybrid")
+    return _cost(strategy, setting, encode_s, llm(setting.server, prompt), up, down)
+
+
+def ratio(setting: Setting) -> float:
+    """Hybrid's time over that of the quicker of the two other strategies; above 1 it is slower."""
+    others = min(modelled(name, setting).total_s for name in ("all-edge", "all-remote"))
+    return modelled("hybrid", setting).total_s / others
+
+
+def edge_s(setting: Setting, item: Encoded) -> float:
+    """Encoding time of an item on one edge device."""
+    work = read_work()[item.encoder]
+    return calibrated_model().latency_s(work, setting.component, setting.power_w)
+
+
+def server_s(setting: Setting, item: Encoded) -> float:
+    """Encoding time of an item on the server; what launches its operators costs nothing."""
+    work = read_work()[item.encoder]  # counted in FP32
+    if setting.server_encodes == "float32":
+        return setting.server.seconds(work.flops, work.bytes, "float32")
+    return setting.server.seconds(work.flops, work.bytes / 2)
+
+
+def _edge_s(setting: Setting, devices: int) -> float:
+    """Until the last device is done; the longest encoder first, each where it can begin first."""
+    busy_s = [0.0] * devices
+    for seconds in sorted((edge_s(setting, item) for item in setting.items), reverse=True):
+        busy_s[busy_s.index(min(busy_s))] += seconds
+    return max(busy_s)
+
+
+def _cost(
+    strategy: str, setting: Setting, encode_s: float, llm_s: float, up: int, down: int
+) -> Cost:
+    """A strategy that sends nothing does not wait for the link either."""
+    seconds = sent_s(setting, up + down) if up else 0.0
+    return Cost(strategy, seconds, encode_s, llm_s, seconds + encode_s + llm_s, up, down)
+
+
+def sent_s(setting: Setting, sent_bytes: float) -> float:
+    """Until so many bytes have crossed the link, and an answer has begun to come back."""
+    return 8 * sent_bytes / (setting.mbit_s * 1e6) + 2 * setting.delay_s
+
+
+STAGES = ["transmission_ms", "encode_ms", "llm_ms", "total_ms"]
+# Tables of strategies: what they are of, to the table and its evidence.
+Tables = Mapping[str, tuple[pd.DataFrame, str]]
+
+
+def cost_table(setting: Setting = Setting(), edges: int = 3) -> pd.DataFrame:
+    """All strategies, and the variants of both that send something. Times in milliseconds.
+
+    All Remote sends raw input, an image resized to what its encoder sees, or compressed input;
+    hybrid sends float16 or int8, and in its last row encodes on several edge devices at once.
+    """
+    resized = replace(setting, items=items_as("as the encoder sees it"))
+    compressed = replace(setting, items=items_as("compressed"))
+    narrow = replace(setting, wire="int8")
+    rows = {
+        "all-edge": modelled("all-edge", setting),
+        "all-remote": modelled("all-remote", setting),
+        "all-remote, resized": modelled("all-remote", resized),
+        "all-remote, compressed": modelled("all-remote", compressed),
+        "hybrid, float16": modelled("hybrid", replace(setting, wire="float16")),
+        "hybrid, int8": modelled("hybrid", narrow),
+        f"hybrid, int8, {edges} edges": modelled("hybrid", replace(narrow, edges=edges)),
+    }
+    costs = [asdict(replace(cost, strategy=name)) for name, cost in rows.items()]
+    return in_ms(pd.DataFrame(costs))
+
+
+def in_ms(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that end in ``_s`` as ``_ms``."""
+    seconds = [name for name in table if str(name).endswith("_s")]
+    named = {name: f"{str(name)[:-2]}_ms" for name in seconds}
+    return table.assign(**{name: 1000 * table[name] for name in seconds}).rename(columns=named)
+
+
+def paper_table() -> pd.DataFrame:
+    """The paper's own table, in milliseconds; its names are those used here."""
+    table = pd.read_csv(paths.PAPER / "strategies.csv")
+    names = {"All Edge": "all-edge", "All Remote": "all-remote", "Hybrid Edge": "hybrid"}
+    table["strategy"] = table["strategy"].map(names)
+    return table.rename(columns={"encoding_ms": "encode_ms"})
+
+
+def beside(tables: Tables) -> pd.DataFrame:
+    """Tables of strategies under each other, and each total as a ratio to its own All Remote.
+
+    Parameters
+    ----------
+    tables
+        Name to a table with ``strategy`` and the stages in milliseconds, and its evidence.
+    """
+    rows = {}
+    for name, (table, evidence) in tables.items():
+        stages = table.set_index("strategy")[STAGES]
+        remote = stages.loc["all-remote", "total_ms"]
+        rows[f"{name} ({evidence})"] = stages.assign(ratio=stages["total_ms"] / remote)
+    return pd.concat(rows, names=["times", "strategy"])
+
+
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """The effects that hide in hybrid, one after the other.
+
+    Parameters
+    ----------
+    table
+        The paper's, or one of our own whose last row is hybrid in int8 on several edges.
+
+    Returns
+    -------
+    Columns ``step`` and ``total_ms``. Of the paper: All Remote; hybrid, if it encoded as slowly as
+    All Edge; and hybrid as it is. Of ours, the type on the wire is a step of its own.
+    """
+    rows = table.set_index("strategy")
+    total = rows["total_ms"]
+    steps = {"all-remote": total["all-remote"]}
+    if "hybrid" in rows.index:
+        lost_ms = rows.loc["all-edge", "encode_ms"] - rows.loc["hybrid", "encode_ms"]
+        steps["features, encoded as slowly as in all-edge"] = total["hybrid"] + lost_ms
+    else:
+        steps["features in float16, one edge"] = total["hybrid, float16"]
+        steps["in int8"] = total["hybrid, int8"]
+    steps["and faster encoding"] = total.iloc[-1]
+    return pd.DataFrame({"step": list(steps), "total_ms": list(steps.values())})
+
+
+def effects_of(tables: Tables) -> Tables:
+    """The ``effects`` in every table; names and evidence stay."""
+    return {name: (effects(table), evidence) for name, (table, evidence) in tables.items()}
+
+
+def implied_mbit_s(transmission_ms: float, sent_bytes: float) -> float:
+    """The link rate at which so many bytes take so long.
+
+    Examples
+    --------
+    >>> round(implied_mbit_s(5500, 1080 * 1920 * 3), 1)
+    9.0
+    """
+    return 8 * sent_bytes / (transmission_ms / 1000) / 1e6
+
+
+HOLDS = 0.47
+LEAST_MBIT_S, MOST_MBIT_S = 1e-3, 1e6  # where rates are looked for
+MOST_TOKENS = 1000
+LARGE: dict[str, Any] = {"parameters": 13.0e9, "width": 5120}  # Vicuna-13B, that of LLaVA-1.5-13B
+
+
+def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
+    """What is changed, and the setting with it."""
+
+    def other(**changes: Any) -> Setting:
+        return replace(base, **changes)
+
+    yield "as in the claim", base
+    for mbit_s in (1.0, 5.0, 20.0, 100.0):
+        yield f"link of {mbit_s:g} Mbit/s", other(mbit_s=mbit_s)
+    for tokens in (16, 256):
+        language = replace(base.language, answer_tokens=tokens)
+        yield f"answers of {tokens} tokens", other(language=language)
+    yield "cut behind the projector", other(cut="projector")
+    kept = [item.encoder for item in base.items]
+    for form in INPUTS[1:]:
+        items = tuple(item for item in items_as(form) if item.encoder in kept)
+        yield f"input {form}", other(items=items)
+    for item, name in zip(ITEMS, ("image", "sound", "video"), strict=True):
+        mine = tuple(own for own in base.items if own.encoder == item.encoder)
+        yield f"the {name} alone", other(items=mine or (item,))
+    yield "server encodes in float32", other(server_encodes="float32")
+    yield "three edges", other(edges=3)
+    yield "encoders on the DLA", other(component="dla")
+    yield "an LLM of 13 billion weights", other(language=replace(base.language, **LARGE))
+    slow = {name: getattr(base.server, name) / 2 for name in ("compute_share", "memory_share")}
+    yield "server at half the assumed shares", other(server=replace(base.server, **slow))
+
+
+def sensitivity(base: Setting = Setting()) -> pd.DataFrame:
+    """The strategies with one choice changed at a time; hybrid in both types on the wire.
+
+    Returns
+    -------
+    Columns ``choice``; ``all_edge_ms``, ``all_remote_ms``, ``float16_ms``, ``int8_ms`` in total;
+    ``float16_ratio``, ``int8_ratio``, hybrid's time over that of the quicker other strategy.
+    """
+    rows = []
+    for choice, setting in variants(base):
+        float16, int8 = (replace(setting, wire=wire) for wire in ("float16", "int8"))
+        priced = [modelled(name, setting) for name in ("all-edge", "all-remote")]
+        priced += [modelled("hybrid", narrow) for narrow in (float16, int8)]
+        totals = [1000 * cost.total_s for cost in priced]
+        rows.append((choice, *totals, ratio(float16), ratio(int8)))
+    names = ["all_edge_ms", "all_remote_ms", "float16_ms", "int8_ms"]
+    return pd.DataFrame(rows, columns=["choice", *names, "float16_ratio", "int8_ratio"])
+
+
+def holding_rates(setting: Setting, at_most: float = HOLDS) -> tuple[float, float]:
+    """The link rates in Mbit/s between which hybrid's ratio is at most so much.
+
+    The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so
+    it is least where the two others take the same time, or at an end.
+
+    Returns
+    -------
+    The least and the greatest rate, solved for; NaN twice if there is none.
+    """
+
+    def above(log_rate: float) -> float:
+        return ratio(replace(setting, mbit_s=10**log_rate)) - at_most
+
+    ends = np.log10([LEAST_MBIT_S, MOST_MBIT_S])
+    best = min((_tie(setting, *ends), *ends), key=above)
+    if above(best) > 0:
+        return float("nan"), float("nan")
+    low, high = (end if above(end) <= 0 else brentq(above, *sorted((end, best))) for end in ends)
+    return float(10**low), float(10**high)
+
+
+def _tie(setting: Setting, low: float, high: float) -> float:
+    """The log rate at which All Remote takes as long as All Edge; an end if it never does."""
+
+    def behind(log_rate: float) -> float:
+        there = replace(setting, mbit_s=10**log_rate)
+        return modelled("all-remote", there).total_s - modelled("all-edge", there).total_s
+
+    if behind(low) <= 0 or behind(high) >= 0:
+        return low if behind(low) <= 0 else high
+    return float(brentq(behind, low, high))
+
+
+def holding_tokens(setting: Setting, at_most: float = HOLDS) -> tuple[float, float]:
+    """The shortest and the longest answer with a ratio of at most so much, of up to 1000 tokens.
+
+    NaN twice if there is none.
+    """
+    language = setting.language
+    lengths = {
+        tokens: replace(setting, language=replace(language, answer_tokens=tokens))
+        for tokens in range(1, MOST_TOKENS + 1)
+    }
+    held = [tokens for tokens, there in lengths.items() if ratio(there) <= at_most]
+    return (held[0], held[-1]) if held else (float("nan"), float("nan"))
+
+
+def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
+    """By the type on the wire: between which link rates, and which lengths of the answer.
+
+    Returns
+    -------
+    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``; NaN where the
+    claim holds nowhere.
+    """
+    rows = []
+    for wire in ("float16", "int8"):
+        setting = replace(base, wire=wire)
+        rows.append((wire, *holding_rates(setting), *holding_tokens(setting)))
+    columns = ["wire", "from_mbit_s", "to_mbit_s", "from_tokens", "to_tokens"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
+    """What the claim is judged by, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
+
+    Parameters
+    ----------
+    base
+        The case of the claim; both types on the wire are priced.
+    """
+    changed = sensitivity(base).set_index("choice")
+    case, resized = changed.loc["as in the claim"], f"input {INPUTS[1]}"
+    low, high = holding_rates(replace(base, wire="int8"))
+    rows = {
+        "float16 against raw": case["float16_ratio"],
+        "int8 against raw": case["int8_ratio"],
+        "float16 against resized": changed.loc[resized, "float16_ratio"],
+        "int8 against resized": changed.loc[resized, "int8_ratio"],
+        "int8 against compressed": changed.loc["input compressed", "int8_ratio"],
+        "int8, 16 tokens": changed.loc["answers of 16 tokens", "int8_ratio"],
+        "int8, 256 tokens": changed.loc["answers of 256 tokens", "int8_ratio"],
+        "float16, the image alone": changed.loc["the image alone", "float16_ratio"],
+        "int8 behind the projector": changed.loc["cut behind the projector", "int8_ratio"],
+        "int8 holds from, Mbit/s": low,
+        "int8 holds to, Mbit/s": high,
+        **_stages(base),
+    }
+    found = pd.DataFrame({"key": list(rows), "value": list(rows.values())})
+    return found.assign(low=float("nan"), high=float("nan"), n=1, evidence="simulated")
+
+
+def _stages(base: Setting) -> dict[str, float]:
+    """Stage by stage: what the strategies take against each other."""
+    edge, remote = modelled("all-edge", base), modelled("all-remote", base)
+    halves = {
+        "transmission, float16": replace(base, wire="float16"),
+        "transmission, int8": replace(base, wire="int8"),
+    }
+    alone = dict(variants(base))["the image alone"]
+    image = modelled("hybrid", replace(alone, wire="float16")).transmission_s
+    one, three = (modelled("hybrid", replace(base, edges=edges)) for edges in (1, 3))
+    return {
+        **{
+            key: modelled("hybrid", half).transmission_s / remote.transmission_s
+            for key, half in halves.items()
+        },
+        "transmission, the image alone": image / modelled("all-remote", alone).transmission_s,
+        "encoding, three edges": three.encode_s / edge.encode_s,
+        "encoding, one edge": one.encode_s / edge.encode_s,
+        "LLM on the server": remote.llm_s / edge.llm_s,
+        "All Edge over All Remote": edge.total_s / remote.total_s,
+    }
+
+
+def region(setting: Setting, rates_mbit_s: Sequence[float], gains: Sequence[float]) -> pd.DataFrame:
+    """Hybrid's ratio over link rates, and over how many times smaller features are than inputs.
+
+    Returns
+    -------
+    Columns ``mbit_s``, ``gain`` and ``ratio``.
+    """
+    hybrid = modelled("hybrid", setting)
+    sent = sum(item.input_bytes for item in setting.items)
+    rows = []
+    for mbit_s in rates_mbit_s:
+        there = replace(setting, mbit_s=mbit_s)
+        others = min(modelled(name, there).total_s for name in ("all-edge", "all-remote"))
+        for gain in gains:
+            sending_s = sent_s(there, sent / gain + hybrid.down_bytes)
+            rows.append((mbit_s, gain, (sending_s + hybrid.encode_s + hybrid.llm_s) / others))
+    return pd.DataFrame(rows, columns=["mbit_s", "gain", "ratio"])
+
+
+def region_of(
+    base: Setting, form: str, rates_mbit_s: Sequence[float], gains: Sequence[float]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The ``region`` for a form of the input, and where the features lie in it, by wire type."""
+    setting = replace(base, items=items_as(form))
+    sent = sum(item.input_bytes for item in setting.items)
+    marks = {
+        wire: sent / modelled("hybrid", replace(setting, wire=wire)).up_bytes
+        for wire in ("float16", "int8")
+    }
+    return region(setting, rates_mbit_s, gains), marks
