@@ -8,7 +8,7 @@ import yaml
 from mllm_sched import paths
 from mllm_sched.edge.config import AgentConfig, ConfigError, read_config
 from mllm_sched.edge.front_config import FrontConfig
-from mllm_sched.edge.runtime import open_runtime
+from mllm_sched.edge.runtimes import open_runtime
 
 GOOD = {
     "name": "edge-1",

@@ -15,11 +15,15 @@ from small_board import SPACE
 from mllm_sched.devices import Outage
 from mllm_sched.devices.host import thread_levels
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.edge.emulated_runtime import EmulatedRuntime, SimulatedRuntime, TraceRuntime
 from mllm_sched.edge.encoder_process import Prepared
-from mllm_sched.edge.host_runtime import HostRuntime
-from mllm_sched.edge.jetson_runtime import JetsonRuntime
-from mllm_sched.edge.runtime import open_runtime
+from mllm_sched.edge.runtimes import (
+    EmulatedRuntime,
+    HostRuntime,
+    JetsonRuntime,
+    SimulatedRuntime,
+    TraceRuntime,
+    open_runtime,
+)
 from mllm_sched.harness.fake_jetson.board import ImitationBoard
 from mllm_sched.harness.meters import MendedMeter
 from mllm_sched.harness.reading import MeterError, Reading

@@ -27,7 +27,8 @@ from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
-from mllm_sched.edge.runtime import Runtime, open_runtime
+from mllm_sched.edge.runtime import Runtime
+from mllm_sched.edge.runtimes import open_runtime
 from mllm_sched.edge.scheduler_spec import differences
 from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users

@@ -14,13 +14,11 @@ a process of its own, measured. This process holds no weights. Devices by name:
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.edge.encoder_process import CrashError, EncoderProcess, HangError, Prepared
@@ -231,68 +229,6 @@ class Runtime(ABC):
             )
 
 
-def open_runtime(
-    device: str,
-    model: str,
-    *,
-    seed: int = 0,
-    modalities: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    start: bool = True,
-) -> Runtime:
-    """The encoders of a model on a device by name.
-
-    Parameters
-    ----------
-    device
-        ``host``, ``agx-orin``, ``agx-orin-sim``, or ``trace:`` and the path of a table.
-    model, seed, modalities
-        See ``Runtime``.
-    settings
-        The device's own, by name; see its class.
-    start
-        Whether their process begins to load at once; else it does when it is first needed.
-
-    Raises
-    ------
-    ValueError
-        For an unknown device, model, modality or setting; the known ones are listed.
-    OSError
-        If the device, a trace's file or a checkpoint is not there.
-    """
-    opener = _opener(device)
-    settings, parameters = dict(settings or {}), inspect.signature(opener).parameters.values()
-    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(
-            f"device {device}: unknown setting {unknown[0]!r}; expected some of {', '.join(known)}"
-        )
-    runtime = opener(device, model, seed, modalities, **settings)
-    if start:
-        runtime.process.start()
-    return runtime
-
-
 def _class_of(failed: str) -> str:
     """Of what an encoder raised; its process says the exception's name first."""
     return "memory" if failed.startswith(NO_MEMORY) else "raised"
-
-
-def _opener(device: str) -> Callable[..., Runtime]:
-    # Each is imported only where it is used: a board's needs ONNX Runtime, a trace's pandas.
-    if device == "host":
-        from mllm_sched.edge.host_runtime import HostRuntime
-
-        return HostRuntime
-    if device == "agx-orin":
-        from mllm_sched.edge.jetson_runtime import JetsonRuntime
-
-        return JetsonRuntime
-    from mllm_sched.edge.emulated_runtime import SimulatedRuntime, TraceRuntime
-
-    if device.startswith("trace:"):
-        return TraceRuntime
-    if device == "agx-orin-sim":
-        return SimulatedRuntime
-    known = "host, agx-orin, agx-orin-sim, trace:PATH.csv"
-    raise ValueError(f"device {device!r}: expected one of {known}")
