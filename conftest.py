@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from decimal import Decimal
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -16,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 # Dask would ask the imitated library of the NVML tests for GPUs, which does not know all it asks.
 os.environ.setdefault("DASK_DISTRIBUTED__DIAGNOSTICS__NVML", "False")
+# Programs of imitated boards call for `python3`, which some version manager takes 0.1 s to find.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # jsonschema, which nbformat needs, would build a grammar of URLs for 3 s; no notebook asks for it.
 sys.modules.setdefault("rfc3987_syntax", None)
 
