@@ -3,7 +3,9 @@
 import gc
 import os
 import re
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -15,6 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 # Dask would ask the imitated library of the NVML tests for GPUs, which does not know all it asks.
 os.environ.setdefault("DASK_DISTRIBUTED__DIAGNOSTICS__NVML", "False")
+# Programs of imitated boards call for `python3`, which some version manager takes 0.1 s to find.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# jsonschema, which nbformat needs, would build a grammar of URLs for 3 s; no notebook asks for it.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 # PyTorch and all that the tests import would be searched for garbage again and again.
 gc.set_threshold(100_000, 50, 100)

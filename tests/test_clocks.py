@@ -156,6 +156,7 @@ ENDS = """
 import os, signal, sys, time
 from pathlib import Path
 from mllm_sched.harness.clocks import Clocks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 clocks = Clocks(Path(sys.argv[1]))
 clocks.set_level(15)
 print("set", flush=True)
@@ -185,7 +186,7 @@ def test_everything_is_put_back_however_the_process_ends(board, end, number):
     assert process.stdout.readline() == "set\n"
     if number:
         process.send_signal(number)
-    process.wait(timeout=60)
+    process.wait(timeout=30)  # it would sleep longer
     assert snapshot(board) == before and not (board.root / RECORD).exists()
     if number in (signal.SIGTERM, signal.SIGHUP):
         assert process.returncode == 128 + number

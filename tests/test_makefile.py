@@ -56,6 +56,8 @@ class Copy:
         for name in ("Makefile", "README.md", "REPORT.md"):
             (root / name).write_bytes((paths.ROOT / name).read_bytes())
         (root / "claims.yaml").write_text(CLAIMS)
+        (root / "quick").mkdir()  # what conftest.py leaves out, left out of every program too
+        (root / "quick" / "rfc3987_syntax.py").write_text("raise ImportError")
         (root / ".venv").mkdir()
         for part in Path(sys.prefix).iterdir():
             (root / ".venv" / part.name).symlink_to(part)
@@ -74,7 +76,8 @@ class Copy:
     def start(self, *words, **environment):
         ours = {key for key in os.environ if "MAKE" in key} | {"PYTHON", "MLLM_SCHED_RESULTS"}
         clean = {key: text for key, text in os.environ.items() if key not in ours}
-        places = {"PYTHONPATH": str(paths.ROOT), "MLLM_SCHED_ROOT": str(self.root)}
+        found = f"{self.root / 'quick'}{os.pathsep}{paths.ROOT}"
+        places = {"PYTHONPATH": found, "MLLM_SCHED_ROOT": str(self.root)}
         return subprocess.Popen(
             ["make", "-o", "browser", *words],
             cwd=self.root,

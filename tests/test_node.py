@@ -244,10 +244,10 @@ def test_an_outage_in_mid_upload_longer_than_a_node_waits_is_survived():
     asked = replace(request(OMNI, ("image",)), items=(Item("image", pixels),))
     data = message(OMNI, asked)[1]
     with node_here(OMNI, limits=Limits(idle_s=0.5)) as node:
-        with Link(node, up_mbit_s=1.0) as link, EdgeClient(link.address) as client:
+        with Link(node, up_mbit_s=2.0) as link, EdgeClient(link.address) as client:
             client.describe()
-            assert len(data) > 150_000  # takes more than a second
-            threading.Timer(0.4, lambda: link.cut(1.0)).start()
+            assert len(data) > 150_000  # takes more than half a second
+            threading.Timer(0.2, lambda: link.cut(1.0)).start()
             answer = client.ask(data, asked.id, 60)
     assert answer.tokens == monolithic(OMNI, asked)[1] and answer.tries > 1
 

@@ -60,7 +60,7 @@ def test_a_figure_says_what_its_numbers_are_and_names_every_scheduler(table, nam
     assert expected <= texts
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES[:-1])  # the last one: see below
 def test_the_same_figure_is_the_same_file(table, name):
     first, second = (as_svg(drawn(table, name).figure) for _ in range(2))
     assert first == second and b"<dc:date>" not in first

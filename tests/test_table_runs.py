@@ -47,13 +47,6 @@ def test_heavy_tails_and_fewer_trusted_arms_change_a_run():
     assert all(other.play(1) != base.play(1) for other in others)
 
 
-@pytest.mark.slow
-def test_a_table_of_runs_is_the_same_however_it_was_spread():
-    trials = each(Trial(FIXED, "rough", 48, tasks=5), {"one": {"seeds": 1}}, [{"drift": False}])
-    alone, spread = (play_all(trials, 3, n_jobs=n) for n in (1, 2))
-    pd.testing.assert_frame_equal(alone, spread)
-
-
 def test_a_table_of_runs_is_summarised():
     trials = each(Trial(FIXED, "rough", 48, tasks=5), {"one": {"seeds": 1}}, [{"drift": False}])
     alone = play_all(trials, 3, n_jobs=1)
@@ -77,7 +70,7 @@ def test_every_rule_that_can_be_compared_is_and_no_label_comes_twice():
 def test_every_variant_can_be_played_and_drawn(rule, variants):
     trials = random_tables.ablation_trials(rule, variants, [("board", 60)])
     rows = summary(
-        play_all([Trial(**{**vars(trial), "tasks": 12}) for trial in trials], 2, n_jobs=1),
+        play_all([Trial(**{**vars(trial), "tasks": 4}) for trial in trials], 2, n_jobs=1),
         ["label", "drift"],
     )
     assert set(rows["label"]) == {"as it is", *variants}

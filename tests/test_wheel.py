@@ -141,9 +141,9 @@ def test_data_and_the_files_beside_the_code_are_in_the_wheel_and_nothing_else(wh
 
 
 def test_the_packages_of_the_extras_are_not_there(installed):
-    told = installed("python", "-c", HIDDEN, "torch", "gpytorch", "onnxruntime", "grpc", "yaml")
-    assert told.split() == []
-    assert installed("python", "-c", HIDDEN, "numpy", "pandas").split() == ["numpy", "pandas"]
+    others = ("torch", "gpytorch", "onnxruntime", "grpc", "yaml")
+    told = installed("python", "-c", HIDDEN, *others, "numpy", "pandas")
+    assert told.split() == ["numpy", "pandas"]
 
 
 def test_the_default_device_runs(installed):
