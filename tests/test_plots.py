@@ -13,7 +13,7 @@ from mllm_sched.experiments import arm_landscape, plots
 from mllm_sched.experiments.arm_landscape import arm_table
 from mllm_sched.experiments.decoupling_plots import BOXES, architecture
 from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
-from mllm_sched.experiments.metrics import per_run, summarise
+from mllm_sched.experiments.metrics import curves, per_run, summarise
 from mllm_sched.experiments.plots import as_png, as_svg
 from mllm_sched.experiments.runner import sweep
 from mllm_sched.tasks import Task
@@ -38,17 +38,19 @@ def style():
 
 
 def drawn(table, name):
-    summary = summarise(per_run(table, LIMITS))
-    return {
-        "energy": lambda: plots.energy(table, evidence="simulated"),
-        "latency": lambda: plots.latency(table, 0.2, evidence="simulated"),
-        "violations": lambda: plots.violations(table, 0.2, evidence="simulated"),
-        "regret": lambda: plots.regret(table, evidence="simulated"),
-        "frontier": lambda: plots.frontier(summary, evidence="simulated", title="Both"),
-    }[name]()
+    if name == "frontier":
+        summary = summarise(per_run(table, LIMITS))
+        return plots.frontier(summary, evidence="simulated", title="Both")
+    return energy(table)
 
 
-FIGURES = ["energy", "latency", "violations", "regret", "frontier"]
+def energy(table, ax=None):
+    looks = {"title": "Energy per task", "ylabel": "energy, J", "log": True}
+    means = curves(table, table["energy_j"])
+    return plots.over_tasks(means, evidence="simulated", ax=ax, **looks)
+
+
+FIGURES = ["energy", "frontier"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -56,7 +58,7 @@ def test_a_figure_says_what_its_numbers_are_and_names_every_scheduler(table, nam
     ax = drawn(table, name)
     assert ax.get_title().endswith("(simulated)") and ax.get_xlabel() and ax.get_ylabel()
     texts = {text.get_text() for text in ax.figure.findobj(mpl.text.Text)}
-    expected = {rule.label for rule in paper_lineup()} - ({"Oracle"} if name == "regret" else set())
+    expected = {rule.label for rule in paper_lineup()}
     assert expected <= texts
 
 
@@ -118,7 +120,7 @@ def test_names_of_neighbouring_points_do_not_touch(table):
 
 def test_a_plot_draws_into_given_axes_and_runs_nothing(table):
     ax = plt.subplots()[1]
-    assert plots.violations(table, 0.2, evidence="simulated", ax=ax) is ax
+    assert energy(table, ax) is ax
 
 
 def test_landscape_has_a_panel_per_component_and_a_line_per_load():

@@ -19,7 +19,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from mllm_sched.experiments import metrics
 from mllm_sched.experiments.lineup import OURS as OURS
 
 if TYPE_CHECKING:
@@ -127,50 +126,6 @@ def over_tasks(
         fontsize="small",
     )
     return titled(ax, title, evidence)
-
-
-def energy(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
-    """Energy per task over the course of a run; ``table`` of ``run`` or ``sweep``."""
-    curves = metrics.curves(table, table["energy_j"])
-    return over_tasks(
-        curves, evidence=evidence, log=True, title="Energy per task", ylabel="energy, J", ax=ax
-    )
-
-
-def latency(table: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None = None) -> Axes:
-    """Latency per task over the course of a run, with its limit."""
-    curves = metrics.curves(table, table["latency_s"])
-    ax = over_tasks(
-        curves, evidence=evidence, log=True, title="Latency per task", ylabel="latency, s", ax=ax
-    )
-    ax.axhline(limit_s, color="0.3", ls=(0, (1, 2)), lw=1.2)
-    ax.text(ax.get_xlim()[1] * 0.99, limit_s * 1.04, "limit", ha="right", color="0.3", size="small")
-    return ax
-
-
-def violations(
-    table: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None = None
-) -> Axes:
-    """Share of tasks so far whose arm is truly beyond the limit."""
-    beyond = (table["true_latency_s"] > limit_s).astype(float)
-    curves = metrics.curves(table, metrics.running_mean(table, beyond))
-    return over_tasks(
-        curves,
-        evidence=evidence,
-        percent=True,
-        title="Tasks beyond the limit so far",
-        ylabel="share of tasks",
-        ax=ax,
-    )
-
-
-def regret(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
-    """Regret so far: true energy beyond that of the best arm within the limits."""
-    curves = metrics.curves(table, metrics.running_sum(table, metrics.regret(table)))
-    curves = curves[curves["scheduler"] != "Oracle"]  # it has none, and the axis is logarithmic
-    return over_tasks(
-        curves, evidence=evidence, log=True, title="Regret so far", ylabel="regret, J", ax=ax
-    )
 
 
 def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | None = None) -> Axes:
