@@ -30,7 +30,7 @@ from mllm_sched.devices.host import thread_levels
 from mllm_sched.edge.config import AgentConfig, read_config
 from mllm_sched.edge.journal import Journal, read_journal
 from mllm_sched.edge.learner import Learner
-from mllm_sched.edge.load import User
+from mllm_sched.edge.load import LoadUser
 from mllm_sched.edge.run_agent import open_runtime_of, spec_of
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.experiments.closed_loop import (
@@ -80,7 +80,7 @@ def run(folder: Path, tasks: int, limit_s: float) -> tuple[pd.DataFrame, int]:
     }
     failed = 0
     with LocalSystem(folder, agents, model=MODEL) as system:
-        users = {name: User(name, system.client(agent=name), item, 60.0) for name in agents}
+        users = {name: LoadUser(name, system.client(agent=name), item, 60.0) for name in agents}
         begun_s = time.monotonic()
         for number in range(tasks):
             turns = list(agents) if number % EVERY == 0 else ["learns"]

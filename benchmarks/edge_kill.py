@@ -30,7 +30,7 @@ import pandas as pd
 from mllm_sched.edge.config import AgentConfig, read_config
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_schema import open_reader
-from mllm_sched.edge.load import User, keep_asking
+from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.edge.recovery import play
 from mllm_sched.edge.run_agent import open_runtime_of, spec_of
 from mllm_sched.edge.system import LocalSystem, Supervisor
@@ -68,7 +68,9 @@ def run(
     agents = {name: {"device": "host", "scheduler": {"limit_s": 0.5}} for name in AGENTS}
     names = {f"user-{number}": {"rate_hz": 1000.0, "burst": 1000} for number in range(count)}
     with LocalSystem(folder, agents, front=True, users=names) as system:
-        users = [User(name, system.client(name), item, DEADLINE_S, NEW_TOKENS) for name in names]
+        users = [
+            LoadUser(name, system.client(name), item, DEADLINE_S, NEW_TOKENS) for name in names
+        ]
         over = threading.Event()
         tables: list[pd.DataFrame] = []
         with Supervisor(system.processes) as keeper:
@@ -131,7 +133,7 @@ def tasks_of(path: Path) -> list[str]:
     return [task for (body,) in rows for task in json.loads(body)["tasks"]]
 
 
-def until(users: list[User], over: threading.Event, seed: int) -> pd.DataFrame:
+def until(users: list[LoadUser], over: threading.Event, seed: int) -> pd.DataFrame:
     """All that was asked until the kills are over."""
     parts = []
     while not over.is_set():

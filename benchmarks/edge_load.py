@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from mllm_sched.edge.load import User, jain, keep_asking
+from mllm_sched.edge.load import LoadUser, jain, keep_asking
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
@@ -64,7 +64,7 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[pd.DataFrame, pd.Dat
     limits = {name: {"rate_hz": 100, "burst": 100, "at_once": 16} for name in names}
     with LocalSystem(folder, agents, model=MODEL, front=True, users=limits) as system:
         users = [
-            User(name, system.client(name), item, options.deadline)
+            LoadUser(name, system.client(name), item, options.deadline)
             for place, name in enumerate(names)
             for _ in range(AT_ONCE if place < options.heavy else 1)
         ]

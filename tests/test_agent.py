@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mllm_sched.edge.journal import read_journal
-from mllm_sched.edge.load import User, keep_asking
+from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.edge.proto import agent_pb2 as apb
 from mllm_sched.edge.proto import agent_pb2_grpc as arpc
 from mllm_sched.edge.service import BEHALF
@@ -51,7 +51,7 @@ def system(tmp_path_factory):
     folder = tmp_path_factory.mktemp("system")
     with LocalSystem(folder, {"edge-1": AGENT}, model=MODEL, users=USERS) as running:
         with running.client("ana") as client:
-            User("ana", client, images, 60.0).ask(0)  # everything is loaded
+            LoadUser("ana", client, images, 60.0).ask(0)  # everything is loaded
         yield running
 
 
@@ -163,11 +163,11 @@ def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
 
 def test_too_many_requests_a_second_are_refused_for_that_user_alone(system):
     with system.client("few") as few, system.client("ben") as ben:
-        asked = [User("few", few, images, 20.0, 1).ask(number) for number in range(5)]
+        asked = [LoadUser("few", few, images, 20.0, 1).ask(number) for number in range(5)]
         assert "shed" in [one.outcome for one in asked]
         shed = [one for one in asked if one.outcome == "shed"]
         assert all("rate" in one.why and 0 < one.retry_s <= 1 for one in shed)
-        assert User("ben", ben, images, 60.0, 1).ask(0).outcome == "answered"
+        assert LoadUser("ben", ben, images, 60.0, 1).ask(0).outcome == "answered"
 
 
 def test_a_deadline_that_nothing_can_meet_is_refused_at_once(system, ana):
@@ -181,7 +181,7 @@ def test_a_deadline_that_nothing_can_meet_is_refused_at_once(system, ana):
 def test_what_waits_together_is_encoded_in_one_call(system):
     with ExitStack() as opened:
         users = [
-            User(name, opened.enter_context(system.client(name)), images, 60.0, 2)
+            LoadUser(name, opened.enter_context(system.client(name)), images, 60.0, 2)
             for name in ("ana", "ben")
             for _ in range(4)
         ]

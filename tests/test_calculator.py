@@ -6,7 +6,7 @@ from mllm_sched import paths
 from mllm_sched.apps.calculator import Calculator, calculator
 from mllm_sched.apps.fields import Allowed, NumberField, parse
 from mllm_sched.experiments import savings_runs
-from mllm_sched.experiments.savings_runs import Played
+from mllm_sched.experiments.savings_runs import PlayedRuns
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +17,14 @@ def runs():
 
 @pytest.fixture
 def drawn(runs):
-    return Calculator(Played(runs))
+    return Calculator(PlayedRuns(runs))
 
 
 @pytest.fixture
 def shown(runs, monkeypatch):
     """The same with a bill in the place of the figure of it, which takes its time to draw."""
     monkeypatch.setattr("mllm_sched.apps.calculator._drawn", lambda bill: bill.to_csv().encode())
-    return Calculator(Played(runs))
+    return Calculator(PlayedRuns(runs))
 
 
 def result(shown):

@@ -15,7 +15,7 @@ import torch
 from mllm_sched import make_scheduler
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.edge import run_agent
-from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, Work, contexts_of
+from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, EncodingJob, contexts_of
 from mllm_sched.edge.encoder_process import Prepared
 from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
@@ -72,7 +72,7 @@ def opened(tmp_path):
 
 def work(name="ana/1/0", user="ana", seconds=30.0):
     prepared = Prepared("image", {"pixels": torch.zeros(1, 3)}, Layout())
-    return Work(name, user, prepared, time.monotonic() + seconds)
+    return EncodingJob(name, user, prepared, time.monotonic() + seconds)
 
 
 def rows(loop):

@@ -5,7 +5,7 @@ import time
 import pytest
 from grpc import StatusCode as Status
 
-from mllm_sched.edge.load import Asked, User, keep_asking
+from mllm_sched.edge.load import Asked, LoadUser, keep_asking
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
@@ -21,7 +21,7 @@ def images(number):
     return (Item("image", photograph("china", 56, 84)),)
 
 
-class Told(User):
+class Told(LoadUser):
     """Is told to come back after an hour."""
 
     def __init__(self):
@@ -63,5 +63,5 @@ class Failing:
     ],
 )
 def test_shed_is_only_what_may_be_asked_again(error, outcome):
-    asked = User("ann", Failing(error), images, 1.0).ask(0)
+    asked = LoadUser("ann", Failing(error), images, 1.0).ask(0)
     assert (asked.outcome, asked.retry_s) == (outcome, error.retry_s)

@@ -12,7 +12,7 @@ import torch
 from decoupled import MODALITIES, OMNI, halves, item
 
 from mllm_sched import paths
-from mllm_sched.edge.encoder_child import Encoders
+from mllm_sched.edge.encoder_child import LoadedEncoders
 from mllm_sched.edge.encoder_process import EncoderProcess, How, Prepared
 
 KINDS = [(name, modality) for name, held in MODALITIES.items() for modality in held]
@@ -23,7 +23,7 @@ class Beside(EncoderProcess):
 
     def __init__(self, name):
         super().__init__(name, 0, (), 10.0, 10.0)
-        self.side, self.asked = Encoders(name, 0, ()), []
+        self.side, self.asked = LoadedEncoders(name, 0, ()), []
 
     def exchange(self, request, data, timeout_s):
         self.asked.append((request, timeout_s))

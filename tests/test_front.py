@@ -32,7 +32,7 @@ from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.config import ConfigError, read_config
 from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
-from mllm_sched.edge.gate import Calls
+from mllm_sched.edge.gate import OpenCalls
 from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.run_front import explain
@@ -777,7 +777,7 @@ def test_a_user_who_asks_for_more_at_once_than_allowed_is_turned_away_alone(user
 
 
 def test_calls_that_bring_nothing_are_few_for_each_user(users_file):
-    calls = Calls()
+    calls = OpenCalls()
     user = User("ann", at_once=1)
     with ExitStack() as stack:
         for _ in range(4):

@@ -79,3 +79,13 @@ def test_no_layer_knows_one_above_it_or_beside_it(graph):
 def test_every_room_has_a_place():
     rooms = {name.split(".")[1] for name, _ in modules() if "." in name}
     assert rooms == set.union(*LAYERS), f"known to Python {sys.version_info[:2]}"
+
+
+def test_every_public_class_has_a_name_of_its_own():
+    homes = {}
+    for name, path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    assert not twice

@@ -15,8 +15,8 @@ from mllm_sched.experiments.many_users import (
     UNDER_WAY,
     Board,
     Fleet,
+    FleetScenario,
     Means,
-    Scenario,
     System,
     experience,
     placed,
@@ -42,7 +42,7 @@ from mllm_sched.experiments.runner import Rule
 
 FIXED = Rule("Fixed at full power", "fixed")
 ALIKE = Fleet(scatter=0.0, warm_share=0.0)
-CROWD = Scenario(users=400, edges=2, llm_servers=4, warm_up_s=10.0, horizon_s=20.0)
+CROWD = FleetScenario(users=400, edges=2, llm_servers=4, warm_up_s=10.0, horizon_s=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_table_does_not_hang_on_how_the_work_was_spread():
 
 
 def test_waiting_before_an_encoder_agrees_with_pollaczek_and_khinchine():
-    scenario = Scenario(
+    scenario = FleetScenario(
         users=1500,
         edges=1,
         llm_servers=500,
@@ -124,7 +124,7 @@ def test_waiting_before_an_encoder_agrees_with_pollaczek_and_khinchine():
 
 
 def test_tasks_in_the_system_are_their_rate_times_their_time_as_little_says():
-    scenario = Scenario(users=300, edges=1, rule=FIXED, warm_up_s=20.0, horizon_s=100.0)
+    scenario = FleetScenario(users=300, edges=1, rule=FIXED, warm_up_s=20.0, horizon_s=100.0)
     system, seen = System(scenario), []
 
     def look():
@@ -141,7 +141,9 @@ def test_tasks_in_the_system_are_their_rate_times_their_time_as_little_says():
 
 
 def test_throughput_rises_with_users_up_to_what_the_scarcest_part_can_do():
-    runs = grid([10, 100, 300, 600], [1], [8], 1, base=Scenario(rule=FIXED, fleet=ALIKE), n_jobs=1)
+    runs = grid(
+        [10, 100, 300, 600], [1], [8], 1, base=FleetScenario(rule=FIXED, fleet=ALIKE), n_jobs=1
+    )
     answered = runs["answered_hz"].to_numpy()
     assert (np.diff(answered) > -0.05 * answered.max()).all()
     assert answered[:2] == pytest.approx(runs["least_hz"][:2], rel=0.15)
@@ -150,7 +152,9 @@ def test_throughput_rises_with_users_up_to_what_the_scarcest_part_can_do():
 
 
 def test_a_heavy_user_cannot_starve_light_ones_where_the_queue_is_fair():
-    base = Scenario(users=20, edges=1, rule=FIXED, think_s=1.0, heavy_users=2, heavy_at_once=20)
+    base = FleetScenario(
+        users=20, edges=1, rule=FIXED, think_s=1.0, heavy_users=2, heavy_at_once=20
+    )
     base = replace(base, llm_servers=16, warm_up_s=10.0, horizon_s=60.0)
     fair, alone = (measures(play(replace(base, fair=fair))) for fair in (True, False))
     assert fair["jain"] > alone["jain"]
@@ -159,7 +163,9 @@ def test_a_heavy_user_cannot_starve_light_ones_where_the_queue_is_fair():
 
 
 def test_users_alike_are_served_alike_under_overload():
-    crowded = Scenario(users=40, edges=1, rule=FIXED, think_s=0.5, warm_up_s=10.0, horizon_s=60.0)
+    crowded = FleetScenario(
+        users=40, edges=1, rule=FIXED, think_s=0.5, warm_up_s=10.0, horizon_s=60.0
+    )
     assert fairness(play(crowded)) > 0.95
 
 
@@ -241,11 +247,13 @@ def test_the_first_load_beyond_a_threshold_is_found_for_every_case():
 )
 def test_a_scenario_that_makes_no_sense_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Scenario(**wrong)
+        FleetScenario(**wrong)
 
 
 def test_what_heavy_users_have_waiting_keeps_nobody_out_where_the_board_refuses():
-    base = Scenario(users=20, edges=1, rule=FIXED, think_s=1.0, heavy_users=2, heavy_at_once=20)
+    base = FleetScenario(
+        users=20, edges=1, rule=FIXED, think_s=1.0, heavy_users=2, heavy_at_once=20
+    )
     base = replace(base, llm_servers=16, warm_up_s=10.0, horizon_s=60.0)
     front, board = (measures(play(replace(base, front_refuses=it))) for it in (True, False))
     assert board["jain"] > 0.9

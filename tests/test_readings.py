@@ -12,7 +12,7 @@ from mllm_sched.arms import ArmSpace
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments import arm_landscape, metrics, readings, stability, strategy_costs
 from mllm_sched.experiments.claims import load_claims
-from mllm_sched.experiments.readings import Reading, all_readings
+from mllm_sched.experiments.readings import PaperReading, all_readings
 from mllm_sched.experiments.strategy_costs import Setting
 
 GROUPS = all_readings(steps=40, seeds=2)
@@ -115,7 +115,7 @@ def worse():
 
 def test_verdicts_follow_the_numbers_of_each_reading_that_moves_them():
     claims = ("dla-per-watt",)
-    group = [Reading(label, claims, f) for label, f in MADE.items()]
+    group = [PaperReading(label, claims, f) for label, f in MADE.items()]
     judged, behind = readings.under([group], n_jobs=1)
     assert judged["reading"].tolist() == ["worse"]  # the same again cannot change a verdict
     assert judged["verdict"].tolist() == ["not reproduced"]

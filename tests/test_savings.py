@@ -13,7 +13,7 @@ from mllm_sched.experiments import savings, savings_plots, savings_runs
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.provenance import as_csv
 from mllm_sched.experiments.savings import annual, fleet, headline, model_sd, saved
-from mllm_sched.experiments.savings_runs import Played, Scenario
+from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario
 from mllm_sched.experiments.strategy_costs import Setting, modelled
 from mllm_sched.pipeline.work import read_work
 
@@ -31,7 +31,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def played(runs):
-    return Played(runs)
+    return PlayedRuns(runs)
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +44,20 @@ def test_the_played_table_says_where_no_arm_meets_the_limit(runs, played):
     nobody = runs[runs["scheduler"] == savings_runs.NOBODY]
     assert list(nobody["encoder"]) == ["whisper-small"] and list(nobody["limit_s"]) == [0.05]
     with pytest.raises(ValueError, match=r"whisper-small: no arm encodes within 0.05 s.*longer"):
-        annual(Scenario(mix=MIX, limit_s=0.05), played)
-    assert len(annual(Scenario(mix={"clip-vit-b32": 1}, limit_s=0.05), played)) == 11
+        annual(SavingsScenario(mix=MIX, limit_s=0.05), played)
+    assert len(annual(SavingsScenario(mix={"clip-vit-b32": 1}, limit_s=0.05), played)) == 11
 
 
 def test_a_trusted_arm_beyond_the_limit_is_said():
     runs = savings_runs.play(("videomae-base",), (0.05,), steps=2, seeds=2, n_jobs=1)
-    assert Played(runs).trusted_beyond("videomae-base", 0.05) == "gpu"
+    assert PlayedRuns(runs).trusted_beyond("videomae-base", 0.05) == "gpu"
 
 
 def test_a_table_of_runs_says_the_same_after_it_was_written_and_read(runs, played, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_bytes(as_csv(runs))
-    again = Played(savings_runs.read_runs(path))
-    scenario = Scenario(mix=MIX)
+    again = PlayedRuns(savings_runs.read_runs(path))
+    scenario = SavingsScenario(mix=MIX)
     pd.testing.assert_frame_equal(annual(scenario, again), annual(scenario, played), rtol=1e-4)
     assert again.limits_s == played.limits_s and again.encoders == played.encoders
 
@@ -69,16 +69,16 @@ def test_a_missing_table_says_what_to_run(tmp_path):
 
 def test_a_table_of_something_else_is_refused(runs):
     with pytest.raises(ValueError, match=r"lacks .*late_energy_j"):
-        Played(runs.drop(columns="late_energy_j"))
+        PlayedRuns(runs.drop(columns="late_energy_j"))
     with pytest.raises(ValueError, match="expected 11 schedulers x 3 seeds"):
-        Played(runs.drop(index=runs.index[5]))
+        PlayedRuns(runs.drop(index=runs.index[5]))
 
 
 @settings(deadline=None, max_examples=30)
 @given(volume=volumes, devices=st.integers(1, 10_000))
 def test_a_fleet_takes_as_much_as_its_devices_together(played, volume, devices):
-    one = fleet(Scenario(tasks_per_day=volume, devices=1, mix=MIX), played)
-    all_ = fleet(Scenario(tasks_per_day=volume, devices=devices, mix=MIX), played)
+    one = fleet(SavingsScenario(tasks_per_day=volume, devices=1, mix=MIX), played)
+    all_ = fleet(SavingsScenario(tasks_per_day=volume, devices=devices, mix=MIX), played)
     np.testing.assert_allclose(all_.energy_kwh, devices * one.energy_kwh)
     np.testing.assert_allclose(all_.idle_kwh, devices * one.idle_kwh)
     np.testing.assert_allclose(all_.beyond, one.beyond)
@@ -88,7 +88,8 @@ def test_a_fleet_takes_as_much_as_its_devices_together(played, volume, devices):
 @given(few=volumes, more=st.floats(1.001, 5))
 def test_more_tasks_never_take_less_energy(played, few, more):
     small, large = (
-        fleet(Scenario(tasks_per_day=volume, mix=MIX), played) for volume in (few, few * more)
+        fleet(SavingsScenario(tasks_per_day=volume, mix=MIX), played)
+        for volume in (few, few * more)
     )
     assert (large.energy_kwh > small.energy_kwh).all()
     assert (large.busy > small.busy).all()
@@ -97,7 +98,7 @@ def test_more_tasks_never_take_less_energy(played, few, more):
 @settings(deadline=None, max_examples=30)
 @given(price=st.floats(0, 10), carbon=st.floats(0, 2000))
 def test_money_is_energy_times_price_and_carbon_energy_times_intensity(played, price, carbon):
-    scenario = Scenario(price_per_kwh=price, gco2_per_kwh=carbon, mix=MIX)
+    scenario = SavingsScenario(price_per_kwh=price, gco2_per_kwh=carbon, mix=MIX)
     for table in (annual(scenario, played), saved(scenario, played, OURS)):
         for end in ("", "_low", "_high", "_wide_low", "_wide_high"):
             energy = table[f"energy_kwh{end}"]
@@ -108,7 +109,7 @@ def test_money_is_energy_times_price_and_carbon_energy_times_intensity(played, p
 @settings(deadline=None, max_examples=30)
 @given(volume=volumes)
 def test_the_intervals_hold_the_value_and_the_wide_one_holds_the_other(played, volume):
-    table = annual(Scenario(tasks_per_day=volume, mix=MIX), played)
+    table = annual(SavingsScenario(tasks_per_day=volume, mix=MIX), played)
     near = 1 + 1e-9
     assert (table["energy_kwh_low"] <= table["energy_kwh"] * near).all()
     assert (table["energy_kwh"] <= table["energy_kwh_high"] * near).all()
@@ -120,11 +121,11 @@ def test_the_intervals_hold_the_value_and_the_wide_one_holds_the_other(played, v
 
 def test_a_device_with_few_tasks_pays_for_learning_alone(runs, played):
     """30 tasks in all: half a run's; what comes later does not matter."""
-    short = Scenario(tasks_per_day=1, days=30, devices=1, mix={"clip-vit-b32": 1})
+    short = SavingsScenario(tasks_per_day=1, days=30, devices=1, mix={"clip-vit-b32": 1})
     late = [name for name in runs if name.startswith("late_energy")]
     other = runs.assign(**dict.fromkeys(late, 1e6))
     energy = fleet(short, played).energy_kwh
-    np.testing.assert_array_equal(energy, fleet(short, Played(other)).energy_kwh)
+    np.testing.assert_array_equal(energy, fleet(short, PlayedRuns(other)).energy_kwh)
     ucb, oracle = (energy[played.schedulers.index(name)].mean() for name in ("UCB", "Oracle"))
     assert ucb > 2 * oracle
 
@@ -132,14 +133,14 @@ def test_a_device_with_few_tasks_pays_for_learning_alone(runs, played):
 def test_tasks_beyond_a_run_cost_what_its_second_half_did(runs, played):
     rows = runs[(runs["encoder"] == "clip-vit-b32") & (runs["limit_s"] == 0.2)]
     rows = rows[rows["scheduler"] == "UCB"].sort_values("seed")
-    scenario = Scenario(tasks_per_day=100, days=10, devices=1, mix={"clip-vit-b32": 1})
+    scenario = SavingsScenario(tasks_per_day=100, days=10, devices=1, mix={"clip-vit-b32": 1})
     expected = rows[f"energy_j@{STEPS}"] + (1000 - STEPS) * rows["late_energy_j"]
     place = played.schedulers.index("UCB")
     np.testing.assert_allclose(3.6e6 * fleet(scenario, played).energy_kwh[place], expected)
 
 
 def test_a_saving_is_the_difference_of_two_bills(played):
-    scenario = Scenario(mix=MIX)
+    scenario = SavingsScenario(mix=MIX)
     bill = annual(scenario, played).set_index("scheduler")["energy_kwh"]
     table = saved(scenario, played, OURS).set_index("scheduler")
     assert OURS not in table.index and len(table) == len(bill) - 1
@@ -149,9 +150,9 @@ def test_a_saving_is_the_difference_of_two_bills(played):
 
 
 def test_savings_in_percent_do_not_move_with_the_error_of_the_model(played, monkeypatch):
-    before = saved(Scenario(mix=MIX), played, OURS)
+    before = saved(SavingsScenario(mix=MIX), played, OURS)
     monkeypatch.setattr("mllm_sched.experiments.savings.model_sd", lambda: 1.0)
-    after = saved(Scenario(mix=MIX), played, OURS)
+    after = saved(SavingsScenario(mix=MIX), played, OURS)
     share = ["share", "share_low", "share_high"]
     pd.testing.assert_frame_equal(before[share], after[share])
     assert not np.allclose(before["energy_kwh_wide_high"], after["energy_kwh_wide_high"])
@@ -159,7 +160,7 @@ def test_savings_in_percent_do_not_move_with_the_error_of_the_model(played, monk
 
 
 def test_the_headline_says_less_or_more_and_that_it_is_simulated(played):
-    scenario = Scenario(mix=MIX, devices=3)
+    scenario = SavingsScenario(mix=MIX, devices=3)
     told = headline(scenario, played, OURS, "Random")
     assert told.startswith("Safe GP-UCB takes ") and "less a year than Random" in told
     assert "these 3 devices (simulated)" in told and "euro" in told and "kg CO2e" in told
@@ -186,7 +187,7 @@ def test_the_headline_says_less_or_more_and_that_it_is_simulated(played):
 )
 def test_a_scenario_that_makes_no_sense_is_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
-        Scenario(**changes)
+        SavingsScenario(**changes)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +200,14 @@ def test_a_scenario_that_makes_no_sense_is_refused_by_name(changes, said):
 )
 def test_what_was_not_played_or_cannot_be_done_is_refused(played, changes, said):
     with pytest.raises(ValueError, match=said):
-        annual(Scenario(**{"mix": MIX, **changes}), played)
+        annual(SavingsScenario(**{"mix": MIX, **changes}), played)
 
 
 def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played):
     with pytest.raises(ValueError, match="'Nobody': played were Oracle"):
-        saved(Scenario(mix=MIX), played, "Nobody")
+        saved(SavingsScenario(mix=MIX), played, "Nobody")
     with pytest.raises(ValueError, match="'Nobody': expected one of Oracle"):
-        headline(Scenario(mix=MIX), played, OURS, "Nobody")
+        headline(SavingsScenario(mix=MIX), played, OURS, "Nobody")
     with pytest.raises(ValueError, match="'resnet-5': expected one of"):
         savings_runs.play(("resnet-5",))
     with pytest.raises(ValueError, match="steps=1, seeds=5"):
@@ -214,7 +215,7 @@ def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played
 
 
 def test_learning_weighs_where_there_is_little_to_do(played):
-    table = savings.over_volumes(Scenario(mix=MIX), played, (1, 1000))
+    table = savings.over_volumes(SavingsScenario(mix=MIX), played, (1, 1000))
     ucb = table[table["scheduler"] == "UCB"].set_index("tasks_per_day")
     assert ucb.loc[1, "over_oracle"] > 2 > 1.5 > ucb.loc[1000, "over_oracle"]
     assert ucb.loc[1, "learning"] > ucb.loc[1000, "learning"]
@@ -222,17 +223,17 @@ def test_learning_weighs_where_there_is_little_to_do(played):
 
 
 def test_break_even_is_where_two_bills_are_equal(played):
-    turns = savings.break_even(Scenario(mix=MIX), played, "UCB").set_index("scheduler")
+    turns = savings.break_even(SavingsScenario(mix=MIX), played, "UCB").set_index("scheduler")
     turn = turns.loc["Fixed at full power"]
     assert (turn["few"], turn["many"]) == ("Fixed at full power", "UCB")
-    at = annual(Scenario(mix=MIX, tasks_per_day=turn["tasks_per_day"]), played)
+    at = annual(SavingsScenario(mix=MIX, tasks_per_day=turn["tasks_per_day"]), played)
     bill = at.set_index("scheduler")["energy_kwh"]
     assert math.isclose(bill["UCB"], bill["Fixed at full power"], rel_tol=0.02)
     assert math.isnan(turns.loc["Oracle", "tasks_per_day"])
 
 
 def test_the_tornado_holds_the_saving_as_it_is_and_puts_the_widest_first(played):
-    scenario = Scenario(mix=MIX)
+    scenario = SavingsScenario(mix=MIX)
     table = savings.tornado(scenario, played, OURS, "Epsilon-greedy")
     assert (table["low"] <= table["base"]).all() and (table["base"] <= table["high"]).all()
     assert (table["high"] - table["low"]).is_monotonic_decreasing
@@ -263,7 +264,7 @@ def test_the_strategies_equal_a_computation_by_hand():
 
 
 def test_a_years_strategies_are_their_requests_and_lie_within_their_range():
-    scenario = Scenario(tasks_per_day=10, devices=2, days=5, mix={"clip-vit-b32": 1})
+    scenario = SavingsScenario(tasks_per_day=10, devices=2, days=5, mix={"clip-vit-b32": 1})
     table = savings.strategy_annual(scenario)
     for row in table.itertuples():
         strategy = savings.STRATEGIES[row.strategy]
@@ -284,7 +285,7 @@ def test_power_that_makes_no_sense_is_refused_by_name():
 
 
 def test_every_figure_says_what_its_numbers_are(played):
-    scenario = Scenario(mix=MIX)
+    scenario = SavingsScenario(mix=MIX)
     tornado = savings.tornado(scenario, played, OURS, "UCB")
     drawn = [
         savings_plots.bill(annual(scenario, played), evidence="simulated"),

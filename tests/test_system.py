@@ -16,7 +16,7 @@ from test_security import written
 from waiting import until
 
 from mllm_sched.edge.journal import read_journal
-from mllm_sched.edge.load import User, jain, keep_asking
+from mllm_sched.edge.load import LoadUser, jain, keep_asking
 from mllm_sched.edge.system import LocalSystem, Supervisor
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
@@ -76,7 +76,7 @@ def asking(running):
             client = opened.enter_context(system.client(name, agent))
             if remembered is not None:
                 client = Remembering(client, remembered)
-            return User(name, client, images, deadline_s, NEW_TOKENS)
+            return LoadUser(name, client, images, deadline_s, NEW_TOKENS)
 
         yield made
 

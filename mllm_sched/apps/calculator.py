@@ -18,7 +18,7 @@ from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
 from mllm_sched.experiments import plots, savings_plots
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.savings import annual, headline
-from mllm_sched.experiments.savings_runs import Played, Scenario, read_runs
+from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario, read_runs
 
 
 def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
@@ -34,7 +34,7 @@ def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     A widget; without runs a note that says what to call.
     """
     try:
-        played = Played(read_runs() if runs is None else runs)
+        played = PlayedRuns(read_runs() if runs is None else runs)
     except FileNotFoundError as error:
         note = widgets.HTML(html.escape(str(error)))
         note.add_class("calculator-missing")
@@ -55,7 +55,7 @@ class Calculator:
     widget
         To be shown.
     fields
-        Number fields by the name that ``Scenario`` gives their values.
+        Number fields by the name that ``SavingsScenario`` gives their values.
     mix
         Number fields by encoder, in percent.
     limit, ours, other
@@ -64,7 +64,7 @@ class Calculator:
         What is shown; ``message`` says why an input was refused.
     """
 
-    def __init__(self, played: Played) -> None:
+    def __init__(self, played: PlayedRuns) -> None:
         self.played = played
         self.fields = _fields()
         self.mix = _mix_fields(played)
@@ -77,11 +77,11 @@ class Calculator:
             choice.observe(lambda change: self.update(), "value")
         self.update()
 
-    def scenario(self) -> Scenario:
+    def scenario(self) -> SavingsScenario:
         """What the fields say; ValueError if they make no sense together."""
         numbers = {name: each.value for name, each in self.fields.items()}
         mix = {encoder: each.value for encoder, each in self.mix.items()}
-        return Scenario(**numbers, mix=mix, limit_s=self.limit.value)  # type: ignore[arg-type]
+        return SavingsScenario(**numbers, mix=mix, limit_s=self.limit.value)  # type: ignore[arg-type]
 
     def update(self) -> None:
         """Show the result of the fields, or say why there is none and leave the last one."""
@@ -93,7 +93,7 @@ class Calculator:
         except ValueError as error:
             self.message.value = html.escape(f"{error}. Below is the last good result.")
 
-    def _show(self, scenario: Scenario) -> None:
+    def _show(self, scenario: SavingsScenario) -> None:
         ours, other = self.ours.value, self.other.value
         if ours == other:
             raise ValueError(f"{ours} is compared to itself; choose two schedulers")
@@ -111,7 +111,7 @@ class Calculator:
     def _choices(self) -> None:
         wide = {"description_width": "12em"}
         limits = [(f"{limit_s:g} s", limit_s) for limit_s in self.played.limits_s]
-        chosen = Scenario().limit_s
+        chosen = SavingsScenario().limit_s
         chosen = chosen if chosen in self.played.limits_s else self.played.limits_s[-1]
         self.limit = widgets.SelectionSlider(
             options=limits,
@@ -164,7 +164,7 @@ def _heading(text: str) -> widgets.HTML:
 
 def _fields() -> dict[str, NumberField]:
     """The numbers of a scenario, each with the range of its slider."""
-    start, above, least = Scenario(), Allowed(above=0), Allowed(least=0)
+    start, above, least = SavingsScenario(), Allowed(above=0), Allowed(least=0)
 
     def made(key: str, name: str, allowed: Allowed, ends: tuple[float, float]) -> NumberField:
         log, css = ends[0] > 0, f"calculator-{key.replace('_', '-')}"
@@ -179,8 +179,8 @@ def _fields() -> dict[str, NumberField]:
     }
 
 
-def _mix_fields(played: Played) -> dict[str, NumberField]:
-    start = Scenario().mix
+def _mix_fields(played: PlayedRuns) -> dict[str, NumberField]:
+    start = SavingsScenario().mix
     return {
         encoder: NumberField(
             *(encoder, round(100 * start.get(encoder, 0.0), 3), Allowed(least=0, most=100)),

@@ -7,10 +7,10 @@ import pandas as pd
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.savings import annual, saved, strategy_annual
 from mllm_sched.experiments.savings_plots import short
-from mllm_sched.experiments.savings_runs import Played, Scenario
+from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario
 
 
-def bill_table(scenario: Scenario, played: Played, ours: str = OURS) -> pd.DataFrame:
+def bill_table(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> pd.DataFrame:
     """What the calculator shows of the schedulers: text, the least energy first (simulated)."""
     bill = annual(scenario, played).set_index("scheduler")
     share = saved(scenario, played, ours).set_index("scheduler")["share"]
@@ -44,7 +44,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3f} %" if share else "0 %"
 
 
-def strategy_table(scenario: Scenario) -> pd.DataFrame:
+def strategy_table(scenario: SavingsScenario) -> pd.DataFrame:
     """What the calculator shows of the strategies: text (estimated)."""
     rows = [
         {
@@ -59,7 +59,7 @@ def strategy_table(scenario: Scenario) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def remarks(scenario: Scenario, played: Played, ours: str = OURS) -> list[str]:
+def remarks(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> list[str]:
     """What must be said beside the bill: idle power, and trusted arms beyond the limit."""
     row = annual(scenario, played).set_index("scheduler").loc[ours]
     told = [

@@ -24,7 +24,7 @@ class LetIn(Enum):
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedTimes:
     """What one item of a modality is expected to take; NaN where nothing is known."""
 
     modality: str
@@ -83,10 +83,10 @@ send less at a time or with a later deadline; ask again in 0.5 s
         mean_s = known.mean if known is not None and known.known else self.unknown_s
         return self._of_kind.mean((modality, kind), mean_s)
 
-    def predictions(self) -> list[Expected]:
+    def predictions(self) -> list[ExpectedTimes]:
         """What is expected of each modality of which something is known, by name."""
         return [
-            Expected(modality, latency.mean, self._energy[modality].mean)
+            ExpectedTimes(modality, latency.mean, self._energy[modality].mean)
             for modality, latency in sorted(self._latency.items())
         ]
 

@@ -16,7 +16,7 @@ from functools import partial
 import grpc
 
 from mllm_sched.edge.answering import Answering
-from mllm_sched.edge.closed_loop import Done
+from mllm_sched.edge.closed_loop import EncodedJob
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError
 from mllm_sched.edge.journal_desk import JournalDesk
@@ -199,7 +199,7 @@ class Agent(UserService):
         job.end(failure=why)
         self.metrics.shed(reason)
 
-    async def _answer(self, pending: Pending, message: Message, done: Sequence[Done]) -> None:
+    async def _answer(self, pending: Pending, message: Message, done: Sequence[EncodedJob]) -> None:
         """Relay the LLM server's answer; its end goes out once the journal has it."""
         begun_s, job = now_s(), pending.job
         parts = [one.part for one in done]

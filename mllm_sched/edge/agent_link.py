@@ -44,7 +44,7 @@ class Sent:
     at_s: float = math.inf
 
 
-class Agent:
+class AgentLink:
     """One agent, as the front sees it.
 
     Parameters

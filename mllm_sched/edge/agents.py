@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from mllm_sched.edge.agent_link import Agent
+from mllm_sched.edge.agent_link import AgentLink
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.pipeline.security import Security
@@ -27,7 +27,7 @@ class Agents:
     addresses
         ``HOST:PORT`` of each.
     security
-        See ``Agent``.
+        See ``AgentLink``.
     poll_s
         Seconds between two questions to one that answers.
     metrics
@@ -42,10 +42,10 @@ class Agents:
         poll_s: float = POLL_S,
         metrics: FrontMetrics | None = None,
     ) -> None:
-        self.all = [Agent(address, security) for address in addresses]
+        self.all = [AgentLink(address, security) for address in addresses]
         self.metrics = metrics or FrontMetrics(addresses)
         self._poll_s = poll_s
-        self._foreign: set[Agent] = set()
+        self._foreign: set[AgentLink] = set()
 
     @property
     def model(self) -> str:
@@ -56,18 +56,18 @@ class Agents:
         known = Counter(agent.model for agent in self.all if agent.model)
         return known.most_common(1)[0][0] if known else ""
 
-    def up(self) -> list[Agent]:
+    def up(self) -> list[AgentLink]:
         """Those that answer and hold the model."""
         model = self.model
         return [agent for agent in self.all if agent.up and agent.model == model]
 
-    async def holder(self, user: str, name: str) -> Agent | None:
+    async def holder(self, user: str, name: str) -> AgentLink | None:
         """The agent that has that task already, if one does."""
         asked = self.up()
         replies = await asyncio.gather(*(agent.holds(user, name) for agent in asked))
         return next((agent for agent, held in zip(asked, replies, strict=True) if held), None)
 
-    def gets(self, agent: Agent) -> None:
+    def gets(self, agent: AgentLink) -> None:
         """A task goes to this agent, and not to the others."""
         for other in self.all:
             other.passed += 1
@@ -87,7 +87,7 @@ class Agents:
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(agent.close() for agent in self.all))
 
-    async def _watch(self, agent: Agent) -> None:
+    async def _watch(self, agent: AgentLink) -> None:
         pause_s = SHORTEST_PAUSE_S
         while True:
             await agent.pause(self._poll_s if agent.up else pause_s)

@@ -42,7 +42,7 @@ class EncodingFailed(RefusedError):
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class EncodingJob:
     """One item to encode.
 
     Attributes
@@ -60,7 +60,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Done:
+class EncodedJob:
     """The features of an item, and how they were made."""
 
     part: Part
@@ -109,7 +109,7 @@ class ClosedLoop:
         if learner.journal.stepped_back_s:
             metrics.alarm("clock")
 
-    def encode(self, works: Sequence[Work]) -> list[Done]:
+    def encode(self, works: Sequence[EncodingJob]) -> list[EncodedJob]:
         """Encode items of one kind in one call, on an arm that the scheduler chooses.
 
         Raises
@@ -145,7 +145,7 @@ class ClosedLoop:
             self._untold()
             self._untold = None
 
-    def _as_before(self, works: Sequence[Work]) -> list[Arm] | None:
+    def _as_before(self, works: Sequence[EncodingJob]) -> list[Arm] | None:
         """The arm of a task whose answer may have begun, so that it goes on alike.
 
         A batch is not what it was, and its answers may differ in any case.
@@ -153,7 +153,7 @@ class ClosedLoop:
         arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
         return [arm] if arm else None
 
-    def _ask(self, works: Sequence[Work], available: Sequence[Arm] | None) -> Decision:
+    def _ask(self, works: Sequence[EncodingJob], available: Sequence[Arm] | None) -> Decision:
         modality = works[0].prepared.modality
         tasks, context = [work.task for work in works], self._context(works)
         try:
@@ -169,19 +169,19 @@ class ClosedLoop:
         self.metrics.decided(decision, modality)
         return decision
 
-    def _context(self, works: Sequence[Work]) -> Mapping[str, Level] | None:
+    def _context(self, works: Sequence[EncodingJob]) -> Mapping[str, Level] | None:
         given: dict[str, Level] = {"modality": works[0].prepared.modality, "batch": len(works)}
         contexts = self.learner.scheduler.contexts
         return {name: given[name] for name in contexts.names} if contexts else None
 
-    def _run(self, arm: Arm, works: Sequence[Work]) -> Encoded:
+    def _run(self, arm: Arm, works: Sequence[EncodingJob]) -> Encoded:
         try:
             return self.runtime.encode(arm, [work.prepared for work in works], self.cut)
         except Exception as error:  # whatever it is, the decision must not stay open
             say(log, "runtime-raised", "error", trace=True, arm=str(arm))
             return Encoded(failed=f"{type(error).__name__}: {error}")
 
-    def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
+    def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
         """Write and learn what it took. A journal that is full or locked is waited for."""
         self._raise_alarms(encoded)
         self._untold = partial(self._write, decision, encoded, works)
@@ -199,7 +199,7 @@ class ClosedLoop:
             say(log, "behind", "warning", behind_s=encoded.behind_s, why=why)
         self._is_behind = encoded.behind_s > 0
 
-    def _write(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
+    def _write(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
         """Into the journal, then into the scheduler, then into the metrics."""
         before, modality = self.learner.scheduler.changes, works[0].prepared.modality
         try:
@@ -220,7 +220,7 @@ class ClosedLoop:
             self.metrics.alarm("drift")
             say(log, "drift", "warning", arm=str(decision.arm), modality=modality)
 
-    def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[Work]) -> None:
+    def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
         if encoded.failed and self.closing.is_set():  # whoever ends the process ends the encoder
             self.learner.cancel(decision.id, f"the agent ends: {encoded.failed}")
         elif encoded.hung_s:
@@ -235,7 +235,7 @@ class ClosedLoop:
         else:
             self.learner.tell(decision.id, latency_s=encoded.latency_s, energy_j=encoded.energy_j)
 
-    def _facts(self, works: Sequence[Work]) -> dict[str, Any]:
+    def _facts(self, works: Sequence[EncodingJob]) -> dict[str, Any]:
         """What a row of the journal says beside arm, latency and energy."""
         modality = works[0].prepared.modality
         users = {work.user for work in works}
@@ -260,7 +260,7 @@ class ClosedLoop:
                 if is_over or self.closing.wait(PAUSE_S):
                     raise
 
-    def _done(self, works: Sequence[Work], arm: Arm, encoded: Encoded) -> list[Done]:
+    def _done(self, works: Sequence[EncodingJob], arm: Arm, encoded: Encoded) -> list[EncodedJob]:
         run = pb.Run(
             agent=self.name,
             arm=str(arm),
@@ -270,10 +270,10 @@ class ClosedLoop:
             energy_evidence=self.runtime.energy_evidence,
         )
         assert len(encoded.parts) == len(works)
-        return [Done(part, run) for part in encoded.parts]
+        return [EncodedJob(part, run) for part in encoded.parts]
 
 
-def _last(works: Sequence[Work]) -> float:
+def _last(works: Sequence[EncodingJob]) -> float:
     """When the last of the users has gone."""
     return max(work.ends_s for work in works)
 

@@ -27,7 +27,7 @@ Inputs = dict[str, Tensor]
 INT8 = "int8"
 
 
-class Encoders:
+class LoadedEncoders:
     """The side that answers.
 
     Projectors, which are small, run in float32 whatever the precision of the encoder.
@@ -159,4 +159,4 @@ def _layout(grid: list[int] | None, **others: Any) -> Layout:
 
 
 if __name__ == "__main__":
-    serve(lambda: Encoders(**json.loads(sys.argv[1])).answer)
+    serve(lambda: LoadedEncoders(**json.loads(sys.argv[1])).answer)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from mllm_sched.edge.admission import Admission
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.batch_sizes import BatchSizes
-from mllm_sched.edge.closed_loop import ClosedLoop, Done
+from mllm_sched.edge.closed_loop import ClosedLoop, EncodedJob
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.pending import Pending, Turn
@@ -77,7 +77,7 @@ class EncoderStage:
         entry = Entry(user.name, None, now_s(), ends_s, self.admission.unknown_s, None, user.weight)
         self.admission.check_first(self._ahead_s(entry), now_s(), ends_s)
 
-    async def encode(self, pending: Pending) -> list[Done]:
+    async def encode(self, pending: Pending) -> list[EncodedJob]:
         """The features of all items, once it was the request's turn.
 
         It has a place among the answers then, which is to be left in any case.
@@ -237,7 +237,7 @@ class EncoderStage:
             self._learn(turn.prepared, one, took_s, len(turns))
             self._hand_out(turn, one)
 
-    async def _encoded(self, turns: list[Turn]) -> list[Done]:
+    async def _encoded(self, turns: list[Turn]) -> list[EncodedJob]:
         """What the device's thread makes of a batch; nothing if it failed, as those who wait know.
 
         Whatever was raised, they are told.
@@ -254,7 +254,7 @@ class EncoderStage:
         finally:
             self._running = []
 
-    def _hand_out(self, turn: Turn, done: Done | None = None) -> None:
+    def _hand_out(self, turn: Turn, done: EncodedJob | None = None) -> None:
         """An item is done; with the last, the request goes on to its answer."""
         pending = turn.pending
         pending.free_s = now_s()
@@ -264,7 +264,7 @@ class EncoderStage:
             self.answering.enter(pending)
             pending.hand_out(pending.done)
 
-    def _learn(self, prepared: Prepared, done: Done, took_s: float, batch: int) -> None:
+    def _learn(self, prepared: Prepared, done: EncodedJob, took_s: float, batch: int) -> None:
         """For how long an item keeps the device busy, which is more than its measured latency.
 
         But the first of a modality, for which its encoder was loaded, says nothing of the next.

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mllm_sched.edge.admission import Expected
+from mllm_sched.edge.admission import ExpectedTimes
 from mllm_sched.schedulers import Scheduler
 
 SURE = 4.0  # upper to lower bound of a latency; a belief that is wider says nothing yet
 
 
-def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[Expected]:
+def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[ExpectedTimes]:
     """Latency and energy of one item of each modality, on the trusted arm that takes least energy.
 
     Left out are modalities of which the scheduler is not sure: it has measured nothing like them,
@@ -36,7 +36,7 @@ def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[Expecte
     return [one for one in expected if one is not None]
 
 
-def _of_modality(scheduler: Scheduler, modality: str) -> Expected | None:
+def _of_modality(scheduler: Scheduler, modality: str) -> ExpectedTimes | None:
     given: dict[str, Any] = {"modality": modality, "batch": 1}
     contexts = scheduler.contexts
     context = {name: given[name] for name in contexts.names} if contexts else None
@@ -47,4 +47,6 @@ def _of_modality(scheduler: Scheduler, modality: str) -> Expected | None:
     energy_j = np.sqrt(sure["energy_j_low"] * sure["energy_j_high"]).fillna(math.inf)
     best = sure.loc[energy_j.idxmin()]
     latency_s = math.sqrt(best["latency_s_low"] * best["latency_s_high"])
-    return Expected(modality, latency_s, math.sqrt(best["energy_j_low"] * best["energy_j_high"]))
+    return ExpectedTimes(
+        modality, latency_s, math.sqrt(best["energy_j_low"] * best["energy_j_high"])
+    )

@@ -92,7 +92,7 @@ class Place(NamedTuple):
     user: str
 
 
-class Line:
+class UserQueue:
     """What waits of one user, by deadline.
 
     Attributes
@@ -183,7 +183,7 @@ class FairQueue:
         self._virtual_s = 0.0  # turn of the entry that was taken last
         self._busy_until_s = -math.inf  # as predicted, of what was taken
         self._arrivals = 0
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, UserQueue] = {}
         self._due: dict[Entry, Due] = {}
         self._by_deadline = SortedList()
         self._orders: dict[Hashable, SortedList] = {}  # of lines: turns, each kind, heavy, idle
@@ -310,7 +310,7 @@ class FairQueue:
         running is not in it. Batches only make it shorter.
         """
         due = self._due.get(entry, Due(entry.ends_s, self._arrivals, entry))
-        line = self._lines.get(entry.user) or Line(entry.user, self._virtual_s)
+        line = self._lines.get(entry.user) or UserQueue(entry.user, self._virtual_s)
         turn_s, ahead_s = line.start_s, 0.0
         for own in line.entries[: bisect_left(line.entries, due)]:
             turn_s, ahead_s = turn_s + own.entry.share_s, ahead_s + own.entry.cost_s
@@ -342,8 +342,10 @@ class FairQueue:
             raise QueueFull(f"{self.waiting} tasks wait, which is the most", own=False)
         return self._drop(self._lines[heavy[-1].user], -1).entry
 
-    def _line(self, user: str) -> Line:
-        return self._lines.get(user) or self._lines.setdefault(user, Line(user, self._virtual_s))
+    def _line(self, user: str) -> UserQueue:
+        return self._lines.get(user) or self._lines.setdefault(
+            user, UserQueue(user, self._virtual_s)
+        )
 
     def _next(self, order: SortedList) -> tuple[float, Due]:
         """Take the first entry of an order, and charge its user; with the turn it had."""
@@ -352,14 +354,14 @@ class FairQueue:
         line.start_s += line.entries[0].entry.share_s
         return start_s, self._drop(line, 0)
 
-    def _add(self, line: Line, due: Due) -> None:
+    def _add(self, line: UserQueue, due: Due) -> None:
         line.add(due)
         self._due[due.entry] = due
         self._by_deadline.add(due)
         self.backlog_s += due.entry.cost_s
         self._list(line)
 
-    def _drop(self, line: Line, index: int) -> Due:
+    def _drop(self, line: UserQueue, index: int) -> Due:
         due = line.pop(index)
         del self._due[due.entry]
         self._by_deadline.remove(due)
@@ -367,7 +369,7 @@ class FairQueue:
         self._list(line)
         return due
 
-    def _list(self, line: Line) -> None:
+    def _list(self, line: UserQueue) -> None:
         """List a line that changed where it belongs now; one that has nothing to remember goes."""
         old, line.listed = line.listed, line.places(self._virtual_s)
         for name, place in old.items() - line.listed.items():

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from mllm_sched.edge.agent_link import Agent
+from mllm_sched.edge.agent_link import AgentLink
 from mllm_sched.edge.agents import Agents
-from mllm_sched.edge.relay import Relay, Task
+from mllm_sched.edge.relay import Relay, RelayedTask
 from mllm_sched.edge.service import HELD_BYTES, UserService, key_of
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
@@ -69,7 +69,7 @@ class Front(UserService):
     def close(self) -> None:
         """Nothing is held beyond the answers."""
 
-    def _up(self) -> list[Agent]:
+    def _up(self) -> list[AgentLink]:
         if up := self.agents.up():
             return up
         raise RefusedError(grpc.StatusCode.UNAVAILABLE, "no edge agent answers")
@@ -83,7 +83,7 @@ class Front(UserService):
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
             items = tuple(part.modality for part in self._header(data, start).parts)
-            relay = Relay(self.agents, Task(user.name, start.id, data, start.sha256, items))
+            relay = Relay(self.agents, RelayedTask(user.name, start.id, data, start.sha256, items))
             return self.jobs.launch(key_of(user, start), start.sha256, ends_s, slot, relay.run)
 
     def _header(self, data: bytes, start: pb.Start) -> Header:

@@ -13,7 +13,7 @@ from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User
 
 
-class Calls:
+class OpenCalls:
     """Open calls of every user: those that bring a request, and those that follow an answer.
 
     A caller whose connection broke comes again before the broken call is noticed, so that a user

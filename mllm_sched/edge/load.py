@@ -61,7 +61,7 @@ class Asked:
     energy_evidence: str = ""
 
 
-class User:
+class LoadUser:
     """Asks one task after another.
 
     Parameters
@@ -139,7 +139,7 @@ def _encoding(answer: Answer) -> dict[str, Any]:
 
 
 def keep_asking(
-    users: Sequence[User],
+    users: Sequence[LoadUser],
     *,
     seconds: float = float("inf"),
     tasks: int | None = None,
@@ -167,7 +167,7 @@ def keep_asking(
     asked: list[Asked] = []
     lock, begun_s = threading.Lock(), time.monotonic()
 
-    def work(user: User, rng: np.random.Generator) -> None:
+    def work(user: LoadUser, rng: np.random.Generator) -> None:
         number = 0
         while time.monotonic() - begun_s < seconds and (tasks is None or number < tasks):
             done = user.ask(number, begun_s)

@@ -62,7 +62,7 @@ Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
 @dataclass(frozen=True)
-class Family(Generic[Kind]):
+class MetricFamily(Generic[Kind]):
     """One metric, with all values of its labels.
 
     Attributes
@@ -103,77 +103,87 @@ class Family(Generic[Kind]):
 _WHAT = ("modality", "evidence")
 
 MEMORY = f"{NAMESPACE}_process_resident_memory_bytes"  # prometheus_client's own
-BUILD = Family(Gauge, "build_info", "1; the labels say what runs.", ("version", "python"))
+BUILD = MetricFamily(Gauge, "build_info", "1; the labels say what runs.", ("version", "python"))
 
-DECISIONS = Family(Counter, "decisions_total", "Decisions of the scheduler.", ("modality",))
-CHOSEN = Family(Counter, "arm_chosen_total", "Decisions for each arm.", ("arm",))
-SAFE_ARMS = Family(
+DECISIONS = MetricFamily(Counter, "decisions_total", "Decisions of the scheduler.", ("modality",))
+CHOSEN = MetricFamily(Counter, "arm_chosen_total", "Decisions for each arm.", ("arm",))
+SAFE_ARMS = MetricFamily(
     *(Gauge, "safe_arms", "Arms certified to be within the limit; NaN if the rule certifies none."),
     ("modality",),
 )
-INFEASIBLE = Family(
+INFEASIBLE = MetricFamily(
     *(Gauge, "infeasible", "1 if no arm is held to meet the limit, else 0."), ("modality",)
 )
 
-TASKS = Family(Counter, "tasks_total", "Tasks encoded and measured.", _WHAT)
-LATENCY = Family(
+TASKS = MetricFamily(Counter, "tasks_total", "Tasks encoded and measured.", _WHAT)
+LATENCY = MetricFamily(
     *(Histogram, "encode_latency_seconds", "Latency of encoding one task."), _WHAT, LATENCY_S
 )
-VIOLATIONS = Family(
+VIOLATIONS = MetricFamily(
     Counter, "violations_total", "Tasks whose measured latency was above the limit.", _WHAT
 )
-ENERGY = Family(
+ENERGY = MetricFamily(
     *(Counter, "energy_joules_total", "Energy of encoding, by the arm that took it."),
     ("arm", "evidence"),
 )
-TASK_ENERGY = Family(
+TASK_ENERGY = MetricFamily(
     *(Histogram, "task_energy_joules", "Energy of encoding one task, where the meter was there."),
     *(_WHAT, ENERGY_J),
 )
-FAILED = Family(
+FAILED = MetricFamily(
     *(Counter, "failures_total", "Tasks whose encoding failed, by arm and class."), ("arm", "why")
 )
-LIMIT = Family(Gauge, "limit_seconds", "Limit on the latency of encoding; NaN before the first.")
-VIOLATION_RATE = Family(Gauge, "violation_rate", "Share of tasks that may be above the limit.")
+LIMIT = MetricFamily(
+    Gauge, "limit_seconds", "Limit on the latency of encoding; NaN before the first."
+)
+VIOLATION_RATE = MetricFamily(
+    Gauge, "violation_rate", "Share of tasks that may be above the limit."
+)
 
-ANSWER = Family(
+ANSWER = MetricFamily(
     *(Histogram, "answer_latency_seconds", "From the request to the end of its answer."),
     *(("evidence",), ANSWER_S),
 )
-FIRST_TOKEN = Family(
+FIRST_TOKEN = MetricFamily(
     *(Histogram, "first_token_latency_seconds", "From the request to its answer's first token."),
     *(("evidence",), ANSWER_S),
 )
 
-WAITING = Family(Gauge, "queue_waiting", "Tasks in the queue.")
-RUNNING = Family(Gauge, "queue_running", "Tasks being encoded or answered.")
-BACKLOG = Family(Gauge, "queue_backlog_seconds", "Until all had its turn, as predicted.")
-REFUSED = Family(Counter, "shed_total", "Requests that were not served, by reason.", ("reason",))
+WAITING = MetricFamily(Gauge, "queue_waiting", "Tasks in the queue.")
+RUNNING = MetricFamily(Gauge, "queue_running", "Tasks being encoded or answered.")
+BACKLOG = MetricFamily(Gauge, "queue_backlog_seconds", "Until all had its turn, as predicted.")
+REFUSED = MetricFamily(
+    Counter, "shed_total", "Requests that were not served, by reason.", ("reason",)
+)
 
-ALARM = Family(Counter, "alarms_total", "Alarms raised, by kind.", ("kind",))
-METER_UP = Family(Gauge, "meter_up", "1 if the energy meter reads, 0 if not, NaN if unknown.")
-JOURNAL_UP = Family(Gauge, "journal_up", "1 if the journal takes writes, 0 if not, NaN if unknown.")
-JOURNAL_BYTES = Family(Gauge, "journal_bytes", "Size of the journal on disk.")
+ALARM = MetricFamily(Counter, "alarms_total", "Alarms raised, by kind.", ("kind",))
+METER_UP = MetricFamily(Gauge, "meter_up", "1 if the energy meter reads, 0 if not, NaN if unknown.")
+JOURNAL_UP = MetricFamily(
+    Gauge, "journal_up", "1 if the journal takes writes, 0 if not, NaN if unknown."
+)
+JOURNAL_BYTES = MetricFamily(Gauge, "journal_bytes", "Size of the journal on disk.")
 
-PLACED = Family(Counter, "front_placed_total", "Tasks sent to each agent.", ("agent",))
-MOVED = Family(
+PLACED = MetricFamily(Counter, "front_placed_total", "Tasks sent to each agent.", ("agent",))
+MOVED = MetricFamily(
     Counter, "front_moved_total", "Tasks taken from an agent that did not finish them.", ("agent",)
 )
-FRONT_REFUSED = Family(
+FRONT_REFUSED = MetricFamily(
     Counter, "front_shed_total", "Requests that no agent was asked for, by reason.", ("reason",)
 )
-AGENTS = Family(Gauge, "front_agents", "Agents that answer (up), or do not (down).", ("state",))
-FRONT_ANSWER = Family(
+AGENTS = MetricFamily(
+    Gauge, "front_agents", "Agents that answer (up), or do not (down).", ("state",)
+)
+FRONT_ANSWER = MetricFamily(
     *(Histogram, "front_answer_latency_seconds", "From the request to the end of its answer."),
     *(("evidence",), ANSWER_S),
 )
 
-AGENT_FAMILIES: tuple[Family, ...] = (
+AGENT_FAMILIES: tuple[MetricFamily, ...] = (
     *(DECISIONS, CHOSEN, SAFE_ARMS, INFEASIBLE, TASKS, LATENCY, VIOLATIONS, ENERGY, TASK_ENERGY),
     *(FAILED, LIMIT, VIOLATION_RATE, ANSWER, FIRST_TOKEN, WAITING, RUNNING, BACKLOG, REFUSED),
     *(ALARM, METER_UP, JOURNAL_UP, JOURNAL_BYTES),
 )
-FRONT_FAMILIES: tuple[Family, ...] = (PLACED, MOVED, FRONT_REFUSED, AGENTS, FRONT_ANSWER)
+FRONT_FAMILIES: tuple[MetricFamily, ...] = (PLACED, MOVED, FRONT_REFUSED, AGENTS, FRONT_ANSWER)
 
 
 class Exposed:
@@ -188,7 +198,7 @@ class Exposed:
         in no list is counted as ``other``, so that nobody can make new series by what they send.
     """
 
-    def __init__(self, families: Iterable[Family], **values: Collection[str]) -> None:
+    def __init__(self, families: Iterable[MetricFamily], **values: Collection[str]) -> None:
         disable_created_metrics()  # they would double the number of series
         self.registry = CollectorRegistry()
         self._values = {name: frozenset(given) for name, given in {**VALUES, **values}.items()}
@@ -198,7 +208,7 @@ class Exposed:
         build.labels(version("mllm-sched"), platform.python_version()).set(1)
         self._metrics = {family: self._started(family) for family in families}
 
-    def _started(self, family: Family) -> Any:
+    def _started(self, family: MetricFamily) -> Any:
         """A counter with one label starts at 0 for all its values, so that no step is missed."""
         metric = family.made(self.registry)
         if len(family.labels) == 1 and family.kind is Counter:
@@ -206,7 +216,7 @@ class Exposed:
                 metric.labels(value)
         return metric
 
-    def _of(self, family: Family, *labels: str) -> Any:
+    def _of(self, family: MetricFamily, *labels: str) -> Any:
         """The metric, or its child with these labels."""
         metric = self._metrics[family]
         if not labels:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mllm_sched.edge.admission import LetIn
-from mllm_sched.edge.closed_loop import Done, Work
+from mllm_sched.edge.closed_loop import EncodedJob, EncodingJob
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
@@ -52,8 +52,8 @@ class Pending:
     let_in: LetIn = LetIn.FITS
     queued_s: float = 0.0
     free_s: float = 0.0
-    done: list[Done] = field(default_factory=list, repr=False)
-    encoded: asyncio.Future[list[Done]] = field(
+    done: list[EncodedJob] = field(default_factory=list, repr=False)
+    encoded: asyncio.Future[list[EncodedJob]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future(), repr=False
     )
 
@@ -89,9 +89,9 @@ class Turn:
         """Items behind it."""
         return self.pending.prepared[self.place + 1 :]
 
-    def work(self) -> Work:
+    def work(self) -> EncodingJob:
         """The item as the loop takes it."""
         pending = self.pending
         assert self.prepared is not None
         name = f"{pending.task}/{self.place}"
-        return Work(name, pending.user.name, self.prepared, pending.ends_s)
+        return EncodingJob(name, pending.user.name, self.prepared, pending.ends_s)

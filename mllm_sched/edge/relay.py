@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from mllm_sched.edge.agent_link import Agent, Sent
+from mllm_sched.edge.agent_link import AgentLink, Sent
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
 from mllm_sched.edge.refusals import Refusal
@@ -27,7 +27,7 @@ _LOST = (Status.UNAVAILABLE, Status.CANCELLED)  # the agent died, or shut down
 
 
 @dataclass(frozen=True)
-class Task:
+class RelayedTask:
     """A request as it came.
 
     Attributes
@@ -62,7 +62,7 @@ class Relay:
         What is sent.
     """
 
-    def __init__(self, agents: Agents, task: Task) -> None:
+    def __init__(self, agents: Agents, task: RelayedTask) -> None:
         self.agents, self.task, self.metrics = agents, task, agents.metrics
         self._tried: set[tuple[str, str]] = set()
         self._refusal: RefusedError | None = None  # of the last agent that had no place
@@ -107,7 +107,7 @@ class Relay:
                 self._judge(agent, job, error)
             agent = None
 
-    def _place(self, job: Job) -> tuple[Agent, Placed]:
+    def _place(self, job: Job) -> tuple[AgentLink, Placed]:
         """The next agent, and what it is expected to take; RefusedError if there is none."""
         up = self.agents.up()
         if not up:
@@ -124,7 +124,7 @@ class Relay:
         self.agents.gets(taking[placed.name])
         return taking[placed.name], placed
 
-    async def _follow(self, agent: Agent, job: Job, encode_s: float) -> pb.Finished:
+    async def _follow(self, agent: AgentLink, job: Job, encode_s: float) -> pb.Finished:
         """Add the agent's events to the job until the last, which is returned."""
         self.metrics.placed(agent.address)
         with agent.sending(encode_s) as sent:
@@ -164,7 +164,7 @@ class Relay:
             yield piece
         sent.at_s = asyncio.get_running_loop().time()
 
-    def _judge(self, agent: Agent, job: Job, error: grpc.aio.AioRpcError) -> None:
+    def _judge(self, agent: AgentLink, job: Job, error: grpc.aio.AioRpcError) -> None:
         """Go on with the next agent, or raise what the user is told."""
         code, details = error.code(), error.details() or "no reason given"
         refusal = Refusal.told(details, error.trailing_metadata()) or RefusedError(code, details)
@@ -179,7 +179,7 @@ class Relay:
             raise refusal
 
 
-def _not_taking(agents: list[Agent]) -> RefusedError:
+def _not_taking(agents: list[AgentLink]) -> RefusedError:
     """Why no agent that is left takes tasks."""
     told = [agent.status for agent in agents if agent.status]
     if all(status.draining for status in told):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from mllm_sched.edge.agent_link import Agent
+from mllm_sched.edge.agent_link import AgentLink
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.front import Front
 from mllm_sched.edge.front_config import FrontConfig
@@ -72,7 +72,7 @@ async def _agents_now(config: FrontConfig) -> list[str]:
         return [_said(agent, agents.model) for agent in agents.all]
 
 
-def _said(agent: Agent, model: str) -> str:
+def _said(agent: AgentLink, model: str) -> str:
     if agent.status is None:
         return f"edge agent {agent.address}: does not answer now"
     if agent.model != model:

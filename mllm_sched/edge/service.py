@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from mllm_sched.edge.gate import Calls, Gate, HeldBytes
+from mllm_sched.edge.gate import Gate, HeldBytes, OpenCalls
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
@@ -64,7 +64,7 @@ class UserService(rpc.NodeServicer):
     ) -> None:
         self.users, self.limits, self.security = users, limits, security
         self.counts, self.held = counts, HeldBytes(held_bytes)
-        self.gate, self.calls = Gate(), Calls()
+        self.gate, self.calls = Gate(), OpenCalls()
         self.jobs = Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
         self.draining = False

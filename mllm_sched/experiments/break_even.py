@@ -27,7 +27,7 @@ from mllm_sched.experiments.strategy_costs import (
     INPUTS,
     ITEMS,
     PRECISIONS,
-    Encoded,
+    EncodingPrice,
     Setting,
     edge_s,
     items_as,
@@ -285,7 +285,7 @@ FORMS = {
 }
 
 
-def forms() -> Iterator[tuple[str, str, Encoded]]:
+def forms() -> Iterator[tuple[str, str, EncodingPrice]]:
     """Every item in every form: modality, name of the form, and the item."""
     for place, (modality, names) in enumerate(FORMS.items()):
         for name, form in zip(names, INPUTS, strict=True):

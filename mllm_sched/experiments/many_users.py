@@ -226,7 +226,7 @@ def costs(mbit_s: float) -> Costs:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class FleetScenario:
     """What is simulated; everything that its outcome depends on.
 
     Attributes
@@ -317,7 +317,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Played:
+class FleetRun:
     """What came out of a scenario.
 
     Attributes
@@ -331,7 +331,7 @@ class Played:
         of its arm then; all four NaN if it was not encoded), ``llm_s`` (on a place of the LLM).
     """
 
-    scenario: Scenario
+    scenario: FleetScenario
     tasks: pd.DataFrame
 
     @property
@@ -395,7 +395,7 @@ class Forecast:
         What is expected behind the encoder before anything was answered.
     """
 
-    def __init__(self, scenario: Scenario, costs: Costs) -> None:
+    def __init__(self, scenario: FleetScenario, costs: Costs) -> None:
         self.encoding = [Means(scenario.edges, scenario.limit_s) for _ in MODALITIES]
         self.waiting_s = np.zeros(scenario.edges)
         self.until_s = np.zeros(scenario.edges)  # when each encoder is expected to be free
@@ -510,8 +510,8 @@ COLUMNS = (
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """A task on its way; its row of ``Played.tasks`` in the end."""
+class SimulatedRequest:
+    """A task on its way; its row of ``FleetRun.tasks`` in the end."""
 
     user: int
     modality: int
@@ -528,12 +528,12 @@ class Request:
     llm_s: float = NAN
 
 
-def play(scenario: Scenario) -> Played:
+def play(scenario: FleetScenario) -> FleetRun:
     """Simulate a scenario; the same one has the same outcome, to the last bit.
 
     Examples
     --------
-    >>> played = play(Scenario(users=2, edges=1, warm_up_s=0.0, horizon_s=60.0))
+    >>> played = play(FleetScenario(users=2, edges=1, warm_up_s=0.0, horizon_s=60.0))
     >>> set(played.tasks["outcome"]) <= {"answered", "under way"}
     True
     """
@@ -558,12 +558,12 @@ class System:
         How many tasks have arrived and not ended.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: FleetScenario) -> None:
         self.scenario = scenario
         self.costs = costs(scenario.mbit_s)
         self.env = simpy.Environment()
         self.llm = simpy.Resource(self.env, scenario.llm_servers * PLACES)
-        self.requests: list[Request] = []
+        self.requests: list[SimulatedRequest] = []
         self.under_way = 0
         self.forecast = Forecast(scenario, self.costs)
         self.edges = [Edge(self, number) for number in range(scenario.edges)]
@@ -573,12 +573,12 @@ class System:
                 self.env.process(self._user(user, np.random.default_rng([scenario.seed, 3, loop])))
                 loop += 1
 
-    def run(self) -> Played:
+    def run(self) -> FleetRun:
         """Play to the end of the scenario."""
         self.env.run(until=self.scenario.ends_s)
         rows = [[getattr(request, name) for name in COLUMNS] for request in self.requests]
         table = pd.DataFrame(rows, columns=list(COLUMNS))
-        return Played(
+        return FleetRun(
             self.scenario, table.assign(modality=table["modality"].map(MODALITIES.__getitem__))
         )
 
@@ -590,7 +590,7 @@ class System:
             yield self.env.timeout(rng.exponential(self.scenario.think_s))
             modality = int(np.searchsorted(bounds, rng.random(), side="right"))
             now_s = self.env.now
-            request = Request(
+            request = SimulatedRequest(
                 user, modality, now_s, now_s + rng.uniform(low, high), self.env.event()
             )
             self.requests.append(request)
@@ -598,7 +598,7 @@ class System:
             self._place(request)
             yield request.done
 
-    def _place(self, request: Request) -> None:
+    def _place(self, request: SimulatedRequest) -> None:
         """To a board, unless it would be late on all of them."""
         board = self.forecast.place(request.modality, request.deadline_s, self.env.now)
         if board == NOBODY:
@@ -607,7 +607,7 @@ class System:
             request.board = board
             self.edges[board].admit(request)
 
-    def answer(self, request: Request) -> Steps:
+    def answer(self, request: SimulatedRequest) -> Steps:
         """From the encoder over the link onto a place of the LLM; given up at the deadline.
 
         A server that looks ahead gives up as soon as the answer can no longer be in time.
@@ -626,7 +626,7 @@ class System:
         self.forecast.answered(request.modality, waited_s + needs_s, self.env.now)
         self.end(request, ANSWERED if request.llm_s == needs_s else LATE)
 
-    def end(self, request: Request, outcome: str) -> None:
+    def end(self, request: SimulatedRequest, outcome: str) -> None:
         """A task has come to its end; its user goes on."""
         request.outcome, request.ended_s = outcome, self.env.now
         self.under_way -= 1
@@ -653,7 +653,7 @@ class Edge:
             self.board, scenario.rule, scenario.limit_s, [scenario.seed, 2, self.number]
         )
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: SimulatedRequest) -> None:
         """Take a task into the queue, or refuse it."""
         forecast, now_s = self.system.forecast, self.system.env.now
         cost_s = forecast.encode_s(self.number, request.modality)
@@ -690,7 +690,7 @@ class Edge:
                 yield self._work
                 continue
             [entry] = self.queue.take(env.now)
-            request: Request = entry.item
+            request: SimulatedRequest = entry.item
             forecast.begins(self.number, entry.cost_s, env.now)
             name = MODALITIES[request.modality]
             decision = self.scheduler.ask(context={"modality": name})

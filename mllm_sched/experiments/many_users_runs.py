@@ -23,8 +23,8 @@ from mllm_sched.experiments.many_users import (
     SHED,
     Board,
     Fleet,
-    Played,
-    Scenario,
+    FleetRun,
+    FleetScenario,
     costs,
     experience,
     nominal_means,
@@ -78,11 +78,11 @@ def max_min_share(wanted: ArrayLike, total: float) -> NDArray[np.float64]:
 
 TASKS = 400  # that are asked in a scenario of ``lasting``, unless that is too short
 SHORTEST_S = 7.0
-BASE = Scenario()
+BASE = FleetScenario()
 QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
 
 
-def measures(played: Played) -> dict[str, float]:
+def measures(played: FleetRun) -> dict[str, float]:
     """What is said of one run, over the tasks that ended after the warm-up.
 
     Returns
@@ -121,7 +121,7 @@ def _answered(tasks: pd.DataFrame) -> float:
     return float((tasks["outcome"] == ANSWERED).mean())
 
 
-def fairness(played: Played) -> float:
+def fairness(played: FleetRun) -> float:
     """Jain's index of answers over a max-min fair split of as many; who asked nothing is left out.
 
     For users who all ask alike it is that of their answers. A user who asks for less than others
@@ -134,7 +134,7 @@ def fairness(played: Played) -> float:
 
 
 def play_all(
-    cases: Sequence[tuple[Mapping[str, Any], Scenario]],
+    cases: Sequence[tuple[Mapping[str, Any], FleetScenario]],
     seeds: int,
     *,
     first_seed: int = 0,
@@ -160,7 +160,7 @@ def play_all(
     return pd.DataFrame(spread(_job, jobs, label=label, n_jobs=n_jobs))
 
 
-def _job(facts: Mapping[str, Any], scenario: Scenario) -> dict[str, Any]:
+def _job(facts: Mapping[str, Any], scenario: FleetScenario) -> dict[str, Any]:
     return {**facts, "seed": scenario.seed, **measures(play(scenario))}
 
 
@@ -183,7 +183,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def lasting(scenario: Scenario) -> Scenario:
+def lasting(scenario: FleetScenario) -> FleetScenario:
     """With a horizon in which its users ask some ``TASKS`` times, after half as long a warm-up.
 
     At least ``SHORTEST_S`` each: with 10,000 users that is more tasks.
@@ -193,7 +193,7 @@ def lasting(scenario: Scenario) -> Scenario:
     return replace(scenario, horizon_s=horizon_s, warm_up_s=max(SHORTEST_S, horizon_s / 2))
 
 
-def capacity_hz(scenario: Scenario) -> dict[str, float]:
+def capacity_hz(scenario: FleetScenario) -> dict[str, float]:
     """Tasks per second that encoders and LLM servers can do at most, and that users ask at most.
 
     Encoders run the least-energy arm within the limit of a board like the calibrated one; users
@@ -220,7 +220,7 @@ def grid(
     llm_servers: Iterable[int],
     seeds: int,
     *,
-    base: Scenario = BASE,
+    base: FleetScenario = BASE,
     **spread: Any,
 ) -> pd.DataFrame:
     """Users by edges by LLM servers: the runs of ``play_all``, with what should limit them.
@@ -237,7 +237,7 @@ def grid(
     return play_all(cases, seeds, label="grid", **spread)
 
 
-def loaded(base: Scenario, load: float) -> Scenario:
+def loaded(base: FleetScenario, load: float) -> FleetScenario:
     """As many users as ask for ``load`` times what encoders and LLM servers can do at most."""
     one = capacity_hz(replace(base, users=1, heavy_users=0))
     least_hz = min(one["encoders"], one["LLM servers"])
@@ -245,7 +245,7 @@ def loaded(base: Scenario, load: float) -> Scenario:
 
 
 def over_load(
-    bases: Mapping[str, Scenario], loads: Sequence[float], seeds: int, **spread: Any
+    bases: Mapping[str, FleetScenario], loads: Sequence[float], seeds: int, **spread: Any
 ) -> pd.DataFrame:
     """Every case under every load: the runs of ``play_all``, by ``case``, ``load``, ``users``."""
     cases = []
@@ -280,7 +280,7 @@ QUEUES: dict[str, dict[str, Any]] = {
 COLUMNS = ["key", "value", "low", "high", "n", "evidence"]
 
 
-def bottlenecks(base: Scenario) -> dict[str, Scenario]:
+def bottlenecks(base: FleetScenario) -> dict[str, FleetScenario]:
     """Two boards before ample LLM servers, and ample boards before one: each in two ways.
 
     The front takes the least energy or the soonest board; the LLM server begins only what it can
@@ -296,7 +296,7 @@ def bottlenecks(base: Scenario) -> dict[str, Scenario]:
     }
 
 
-def by_rule(base: Scenario) -> dict[str, Scenario]:
+def by_rule(base: FleetScenario) -> dict[str, FleetScenario]:
     """Two boards before ample LLM servers, under every rule of ``RULES``."""
     here = replace(base, edges=2, llm_servers=32, frugal_first=False)
     return {rule.label: replace(here, rule=rule) for rule in RULES}
@@ -307,7 +307,7 @@ def all_arms_s() -> float:
     return float(sum(means.latency_s.sum() for means in nominal_means().values()))
 
 
-def fairness_runs(base: Scenario, seeds: int, **spread: Any) -> pd.DataFrame:
+def fairness_runs(base: FleetScenario, seeds: int, **spread: Any) -> pd.DataFrame:
     """One overloaded board: users alike or some of them heavy, by who orders and who refuses.
 
     Without a fair queue it goes by deadline alone. The runs of ``play_all``, by ``users`` and

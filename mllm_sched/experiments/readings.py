@@ -33,7 +33,7 @@ from mllm_sched.experiments.claims import load_claims
 from mllm_sched.experiments.comparison import OTHER_SEEDS, Variant, all_tasks
 from mllm_sched.experiments.plots import OURS, titled
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.experiments.savings_runs import DEFAULT_MIX, Played, Scenario
+from mllm_sched.experiments.savings_runs import DEFAULT_MIX, PlayedRuns, SavingsScenario
 from mllm_sched.experiments.spread import spread
 from mllm_sched.experiments.strategy_costs import Setting
 from mllm_sched.experiments.time_varying import safe_under_change
@@ -43,7 +43,7 @@ COLOURS = {"reproduced": "#029e73", "partly": "#ece133", "not reproduced": "#d55
 
 
 def under(
-    groups: Sequence[Sequence[Reading]], n_jobs: int | None = None
+    groups: Sequence[Sequence[PaperReading]], n_jobs: int | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judge every claim under each of its readings.
 
@@ -73,12 +73,12 @@ def under(
     return judged[["id", "reading", "verdict"]], pd.concat(tables, ignore_index=True)
 
 
-def _numbers(reading: Reading) -> pd.DataFrame:
+def _numbers(reading: PaperReading) -> pd.DataFrame:
     return reading.numbers().set_index("key")
 
 
 def _judged(
-    reading: Reading, numbers: pd.DataFrame, base: pd.DataFrame
+    reading: PaperReading, numbers: pd.DataFrame, base: pd.DataFrame
 ) -> Iterator[tuple[str, str]]:
     """Verdicts on the claims whose numbers the reading moves."""
     claims = {claim.id: claim for claim in load_claims()}
@@ -147,7 +147,7 @@ TEXTBOOK = Rule("UCB", "ucb", {"exploration": 1.0})
 
 
 @dataclass(frozen=True)
-class Reading:
+class PaperReading:
     """One choice made otherwise.
 
     Attributes
@@ -165,7 +165,7 @@ class Reading:
     numbers: Numbers
 
 
-def all_readings(steps: int, seeds: int) -> list[list[Reading]]:
+def all_readings(steps: int, seeds: int) -> list[list[PaperReading]]:
     """Those of all claims, a list for each experiment."""
     return [
         scheduling(steps, seeds),
@@ -178,11 +178,11 @@ def all_readings(steps: int, seeds: int) -> list[list[Reading]]:
     ]
 
 
-def _group(claims: Sequence[str], made: Mapping[str, Numbers]) -> list[Reading]:
-    return [Reading(label, tuple(claims), numbers) for label, numbers in made.items()]
+def _group(claims: Sequence[str], made: Mapping[str, Numbers]) -> list[PaperReading]:
+    return [PaperReading(label, tuple(claims), numbers) for label, numbers in made.items()]
 
 
-def scheduling(steps: int, seeds: int) -> list[Reading]:
+def scheduling(steps: int, seeds: int) -> list[PaperReading]:
     """The comparison of the schedulers."""
     base, *others = comparison.variants(steps)
     variants = [*others, replace(base, label=OTHER, first_seed=OTHER_SEEDS)]
@@ -208,14 +208,14 @@ def _stable(steps: int) -> list[Variant]:
     ]
 
 
-def over_power_levels(steps: int, seeds: int) -> list[Reading]:
+def over_power_levels(steps: int, seeds: int) -> list[PaperReading]:
     """The comparison at each power level."""
     variants = [*_stable(steps), Variant("limit 0.3 s", limit_s=0.3, steps=steps)]
     made = {variant.label: partial(_power_levels, variant, seeds) for variant in variants}
     return _group(["power-levels"], made)
 
 
-def over_limits(steps: int, seeds: int) -> list[Reading]:
+def over_limits(steps: int, seeds: int) -> list[PaperReading]:
     """The comparison at each latency limit."""
     made = {variant.label: partial(_latency_limits, variant, seeds) for variant in _stable(steps)}
     return _group(["latency-limits"], made)
@@ -246,7 +246,7 @@ def _stability(variant: Variant, cases: Sequence[stability.Case], seeds: int) ->
     return played.numbers()
 
 
-def changing(seeds: int) -> list[Reading]:
+def changing(seeds: int) -> list[PaperReading]:
     """The board that changes; a run in twenty decides, so there are more of them."""
     base = partial(_changing, seeds=5 * seeds)
     made = {
@@ -274,7 +274,7 @@ def _changing(
     return safe_under_change(task, steps, chosen, limit_s, n_jobs=1, **settings)
 
 
-def a_year(seeds: int) -> list[Reading]:
+def a_year(seeds: int) -> list[PaperReading]:
     """The calculator, with other inputs."""
     base = partial(_a_year, seeds=seeds)
     made = {
@@ -296,7 +296,7 @@ def _a_year(
     seeds: int, first_seed: int = 0, variant: Variant = MAIN, **changes: Any
 ) -> pd.DataFrame:
     """The numbers of notebook 10."""
-    scenario = Scenario(**changes)
+    scenario = SavingsScenario(**changes)
     runs = savings_runs.play(
         list(scenario.mix),
         [scenario.limit_s],
@@ -306,7 +306,7 @@ def _a_year(
         rules=partial(_billed_rules, variant),
         n_jobs=1,
     )
-    return savings.claim_numbers(savings.saved(scenario, Played(runs), OURS))
+    return savings.claim_numbers(savings.saved(scenario, PlayedRuns(runs), OURS))
 
 
 def _billed_rules(variant: Variant, device: KnownDevice, task: Task) -> list[Rule]:
@@ -314,7 +314,7 @@ def _billed_rules(variant: Variant, device: KnownDevice, task: Task) -> list[Rul
     return [*own.rules(device), Rule("Fixed at full power", "fixed")]
 
 
-def board() -> list[Reading]:
+def board() -> list[PaperReading]:
     """The board: what energy covers, and which encoder is looked at."""
     made = {
         AS_IS: partial(_board, "total"),
@@ -337,7 +337,7 @@ def _board(accounting: str, encoder: str = "") -> pd.DataFrame:
     return arm_landscape.claim_numbers(table, ratio, pair, evidence=device.evidence)
 
 
-def decoupling() -> list[Reading]:
+def decoupling() -> list[PaperReading]:
     """The strategies: link, answers, inputs, cut, and the type on the wire."""
     (_, base), *others = strategy_costs.variants(Setting())
     made = {AS_IS: partial(strategy_costs.claim_numbers, base)}

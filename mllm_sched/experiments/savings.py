@@ -25,8 +25,8 @@ import pandas as pd
 from mllm_sched.devices.calibration import held_out_errors
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.experiments.metrics import CONFIDENCE, RESAMPLES
-from mllm_sched.experiments.savings_runs import Array, Played, Scenario
-from mllm_sched.experiments.strategy_costs import ITEMS, Cost, Encoded, Setting, modelled
+from mllm_sched.experiments.savings_runs import Array, PlayedRuns, SavingsScenario
+from mllm_sched.experiments.strategy_costs import ITEMS, Cost, EncodingPrice, Setting, modelled
 from mllm_sched.pipeline.work import read_work
 
 J_PER_KWH = 3.6e6
@@ -35,7 +35,7 @@ Z = 1.96  # of a normal, 95 %
 
 
 @dataclass(frozen=True)
-class Fleet:
+class FleetBill:
     """What all devices take over the period; arrays are (schedulers, seeds).
 
     Attributes
@@ -59,7 +59,7 @@ class Fleet:
     idle_kwh: Array
 
 
-def fleet(scenario: Scenario, played: Played) -> Fleet:
+def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
     """Sums over encoders and devices; a seed stands for one way in which a fleet may learn.
 
     Raises
@@ -83,7 +83,7 @@ def fleet(scenario: Scenario, played: Played) -> Fleet:
             f"tasks_per_day={scenario.tasks_per_day:g}: whoever schedules, a device would be busy "
             f"{24 * busy.mean(axis=1).min():.3g} h a day; give fewer tasks, and more devices"
         )
-    return Fleet(
+    return FleetBill(
         energy_kwh=scenario.devices * energy_j / J_PER_KWH,
         late_kwh=scenario.devices * late_j / J_PER_KWH,
         beyond=beyond / (scenario.tasks_per_day * scenario.days),
@@ -92,8 +92,8 @@ def fleet(scenario: Scenario, played: Played) -> Fleet:
     )
 
 
-def annual(scenario: Scenario, played: Played) -> pd.DataFrame:
-    """The bill, one row a scheduler; see ``Fleet`` for what is counted.
+def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
+    """The bill, one row a scheduler; see ``FleetBill`` for what is counted.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def annual(scenario: Scenario, played: Played) -> pd.DataFrame:
     return pd.DataFrame({"scheduler": list(played.schedulers), **columns})
 
 
-def saved(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
+def saved(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFrame:
     """What one scheduler saves against each other, paired by seed; below 0 it takes more.
 
     Returns
@@ -182,7 +182,7 @@ def model_factor() -> float:
     return math.exp(Z * model_sd())
 
 
-def headline(scenario: Scenario, played: Played, ours: str, other: str) -> str:
+def headline(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: str) -> str:
     """The saving in one sentence; money is called euro."""
     table = saved(scenario, played, ours).set_index("scheduler")
     if other not in table.index:
@@ -218,7 +218,7 @@ def claim_numbers(savings: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_volumes(
-    scenario: Scenario, played: Played, volumes: Sequence[float] = VOLUMES
+    scenario: SavingsScenario, played: PlayedRuns, volumes: Sequence[float] = VOLUMES
 ) -> pd.DataFrame:
     """Energy of every scheduler over the oracle's, by tasks a day of one device.
 
@@ -245,7 +245,7 @@ def over_volumes(
     return pd.concat(tables, ignore_index=True)
 
 
-def break_even(scenario: Scenario, played: Played, ours: str) -> pd.DataFrame:
+def break_even(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFrame:
     """Where others come to take less than ``ours``, or cease to, as tasks become more.
 
     Returns
@@ -272,7 +272,7 @@ def _turn(ahead: pd.Series) -> float:
     return float(np.exp(volumes[at] + part * (volumes[at + 1] - volumes[at])))
 
 
-def tornado(scenario: Scenario, played: Played, ours: str, other: str) -> pd.DataFrame:
+def tornado(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: str) -> pd.DataFrame:
     """Money that ``ours`` saves against ``other``, with one input changed at a time.
 
     Numbers are halved and doubled; the limit and the mix (one encoder alone) take each value that
@@ -319,7 +319,7 @@ def _ends(values: dict[str, float]) -> tuple[float, float, str, str]:
     return values[low], values[high], low, high
 
 
-def played_limits(played: Played) -> pd.DataFrame:
+def played_limits(played: PlayedRuns) -> pd.DataFrame:
     """What each limit allows: ``encoder``, ``limit_s``, ``arms_within``, ``trusted_beyond``.
 
     Where no arm meets the limit nobody was played, and ``arms_within`` is 0.
@@ -338,7 +338,7 @@ def played_limits(played: Played) -> pd.DataFrame:
 STRATEGIES = {"All Edge": "all-edge", "All Remote": "all-remote", "Hybrid Edge": "hybrid"}
 # The strategies' own items, and a 1080p image for the small CLIP, whose 49 patches are sent.
 ENCODED = {
-    item.encoder: item for item in (*ITEMS, Encoded("clip-vit-b32", 1080 * 1920 * 3, 49, 768))
+    item.encoder: item for item in (*ITEMS, EncodingPrice("clip-vit-b32", 1080 * 1920 * 3, 49, 768))
 }
 
 
@@ -433,7 +433,7 @@ def _server_s(cost: Cost) -> float:
 
 
 def strategy_annual(
-    scenario: Scenario, power: Power = Power(), setting: Setting = Setting()
+    scenario: SavingsScenario, power: Power = Power(), setting: Setting = Setting()
 ) -> pd.DataFrame:
     """The bill, one row a strategy.
 
@@ -462,7 +462,7 @@ def strategy_annual(
 
 
 def _parts_kwh(
-    scenario: Scenario, strategy: str, power: Power, setting: Setting
+    scenario: SavingsScenario, strategy: str, power: Power, setting: Setting
 ) -> dict[str, float]:
     parts = {"edge": 0.0, "server": 0.0, "network": 0.0}
     for encoder in scenario.mix:

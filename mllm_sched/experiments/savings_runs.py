@@ -33,7 +33,7 @@ DEFAULT_MIX = {"clip-vit-l14-336": 6, "whisper-small": 3, "videomae-base": 1}
 
 
 @dataclass(frozen=True)
-class Scenario:
+class SavingsScenario:
     """Who encodes how much, where.
 
     Attributes
@@ -60,7 +60,7 @@ class Scenario:
 
     Examples
     --------
-    >>> Scenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
+    >>> SavingsScenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
     {'whisper-small': 0.75, 'clip-vit-b32': 0.25}
     """
 
@@ -306,7 +306,7 @@ class Curves:
     trusted_beyond: str
 
 
-class Played:
+class PlayedRuns:
     """A table of ``savings_runs.play``, ready for questions.
 
     Attributes

@@ -96,7 +96,7 @@ class Language:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodingPrice:
     """One item: its encoder, its bytes as input, and the shape of its encoder's features."""
 
     encoder: str
@@ -108,9 +108,9 @@ class Encoded:
 # A 1080p image and LLaVA's tower; 30 s of PCM and Whisper small; 16 frames and VideoMAE base.
 # These encoders have the narrower side before the projector, which keeps the number of rows.
 ITEMS = (
-    Encoded("clip-vit-l14-336", 1080 * 1920 * 3, 576, 1024),
-    Encoded("whisper-small", 30 * 16000 * 2, 1500, 768),
-    Encoded("videomae-base", 16 * 224 * 224 * 3, 1568, 768),
+    EncodingPrice("clip-vit-l14-336", 1080 * 1920 * 3, 576, 1024),
+    EncodingPrice("whisper-small", 30 * 16000 * 2, 1500, 768),
+    EncodingPrice("videomae-base", 16 * 224 * 224 * 3, 1568, 768),
 )
 INPUTS = ("raw", "as the encoder sees it", "compressed")
 
@@ -125,7 +125,7 @@ def _compressed_bytes() -> tuple[int, ...]:
     )
 
 
-def items_as(form: str) -> tuple[Encoded, ...]:
+def items_as(form: str) -> tuple[EncodingPrice, ...]:
     """``ITEMS`` with inputs in one of the forms of ``INPUTS``.
 
     As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
@@ -171,7 +171,7 @@ class Setting:
         Precision of the encoders on the server, in All Remote: ``float16`` or ``float32``.
     """
 
-    items: Sequence[Encoded] = ITEMS
+    items: Sequence[EncodingPrice] = ITEMS
     language: Language = Language()
     mbit_s: float = 10.0
     delay_s: float = 0.01
@@ -194,7 +194,7 @@ class Setting:
         if self.server_encodes not in PRECISIONS:
             raise ValueError(f"server_encodes={self.server_encodes!r}: expected float16 or float32")
 
-    def feature_bytes(self, item: Encoded) -> int:
+    def feature_bytes(self, item: EncodingPrice) -> int:
         """Of an item's features, as they are sent."""
         width = item.width if self.cut == "encoder" else self.language.width
         return wire_bytes(item.rows, width, self.wire)
@@ -243,13 +243,13 @@ def ratio(setting: Setting) -> float:
     return modelled("hybrid", setting).total_s / others
 
 
-def edge_s(setting: Setting, item: Encoded) -> float:
+def edge_s(setting: Setting, item: EncodingPrice) -> float:
     """Encoding time of an item on one edge device."""
     work = read_work()[item.encoder]
     return calibrated_model().latency_s(work, setting.component, setting.power_w)
 
 
-def server_s(setting: Setting, item: Encoded) -> float:
+def server_s(setting: Setting, item: EncodingPrice) -> float:
     """Encoding time of an item on the server; what launches its operators costs nothing."""
     work = read_work()[item.encoder]  # counted in FP32
     if setting.server_encodes == "float32":

@@ -35,7 +35,7 @@ SEEDS_PER_JOB = 2
 
 
 @dataclass(frozen=True)
-class Scenario:
+class ChangeScenario:
     """What happens to the simulated board.
 
     Attributes
@@ -62,20 +62,20 @@ class Scenario:
         return sorted(place for place in places if place < steps)
 
 
-def scenarios(steps: int) -> list[Scenario]:
+def scenarios(steps: int) -> list[ChangeScenario]:
     """All that happens to the board, as shares of a run of so many tasks."""
     half, back, quarter = steps // 2, steps * 4 // 5, steps // 4
     hot = Throttling(ambient_c=55.0, tau_s=5.0, slowdown_per_k=0.012, start=half)
     slowly = {"drift": [Drift("dla", 1.35, half, quarter)]}
     outage, told = Outage("dla", half, back), Outage("dla", half, back, announced=True)
     return [
-        Scenario("nothing changes", {}, half, steps),
-        Scenario("DLA 35 % slower", {"drift": [Drift("dla", 1.35, half)]}, half, steps),
-        Scenario("the same, slowly", slowly, half, steps, full=half + quarter),
-        Scenario("heat", {"throttling": hot}, half, steps),
-        Scenario("other work", {"background": [Background(0.2, half, back)]}, half, back),
-        Scenario("DLA fails", {"outages": [outage]}, half, back),
-        Scenario("DLA out, announced", {"outages": [told]}, half, back),
+        ChangeScenario("nothing changes", {}, half, steps),
+        ChangeScenario("DLA 35 % slower", {"drift": [Drift("dla", 1.35, half)]}, half, steps),
+        ChangeScenario("the same, slowly", slowly, half, steps, full=half + quarter),
+        ChangeScenario("heat", {"throttling": hot}, half, steps),
+        ChangeScenario("other work", {"background": [Background(0.2, half, back)]}, half, back),
+        ChangeScenario("DLA fails", {"outages": [outage]}, half, back),
+        ChangeScenario("DLA out, announced", {"outages": [told]}, half, back),
     ]
 
 
@@ -95,7 +95,7 @@ def lineup(hyperparameters: Mapping[str, Hyperparameters]) -> list[Rule]:
     ]
 
 
-def effects(chosen: Sequence[Scenario], task: Task, limit_s: float) -> pd.DataFrame:
+def effects(chosen: Sequence[ChangeScenario], task: Task, limit_s: float) -> pd.DataFrame:
     """What each change does to the board once it is complete, one row a scenario.
 
     A hot board is shown as warm as the arm that was best before it makes it in the end.
@@ -131,7 +131,7 @@ def _short(arm: Arm) -> str:
 
 
 def play(
-    chosen: Sequence[Scenario],
+    chosen: Sequence[ChangeScenario],
     rules: Sequence[Rule],
     task: Task,
     steps: int,
@@ -163,7 +163,7 @@ def play(
 
 def _job(
     rule: Rule,
-    chosen: Sequence[Scenario],
+    chosen: Sequence[ChangeScenario],
     task: Task,
     steps: int,
     seeds: Sequence[int],
@@ -176,7 +176,7 @@ def _job(
 
 def _scenarios(
     rule: Rule,
-    chosen: Sequence[Scenario],
+    chosen: Sequence[ChangeScenario],
     task: Task,
     steps: int,
     seed: int,
@@ -278,7 +278,7 @@ def _least(column: pd.Series) -> str:
     return "; ".join(map(str, column.index[column == column.min()]))
 
 
-def aftermath(played: pd.DataFrame, chosen: Sequence[Scenario]) -> Aftermath:
+def aftermath(played: pd.DataFrame, chosen: Sequence[ChangeScenario]) -> Aftermath:
     """What each run took from the change to its end.
 
     Per run: ``violations`` and ``failures`` (shares of tasks), ``energy_over_oracle`` (of tasks
@@ -374,7 +374,7 @@ CUT = 1.6  # times the oracle's energy, where its axis ends
 
 def over_time(
     played: pd.DataFrame,
-    chosen: Sequence[Scenario],
+    chosen: Sequence[ChangeScenario],
     quantity: str,
     *,
     ylabel: str,

@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Done(Generic[Result]):
+class FinishedWork(Generic[Result]):
     """A result, the seconds it took, and the seconds it waited for other work before."""
 
     result: Result
@@ -57,7 +57,7 @@ class Compute:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
-    async def run(self, work: Callable[[], Result], slowdown: float = 1.0) -> Done[Result]:
+    async def run(self, work: Callable[[], Result], slowdown: float = 1.0) -> FinishedWork[Result]:
         """Do the work.
 
         Parameters
@@ -68,12 +68,12 @@ class Compute:
         """
         asked_s = time.perf_counter()
 
-        def timed() -> Done[Result]:
+        def timed() -> FinishedWork[Result]:
             begun_s = time.perf_counter()
             result = work()
             busy_s = time.perf_counter() - begun_s
             time.sleep((slowdown - 1.0) * busy_s)
-            return Done(result, time.perf_counter() - begun_s, begun_s - asked_s)
+            return FinishedWork(result, time.perf_counter() - begun_s, begun_s - asked_s)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
 
