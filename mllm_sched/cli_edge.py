@@ -68,8 +68,8 @@ def _agent() -> Service:
 
 
 def _front() -> Service:  # which does without PyTorch
-    from mllm_sched.edge.front_config import FrontConfig
-    from mllm_sched.edge.run_front import explain, run_front
+    from mllm_sched.edge.config import FrontConfig
+    from mllm_sched.edge.front import explain, run_front
 
     return FrontConfig, explain, run_front
 

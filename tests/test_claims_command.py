@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm_sched import files, paths
+from mllm_sched import paths
 from mllm_sched.experiments import claims
 
 
@@ -40,7 +40,7 @@ def test_an_interrupted_write_leaves_the_documents_as_they_were(root, monkeypatc
         raise OSError("no space left")
 
     before = {name: (root / name).read_bytes() for name in claims.DOCUMENTS}
-    monkeypatch.setattr(files.os, "fsync", no_room)
+    monkeypatch.setattr(atomic_io.os, "fsync", no_room)
     assert claims.main([]) == 2
     assert "no space left" in capsys.readouterr().err
     assert {name: (root / name).read_bytes() for name in claims.DOCUMENTS} == before

@@ -15,9 +15,9 @@ import torch
 from mllm_sched import make_scheduler
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.edge import run_agent
+from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, EncodingJob, contexts_of
 from mllm_sched.edge.encoder_process import Prepared
-from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.monitor import Metrics

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from mllm_sched import paths
-from mllm_sched.edge.config import AgentConfig, ConfigError, read_config
-from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.config import AgentConfig, ConfigError, FrontConfig, read_config
 from mllm_sched.edge.runtimes import open_runtime
 
 GOOD = {

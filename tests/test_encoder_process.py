@@ -12,8 +12,7 @@ import torch
 from decoupled import MODALITIES, OMNI, halves, item
 
 from mllm_sched import paths
-from mllm_sched.edge.encoder_child import LoadedEncoders
-from mllm_sched.edge.encoder_process import EncoderProcess, How, Prepared
+from mllm_sched.edge.encoder_process import EncoderProcess, How, LoadedEncoders, Prepared
 
 KINDS = [(name, modality) for name, held in MODALITIES.items() for modality in held]
 
@@ -100,7 +99,9 @@ def test_what_differs_in_modality_shape_or_layout_is_of_another_kind():
 def test_what_was_loaded_before_is_not_made_when_it_is_first_asked_for(monkeypatch):
     beside = Beside("small-llava")
     beside.load(["float32", "int8"])
-    monkeypatch.setattr("mllm_sched.edge.encoder_child._converted", None)  # whoever converts, fails
+    monkeypatch.setattr(
+        "mllm_sched.edge.encoder_process._converted", None
+    )  # whoever converts, fails
     assert encoded(beside, [prepared("small-llava", "image")], how=How(precision="int8"))
     with pytest.raises(TypeError):
         encoded(beside, [prepared("small-llava", "image")], how=How(precision="bfloat16"))
@@ -157,7 +158,7 @@ import numpy as np
 from safetensors.numpy import save
 from mllm_sched.harness.subprocess_worker import Child
 held = '{"name": "small-llava", "seed": 0, "modalities": []}'
-child = Child([sys.executable, "-m", "mllm_sched.edge.encoder_child", held])
+child = Child([sys.executable, "-m", "mllm_sched.edge.encoder_process", held])
 layout = {"grid": None, "seconds_per_grid": None, "mel_frames": None}
 child.exchange(
     {"do": "bring", "precision": "float32", "threads": 1, "component": "torch", "modality": "image",

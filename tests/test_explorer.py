@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from mllm_sched.apps import explorer_view as view
+from mllm_sched.apps import explorer as view
 from mllm_sched.apps.explorer import explorer
-from mllm_sched.apps.page import Page
+from mllm_sched.apps.fields import Page
 from mllm_sched.experiments.arm_landscape import heat_maps, pareto_front, plane
 from mllm_sched.experiments.exploration import energy_strip, learned
 

@@ -2,7 +2,7 @@
 
 import threading
 
-from mllm_sched.files import locked, write_whole
+from mllm_sched.atomic_io import locked, write_whole
 
 
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):

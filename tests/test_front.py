@@ -29,13 +29,11 @@ from edge_fakes import (
 
 from mllm_sched.edge import agent_link, placement
 from mllm_sched.edge.agents import Agents
-from mllm_sched.edge.config import ConfigError, read_config
-from mllm_sched.edge.front import Front
-from mllm_sched.edge.front_config import FrontConfig
+from mllm_sched.edge.config import ConfigError, FrontConfig, read_config
+from mllm_sched.edge.front import Front, explain
 from mllm_sched.edge.gate import OpenCalls
 from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.run_front import explain
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import (
@@ -501,8 +499,8 @@ FRONT = """
 import sys
 from pathlib import Path
 from mllm_sched.edge.config import read_config
-from mllm_sched.edge.front_config import FrontConfig
-from mllm_sched.edge.run_front import run_front
+from mllm_sched.edge.config import FrontConfig
+from mllm_sched.edge.front import run_front
 from mllm_sched.endings import end_with
 end_with(int(sys.argv[3]))
 run_front(read_config(Path(sys.argv[1]), FrontConfig))

@@ -10,7 +10,7 @@ from mllm_sched import paths
 
 # From the bottom to the top; what stands on one line does not know each other.
 LAYERS = [
-    {"arms", "tasks", "paths", "files", "extras", "endings", "garbage"},
+    {"arms", "tasks", "paths", "atomic_io", "extras", "endings", "garbage"},
     {"measurement"},
     {"schedulers", "pipeline"},
     {"harness"},

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mllm_sched import files, paths
+from mllm_sched import paths
 from mllm_sched.experiments.provenance import (
     RECORDING,
     as_csv,
@@ -236,7 +236,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(monkeypatch):
     def no_room(file):
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", no_room)
+    monkeypatch.setattr(atomic_io.os, "fsync", no_room)
     with pytest.raises(OSError, match="no space left"):
         save(2.0)
     assert aged(paths.RESULTS / "study") == before

@@ -1,18 +1,38 @@
 """Number fields that refuse an absurd input politely: a message appears, the last good value stays.
 
-``parse`` holds the rule. A ``NumberField`` is a text and a slider that follow
-each other, with the message below.
+``parse`` holds the rule. A ``NumberField`` is a text and a slider that follow each other, with the
+message below. ``page`` puts several applications behind tabs.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
+
+
+class Page(widgets.Tab):
+    """Tabs with titles.
+
+    Parameters
+    ----------
+    parts
+        Widgets by title.
+    """
+
+    def __init__(self, parts: Mapping[str, widgets.Widget]) -> None:
+        super().__init__(list(parts.values()), titles=list(parts))
+        self.add_class("page")
+
+    def __repr__(self) -> str:
+        """What a page shows that runs no widgets."""
+        names = " and ".join(title.lower() for title in self.titles)
+        return f"The {names}: open this notebook in JupyterLab, or call make app"
+
 
 REFUSED = "#b2182b"  # colour of what refuses an input
 

@@ -17,12 +17,11 @@ import grpc
 
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import EncodedJob
-from mllm_sched.edge.encoder_stage import EncoderStage
+from mllm_sched.edge.encoder_stage import EncoderStage, Pending
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError
 from mllm_sched.edge.journal_desk import JournalDesk
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
-from mllm_sched.edge.pending import Pending
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import HELD_BYTES, UserService, key_of, now_s

@@ -1,4 +1,4 @@
-"""Settings of an edge agent: one YAML file, checked whole before anything starts."""
+"""Settings of an edge agent and of a front: one YAML file, checked whole before anything starts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pydantic import (
 
 from mllm_sched.arms import Level
 from mllm_sched.edge.users import Users
+from mllm_sched.pipeline.options import MESSAGE_BYTES
 from mllm_sched.pipeline.requests import WIRE_TYPES
 from mllm_sched.pipeline.security import Security, check_host
 
@@ -276,3 +277,43 @@ def _said(error: ValidationError) -> str:
         what = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}{value[:80]}: {what}")
     return "; ".join(lines)
+
+
+class FrontConfig(Listening):
+    """A front. Agents beyond this machine need ``tls`` as well, unless it is ``open``.
+
+    Attributes
+    ----------
+    agents
+        Every edge agent.
+    poll_s
+        Between two questions to an agent how it is.
+    at_once
+        Requests served at a time.
+    held_bytes
+        That all requests together may take until they are answered.
+    message_bytes
+        Of one request, at most half of that.
+    """
+
+    listen: Address = "127.0.0.1:50060"
+    agents: Annotated[Sequence[Asked], Field(min_length=1)]
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    at_once: Count = 256
+    held_bytes: Count = 512 << 20
+    message_bytes: Annotated[int, Field(ge=1024)] = MESSAGE_BYTES
+
+    @model_validator(mode="after")
+    def _agents_can_be_used(self) -> Self:
+        if twice := sorted({one for one in self.agents if list(self.agents).count(one) > 1}):
+            raise ValueError(f"agents: {', '.join(twice)} stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _a_request_has_room(self) -> Self:
+        if 2 * self.message_bytes > self.held_bytes:
+            raise ValueError(
+                f"message_bytes={self.message_bytes}: expected at most half of "
+                f"held_bytes={self.held_bytes}"
+            )
+        return self

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from mllm_sched.atomic_io import locked
 from mllm_sched.edge.journal_schema import (
     EVENT,
     AlreadyAnswered,
@@ -40,7 +41,6 @@ from mllm_sched.edge.journal_schema import (
     open_writer,
 )
 from mllm_sched.edge.journal_table import read_journal
-from mllm_sched.files import locked
 
 
 class ServiceClock:

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 import grpc
 
 from mllm_sched.arms import Arm
+from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.agent import Agent
 from mllm_sched.edge.agent_talk import AgentTalk
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
-from mllm_sched.edge.expectations import expected_of
 from mllm_sched.edge.fair_queue import FairQueue
 from mllm_sched.edge.journal import Journal, JournalError
 from mllm_sched.edge.journal_table import count_measured, read_spec

@@ -23,8 +23,8 @@ import pandas as pd
 import yaml
 
 from mllm_sched import paths
+from mllm_sched.atomic_io import write_whole
 from mllm_sched.experiments.provenance import as_csv
-from mllm_sched.files import write_whole
 
 ROUNDING = 1e-12  # 0.2 x 0.8 is a little more than 0.16
 UNITS = ("percent", "count", "ratio", "seconds", "joules")

@@ -17,10 +17,10 @@ import pandas as pd
 
 from mllm_sched import paths
 from mllm_sched.arms import ORIN_POWER_LEVELS, ArmSpace
+from mllm_sched.atomic_io import write_whole
 from mllm_sched.devices import Expected, KnownDevice
 from mllm_sched.devices.orin_model import COMPONENTS
 from mllm_sched.devices.simulated import ACCOUNTINGS, SimulatedOrin
-from mllm_sched.files import write_whole
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.schedulers import Hyperparameters
 from mllm_sched.tasks import Task

@@ -19,7 +19,7 @@ import nbformat
 import yaml
 from nbstripout import strip_output
 
-from mllm_sched.files import write_whole
+from mllm_sched.atomic_io import write_whole
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its kernel
 METADATA = {

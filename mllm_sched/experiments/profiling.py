@@ -24,9 +24,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.atomic_io import locked, write_whole
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.experiments.provenance import as_csv, provenance
-from mllm_sched.files import locked, write_whole
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.window import ArmResult, Plan, measure
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, Measurement, read_table

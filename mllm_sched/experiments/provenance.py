@@ -31,8 +31,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from mllm_sched import paths
+from mllm_sched.atomic_io import write_whole
 from mllm_sched.experiments.plots import as_png, as_svg, same_but_for_rounding
-from mllm_sched.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

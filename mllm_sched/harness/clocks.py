@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mllm_sched.files import locked
+from mllm_sched.atomic_io import locked
 from mllm_sched.harness.nvpmodel import MASK, Mode, NvpModelConf, needs_reboot, parse
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.sysfs import KnobError, read, write_all

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
-from mllm_sched.files import write_whole
+from mllm_sched.atomic_io import write_whole
 from mllm_sched.measurement import check_quantity
 from mllm_sched.schedulers.decision import Choice, Decision, interval
 from mllm_sched.schedulers.persistence import (
