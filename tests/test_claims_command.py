@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm_sched import paths
+from mllm_sched import atomic_io, paths
 from mllm_sched.experiments import claims
 
 

@@ -156,7 +156,8 @@ ENDS = """
 import os, signal, sys, time
 from pathlib import Path
 from mllm_sched.harness.clocks import Clocks
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 clocks = Clocks(Path(sys.argv[1]))
 clocks.set_level(15)
 print("set", flush=True)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mllm_sched import paths
+from mllm_sched import atomic_io, paths
 from mllm_sched.experiments.provenance import (
     RECORDING,
     as_csv,
