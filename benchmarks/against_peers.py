@@ -176,8 +176,7 @@ def redraw() -> None:
     import peers_plots
 
     from mllm_sched import paths
-    from mllm_sched.experiments.plots import as_png, as_svg
-    from mllm_sched.experiments.provenance import checksum
+    from mllm_sched.experiments.provenance import as_png, as_svg, checksum
 
     folder = paths.RESULTS / "against_peers"
     record = json.loads((folder / "provenance.json").read_text())

@@ -14,7 +14,7 @@ from mllm_sched.experiments.arm_landscape import arm_table
 from mllm_sched.experiments.decoupling_plots import BOXES, architecture
 from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
 from mllm_sched.experiments.metrics import curves, per_run, summarise
-from mllm_sched.experiments.plots import as_png, as_svg
+from mllm_sched.experiments.provenance import as_png, as_svg
 from mllm_sched.experiments.runner import sweep
 from mllm_sched.tasks import Task
 
