@@ -102,7 +102,7 @@ def test_savings_of_a_scheduler_that_did_not_run_are_refused():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20))
 @settings(max_examples=30)
 def test_an_interval_lies_around_its_mean_and_within_the_values(values):
-    mean, low, high = metrics.interval(values)
+    mean, low, high = metrics.mean_interval(values)
     slack = 1e-9 * max(map(abs, values))
     assert mean == pytest.approx(np.mean(values))
     assert min(values) - slack <= low <= mean + slack
@@ -111,13 +111,13 @@ def test_an_interval_lies_around_its_mean_and_within_the_values(values):
 
 @given(st.floats(-1e3, 1e3))
 def test_a_single_value_has_no_bounds(value):
-    mean, *bounds = metrics.interval([value])
+    mean, *bounds = metrics.mean_interval([value])
     assert mean == value and np.isnan(bounds).all()
 
 
 def test_an_interval_has_the_width_of_a_mean():
     values = np.random.default_rng(0).normal(size=400)
-    mean, *bounds = metrics.interval(values)
+    mean, *bounds = metrics.mean_interval(values)
     half = 1.96 * values.std() / 20
     assert bounds == pytest.approx([mean - half, mean + half], abs=0.1 * half)
 

@@ -6,8 +6,8 @@ from distributed import LocalCluster
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import Drift
 from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.parallel import DASK_ENVIRONMENT
 from mllm_sched.experiments.runner import Rule, sweep
-from mllm_sched.experiments.spread import DASK_ENVIRONMENT
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")

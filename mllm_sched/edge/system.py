@@ -48,6 +48,7 @@ def free_port() -> int:
 
 
 def _first_ephemeral() -> int:
+    """First of the ports that the system gives out by itself."""
     try:
         return int(_RANGE.read_text().split()[0])
     except OSError:

@@ -22,8 +22,8 @@ from mllm_sched.experiments.hyperparameters import NO_CPU as NO_CPU
 from mllm_sched.experiments.hyperparameters import all_tasks as all_tasks
 from mllm_sched.experiments.hyperparameters import transferred
 from mllm_sched.experiments.lineup import OURS, PENALTY, full_power_arms, paper_lineup
+from mllm_sched.experiments.parallel import release_workers
 from mllm_sched.experiments.runner import Rule, RunStopped, run, sweep
-from mllm_sched.experiments.spread import release_workers
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.tasks import Task
 

@@ -31,9 +31,9 @@ from mllm_sched.experiments.many_users import (
     play,
     scheduler_for,
 )
-from mllm_sched.experiments.metrics import highest, interval, lowest
+from mllm_sched.experiments.metrics import highest, lowest, mean_interval
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.experiments.spread import spread
 from mllm_sched.schedulers import Scheduler
 
 
@@ -177,7 +177,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {**dict(zip(names, key, strict=True)), "n": len(group)}
         for name in runs.columns[len(names) + 1 :]:
             values = group[name].dropna().to_numpy()
-            bounds = interval(values) if len(values) else (np.nan,) * 3
+            bounds = mean_interval(values) if len(values) else (np.nan,) * 3
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -346,7 +346,7 @@ def claim_numbers(
     full = grid[(grid["llm_servers"] == most["llm_servers"]) & (grid["users"] == most["users"])]
     wide = full.pivot(index="seed", columns="edges", values="answered_hz")
     edges = int(full.loc[full["limit"] == "encoders", "edges"].max())
-    scaling = interval((wide[edges] / wide[1] / edges).to_numpy())
+    scaling = mean_interval((wide[edges] / wide[1] / edges).to_numpy())
     beyond = pd.concat([_rows(table, "beyond") for table in summaries])
     jain = _rows(fairness[fairness["queue"] == next(iter(QUEUES))], "jain")
     rows = [
@@ -415,7 +415,7 @@ def joins(
     for (scatter, start), group in rows.groupby(["scatter", "start"], sort=False):
         row: dict[str, Any] = {"scatter": scatter, "start": start, "n": len(group)}
         for name in ("energy_over_oracle", "beyond"):
-            value, low, high = interval(group[name].to_numpy())
+            value, low, high = mean_interval(group[name].to_numpy())
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
         table.append(row)
     return pd.DataFrame(table)

@@ -77,13 +77,15 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for scheduler, group in runs.groupby("scheduler", observed=True, sort=False):
         for quantity in quantities:
-            rows.append((scheduler, quantity, *interval(group[quantity].to_numpy()), len(group)))
+            rows.append(
+                (scheduler, quantity, *mean_interval(group[quantity].to_numpy()), len(group))
+            )
     table = pd.DataFrame(rows, columns=["scheduler", "quantity", "value", "low", "high", "n"])
     table["scheduler"] = pd.Categorical(table["scheduler"], runs["scheduler"].cat.categories)
     return table
 
 
-def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
     """Mean and its 95 % percentile bootstrap interval; NaN bounds for a single value."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
@@ -150,7 +152,7 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
     for other in wide.columns:
         if other != ours:
             saved = (1.0 - wide[ours] / wide[other]).to_numpy()
-            rows.append((other, *interval(saved), len(saved)))
+            rows.append((other, *mean_interval(saved), len(saved)))
     table = pd.DataFrame(rows, columns=["scheduler", "value", "low", "high", "n"])
     return table.assign(scheduler=pd.Categorical(table["scheduler"], wide.columns))
 

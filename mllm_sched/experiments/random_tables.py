@@ -27,10 +27,10 @@ from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.experiments.lineup import ADAPTIVE, PENALTY, SAFE
-from mllm_sched.experiments.metrics import interval
+from mllm_sched.experiments.metrics import mean_interval
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.plots import scheduler_colour, titled
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.experiments.spread import spread
 from mllm_sched.pipeline.work import read_work
 from mllm_sched.schedulers import Hyperparameters, make_scheduler
 from mllm_sched.schedulers.gp import matern
@@ -383,8 +383,8 @@ def summary(played: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
     rows = []
     for key, group in played.groupby(by, sort=False):
-        mean, low, high = interval(group["energy"].to_numpy())
-        share, least, most = interval(group["violations"].to_numpy())
+        mean, low, high = mean_interval(group["energy"].to_numpy())
+        share, least, most = mean_interval(group["violations"].to_numpy())
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),

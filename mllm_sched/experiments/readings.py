@@ -31,10 +31,10 @@ from mllm_sched.experiments import (
 )
 from mllm_sched.experiments.claims import load_claims
 from mllm_sched.experiments.comparison import OTHER_SEEDS, Variant, all_tasks
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.plots import OURS, titled
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.experiments.savings_runs import DEFAULT_MIX, PlayedRuns, SavingsScenario
-from mllm_sched.experiments.spread import spread
 from mllm_sched.experiments.strategy_costs import Setting
 from mllm_sched.experiments.time_varying import safe_under_change
 from mllm_sched.tasks import Task

@@ -13,7 +13,7 @@ import pandas as pd
 from mllm_sched.arms import Arm
 from mllm_sched.devices import Device, KnownDevice, open_device
 from mllm_sched.devices.base import Expected
-from mllm_sched.experiments.spread import spread
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.measurement import Measurement
 from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
 from mllm_sched.schedulers.references import truly_best

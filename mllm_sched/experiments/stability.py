@@ -203,7 +203,7 @@ class Stability:
         wide = runs.pivot(index="seed", columns="case", values="energy_over_oracle")
         means = energy.set_index("case")["value"]
         spread = (wide[means.idxmax()] - wide[means.idxmin()]).to_numpy()
-        return (*metrics.interval(spread), len(spread))
+        return (*metrics.mean_interval(spread), len(spread))
 
     def _by_case(self, summarise: Any) -> pd.DataFrame:
         parts = {

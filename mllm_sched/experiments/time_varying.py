@@ -23,10 +23,10 @@ from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments import metrics
 from mllm_sched.experiments.comparison import all_tasks
 from mllm_sched.experiments.lineup import PENALTY, transferred, trusted_arms
-from mllm_sched.experiments.metrics import highest, interval
+from mllm_sched.experiments.metrics import highest, mean_interval
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.plots import OURS, dashes, scheduler_colour, titled
 from mllm_sched.experiments.runner import Rule, run
-from mllm_sched.experiments.spread import spread
 from mllm_sched.schedulers import Hyperparameters, Scheduler
 from mllm_sched.schedulers.references import truly_best
 from mllm_sched.tasks import Task
@@ -361,7 +361,7 @@ def _summarise(runs: pd.DataFrame) -> pd.DataFrame:
         for quantity in runs.columns.drop(RUN):
             values = group[quantity].dropna().to_numpy()
             if len(values):  # a board that stays as it is has nothing afterwards
-                rows.append((*key, quantity, *interval(values), len(values)))
+                rows.append((*key, quantity, *mean_interval(values), len(values)))
     columns = ["scenario", "scheduler", "quantity", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 

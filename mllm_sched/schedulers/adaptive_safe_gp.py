@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, greatest, interval, least
+from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice, from_logs, greatest, least
 from mllm_sched.schedulers.state import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
@@ -244,10 +244,10 @@ class AdaptiveSafeGP(Scheduler):
         for name in self.quantities:
             mean, variance = self.memory.moments_of(name, cell)
             spread = width * math.sqrt(variance)
-            bounds[name] = interval(mean - spread, mean + spread)
+            bounds[name] = from_logs(mean - spread, mean + spread)
         return bounds
 
-    def _believed(self, cells: Indices) -> Bounds:
+    def _believed(self, cells: Indices) -> LogBounds:
         width, bounds = float(ndtri(self.certainty)), {}
         for name in self.quantities:
             mean, variance = self.memory.moments(name, cells)

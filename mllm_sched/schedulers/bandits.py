@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
 from mllm_sched.schedulers.decision import Choice, least, within
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ class CostStatistics(Scheduler):
             means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
         return means
 
-    def _believed(self, cells: Indices) -> Bounds:
+    def _believed(self, cells: Indices) -> LogBounds:
         told = self.counts[cells]
         means = np.where(told > 0, self.totals[cells] / np.maximum(told, 1e-12), np.nan)
         spread = self._spread(cells)
@@ -325,7 +325,7 @@ class MeanBandit(Scheduler):
         for quantity, value in values.items():
             self.totals[quantity][cell] += math.log(value)
 
-    def _believed(self, cells: Indices) -> Bounds:
+    def _believed(self, cells: Indices) -> LogBounds:
         told = np.maximum(self.counts[cells], 1e-12)
         slack = np.where(self.counts[cells] > 0, self._slack(told), np.nan)
         means = {name: total[cells] / told for name, total in self.totals.items()}

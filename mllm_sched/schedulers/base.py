@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.atomic_io import write_whole
 from mllm_sched.measurement import check_quantity
-from mllm_sched.schedulers.decision import Choice, Decision, interval
+from mllm_sched.schedulers.decision import Choice, Decision, from_logs
 from mllm_sched.schedulers.persistence import (
     StateError,
     factor_words,
@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
 Values = dict[str, float]  # by quantity
-Bounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
+LogBounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 NONE: Indices = np.zeros(0, dtype=np.int64)
 TWICE = 2.0  # times every limit: what a failed run counts as
 
@@ -103,7 +103,7 @@ class Scheduler(Stateful, ABC):
         available: Iterable[Arm] | None = None,
         now: float | None = None,
     ) -> Decision:
-        """The arm to run next. Others may still be running; their rules reckon with them.
+        """The arm to run next. Rules that can, allow for the arms that still run.
 
         Parameters
         ----------
@@ -115,13 +115,13 @@ class Scheduler(Stateful, ABC):
             Time in the unit of the forgetting rate; by default the number of tasks told, or the
             latest time that was said.
         """
-        offset = self._offset(context)
+        offset = self._first_cell(context)
         arms = self._all_arms
         if available is not None:
             arms = np.unique([self.space.index(arm) for arm in available]).astype(np.int64)
             if not len(arms):
                 raise ValueError("available=[]: no arm to choose from")
-        choice = self._choose(arms + offset if offset else arms, self._time(now))
+        choice = self._choose(arms + offset if offset else arms, self._note_time(now))
         decision = Decision(
             self._next_id,
             self.space[choice.cell - offset],
@@ -175,7 +175,7 @@ class Scheduler(Stateful, ABC):
         cell, values, bounds = told
         del self._open[decision_id]
         self._charged.pop(decision_id, None)
-        self._observe(cell, values, bounds, self._time(now))
+        self._observe(cell, values, bounds, self._note_time(now))
         self.steps += 1
         self.plays[cell] += 1
 
@@ -243,7 +243,7 @@ class Scheduler(Stateful, ABC):
         [3.2, 3.2, 1.0]
         """
         arms = np.arange(len(self.space))
-        cells = arms + self._offset(context)
+        cells = arms + self._first_cell(context)
         nothing = (np.full(len(arms), np.nan),) * 2
         bounds, columns = self._believed(cells), {}
         for name in self.quantities:
@@ -412,7 +412,7 @@ class Scheduler(Stateful, ABC):
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         """Take in a row of another table; ``values`` is empty where the run failed."""
-        self._observe(cell, values, {}, self._time(None))
+        self._observe(cell, values, {}, self._note_time(None))
 
     def _charge(self, amount: float) -> None:
         """Note what the decision that is being made takes of a budget."""
@@ -428,10 +428,10 @@ class Scheduler(Stateful, ABC):
         """Between which values each quantity of a cell is believed to be."""
         believed = self._believed(np.array([cell]))
         return {
-            name: interval(float(low[0]), float(high[0])) for name, (low, high) in believed.items()
+            name: from_logs(float(low[0]), float(high[0])) for name, (low, high) in believed.items()
         }
 
-    def _believed(self, cells: NDArray[np.int64]) -> Bounds:
+    def _believed(self, cells: NDArray[np.int64]) -> LogBounds:
         """Bounds of the logs of the quantities of some cells; nothing by default."""
         return {}
 
@@ -458,7 +458,7 @@ class Scheduler(Stateful, ABC):
             raise ValueError(f"decision {decision_id}: {state}; open decisions: {[*self._open]}")
         return self._open[decision_id]
 
-    def _offset(self, context: Mapping[str, Level] | None) -> int:
+    def _first_cell(self, context: Mapping[str, Level] | None) -> int:
         """First cell of a context."""
         if self.contexts is None:
             if context:
@@ -468,7 +468,8 @@ class Scheduler(Stateful, ABC):
             raise ValueError(f"context=None: expected a level for {', '.join(self.contexts.names)}")
         return self.contexts.arm(**context).index * len(self.space)
 
-    def _time(self, now: float | None) -> float:
+    def _note_time(self, now: float | None) -> float:
+        """The time to go by; remembers the latest that was said."""
         if now is None:
             return max(float(self.steps), self._latest)
         self._latest = max(self._latest, float(now))

@@ -1,4 +1,7 @@
-"""What a rule picks, and what the caller is handed."""
+"""What a rule picks, what the caller is handed, and how scores are compared.
+
+Scores tie to nine decimals and the first wins, so that decisions are the same on every processor.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm
 
-Bounds = Mapping[str, tuple[float, float]]
+Intervals = Mapping[str, tuple[float, float]]  # of one arm, in the unit of each quantity
 
 # Scores, logs of quantities mostly, decide to nine decimals: processors and libraries differ from
 # the 13th on, and arms that are alike by symmetry have to tie everywhere. Comparisons with a number
@@ -48,7 +51,7 @@ class Choice:
     reason: str
     certified: bool = False
     p_feasible: float | None = None
-    bounds: Bounds = field(default_factory=dict)
+    bounds: Intervals = field(default_factory=dict)
     safe_arms: int | None = None
     infeasible: bool = False
 
@@ -92,7 +95,7 @@ class Decision:
     reason: str
     certified: bool
     p_feasible: float | None
-    bounds: Bounds
+    bounds: Intervals
     safe_arms: int | None
     infeasible: bool
 
@@ -106,6 +109,6 @@ class Decision:
         return "; ".join(parts)
 
 
-def interval(log_low: float, log_high: float) -> tuple[float, float]:
+def from_logs(log_low: float, log_high: float) -> tuple[float, float]:
     """Bounds of a value from those of its log; what no number can hold is infinite."""
     return math.exp(min(log_low, 700.0)), math.exp(log_high) if log_high < 700.0 else math.inf

@@ -1,4 +1,7 @@
-"""What a scheduler is compared to: the best possible arm, any arm, always the same arm."""
+"""What a scheduler is compared to: the best possible arm, any arm, always the same arm.
+
+``truly_best`` says which arm is the best, for the oracle and for all that is judged against it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
+from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
 from mllm_sched.schedulers.decision import Choice
 
 Truth = Mapping[str, ArrayLike]
@@ -73,7 +76,7 @@ class Oracle(Scheduler):
         truth = self.truth() if callable(self.truth) else self.truth
         return {name: np.asarray(truth[name], dtype=np.float64) for name in self.quantities}
 
-    def _believed(self, cells: Indices) -> Bounds:
+    def _believed(self, cells: Indices) -> LogBounds:
         return {q: (np.log(value[cells]),) * 2 for q, value in self._true_means().items()}
 
     def _certified_cells(self) -> NDArray[np.bool_]:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Bounds, Indices, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, greatest, interval, least, within
+from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
+from mllm_sched.schedulers.decision import Choice, from_logs, greatest, least, within
 from mllm_sched.schedulers.gp import FinitePosterior, Hyperparameters, covariance
 
 Array = NDArray[np.float64]
@@ -99,9 +99,15 @@ class GPScheduler(Scheduler):
         return _all([within(self.upper(name), limit) for name, limit in limits])
 
     def possible(self) -> NDArray[np.bool_]:
-        """Whether the lower bounds of a cell are within every limit, shape (cells,)."""
-        told = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return _all([within(belief.mean - self.width * belief.sd(), bar) for belief, bar in told])
+        """Whether the lower bounds of a cell are within every limit, shape (cells,).
+
+        Unlike ``lower`` it never counts arms that still run.
+        """
+        masks = []
+        for name, limit in self._log_limits.items():
+            belief = self.beliefs[name]
+            masks.append(within(belief.mean - self.width * belief.sd(), limit))
+        return _all(masks)
 
     def excess(self) -> Array:
         """How far the mean of a cell is beyond its worst limit, in logs, shape (cells,)."""
@@ -145,13 +151,14 @@ class GPScheduler(Scheduler):
         )
 
     def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
+        """As the base class has it, of one cell without arrays: part of every ``ask``."""
         bounds = {}
         for name, belief in self.beliefs.items():
             mean, spread = float(belief.mean[cell]), self.width * float(belief.sd()[cell])
-            bounds[name] = interval(mean - spread, mean + spread)
+            bounds[name] = from_logs(mean - spread, mean + spread)
         return bounds
 
-    def _believed(self, cells: Indices) -> Bounds:
+    def _believed(self, cells: Indices) -> LogBounds:
         bounds = {}
         for name, belief in self.beliefs.items():
             mean, spread = belief.mean[cells], self.width * belief.sd()[cells]
@@ -221,7 +228,7 @@ def _all(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
 
 
 class SafeGPUCB(GPScheduler):
-    """The paper's scheduler.
+    """Least lower bound of energy among the certified and the trusted arms: the paper's scheduler.
 
     Parameters
     ----------
@@ -230,9 +237,9 @@ class SafeGPUCB(GPScheduler):
 
     Notes
     -----
-    A seed arm is trusted until its own lower bound is above a limit. When no arm is certified or
-    trusted, the rule falls back to the arm most likely to be within the limits; and when the lower
-    bounds of all are above a limit, to the one that is least beyond.
+    A seed arm is trusted until its own lower bound is above a limit. When the lower bounds of all
+    arms are above a limit, none can meet them, and the one least beyond runs. When none is
+    certified or trusted, the one most likely to be within the limits runs.
     """
 
     name: ClassVar[str] = "safe-gp-ucb"

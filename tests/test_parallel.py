@@ -3,8 +3,8 @@
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.experiments import spread as spreading
-from mllm_sched.experiments.spread import KEPT_ENVIRONMENT, spread
+from mllm_sched.experiments import parallel
+from mllm_sched.experiments.parallel import KEPT_ENVIRONMENT, spread
 
 
 def square(number, folder):
@@ -19,7 +19,7 @@ def square(number, folder):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     monkeypatch.setenv(KEPT_ENVIRONMENT, str(tmp_path / "kept"))
-    monkeypatch.setattr(spreading, "MEMORY", spreading._memory())
+    monkeypatch.setattr(parallel, "MEMORY", parallel._memory())
     return tmp_path
 
 
@@ -37,15 +37,15 @@ def test_edited_code_never_meets_old_results(kept, monkeypatch):
     (kept / "package").mkdir()
     monkeypatch.setattr(paths, "PACKAGE", kept / "package")
     (kept / "package" / "rule.py").write_text("1")
-    folders = [spreading._memory().location]
+    folders = [parallel._memory().location]
     (kept / "package" / "rule.py").write_text("2")
-    folders += [spreading._memory().location]
+    folders += [parallel._memory().location]
     assert folders[0] != folders[1]
 
 
 def test_nothing_is_kept_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.delenv(KEPT_ENVIRONMENT, raising=False)
-    monkeypatch.setattr(spreading, "MEMORY", spreading._memory())
+    monkeypatch.setattr(parallel, "MEMORY", parallel._memory())
     for _ in range(2):
         assert spread(square, [(3, tmp_path)], n_jobs=1) == [9]
     assert (tmp_path / "calls").read_text() == "3 3 "
