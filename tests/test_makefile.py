@@ -142,7 +142,7 @@ def test_what_is_up_to_date_is_not_run_again(ran):
     status, said = ran.make(*words)
     assert (status, said) == (0, "1 notebooks up to date: build/notebooks, results\n")
     assert "No board" in (ran.root / "results" / "claims.csv").read_text()
-    assert "study.claims" in ran.make("-n", *words, "FORCE=1")[1]
+    assert "experiments.claims" in ran.make("-n", *words, "FORCE=1")[1]
 
 
 def test_who_reads_runs_again_once_what_it_reads_has_changed(ran):

@@ -166,7 +166,7 @@ def test_a_profile_is_planned_on_this_machine_and_on_an_imitated_board(installed
     ("command", "told"),
     [
         ("profile --encoder tiny-clip", f"{ENCODERS}: pip install 'mllm-sched[pipeline]', or on a"),
-        ("serve-llm", "torch is not installed: pip install 'mllm-sched[pipeline]'"),
+        ("serve-llm", "grpcio is not installed: pip install 'mllm-sched[pipeline]'"),
         ("agent agent.yaml", "pyyaml is not installed: pip install 'mllm-sched[edge]'"),
         ("claims", "this needs a checkout of the repository"),
     ],

@@ -42,6 +42,8 @@ from mllm_sched.edge.journal_schema import (
 )
 from mllm_sched.edge.journal_table import read_journal
 
+__all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer", "read_journal"]
+
 
 class ServiceClock:
     """A clock that goes on where the last process left it.
@@ -169,8 +171,6 @@ class JournalFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-__all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer", "read_journal"]
 
 DAY_S = 86_400.0
 PAGE = 1000  # events read, and pages given back to the disk, at a time

@@ -401,10 +401,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
-
-
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable here", "not run")
 
 
@@ -500,3 +496,7 @@ def with_blocks(text: str, made: Mapping[str, str]) -> str:
             raise ValueError(f"{begin} has no {end}")
         text = f"{head}{begin}\n{made[name]}\n{end}{rest.split(end, 1)[1]}"
     return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

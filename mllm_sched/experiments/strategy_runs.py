@@ -46,7 +46,6 @@ MODELS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "small-qwen2.5-omni": (("image",), ("audio",), ("video",), ("image", "audio", "video")),
 }
 CUTS = ("encoder", "projector")
-DEADLINE_S = 60.0
 TOKENS = 12
 # Features that were tampered with: the comparison has to notice them.
 TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
