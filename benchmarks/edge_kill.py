@@ -2,7 +2,7 @@
 
     python benchmarks/edge_kill.py [--kills 30] [--users 8] [--seed 0]
 
-A front, two agents on this machine and an LLM server, kept up by a keeper. Users ask without a
+A front, two agents on this machine and an LLM server, kept up by a supervisor. Users ask without a
 pause. Fails if a task that was answered has no measurement in any journal, if a request that is
 sent again gets another answer than it got, or is encoded once more, if an answer is short, if a
 scheduler's state is not to the last bit what its journal makes of a new one, if a task fails

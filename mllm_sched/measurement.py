@@ -130,7 +130,7 @@ SCHEMA = pa.DataFrameSchema(
 )
 """Columns of a table of measurements. Every column that is not named here is a factor of the
 arm. A table of summaries instead of repeats carries the spread in ``*_sd_*`` columns; a profile
-made by ``study.profiling`` carries the columns of the harness as well."""
+made by ``experiments.profiling`` carries the columns of the harness as well."""
 
 
 def to_table(measurements: Iterable[Measurement]) -> pd.DataFrame:

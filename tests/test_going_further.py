@@ -54,6 +54,6 @@ def test_whatever_the_agent_reads_and_writes_is_mounted(objects, agent, containe
 
 def test_each_engine_is_said_to_have_never_run_here():
     assert "None of it ever ran here" in PAGE
-    for engine in ("vLLM", "Ray Serve", "Kubernetes", "KubeEdge", "Dynamo", "Triton"):
+    for engine in ("Ray Serve", "Kubernetes", "KubeEdge", "Dynamo", "Triton"):
         assert engine in PAGE
     assert len(PAGE.splitlines()) <= 120

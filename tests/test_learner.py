@@ -18,6 +18,7 @@ from mllm_sched.edge import recovery
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB
+from mllm_sched.schedulers.base import SCHEDULERS
 from mllm_sched.schedulers.decision import Choice
 
 CALLS = ["ask", "ask", "tell", "tell", "cancel", "failed", "above", "limits", "warm", "clock"]
@@ -174,9 +175,11 @@ def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
         assert before["_next_id"] == 1 and learner.scheduler.state()["_next_id"] == 2
 
 
-def choose_the_last(self, cells, now):
-    """What a later version of a rule does."""
-    return Choice(int(cells[-1]), "the last")
+class OtherUCB(UCB):
+    """A later version of the rule, which chooses otherwise."""
+
+    def _choose(self, cells, now):
+        return Choice(int(cells[-1]), "the last")
 
 
 def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
@@ -190,7 +193,7 @@ def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
         decision = learner.ask(["ada/99/0"])
         left = as_after_a_crash(path, tmp_path / "left")
         plays = learner.scheduler.state()["counts"]
-    monkeypatch.setattr(UCB, "_choose", choose_the_last)
+    monkeypatch.setitem(SCHEDULERS, "ucb", OtherUCB)
     with Journal(left) as journal, caplog.at_level(logging.WARNING):
         learner = Learner(journal, spec("ucb"))
         assert "cannot be done again" in caplog.text and "decision 0 was" in caplog.text

@@ -11,6 +11,7 @@ from safetensors.numpy import save as to_bytes
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, Scheduler, make_scheduler, scheduler_names
+from mllm_sched.schedulers.bandits import UCB
 from mllm_sched.schedulers.persistence import StateError, _metadata
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
@@ -179,3 +180,12 @@ def test_any_generator_of_numpy_is_kept(bits, tmp_path):
     play(scheduler, 70)
     loaded = Scheduler.load(scheduler.save(tmp_path / "state"))
     assert play(loaded, 40) == play(scheduler, 40)
+
+
+def test_a_scheduler_that_is_in_no_registry_is_not_loaded():
+    class Mine(UCB):
+        name = "mine"
+
+    mine = Mine(ArmSpace.agx_orin(), limits={"latency_s": 0.2})
+    with pytest.raises(StateError, match="holds the unknown scheduler 'mine'"):
+        Scheduler.from_bytes(mine.to_bytes())

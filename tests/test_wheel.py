@@ -132,7 +132,7 @@ def installed(wheel, tmp_path_factory):
 
 def test_data_and_the_files_beside_the_code_are_in_the_wheel_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = [path for path in paths.DATA.rglob("*") if path.is_file()]
+    data = [path for path in paths.DATA.rglob("*") if path.is_file() and ".py" not in path.suffix]
     assert {f"mllm_sched/{path.relative_to(paths.ROOT).as_posix()}" for path in data} <= names
     beside = ["py.typed", "edge/grafana.json", "edge/alerts.yml", "edge/proto/agent_pb2.pyi"]
     beside += [f"harness/fake_jetson/programs/{name}" for name in ("nvpmodel", "tegrastats")]

@@ -469,7 +469,7 @@ def reference_work(name: str) -> Work:
 
 
 def count_table() -> pd.DataFrame:
-    """Work of the full-size encoders and the reference networks; columns as in ``work_table``."""
+    """Work of the full-size encoders and the reference networks; columns as in ``work.csv``."""
     rows = [
         _row(name, "encoder", spec.modality, (1, *spec.input_shape), encoder_work(name))
         for name, spec in ENCODERS.items()

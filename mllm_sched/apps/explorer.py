@@ -274,7 +274,7 @@ def explorer(
     Parameters
     ----------
     encoder, limit_s, scheduler
-        What is chosen at first; ``scheduler`` is a label of ``explorer_view.rules``.
+        What is chosen at first; ``scheduler`` is a label of ``rules``.
     steps
         Tasks of a run.
     n

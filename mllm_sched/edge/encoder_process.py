@@ -63,11 +63,11 @@ class How:
     Attributes
     ----------
     precision
-        ``float32``, ``bfloat16`` or ``int8`` with PyTorch; of ``providers.open_on`` elsewhere.
+        ``float32``, ``bfloat16`` or ``int8`` with PyTorch; of ``onnx.open_on`` elsewhere.
     threads
         Of PyTorch.
     component
-        ``torch`` for PyTorch on this machine's CPU; else a component of ``providers.py``.
+        ``torch`` for PyTorch on this machine's CPU; else a component of ``pipeline/onnx.py``.
     load
         Share of the time that is spent encoding: after the call it pauses, which counts.
     """

@@ -27,7 +27,6 @@ from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.meters import RATE_HZ, MendedMeter, PowerMeter, open_meter
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S as BUILD_TIMEOUT_S
-from mllm_sched.pipeline.export_half import check_exportable
 from mllm_sched.tasks import Task
 
 Result = TypeVar("Result")
@@ -192,6 +191,8 @@ class JetsonRuntime(Runtime):
         try:
             self.space = _space(self.board.space, components)
             if not self.board.imitated and set(_components(self.space)) - {"cpu"}:
+                from mllm_sched.pipeline.export_half import check_exportable  # loads ONNX Runtime
+
                 check_exportable(self.half)
         except ValueError:
             self.board.close()

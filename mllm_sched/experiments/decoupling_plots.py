@@ -232,7 +232,7 @@ def rate_curves(curves: pd.DataFrame, evidence: str) -> np.ndarray:
     Parameters
     ----------
     curves
-        Of ``link_rates.curves``.
+        Of ``break_even.curves``.
     """
     items = list(dict.fromkeys(curves["item"]))
     figure, axes = plt.subplots(1, len(items), figsize=(13.5, 4.6), sharey=True)
@@ -286,7 +286,7 @@ def claim_regions(
     Parameters
     ----------
     panels
-        Title to a table of ``strategy_sensitivity.region``, and to the gains of real features.
+        Title to a table of ``strategy_costs.region``, and to the gains of real features.
     at_mbit_s
         Where they are marked.
     """

@@ -387,6 +387,9 @@ class Means:
 class Forecast:
     """Running means of what boards and the LLM took, and the work that waits at every board.
 
+    It places tasks by the rule of ``mllm_sched.edge.placement``, for a thousand boards in
+    microseconds; a test holds the two together.
+
     Parameters
     ----------
     scenario

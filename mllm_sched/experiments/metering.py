@@ -198,7 +198,7 @@ def profile(table: pd.DataFrame, factors: Sequence[str], ax: Axes | None = None)
     Parameters
     ----------
     table
-        Of ``study.profiling``; failed arms are left out.
+        Of ``profiling``; failed arms are left out.
     factors
         Columns of the arm: the first is the colour, the second the mark, the rest stand beside.
     """

@@ -71,14 +71,16 @@ def spread(
     OSError
         When no Dask scheduler answers at the address.
     """
-    with _backend(dask or os.environ.get(DASK_ENVIRONMENT), n_jobs):
+    with backend(dask, n_jobs):
         parallel = joblib.Parallel(return_as="generator", batch_size=1)
         done = parallel(joblib.delayed(_call)(function, job) for job in jobs)
         return list(tqdm(done, label, len(jobs), leave=False, unit="job"))
 
 
 @contextmanager
-def _backend(address: str | None, n_jobs: int | None) -> Iterator[None]:
+def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None]:
+    """Where ``joblib.Parallel`` runs meanwhile; see ``spread`` for both."""
+    address = dask or os.environ.get(DASK_ENVIRONMENT)
     if not address:
         with joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1):
             yield

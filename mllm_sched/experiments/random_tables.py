@@ -239,7 +239,7 @@ class Trial:
     rule
         Who chooses.
     family, arms
-        Of ``families.FAMILIES``.
+        Of ``FAMILIES``.
     noise
         Standard deviation of log latency and of log power of one measurement, in units of those of
         the table.
@@ -559,7 +559,7 @@ def frontier_of_rules(summary: pd.DataFrame, *, evidence: str) -> Figure:
     Parameters
     ----------
     summary
-        Of ``table_runs.summary`` by ``drift`` and ``scheduler``.
+        Of ``summary`` by ``drift`` and ``scheduler``.
     """
     still = summary[~summary["drift"]].sort_values("energy")
     numbers = {str(name): place for place, name in enumerate(still["scheduler"], start=1)}
@@ -593,7 +593,7 @@ def ablation(summary: pd.DataFrame, *, title: str, evidence: str) -> Figure:
     Parameters
     ----------
     summary
-        Of ``table_runs.summary`` by ``label`` and ``drift``.
+        Of ``summary`` by ``label`` and ``drift``.
     """
     labels = list(dict.fromkeys(summary["label"]))
     height = 1.3 + 0.32 * len(labels)

@@ -1,4 +1,6 @@
-"""What a year of encoding costs under each scheduler: energy, money, carbon. All simulated.
+"""What a year costs: energy, money, carbon, under each scheduler and under each strategy.
+
+The first is simulated, the second estimated.
 
 Every device has schedulers of its own, one per encoder, and learns anew. A scheduler changes only
 what the module draws while tasks run. What it draws between them stands in a column of its own:
@@ -9,6 +11,12 @@ single device scatters more. The wider one adds the error of the model of the bo
 taken as one factor on all schedulers (normal in its log), so percentages do not move. This is a
 simplification: errors that differ between components would move them, and nothing published says
 how far off the CPU is.
+
+Of the strategies, times come from ``strategy_costs``. Watts and joules per bit are assumptions,
+each with a default and a range; ``PLAUSIBLE`` says where they come from. A request is one item of
+the mix and its answer. Devices and server wait for free; a server without batching is dear, one
+that serves many at once is several times cheaper. The latency limit is about encoding, and does not
+act here.
 """
 
 from __future__ import annotations

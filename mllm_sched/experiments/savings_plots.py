@@ -74,7 +74,7 @@ def volumes(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Ax
     Parameters
     ----------
     table
-        Of ``savings_tables.over_volumes``.
+        Of ``savings.over_volumes``.
     """
     ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
     ends = {}
@@ -121,7 +121,7 @@ def tornado(
     Parameters
     ----------
     table
-        Of ``savings_tables.tornado``.
+        Of ``savings.tornado``.
     """
     ax = ax or plt.subplots(figsize=(8.5, 0.45 * len(table) + 1.3))[1]
     base = float(table["base"].iloc[0])
@@ -154,7 +154,7 @@ def strategies(table: pd.DataFrame, *, evidence: str, ax: Axes | None = None) ->
     Parameters
     ----------
     table
-        Of ``savings_strategies.strategy_annual``.
+        Of ``savings.strategy_annual``.
     """
     ax = ax or plt.subplots(figsize=(8.5, 0.75 * len(table) + 1.3))[1]
     left = np.zeros(len(table))

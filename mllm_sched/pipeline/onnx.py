@@ -273,8 +273,6 @@ def _on_accelerator(
     encoder: str, component: str, precision: str, batch: int, seed: int, cache: str
 ) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
     """TensorRT wants a fixed batch, and lowers the precision itself."""
-    from mllm_sched.pipeline.onnx import open_on
-
     model = export_encoder(encoder, "fp32", seed, Path(cache))
     session, placement = open_on(component, model, precision=precision, batch=batch)
     return session, {"provider": placement.provider, "dla_share": placement.dla_share}

@@ -39,6 +39,7 @@ Values = dict[str, float]  # by quantity
 LogBounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 NONE: Indices = np.zeros(0, dtype=np.int64)
 TWICE = 2.0  # times every limit: what a failed run counts as
+SCHEDULERS: dict[str, type[Scheduler]] = {}  # by name; ``registry.py`` enters them
 
 
 class Scheduler(Stateful, ABC):
@@ -315,10 +316,10 @@ class Scheduler(Stateful, ABC):
         return pack(self.name, made, self.state())
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: str) -> Self:
+    def from_bytes(cls, data: bytes, path: str = "these bytes") -> Self:
         """The scheduler in what ``to_bytes`` made; errors call it by its ``path``."""
         name, made, state = unpack(data, path)
-        kind = _all_schedulers().get(name)
+        kind = SCHEDULERS.get(name)
         if kind is None:
             raise StateError(f"{path}: holds the unknown scheduler {name!r}")
         if not issubclass(kind, cls):
@@ -564,13 +565,3 @@ def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
 def _joint(contexts: tuple[Factor, ...], factors: tuple[Factor, ...]) -> ArmSpace:
     """One space for all schedulers of alike boards, of which a study may have thousands."""
     return ArmSpace([*contexts, *factors])
-
-
-def _all_schedulers() -> dict[str, type[Scheduler]]:
-    """Every scheduler that has a name, whatever it builds on."""
-    found, kinds = {}, list(Scheduler.__subclasses__())
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-        if "name" in vars(kind):
-            found[kind.name] = kind
-    return found

@@ -19,7 +19,7 @@ from mllm_sched.schedulers.bandits import (
     SlidingWindowUCB,
     Thompson,
 )
-from mllm_sched.schedulers.base import Scheduler
+from mllm_sched.schedulers.base import SCHEDULERS, Scheduler
 from mllm_sched.schedulers.constrained_gp import (
     CONFIG,
     Conformal,
@@ -35,17 +35,15 @@ from mllm_sched.schedulers.constrained_gp import (
 from mllm_sched.schedulers.references import Fixed, Oracle, Random
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    rule.name: rule
-    for rule in (
-        *(SafeGPUCB, AdaptiveSafeGP),
-        *(UCB, Thompson, EpsilonGreedy),
-        *(Oracle, Random, Fixed),
-        *(SafeOpt, StageOpt, GoOSE, SafeThompson, EdgeBOL, SafeLinUCB, Conformal, RiskBudget),
-        *(CONFIG, PrimalDual),
-        *(ConstrainedUCB, ProfileThenCommit, SlidingWindowUCB, DiscountedUCB, EXP3),
-    )
-}
+_ALL: tuple[type[Scheduler], ...] = (
+    *(SafeGPUCB, AdaptiveSafeGP),
+    *(UCB, Thompson, EpsilonGreedy),
+    *(Oracle, Random, Fixed),
+    *(SafeOpt, StageOpt, GoOSE, SafeThompson, EdgeBOL, SafeLinUCB, Conformal, RiskBudget),
+    *(CONFIG, PrimalDual),
+    *(ConstrainedUCB, ProfileThenCommit, SlidingWindowUCB, DiscountedUCB, EXP3),
+)
+SCHEDULERS.update({rule.name: rule for rule in _ALL})
 
 
 def scheduler_names() -> tuple[str, ...]:
