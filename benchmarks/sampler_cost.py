@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.meters import open_meter
 
 RATES_HZ = (20, 100, 500)
@@ -17,7 +17,7 @@ SECONDS = 10.0
 
 def main() -> None:
     """Print the share of a core, and the rate that was reached, at every rate."""
-    with tempfile.TemporaryDirectory() as folder, ImitationBoard(folder) as board:
+    with tempfile.TemporaryDirectory() as folder, FakeJetson(folder) as board:
         print(f"{'asked, Hz':>10} {'reached, Hz':>12} {'share of a core':>16}")
         for rate_hz in RATES_HZ:
             meter = open_meter(board.root, "ina3221", rate_hz)

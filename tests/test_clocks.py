@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mllm_sched.harness.clocks import RECORD, ClockError, Clocks
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.thermals import Thermals
 
 GPU = {
@@ -17,7 +17,7 @@ GPU = {
 
 @pytest.fixture
 def board(tmp_path):
-    return ImitationBoard(tmp_path / "board")
+    return FakeJetson(tmp_path / "board")
 
 
 def snapshot(board):
@@ -44,7 +44,7 @@ def test_the_levels_are_those_of_the_boards_own_configuration(board):
 
 @pytest.mark.parametrize("jetpack", [5, 6])
 def test_a_level_is_switched_where_it_can_be_and_else_imitated_and_named_so(tmp_path, jetpack):
-    board = ImitationBoard(tmp_path, jetpack=jetpack)
+    board = FakeJetson(tmp_path, jetpack=jetpack)
     clocks = Clocks(board.root)
     assert clocks.set_level(50) == "mode:MODE_50W" and gpu_hz(board, jetpack) == 816_000_000
     assert clocks.set_level(15) == "caps:MODE_15W" and gpu_hz(board, jetpack) == 408_000_000
@@ -57,7 +57,7 @@ def test_a_level_is_switched_where_it_can_be_and_else_imitated_and_named_so(tmp_
 
 @pytest.mark.parametrize(("jetpack", "level"), [(5, 30), (6, 50)])
 def test_no_limit_on_the_memory_is_none(tmp_path, jetpack, level):
-    board = ImitationBoard(tmp_path, jetpack=jetpack)
+    board = FakeJetson(tmp_path, jetpack=jetpack)
     caps = ("nvpmodel_emc_cap/emc_iso_cap", "nvpmodel_clk_cap/emc")
     clocks = Clocks(board.root)
     clocks.set_level(15)

@@ -24,7 +24,7 @@ from mllm_sched.experiments import profiling
 from mllm_sched.experiments.lineup import task_for
 from mllm_sched.experiments.profiling import chosen_arms, dry_run, order, profile
 from mllm_sched.harness.cpu_time import CpuTimeMeter
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import read_table
@@ -288,7 +288,7 @@ def test_arms_are_chosen_by_their_levels(host):
 
 @pytest.fixture
 def board(tmp_path):
-    with ImitationBoard(tmp_path / "board") as board:
+    with FakeJetson(tmp_path / "board") as board:
         yield board
 
 

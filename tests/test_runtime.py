@@ -24,7 +24,7 @@ from mllm_sched.edge.runtimes import (
     TraceRuntime,
     open_runtime,
 )
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.meters import MendedMeter
 from mllm_sched.harness.reading import MeterError, Reading
 
@@ -334,7 +334,7 @@ def test_a_table_is_replayed_one_item_at_a_time(beside):
 
 @pytest.fixture
 def board(tmp_path):
-    with ImitationBoard(tmp_path / "board") as board:
+    with FakeJetson(tmp_path / "board") as board:
         yield board
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.fake_jetson.waveforms import constant
 from mllm_sched.harness.tegrastats import mean_power, parse
 
@@ -70,7 +70,7 @@ def test_anything_else_is_refused(text):
 
 
 def test_the_programs_own_readings_agree_with_the_waveforms(tmp_path):
-    with ImitationBoard(tmp_path, {"VDD_CPU_CV": constant(6.0)}) as board:
+    with FakeJetson(tmp_path, {"VDD_CPU_CV": constant(6.0)}) as board:
         began = time.monotonic()
         shown = mean_power(board.root, SHOWN_S, interval_ms=20)
         truth_j = board.energy_j(began, began + SHOWN_S, ["VDD_CPU_CV"])

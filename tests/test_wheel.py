@@ -38,10 +38,10 @@ for name in scheduler_names():
 OTHER_DEVICES = """
 from mllm_sched import open_device
 from mllm_sched.cli import main
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 
 open_device("trace:data/published/orin_sweep_trace.csv").close()
-with ImitationBoard("board"):
+with FakeJetson("board"):
     for device in ("host", "agx-orin --board board"):
         assert main(["profile", "--dry-run", "--device", *device.split()]) == 0
 """

@@ -23,7 +23,7 @@ USUAL: Mapping[str, Waveform] = {
 }
 
 
-class ImitationBoard:
+class FakeJetson:
     """An imitated AGX Orin developer kit in a folder; give its ``root`` where the board's "/" is.
 
     Parameters
@@ -43,7 +43,7 @@ class ImitationBoard:
     --------
     >>> import tempfile, time
     >>> from mllm_sched.harness.meters import open_meter
-    >>> with tempfile.TemporaryDirectory() as folder, ImitationBoard(folder) as board:
+    >>> with tempfile.TemporaryDirectory() as folder, FakeJetson(folder) as board:
     ...     meter = open_meter(board.root)
     ...     began = time.monotonic()
     ...     meter.start()
@@ -97,7 +97,7 @@ class ImitationBoard:
         self._feeder.communicate()
         self._feeder = None
 
-    def __enter__(self) -> ImitationBoard:
+    def __enter__(self) -> FakeJetson:
         """Start."""
         self.start()
         return self

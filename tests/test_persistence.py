@@ -89,7 +89,7 @@ def test_another_process_makes_the_same_decisions(tmp_path):
         scheduler.save(tmp_path / name)
     script = (
         "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from test_saving import Scheduler, play\n"
+        "from test_persistence import Scheduler, play\n"
         "print(json.dumps([play(Scheduler.load(path), 40, start=80) for path in sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in schedulers)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, constant
 from mllm_sched.harness.ina3221 import Ina3221Rails
 from mllm_sched.harness.meters import open_meter
@@ -45,13 +45,13 @@ def call(board, program, *arguments, answer=""):
 @pytest.fixture
 def still(tmp_path):
     """A board whose sensors are not fed."""
-    return ImitationBoard(tmp_path / "board")
+    return FakeJetson(tmp_path / "board")
 
 
 @pytest.mark.parametrize("jetpack", [4, 5, 6])
 def test_the_sensors_follow_the_waveforms_on_every_layout(tmp_path, jetpack):
     load = {"VDD_GPU_SOC": Pulses(4.0, 12.0, 0.2, 0.05), "VIN_SYS_5V0": constant(3.6)}
-    with ImitationBoard(tmp_path, load, jetpack=jetpack) as board:
+    with FakeJetson(tmp_path, load, jetpack=jetpack) as board:
         meter = open_meter(board.root, "ina3221")
         began = time.monotonic()
         meter.start()
@@ -65,7 +65,7 @@ def test_the_sensors_follow_the_waveforms_on_every_layout(tmp_path, jetpack):
 
 
 def test_a_sensor_can_be_stuck_be_negative_vanish_and_return(tmp_path):
-    with ImitationBoard(tmp_path) as board:
+    with FakeJetson(tmp_path) as board:
         rails = Ina3221Rails(board.root)
         board.show_current("VDD_CPU_CV", 250)
         time.sleep(0.05)
@@ -85,7 +85,7 @@ def test_a_sensor_can_be_stuck_be_negative_vanish_and_return(tmp_path):
 
 
 def test_a_meter_tells_of_a_rail_that_vanishes_in_mid_window(tmp_path):
-    with ImitationBoard(tmp_path) as board:
+    with FakeJetson(tmp_path) as board:
         meter = open_meter(board.root, "ina3221")
         meter.start()
         time.sleep(0.2)
@@ -97,8 +97,8 @@ def test_a_meter_tells_of_a_rail_that_vanishes_in_mid_window(tmp_path):
 
 ORPHAN = """
 import sys
-from mllm_sched.harness.fake_jetson.board import ImitationBoard
-board = ImitationBoard(sys.argv[1]); board.start()
+from mllm_sched.harness.fake_jetson.board import FakeJetson
+board = FakeJetson(sys.argv[1]); board.start()
 print(board._feeder.pid, flush=True)
 input()
 """
