@@ -30,6 +30,8 @@ from mllm_sched.pipeline.wire_header import (
     read_table,
 )
 
+log = logging.getLogger(__name__)
+
 
 class Front(UserService):
     """The service: a node that has others do its work.
@@ -105,9 +107,6 @@ class Front(UserService):
         if header.logits:  # of a long prompt they are hundreds of megabytes
             raise MismatchError("logits are not relayed: ask a node for them")
         return header
-
-
-log = logging.getLogger(__name__)
 
 
 def run_front(config: FrontConfig) -> None:

@@ -42,6 +42,8 @@ from mllm_sched.edge.journal_schema import (
 )
 from mllm_sched.edge.journal_table import read_journal
 
+log = logging.getLogger(__name__)
+
 __all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer", "read_journal"]
 
 
@@ -174,8 +176,6 @@ class JournalFile:
 
 DAY_S = 86_400.0
 PAGE = 1000  # events read, and pages given back to the disk, at a time
-
-log = logging.getLogger(__name__)
 
 
 class Journal(JournalFile):

@@ -21,6 +21,8 @@ from mllm_sched.edge.journal_schema import EVENT, Event, errors_named, event_of,
 from mllm_sched.edge.scheduler_spec import space_in
 from mllm_sched.measurement import SCHEMA, TableError, write_table
 
+log = logging.getLogger(__name__)
+
 FIRST = ("event", "at_s", "user", "decision")
 FACTS: dict[str, Any] = {  # what a row says of a task, and what if nobody said it
     **{"modality": "", "encoder": "", "size": 1, "background_load": 0.0, "batch": 1},
@@ -118,8 +120,6 @@ def _stopped(above: Mapping[str, float] | None) -> str:
     beyond = ", ".join(f"{name} above {bound:g}" for name, bound in (above or {}).items())
     return f"stopped: {beyond}" if beyond else ""
 
-
-log = logging.getLogger(__name__)
 
 Levels = tuple[tuple[Level, ...], ...]  # of every factor, those that are kept
 

@@ -25,6 +25,8 @@ from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
 from mllm_sched.pipeline.security import Security
 
+log = logging.getLogger(__name__)
+
 FIRST = 10_000  # below are those that well-known services use
 BLOCK = 64  # of a process's own, roughly
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -63,8 +65,6 @@ def _is_free(port: int) -> bool:
             return False
     return True
 
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 0.1
 PAUSE_S = 0.5  # after a start that failed

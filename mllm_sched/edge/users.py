@@ -27,6 +27,8 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+log = logging.getLogger(__name__)
+
 
 def _digest(text: str) -> str:
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
@@ -108,8 +110,6 @@ def _name_in(entry: dict[Any, Any]) -> str:
     except ValidationError:
         return ""
 
-
-log = logging.getLogger(__name__)
 
 LONGEST_TOKEN = 256  # characters; what is longer was not made here
 ANYONE = "anyone"

@@ -37,6 +37,8 @@ from mllm_sched.experiments.strategy_costs import A100, ITEMS, Setting, sent_s
 from mllm_sched.schedulers import Scheduler, make_scheduler
 from mllm_sched.tasks import Task
 
+Array = NDArray[np.float64]
+
 # Which encoder stands for a modality: those that notebook 01 prices.
 TASKS = {
     "image": Task("image", "clip-vit-l14-336"),
@@ -339,8 +341,6 @@ class FleetRun:
         """The tasks that ended after the warm-up: arrived they may have before."""
         return self.tasks[self.tasks["ended_s"] >= self.scenario.warm_up_s]
 
-
-Array = NDArray[np.float64]
 
 WEIGHT = 0.1  # of the latest measurement in a running mean
 SAME_ENERGY = 0.05  # boards whose energy differs by less than this share take turns

@@ -29,6 +29,8 @@ from mllm_sched.experiments.stability import lineup
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.tasks import Task
 
+Array = NDArray[np.float64]
+
 DEFAULT_MIX = {"clip-vit-l14-336": 6, "whisper-small": 3, "videomae-base": 1}
 
 
@@ -248,9 +250,6 @@ def read_runs(path: str | Path | None = None) -> pd.DataFrame:
             f"no table of runs ({path.name}): run `make reproduce NOTEBOOKS=10_savings`"
         )
     return pd.read_csv(path)
-
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

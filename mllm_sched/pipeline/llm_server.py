@@ -39,6 +39,9 @@ from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.wire import Message, Rules, pack, unpack
 from mllm_sched.pipeline.wire_header import WireError
 
+log = logging.getLogger(__name__)
+Status = grpc.StatusCode
+
 Result = TypeVar("Result")
 
 
@@ -80,10 +83,6 @@ class Compute:
     def close(self) -> None:
         """End the thread once the work at hand is done."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-log = logging.getLogger(__name__)
-Status = grpc.StatusCode
 
 
 @dataclass
