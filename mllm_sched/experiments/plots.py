@@ -170,7 +170,8 @@ def _mark(ax: Axes, label: str, across: pd.Series, up: pd.Series) -> None:
 
 def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Names right of their points; those of points beside each other stand in one stack."""
-    place = {label: ax.transData.transform(point) for label, point in points.items()}
+    # Rounded, so that points which are equal keep their order on every processor.
+    place = {label: ax.transData.transform(point).round(6) for label, point in points.items()}
     stacks: list[list[str]] = []
     for label in sorted(place, key=lambda label: tuple(-place[label])):
         beside = [

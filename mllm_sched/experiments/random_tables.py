@@ -561,17 +561,18 @@ def frontier_of_rules(summary: pd.DataFrame, *, evidence: str) -> Figure:
     summary
         Of ``summary`` by ``drift`` and ``scheduler``.
     """
-    still = summary[~summary["drift"]].sort_values("energy")
+    summary = summary.round(9)  # rules that are equal are told apart by no processor's last digits
+    still = summary[~summary["drift"]].sort_values("energy", kind="stable")
     numbers = {str(name): place for place, name in enumerate(still["scheduler"], start=1)}
     figure, axes = plt.subplots(1, 2, figsize=(14, 6.2), sharey=True)
     for ax, (drift, group) in zip(axes, summary.groupby("drift"), strict=True):
         ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, 1.0), ylim=(0.025, 15.0))
-        for row in group.sort_values("energy", ascending=False).itertuples():
+        for row in group.sort_values("energy", ascending=False, kind="stable").itertuples():
             at = (max(row.violations, LEAST), row.energy - 1.0)
             ax.plot(*at, "o", ms=15, color=scheduler_colour(row.scheduler), mec="white")
             number = str(numbers[row.scheduler])
             ax.text(*at, number, size=8, color="white", ha="center", va="center", weight="bold")
-        line = group[_undominated(group)].sort_values("violations")
+        line = group[_undominated(group)].sort_values("violations", kind="stable")
         shares = line["violations"].clip(lower=LEAST)
         ax.step(shares, line["energy"] - 1.0, where="post", color="0.7", lw=3, zorder=0)
         ax.xaxis.set_major_formatter(_percent)
