@@ -13,7 +13,7 @@ import argparse
 import os
 from itertools import product
 
-from mllm_sched.experiments.random_tables import PENALISED, Trial, play_all, summary
+from mllm_sched.experiments.ablations import PENALISED, Trial, play_all, summary
 from mllm_sched.experiments.runner import Rule
 
 RULES = {

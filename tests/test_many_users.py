@@ -7,18 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.edge.placement import Candidate, NoAgentFits, Prediction, place
+from mllm_sched.experiments.fleet import Board, Fleet, experience
 from mllm_sched.experiments.lineup import SAFE
 from mllm_sched.experiments.many_users import (
     ANSWERED,
     NOBODY,
     OUTCOMES,
     UNDER_WAY,
-    Board,
-    Fleet,
     FleetScenario,
     Means,
     System,
-    experience,
     placed,
     play,
     soonest,

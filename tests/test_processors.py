@@ -21,8 +21,8 @@ PLAY = """
 import json
 from threadpoolctl import threadpool_info
 from mllm_sched.schedulers import base
-from mllm_sched.experiments.random_tables import CHOICES, FIELD, SAFE, ablation_trials
-from mllm_sched.experiments.random_tables import Trial
+from mllm_sched.experiments.ablations import CHOICES, FIELD, SAFE, ablation_trials
+from mllm_sched.experiments.ablations import Trial
 
 arms, ask = [], base.Scheduler.ask
 def noted(self, *args, **kwargs):

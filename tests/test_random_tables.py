@@ -3,8 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mllm_sched.experiments import random_tables
-from mllm_sched.experiments.random_tables import FAMILIES, Trial, each, play_all, summary
+from mllm_sched.experiments import ablations
+from mllm_sched.experiments.ablations import Trial, each, play_all, summary
+from mllm_sched.experiments.random_tables import FAMILIES
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import scheduler_names
 
@@ -38,7 +39,7 @@ def test_raw_outcomes_leave_the_order_of_arms_and_the_limit_as_they_are():
 
 
 def test_heavy_tails_and_fewer_trusted_arms_change_a_run():
-    rule = random_tables.SAFE
+    rule = ablations.SAFE
     base = Trial(rule, "roofline", 48, noise=0.15, tasks=60)
     others = [
         Trial(rule, "roofline", 48, noise=0.15, tasks=60, heavy=True),
@@ -57,24 +58,24 @@ def test_a_table_of_runs_is_summarised():
 
 
 def test_every_rule_that_can_be_compared_is_and_no_label_comes_twice():
-    named = {rule.name for rule in random_tables.FIELD}
+    named = {rule.name for rule in ablations.FIELD}
     assert named == set(scheduler_names()) - {"oracle", "random"}
-    labels = [rule.label for rule in random_tables.FIELD]
+    labels = [rule.label for rule in ablations.FIELD]
     assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(
     ("rule", "variants"),
-    [(random_tables.ADAPTIVE, random_tables.PARTS), (random_tables.SAFE, random_tables.CHOICES)],
+    [(ablations.ADAPTIVE, ablations.PARTS), (ablations.SAFE, ablations.CHOICES)],
 )
 def test_every_variant_can_be_played_and_drawn(rule, variants):
-    trials = random_tables.ablation_trials(rule, variants, [("board", 60)])
+    trials = ablations.ablation_trials(rule, variants, [("board", 60)])
     rows = summary(
         play_all([Trial(**{**vars(trial), "tasks": 4}) for trial in trials], 2, n_jobs=1),
         ["label", "drift"],
     )
     assert set(rows["label"]) == {"as it is", *variants}
-    figure = random_tables.ablation(rows, title="Some rule", evidence="simulated")
+    figure = ablations.ablation(rows, title="Some rule", evidence="simulated")
     assert "simulated" in figure.get_suptitle()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["as it is", *variants]
     plt.close(figure)
@@ -89,7 +90,7 @@ def test_the_frontier_joins_what_nothing_beats():
             "violations": [0.01, 0.0, 0.02] * 2,
         }
     )
-    figure = random_tables.frontier_of_rules(rows, evidence="simulated")
+    figure = ablations.frontier_of_rules(rows, evidence="simulated")
     (line,) = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
     assert line.get_ydata().tolist() == pytest.approx([0.3, 0.1])
     assert "simulated" in figure.axes[0].get_title()

@@ -14,22 +14,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from mllm_sched.experiments.fleet import (
+    MODALITIES,
+    Board,
+    Fleet,
+    experience,
+    nominal_means,
+    scheduler_for,
+)
 from mllm_sched.experiments.lineup import ADAPTIVE, SAFE
 from mllm_sched.experiments.many_users import (
     ANSWERED,
     LATE,
-    MODALITIES,
     PLACES,
     SHED,
-    Board,
-    Fleet,
     FleetRun,
     FleetScenario,
     costs,
-    experience,
-    nominal_means,
     play,
-    scheduler_for,
 )
 from mllm_sched.experiments.metrics import highest, lowest, mean_interval
 from mllm_sched.experiments.parallel import spread

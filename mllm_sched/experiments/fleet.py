@@ -1,0 +1,174 @@
+"""Simulated boards that resemble each other: one calibrated AGX Orin, and what differs from it.
+
+How far boards of one kind lie apart nobody has published, so it is a parameter. Every component of
+a board has a factor of its own on latency and energy, and some boards stand in a warm room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mllm_sched.arms import Arm, Factor
+from mllm_sched.devices.base import Expected
+from mllm_sched.devices.disturbances import Throttling
+from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.devices.simulated import SimulatedOrin
+from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.runner import Rule
+from mllm_sched.schedulers import Scheduler, make_scheduler
+from mllm_sched.tasks import Task
+
+Array = NDArray[np.float64]
+
+# Which encoder stands for a modality: those that notebook 01 prices.
+TASKS = {
+    "image": Task("image", "clip-vit-l14-336"),
+    "audio": Task("audio", "whisper-small"),
+    "video": Task("video", "videomae-base"),
+}
+MODALITIES = tuple(TASKS)
+CONTEXT = Factor("modality", MODALITIES)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """How boards differ.
+
+    Attributes
+    ----------
+    scatter
+        Standard deviation of the log of a component's factor; 0.1 means some 10 % (assumed).
+    warm_share
+        Of boards that stand in a warm room.
+    warm_room_c
+        Temperature there, degrees Celsius. The others are cooled well enough never to throttle.
+    """
+
+    scatter: float = 0.1
+    warm_share: float = 0.2
+    warm_room_c: float = 35.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scatter < np.inf:
+            raise ValueError(f"scatter={self.scatter}: expected 0 or more")
+        if not 0 <= self.warm_share <= 1:
+            raise ValueError(f"warm_share={self.warm_share}: expected within [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One task on a board: as measured, and the true mean latency of its arm at that moment."""
+
+    latency_s: float
+    energy_j: float
+    true_latency_s: float
+
+
+class Board:
+    """A simulated AGX Orin with factors of its own, which warms while it works and cools between.
+
+    Parameters
+    ----------
+    number
+        Among its siblings; with the seed it says what the board is like.
+    seed
+        Of the fleet.
+    fleet
+        How boards differ.
+
+    Examples
+    --------
+    >>> board = Board(0, seed=0)
+    >>> arm = board.space.arm(component="dla", power_w=30, load=1.0)
+    >>> 0.05 < board.run(arm, "image", now_s=0.0).latency_s < 0.2
+    True
+    """
+
+    def __init__(self, number: int, seed: int, fleet: Fleet = Fleet()) -> None:
+        orin = _orin()
+        self.space = orin.space
+        self.rng = np.random.default_rng([seed, 1, number])
+        self.noise = orin.noise
+        components = self.space.factor("component").levels
+        drawn = np.exp(fleet.scatter * self.rng.standard_normal(len(components)))
+        factors = dict(zip(components, drawn, strict=True))
+        by_arm = np.array([factors[arm.component] for arm in self.space])
+        self.means = {
+            name: Expected(means.latency_s * by_arm, means.energy_j * by_arm)
+            for name, means in nominal_means().items()
+        }
+        warm = self.rng.random() < fleet.warm_share
+        self.heat = Throttling(ambient_c=fleet.warm_room_c) if warm else None
+        self.temperature_c = fleet.warm_room_c
+        self.rows: list[tuple[object, ...]] = []  # what was measured here
+        self._idle_since_s = 0.0
+        self._idle_w = calibrated_model().idle_power_w(float(self.space[0].power_w))
+
+    def run(self, arm: Arm, modality: str, now_s: float) -> Run:
+        """Encode one item; the measurement is kept as experience."""
+        means, slower = self.means[modality], self._slowdown(now_s)
+        latency_factor, energy_factor = self.noise.draw(self.rng)
+        true_s = float(means.latency_s[arm.index]) * slower
+        done = Run(
+            true_s * latency_factor,
+            float(means.energy_j[arm.index]) * slower * energy_factor,
+            true_s,
+        )
+        if self.heat:
+            power_w = done.energy_j / done.latency_s
+            self.temperature_c = self.heat.warmed(self.temperature_c, power_w, done.latency_s)
+            self._idle_since_s = now_s + done.latency_s
+            self._idle_w = calibrated_model().idle_power_w(float(arm.power_w))
+        self.rows.append((modality, *arm.levels.values(), done.latency_s, done.energy_j))
+        return done
+
+    def least_energy_j(self, modality: str, limit_s: float) -> float:
+        """True energy of the best arm within the limit, as long as the board is cool."""
+        means = self.means[modality]
+        within = means.energy_j[means.latency_s <= limit_s]
+        return float(within.min()) if len(within) else float("nan")
+
+    def _slowdown(self, now_s: float) -> float:
+        """Cool down since the last task, then ask how much slower the board is."""
+        if not self.heat:
+            return 1.0
+        idle_s = max(now_s - self._idle_since_s, 0.0)
+        self.temperature_c = self.heat.warmed(self.temperature_c, self._idle_w, idle_s)
+        return self.heat.slowdown(self.temperature_c)
+
+
+def scheduler_for(board: Board, rule: Rule, limit_s: float, rng: Sequence[int]) -> Scheduler:
+    """The scheduler of a board: every modality a context; GPU and DLA at full power are trusted."""
+    return make_scheduler(
+        rule.name,
+        board.space,
+        limits={"latency_s": limit_s},
+        seeds=full_power_arms(board.space),
+        rng=np.random.default_rng(rng),
+        contexts=[CONTEXT],
+        **rule.settings,
+    )
+
+
+def experience(boards: Iterable[Board]) -> pd.DataFrame:
+    """What boards have measured, as ``Scheduler.warm_start`` reads it."""
+    rows = [row for board in boards for row in board.rows]
+    columns = ["modality", *_orin().space.names, "latency_s", "energy_j"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@lru_cache(maxsize=1)
+def _orin() -> SimulatedOrin:
+    return SimulatedOrin()
+
+
+@lru_cache(maxsize=1)
+def nominal_means() -> dict[str, Expected]:
+    """True means of all arms of the calibrated board, by modality."""
+    return {name: _orin().expected_all(task) for name, task in TASKS.items()}
