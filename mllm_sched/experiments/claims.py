@@ -118,7 +118,8 @@ class Claim(BaseModel, frozen=True, extra="forbid"):
     def _complete(self) -> Claim:
         if self.untestable or self.not_run:
             return self
-        needed = "value direction tolerance unit evidence notebook show tests".split()
+        needed = ["value", "direction", "tolerance", "unit", "evidence"]
+        needed += ["notebook", "show", "tests"]
         missing = [name for name in needed if getattr(self, name) in (None, "", ())]
         if missing:
             raise ValueError(f"give {', '.join(missing)}, or untestable, or not_run")

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mllm_sched.arms import ORIN_POWER_LEVELS
@@ -38,6 +40,7 @@ OTHER_SEEDS = {"first_seed": 1000}  # those of the experiments begin at 0
 RARE_SEEDS = 50  # of the board that changes, where a run in twenty decides
 LIMITS_S = (0.06, 0.1, 0.2, 0.5, 60.0)  # of those of notebook 06, which some arm meets
 ENCODER = "clip-vit-l14-336"
+ALL_LEVELS = tuple(ORIN_POWER_LEVELS)
 MARGINAL = {"accounting": "marginal"}
 TENANTS = {"accounting": "tenants"}
 NOISY = {"noise": Noise(0.08, 0.08)}
@@ -74,12 +77,13 @@ def numbers(experiment: Experiment, reading: str) -> pd.DataFrame:
 def experiments(steps: int, seeds: int) -> list[Experiment]:
     """All experiments, with runs of so many steps and seeds."""
     stable = _stable(steps)
-    levels = {**stable, "limit 0.3 s": {"limit_s": 0.3}}
+    at_levels = {**stable, "limit 0.3 s": {"limits_s": (0.3,)}}
+    levels = [*((level,) for level in ORIN_POWER_LEVELS), ALL_LEVELS]
     sized: dict[str, Any] = {"steps": steps, "seeds": seeds}
     return [
         Experiment(SCHEDULING, partial(_scheduling, **sized), _choices(steps)),
-        Experiment(("power-levels",), partial(_power_levels, **sized), levels),
-        Experiment(("latency-limits",), partial(_latency_limits, **sized), stable),
+        Experiment(("power-levels",), partial(_stability, levels=levels, **sized), at_levels),
+        Experiment(("latency-limits",), partial(_stability, limits_s=LIMITS_S, **sized), stable),
         Experiment(("time-varying",), partial(_changing, seeds=5 * seeds), CHANGING),
         Experiment(("savings-year",), partial(_a_year, seeds=seeds), A_YEAR),
         Experiment(BOARD, _board, _boards()),
@@ -194,47 +198,29 @@ def _stable(steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _power_levels(
-    encoder: str = ENCODER,
-    limit_s: float = 0.2,
-    board: Mapping[str, Any] | None = None,
-    **terms: Any,
-) -> pd.DataFrame:
-    levels = [*((level,) for level in ORIN_POWER_LEVELS), tuple(ORIN_POWER_LEVELS)]
-    limit_s *= _slowness(encoder)
-    cases = [(limit_s, {**(board or {}), "power_levels": level}) for level in levels]
-    return _stability(_task(encoder), cases, **terms)
-
-
-def _latency_limits(
-    encoder: str = ENCODER, board: Mapping[str, Any] | None = None, **terms: Any
-) -> pd.DataFrame:
-    cases = [(limit_s * _slowness(encoder), board or {}) for limit_s in LIMITS_S]
-    return _stability(_task(encoder), cases, **terms)
-
-
-def _slowness(encoder: str) -> float:
-    """Least latency of the encoder over that of the main one: limits are scaled by it."""
-    device = SimulatedOrin()
-    least, main = (device.expected_all(_task(name)).latency_s.min() for name in (encoder, ENCODER))
-    return float(least / main)
-
-
 def _stability(
-    task: Task,
-    cases: Sequence[tuple[float, Mapping[str, Any]]],
-    *,
     steps: int,
     seeds: int,
     first_seed: int = 0,
+    encoder: str = ENCODER,
+    limits_s: Sequence[float] = (0.2,),
+    levels: Sequence[tuple[int, ...]] = (ALL_LEVELS,),
+    board: Mapping[str, Any] | None = None,
     **rules: Any,
 ) -> pd.DataFrame:
-    """The numbers of notebooks 05 and 06, over limits and boards that some arm meets."""
-    played = {}
-    for place, (limit_s, settings) in enumerate(cases):
+    """The numbers of notebooks 05 and 06, over the limits and levels at which some arm meets it.
+
+    Limits are scaled by the least latency of the encoder over that of the main one.
+    """
+    task, played = _task(encoder), {}
+    least, main = (
+        SimulatedOrin().expected_all(one).latency_s.min() for one in (task, _task(ENCODER))
+    )
+    for limit_s, level in product(np.array(limits_s) * float(least / main), levels):
+        settings = {**(board or {}), "power_levels": level}
         device = SimulatedOrin(**settings)
         if device.expected_all(task).latency_s.min() <= limit_s:
-            played[str(place)] = compare(
+            played[f"{limit_s} s, {level} W"] = compare(
                 *(device.name, task, _rules(device, task, **rules)),
                 steps=steps,
                 seeds=range(first_seed, first_seed + seeds),
