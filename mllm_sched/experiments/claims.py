@@ -42,16 +42,9 @@ Evidence = Literal["measured", "simulated", "published", "estimated"]
 
 
 class Condition(BaseModel, frozen=True, extra="forbid"):
-    """On a number: it holds if the whole interval is on the right side.
+    """On the number ``key``: it holds if the whole interval is within its bounds, or the claim's.
 
-    Attributes
-    ----------
-    key
-        Row of the notebook's ``claims.csv``.
-    at_least, at_most
-        Bounds; if both are None, those of the claim.
-    unit, evidence
-        Of its number, where they are not the claim's.
+    ``unit`` and ``evidence`` are those of its number, where they are not the claim's.
     """
 
     key: str
@@ -71,31 +64,11 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 
 
 class Claim(BaseModel, frozen=True, extra="forbid"):
-    """One row of ``claims.yaml``.
+    """One row of ``claims.yaml``, whose head says what each field means.
 
-    Attributes
-    ----------
-    id, claim
-        Its name, and what the paper says.
-    paper
-        The paper's figure, as it prints it.
-    metric
-        What is compared, in words.
-    value, direction, tolerance
-        The paper's figure as a number, and the share of it by which ours may miss it.
-    unit, evidence
-        How numbers are printed, and what ours are.
-    notebook
-        Which notebook computes our figures; its name without the ending.
-    show
-        Key of the number that the table shows.
-    tests
-        All hold: reproduced. The first holds, another does not: partly. Else: not reproduced.
-    reasons
-        A sentence for each verdict that may come out. ``{key}`` stands for a number with its unit,
-        ``{key|unit}`` for it in another unit, ``{failed}`` for the conditions that do not hold.
-    untestable, not_run
-        Why there is no number, for good or for now; only then may what follows ``metric`` lack.
+    ``show`` is the number that the table shows. ``reasons`` holds a sentence for each verdict that
+    may come out. ``untestable`` and ``not_run`` say why there is no number, for good or for now;
+    only then may what follows ``metric`` be missing.
     """
 
     id: str
@@ -139,13 +112,7 @@ class Claim(BaseModel, frozen=True, extra="forbid"):
         return (low, math.inf) if self.direction == "at least" else (-math.inf, high)
 
     def verdict(self, numbers: pd.DataFrame) -> str:
-        """``reproduced``, ``partly`` or ``not reproduced``.
-
-        Parameters
-        ----------
-        numbers
-            Rows of a ``claims.csv``, indexed by ``key``.
-        """
+        """``reproduced``, ``partly`` or ``not reproduced``, by a ``claims.csv`` indexed by key."""
         failed = self.failed(numbers)
         if not failed:
             return "reproduced"
@@ -191,8 +158,6 @@ def load_claims(path: Path | None = None) -> list[Claim]:
 def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """Judge every claim.
 
-    Returns
-    -------
     Columns ``id``, ``claim``, ``paper``, ``metric``, ``asked`` (what our number must be), ``ours``
     (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many of the
     other readings of the paper give the same verdict), ``command``.

@@ -56,27 +56,20 @@ def transferred(
     return fitted(device.space, [device.expected_all(other) for other in others])
 
 
-def fitted(
-    space: ArmSpace, profiles: Sequence[Expected], noise_sd: float = NOISE_SD, seed: int = 0
-) -> dict[str, Hyperparameters]:
-    """Hyperparameters by marginal likelihood; needs PyTorch.
+def fitted(space: ArmSpace, profiles: Sequence[Expected]) -> dict[str, Hyperparameters]:
+    """Hyperparameters by marginal likelihood, from one profile per encoder; needs PyTorch.
 
-    Parameters
-    ----------
-    profiles
-        True means of every arm, one profile per encoder.
-    noise_sd, seed
-        Of the scatter of a log measurement; every arm is measured twice, so that it can be told
-        from the means.
+    A profile holds true means. Every arm is measured twice with noise, which is told from the means
+    by that.
     """
     from mllm_sched.schedulers import fit_hyperparameters
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = np.repeat(space.features(), 2, axis=0)
     fits = {}
     for quantity in QUANTITIES:
         logs = np.log([np.repeat(getattr(profile, quantity), 2) for profile in profiles])
-        noisy = logs + noise_sd * rng.standard_normal(logs.shape)
+        noisy = logs + NOISE_SD * rng.standard_normal(logs.shape)
         fits[quantity] = _rounded(fit_hyperparameters(space, rows, noisy))
     return fits
 
