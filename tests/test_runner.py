@@ -183,8 +183,7 @@ def test_a_sweep_is_ordered_by_rule_seed_and_step(local):
     assert local["scheduler"].cat.categories.tolist() == ["Thompson", "Fixed", "Safe"]
 
 
-def test_a_sweep_does_not_depend_on_processes_or_on_other_seeds(local):
-    pd.testing.assert_frame_equal(many(n_jobs=2), local)
+def test_a_seed_does_not_depend_on_other_seeds(local):
     alone = many(RULES[:1], seeds=[6], n_jobs=1)
     same = local.query("scheduler == 'Thompson' and seed == 6")
     assert alone["energy_j"].tolist() == same["energy_j"].tolist()
@@ -216,6 +215,12 @@ def test_what_cannot_be_swept_is_refused(rules, seeds, message):
         many(rules, seeds)
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_same_table(local):
+    pd.testing.assert_frame_equal(many(n_jobs=2), local)
+
+
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_table(cluster, local, monkeypatch):
     pd.testing.assert_frame_equal(many(dask=cluster.scheduler_address), local)
     before = jobs_done(cluster)

@@ -31,11 +31,11 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "not testable here", "not 
 DOCUMENTS = ("README.md", "REPORT.md")
 READINGS = "13_sensitivity/verdicts.csv"
 FORMATS = {
-    "percent": (100.0, "{:.1f}", " %"),
-    "count": (1.0, "{:.0f}", ""),
-    "ratio": (1.0, "{:.3f}", ""),
-    "seconds": (1.0, "{:.2f}", " s"),
-    "joules": (1.0, "{:.1f}", " J"),
+    "percent": (100.0, "{:z.1f}", " %"),
+    "count": (1.0, "{:z.0f}", ""),
+    "ratio": (1.0, "{:z.3f}", ""),
+    "seconds": (1.0, "{:z.2f}", " s"),
+    "joules": (1.0, "{:z.1f}", " J"),
 }
 Unit = Literal["percent", "count", "ratio", "seconds", "joules"]
 Evidence = Literal["measured", "simulated", "published", "estimated"]
@@ -232,9 +232,7 @@ def _printed(value: float, unit: str | None, ending: bool = True) -> str:
     factor, form, mark = FORMATS[unit or ""]
     if math.isinf(value):
         return ""
-    text = form.format(value * factor)
-    text = text.removeprefix("-") if float(text) == 0 else text
-    return text + mark if ending else text
+    return form.format(value * factor) + (mark if ending else "")
 
 
 def _with_interval(row: pd.Series, unit: str | None) -> str:
