@@ -16,30 +16,24 @@ import pandas as pd
 from mllm_sched import paths
 from mllm_sched.devices import device_names, open_device
 from mllm_sched.devices.live import LiveDevice
+from mllm_sched.experiments import runner
 from mllm_sched.experiments.comparison import compare
 from mllm_sched.experiments.lineup import paper_lineup, task_for, trusted_arms
 from mllm_sched.experiments.metrics import per_run
 from mllm_sched.experiments.profiling import chosen_arms, dry_run
 from mllm_sched.experiments.profiling import profile as measure_arms
 from mllm_sched.experiments.provenance import as_csv
-from mllm_sched.experiments.runner import Rule, RunStopped
-from mllm_sched.experiments.runner import run as play
 from mllm_sched.harness.plan import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.schedulers import scheduler_names
 
-# Live devices, and the options that each takes beside the encoder.
+# Options of live devices: the argument of `open_device`, and which devices take it.
 LIVE = {
-    "host": ("component", "timeout_s"),
-    "agx-orin": ("root", "rate_hz", "imitate", "timeout_s"),
-}
-
-FLAGS = {
-    "component": "--component",
-    "root": "--board",
-    "rate_hz": "--rate",
-    "imitate": "--no-caps",
-    "timeout_s": "--timeout",
+    "component": ("component", ["host"]),
+    "board": ("root", ["agx-orin"]),
+    "rate": ("rate_hz", ["agx-orin"]),
+    "no_caps": ("imitate", ["agx-orin"]),
+    "timeout": ("timeout_s", ["host", "agx-orin"]),
 }
 
 
@@ -54,13 +48,15 @@ def run(options: argparse.Namespace) -> int:
     device = open_device(options.device, seed=options.seed, **_live_settings(options))
     task = task_for(device, options.encoder)
     limits = {"latency_s": options.limit}
-    rule = Rule(options.scheduler, options.scheduler)
-    trusted = trusted_arms(device)
+    rule = runner.Rule(options.scheduler, options.scheduler)
     try:
-        table = play(
-            rule, device, task, options.steps, limits=limits, seed=options.seed, seeds=trusted
+        table = runner.run(
+            *(rule, device, task, options.steps),
+            limits=limits,
+            seed=options.seed,
+            seeds=trusted_arms(device),
         )
-    except RunStopped as stopped:
+    except runner.RunStopped as stopped:
         _save(stopped.table, options.out)
         print(f"mllm-sched: {stopped}", file=sys.stderr)
         return 1
@@ -77,9 +73,7 @@ def sweep(options: argparse.Namespace) -> None:
     device = open_device(options.device)
     task = task_for(device, options.encoder)
     compared = compare(
-        options.device,
-        task,
-        paper_lineup(),
+        *(options.device, task, paper_lineup()),
         steps=options.steps,
         seeds=options.seeds,
         limit_s=options.limit,
@@ -106,15 +100,8 @@ def profile(options: argparse.Namespace) -> None:
         if options.dry_run:
             print(dry_run(device, plan, arms, options.seed).round(1).to_string(index=False))
             return
-        measure_arms(
-            device,
-            task,
-            out,
-            plan,
-            arms=arms,
-            seed=options.seed,
-            retry_failed=options.retry_failed,
-        )
+        again = options.retry_failed
+        measure_arms(device, task, out, plan, arms=arms, seed=options.seed, retry_failed=again)
         table = read_table(out)
         print(f"{len(table)} arms in {out}, {int((table['failed'] != '').sum())} of them failed")
 
@@ -124,21 +111,18 @@ def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError for an option that the device does not have.
     """
-    flags = {
-        "component": options.component,
-        "root": options.board,
-        "rate_hz": options.rate,
-        "imitate": False if options.no_caps else None,
-        "timeout_s": options.timeout,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    for name in given:
-        if name not in LIVE.get(options.device, ()):
-            owners = " and ".join(device for device, names in LIVE.items() if name in names)
-            raise ValueError(f"{FLAGS[name]} is for {owners}, not for {options.device}")
-    if options.device in LIVE and options.encoder:
-        given["encoder"] = options.encoder
-    return given
+    settings: dict[str, Any] = {}
+    for option, (name, devices) in LIVE.items():
+        value = getattr(options, option)
+        if value is None or value is False:
+            continue
+        if options.device not in devices:
+            flag = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{flag} is for {' and '.join(devices)}, not for {options.device}")
+        settings[name] = False if option == "no_caps" else value
+    if options.device in LIVE["timeout"][1] and options.encoder:
+        settings["encoder"] = options.encoder
+    return settings
 
 
 def _trace_of(device: LiveDevice) -> Path:

@@ -1,14 +1,12 @@
-from pathlib import Path
+"""Claims and their verdicts, and the documents that show them."""
 
 import pandas as pd
 import pytest
 
-from mllm_sched import paths
+from mllm_sched import atomic_io, paths
 from mllm_sched.experiments import claims
 from mllm_sched.experiments.claims import (
-    VERDICTS,
     Claim,
-    Condition,
     blocks,
     by_reading,
     evaluate,
@@ -23,6 +21,7 @@ REASONS = {
     "partly": "Only over the whole run.",
     "not reproduced": "No: {saving, whole}.",
 }
+NAN = float("nan")
 
 
 @pytest.fixture
@@ -34,17 +33,27 @@ def results(tmp_path, monkeypatch):
 
 
 def write_numbers(file, whole, late):
-    rows = [("saving, whole", *whole, 10, "simulated"), ("saving, late", *late, 10, "simulated")]
+    """Two numbers, each with its interval or without one."""
+    rows = [
+        (key, *(value if isinstance(value, tuple) else (value, NAN, NAN)), 10, "simulated")
+        for key, value in (("saving, whole", whole), ("saving, late", late))
+    ]
     columns = ["key", "value", "low", "high", "n", "evidence"]
     pd.DataFrame(rows, columns=columns).to_csv(file, index=False)
 
 
 def claim(**changes):
-    tests = (Condition("saving, whole"), Condition("saving, late"))
-    settings = {"notebook": "04", "show": "saving, whole", "tests": tests, "reasons": REASONS}
-    settings |= {"value": 0.2, "direction": "at least", "tolerance": 0.2}
-    settings |= {"unit": "percent", "evidence": "simulated"}
-    return Claim("saving", "It saves", "20 %", "saving of energy", **{**settings, **changes})
+    own = {"id": "saving", "claim": "It saves", "paper": "20 %", "metric": "saving of energy"}
+    own |= {"value": 0.2, "direction": "at least", "tolerance": 0.2, "unit": "percent"}
+    own |= {"evidence": "simulated", "notebook": "04", "show": "saving, whole", "reasons": REASONS}
+    own["tests"] = [{"key": "saving, whole"}, {"key": "saving, late"}]
+    return Claim(**{**own, **changes})
+
+
+def judged(**changes):
+    """The row of a claim."""
+    (row,) = evaluate([claim(**changes)]).to_dict("records")
+    return row
 
 
 def write_readings(results, *rows):
@@ -60,78 +69,12 @@ def write_readings(results, *rows):
         ((0.30, 0.25, 0.35), (0.20, 0.18, 0.22), "reproduced"),
         ((0.30, 0.25, 0.35), (0.17, 0.15, 0.19), "partly"),
         ((0.17, 0.15, 0.19), (0.20, 0.18, 0.22), "not reproduced"),
+        (0.30, 0.20, "reproduced"),  # without intervals
     ],
 )
 def test_a_verdict_needs_the_whole_interval_within_the_bounds(results, whole, late, verdict):
     write_numbers(results, whole, late)
-    assert evaluate([claim()])["verdict"].tolist() == [verdict]
-
-
-def test_a_number_without_an_interval_is_judged_by_its_value(results):
-    nothing = float("nan")
-    write_numbers(results, (0.30, nothing, nothing), (0.20, nothing, nothing))
-    row = evaluate([claim()]).iloc[0]
-    assert row["verdict"] == "reproduced" and row["ours"] == "30.0 %"
-
-
-def test_the_row_shows_the_number_its_interval_and_the_reason_filled_in(results):
-    write_numbers(results, (0.30, 0.25, 0.35), (0.20, 0.18, 0.22))
-    row = evaluate([claim()]).iloc[0]
-    assert row["ours"] == "30.0 % [25.0, 35.0]" and row["n"] == 10
-    assert row["evidence"] == "simulated"
-    assert row["reason"] == "It is 20.0 %."
-    assert row["command"] == "make reproduce NOTEBOOKS=04"
-
-
-def test_claims_without_a_number_say_why(results):
-    rows = [
-        claim(),
-        Claim("board", "On the board", "yes", "speed", untestable="Needs a board."),
-        Claim("next", "Soon", "yes", "speed", not_run="Not built yet."),
-    ]
-    table = evaluate(rows)
-    assert table["verdict"].tolist() == ["not run", "not testable here", "not run"]
-    assert table["reason"].tolist()[1:] == ["Needs a board.", "Not built yet."]
-
-
-def test_a_number_that_the_notebook_did_not_write_is_named(results):
-    write_numbers(results, (0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
-    with pytest.raises(ValueError, match=r"'saving': claims\.csv of 04 lacks .'cost'"):
-        evaluate([claim(show="cost")])
-    reasons = {**REASONS, "reproduced": "It is {speed}."}
-    with pytest.raises(ValueError, match="no number 'speed' in 04"):
-        evaluate([claim(reasons=reasons)])
-
-
-JUDGED = (
-    "id: a, claim: b, paper: c, metric: m, notebook: n, show: k, tests: [{key: k}], "
-    "unit: ratio, direction: at least, value: 1, tolerance: 0, evidence: simulated"
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- {id: a, claim: b, paper: c, colour: red}", r"'a': unknown \['colour'\]"),
-        ("- {id: a, claim: b, paper: c, metric: m}", "'a': give notebook, show and tests"),
-        ("- {id: a, claim: b, paper: c}", "'a': .*metric"),
-        (f"- {{{JUDGED}}}", "'a': no reason for"),
-        (f"- {{{JUDGED}}}".replace("unit: ratio", "unit: miles"), "'a': unit 'miles': expected"),
-        (f"- {{{JUDGED}}}".replace("simulated", "felt"), "'a': evidence 'felt': expected one of"),
-        (f"- {{{JUDGED}}}".replace("at least", "beyond"), "'a': direction 'beyond': expected"),
-        (f"- {{{JUDGED}}}".replace("tolerance: 0", "tolerance: -1"), "'a': give value, and a tol"),
-        (
-            "- {id: a, claim: b, paper: c, metric: m, not_run: d}\n"
-            "- {id: a, claim: b, paper: c, metric: m, not_run: d}",
-            "'a' is given twice",
-        ),
-    ],
-)
-def test_a_wrong_claim_is_named(tmp_path, text, message):
-    file = tmp_path / "claims.yaml"
-    file.write_text("claims:\n" + "\n".join(f"  {line}" for line in text.splitlines()))
-    with pytest.raises(ValueError, match=message):
-        load_claims(file)
+    assert judged()["verdict"] == verdict
 
 
 @pytest.mark.parametrize(
@@ -148,81 +91,129 @@ def test_direction_and_tolerance_say_what_is_asked(
 ):
     asked = {"direction": direction, "value": value, "tolerance": tolerance, "unit": "ratio"}
     for number, verdict in ((inside, "reproduced"), (outside, "not reproduced")):
-        write_numbers(results, (number,) * 3, (number,) * 3)
-        assert evaluate([claim(**asked)])["verdict"].tolist() == [verdict]
+        write_numbers(results, number, number)
+        assert judged(**asked)["verdict"] == verdict
 
 
 def test_a_test_may_have_bounds_of_its_own(results):
-    write_numbers(results, (0.3,) * 3, (0.01,) * 3)
-    tests = (Condition("saving, whole"), Condition("saving, late", at_least=0.0))
-    assert evaluate([claim(tests=tests)])["verdict"].tolist() == ["reproduced"]
+    write_numbers(results, 0.3, 0.01)
+    tests = [{"key": "saving, whole"}, {"key": "saving, late", "at_least": 0.0}]
+    assert judged(tests=tests)["verdict"] == "reproduced"
 
 
-def test_a_number_of_another_kind_than_was_said_is_refused(results):
-    write_numbers(results, (0.3,) * 3, (0.3,) * 3)
-    with pytest.raises(
-        ValueError, match=r"'saving': 'saving, whole' is simulated, but .* says measured"
-    ):
-        evaluate([claim(evidence="measured")])
+def test_the_row_shows_the_number_its_interval_and_the_reason_filled_in(results):
+    write_numbers(results, (0.30, 0.25, 0.35), (0.20, 0.18, 0.22))
+    row = judged()
+    assert row["ours"] == "30.0 % [25.0, 35.0]" and row["n"] == 10
+    assert row["evidence"] == "simulated"
+    assert row["reason"] == "It is 20.0 %."
+    assert row["command"] == "make reproduce NOTEBOOKS=04"
+
+
+@pytest.mark.parametrize(
+    ("late", "verdict", "reason", "filled"),
+    [
+        (0.1, "partly", "But {failed}.", "But saving, late is 10.0 %."),
+        (0.2, "reproduced", "{saving, late|ratio} of it", "0.200 of it"),
+    ],
+)
+def test_a_reason_may_list_what_failed_or_use_another_unit(results, late, verdict, reason, filled):
+    write_numbers(results, 0.3, late)
+    assert judged(reasons={**REASONS, verdict: reason})["reason"] == filled
+
+
+def test_claims_without_a_number_say_why(results):
+    bare = {"claim": "On the board", "paper": "yes", "metric": "speed"}
+    untestable = Claim(id="board", **bare, untestable="Needs a board.")
+    table = evaluate([claim(), untestable, Claim(id="next", **bare, not_run="Not built yet.")])
+    assert table["verdict"].tolist() == ["not run", "not testable here", "not run"]
+    assert table["reason"].tolist()[1:] == ["Needs a board.", "Not built yet."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"show": "cost"}, r"claims\.csv of 04 lacks .'cost'"),
+        ({"reasons": {**REASONS, "reproduced": "{speed}"}}, "no number 'speed' in 04"),
+        ({"evidence": "measured"}, "'saving, whole' is simulated, but .* says measured"),
+    ],
+)
+def test_what_a_notebook_did_not_write_is_named(results, changes, told):
+    write_numbers(results, 0.3, 0.3)
+    with pytest.raises(ValueError, match=f"'saving': .*{told}"):
+        judged(**changes)
+
+
+def test_a_number_that_is_none_is_refused_and_not_judged(results):
+    write_numbers(results, NAN, 0.3)
+    with pytest.raises(ValueError, match="'saving': 'saving, whole' is nan"):
+        judged()
 
 
 def test_results_of_other_parameters_may_be_of_other_evidence(results, monkeypatch):
     """As with `make reproduce DEVICE=trace:my.csv`."""
-    write_numbers(results, (0.3, 0.2, 0.4), (0.3, 0.2, 0.4))
+    write_numbers(results, 0.3, 0.3)
     monkeypatch.setattr(paths, "COMMITTED", results.parent)
-    (row,) = evaluate([claim(evidence="measured")]).to_dict("records")
-    assert row["evidence"] == "simulated"
+    assert judged(evidence="measured")["evidence"] == "simulated"
 
 
-def test_a_number_that_is_none_is_refused_and_not_judged(results):
-    nothing = float("nan")
-    write_numbers(results, (nothing,) * 3, (0.3,) * 3)
-    with pytest.raises(ValueError, match="'saving': 'saving, whole' is nan"):
-        evaluate([claim()])
+WHOLE = (
+    "- {id: a, claim: b, paper: c, metric: m, notebook: n, show: k, tests: [{key: k}], "
+    "unit: ratio, direction: at least, value: 1, tolerance: 0, evidence: simulated}"
+)
+BARE = "- {id: a, claim: b, paper: c, metric: m, not_run: d}"
 
 
-def test_a_reason_may_list_the_conditions_that_do_not_hold(results):
-    write_numbers(results, (0.3,) * 3, (0.1,) * 3)
-    reasons = {**REASONS, "partly": "But {failed}."}
-    assert evaluate([claim(reasons=reasons)]).iloc[0]["reason"] == "But saving, late is 10.0 %."
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BARE.replace("not_run", "colour"), "'a': colour Extra inputs are not permitted"),
+        (BARE.replace(", not_run: d", ""), "'a': .*give value, .*tests, or untestable"),
+        (BARE.replace("metric: m, ", ""), "'a': metric Field required"),
+        (WHOLE, "'a': .*no reason for"),
+        (WHOLE.replace("ratio", "miles"), "'a': unit .*'percent', .* not 'miles'"),
+        (WHOLE.replace("simulated", "felt"), "'a': evidence .*'measured', .* not 'felt'"),
+        (WHOLE.replace("at least", "beyond"), "'a': direction .*'at least', .* not 'beyond'"),
+        (WHOLE.replace("tolerance: 0", "tolerance: -1"), "'a': tolerance .*greater.* not -1"),
+        (f"{BARE}\n  {BARE}", "'a' is given twice"),
+    ],
+)
+def test_a_wrong_claim_is_named(tmp_path, text, message):
+    file = tmp_path / "claims.yaml"
+    file.write_text(f"claims:\n  {text}")
+    with pytest.raises(ValueError, match=message):
+        load_claims(file)
 
 
-def test_a_reason_may_print_a_number_in_another_unit(results):
-    write_numbers(results, (0.3,) * 3, (0.2,) * 3)
-    reasons = {**REASONS, "reproduced": "{saving, late|ratio} of it"}
-    assert evaluate([claim(reasons=reasons)]).iloc[0]["reason"] == "0.200 of it"
-
-
-def test_a_row_says_how_many_other_readings_agree(results):
-    write_numbers(results, (0.3,) * 3, (0.3,) * 3)
-    write_readings(
-        results,
-        ("saving", "other seeds", "reproduced"),
-        ("saving", "limit 0.1 s", "partly"),
-        ("another", "limit 0.1 s", "partly"),
-    )
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ([("other seeds", "reproduced"), ("limit 0.1 s", "partly")], "1 of 2"),
+        ([("other seeds", "partly")], "0 of 1; changes with the seeds"),
+    ],
+)
+def test_a_row_says_how_many_other_readings_agree(results, others, told):
+    write_numbers(results, 0.3, 0.3)
+    write_readings(results, *(("saving", *row) for row in others), ("another", "a", "partly"))
     table = evaluate([claim()])
-    assert table.iloc[0]["readings"] == "1 of 2"
-    assert "**partly**: limit 0.1 s" in by_reading(table, other_readings())
+    assert table.iloc[0]["readings"] == told
+    assert f"**partly**: {others[-1][0]}" in by_reading(table, other_readings())
 
 
-def test_a_row_says_if_its_verdict_changes_with_the_seeds(results):
-    write_numbers(results, (0.3,) * 3, (0.3,) * 3)
-    write_readings(results, ("saving", "other seeds", "partly"))
-    assert evaluate([claim()]).iloc[0]["readings"] == "0 of 1; changes with the seeds"
+# -- Documents
 
 
 def test_a_document_keeps_everything_around_its_generated_parts():
-    table = evaluate([Claim("next", "Soon", "yes", "speed", not_run="Not built yet.")])
+    bare = {"claim": "Soon", "paper": "yes", "metric": "speed", "not_run": "Not built yet."}
+    table = evaluate([Claim(id="next", **bare)])
+    made = blocks(table, other_readings())
     begin, end = "<!-- claims:begin -->", "<!-- claims:end -->"
-    text = with_blocks(f"before\n{begin}\nold\n{end}\nafter", blocks(table, other_readings()))
+    text = with_blocks(f"before\n{begin}\nold\n{end}\nafter", made)
     assert text.startswith("before\n") and text.endswith("\nafter") and "old" not in text
     assert markdown(table) in text
-    assert with_blocks("no markers", blocks(table, other_readings())) == "no markers"
-    with pytest.raises(ValueError, match=r"no generated part 'prices'; there are .*claims"):
-        with_blocks("<!-- prices:begin -->", blocks(table, other_readings()))
+    assert with_blocks("no markers", made) == "no markers"
     with pytest.raises(ValueError, match="has no <!-- claims:end -->"):
-        with_blocks(begin, blocks(table, other_readings()))
+        with_blocks(begin, made)
 
 
 def test_the_documents_have_the_parts_that_are_generated():
@@ -236,23 +227,63 @@ def test_the_committed_table_and_the_documents_say_what_the_results_say(capsys):
     assert claims.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_a_document_out_of_step_is_noticed(tmp_path, monkeypatch):
-    table = evaluate()
-    for name in (*claims.DOCUMENTS, "claims.yaml"):
-        (tmp_path / name).write_text(Path(paths.ROOT / name).read_text())
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with the claims and documents, and no results yet."""
+    for name in ("claims.yaml", *claims.DOCUMENTS):
+        (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert claims.in_step(table)
-    table.loc[0, "verdict"] = "reproduced, honestly"
-    assert not claims.in_step(table)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "results")
+    return tmp_path
 
 
-def test_every_claim_of_the_paper_has_a_row_and_a_reason():
-    table = evaluate()
-    assert set(table["verdict"]) <= set(VERDICTS)
-    assert (table["reason"] != "").all()
-    wanted = {"energy-ucb", "energy-epsilon-greedy", "latency", "safety", "time-varying"}
-    wanted |= {"power-levels", "latency-limits", "non-monotone", "dla-per-watt"}
-    wanted |= {"pair-absolute", "pair-latency", "pair-energy"}
-    wanted |= {"strategies", "transmission", "encoding", "llm-on-server", "features-only"}
-    wanted |= {"savings-year", "feedback", "many-users"}
-    assert wanted <= set(table["id"])
+def documents(root):
+    return {name: (root / name).read_bytes() for name in claims.DOCUMENTS}
+
+
+def test_a_document_out_of_step_is_noticed(root, capsys):
+    before = documents(root)
+    assert claims.main([]) == 0 == claims.main(["--check"])
+    assert documents(root) != before  # nothing has been run there
+    (root / "README.md").write_bytes(before["README.md"])
+    assert claims.main(["--check"]) == 1
+    assert "run `make claims`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("claims.yaml", "- id: [1,"),
+        ("claims.yaml", "claims:\n- id: alone"),
+        ("README.md", "<!-- nobody:begin -->"),
+        ("results/04_scheduler_comparison/claims.csv", "key,value\n"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_ends_with_2(root, capsys, file, content):
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(content)
+    assert claims.main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mllm-sched claims: ") and told.count("\n") == 1
+    assert not (root / "results" / "claims.csv").exists()
+
+
+def test_an_interrupted_write_leaves_the_documents_as_they_were(root, monkeypatch, capsys):
+    def no_room(file):
+        raise OSError("no space left")
+
+    before = documents(root)
+    monkeypatch.setattr(atomic_io.os, "fsync", no_room)
+    assert claims.main([]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert documents(root) == before
+
+
+def test_results_of_other_parameters_are_shown_but_never_written(root, monkeypatch, capsys):
+    before = documents(root)
+    monkeypatch.setattr(paths, "RESULTS", root / "build" / "results")
+    assert claims.main([]) == 2
+    assert "documents tell those on" in capsys.readouterr().err
+    assert claims.main(["--print"]) == 0
+    assert documents(root) == before

@@ -24,8 +24,10 @@ def kept_rows(board, task):
 
 @pytest.mark.parametrize(
     ("board", "task"),
-    [({}, 0), ({"power_levels": (15,), "components": ("gpu", "dla")}, 0)],
-    ids=["whole board", "15 W, no CPU"],
+    [
+        pytest.param({}, 0, id="whole board", marks=pytest.mark.slow),
+        pytest.param({"power_levels": (15,), "components": ("gpu", "dla")}, 0, id="15 W, no CPU"),
+    ],
 )
 def test_the_fits_kept_as_data_are_what_a_fit_gives(board, task):
     """The likelihood is flat: elsewhere a fit may end a little off."""

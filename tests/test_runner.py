@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import LocalCluster
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import Drift, Noise, Throttling, open_device
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments.lineup import full_power_arms
 from mllm_sched.experiments.metrics import per_run
-from mllm_sched.experiments.runner import Rule, RunStopped, run
+from mllm_sched.experiments.parallel import DASK_ENVIRONMENT
+from mllm_sched.experiments.runner import Rule, RunStopped, run, sweep
 from mllm_sched.schedulers import scheduler_names
 from mllm_sched.tasks import Task
 
@@ -38,9 +41,9 @@ class Faulty(SimulatedOrin):
         return replace(done, failed=failed, **({"energy_j": math.nan} if failed else {}))
 
 
-def play(name="thompson", device=None, task=TASK, steps=20, limits=LIMITS, **changes):
+def play(name="thompson", device=None, steps=20, limits=LIMITS, **changes):
     device = device or open_device("agx-orin-sim")
-    return run(Rule(name, name), device, task, steps, limits=limits, seeds=TRUSTED, **changes)
+    return run(Rule(name, name), device, TASK, steps, limits=limits, seeds=TRUSTED, **changes)
 
 
 @pytest.mark.parametrize("name", scheduler_names())
@@ -67,19 +70,16 @@ def test_the_oracle_takes_exactly_its_own_energy_and_never_violates():
     assert result["violations"] == 0
 
 
-def test_a_stream_that_ends_gives_fewer_rows():
-    tasks = [TASK, Task("image", "clip-vit-b32"), TASK]
-    table = play("oracle", task=iter(tasks))
-    assert len(table) == 3
-    assert table["oracle_energy_j"][0] == table["oracle_energy_j"][2] > table["oracle_energy_j"][1]
-
-
-def test_a_limit_no_arm_can_meet_is_named_with_the_fastest_arm():
-    fastest = "least, component=dla, power_w=60, load=1.0"
-    with pytest.raises(
-        ValueError, match=f"limit latency_s=0.01: no arm can meet it; the {fastest}"
-    ):
-        play(limits={"latency_s": 0.01})
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"latency_s": 0.01}, "limit latency_s=0.01: no arm can meet it; the least, component=dla"),
+        ({"latency_s": 0.06, "energy_j": 1.9}, "no arm can meet all of them"),
+    ],
+)
+def test_limits_that_no_arm_can_meet_are_named(limits, told):
+    with pytest.raises(ValueError, match=told):
+        play(limits=limits)
 
 
 def test_a_limit_no_arm_can_meet_may_be_played_against_the_fastest_arm():
@@ -93,12 +93,7 @@ def test_a_device_that_breaks_leaves_the_tasks_done_before():
     with pytest.raises(RunStopped, match="stopped after 7 tasks: lost connection") as caught:
         play(device=Faulty())
     pd.testing.assert_frame_equal(caught.value.table, play(device=Faulty(), steps=7))
-
-
-def test_a_stopped_run_survives_the_way_back_from_a_worker():
-    with pytest.raises(RunStopped) as caught:
-        play(device=Faulty())
-    back = pickle.loads(pickle.dumps(caught.value))
+    back = pickle.loads(pickle.dumps(caught.value))  # as on the way back from a worker
     assert str(back) == str(caught.value) and len(back.table) == 7
 
 
@@ -146,15 +141,99 @@ def test_the_oracle_of_a_changing_board_changes(settings):
     assert np.array_equal(table["true_energy_j"], table["oracle_energy_j"])
 
 
-def test_limits_that_only_clash_together_are_told_as_such():
-    least = open_device("agx-orin-sim").expected_all(TASK).energy_j.min()
-    together = {"latency_s": 0.06, "energy_j": 1.01 * least}
-    with pytest.raises(ValueError, match="no arm can meet all of them"):
-        play(limits=together)
-
-
 def test_a_board_that_drifts_beyond_the_limit_leaves_the_tasks_done_before():
     slower = [Drift(name, 100.0, start=7) for name in ("gpu", "cpu", "dla")]
     with pytest.raises(RunStopped, match="stopped after 7 tasks: limit latency_s") as caught:
         play(device=open_device("agx-orin-sim", drift=slower))
     assert len(caught.value.table) == 7
+
+
+# -- Sweeps
+
+# Neither in the order of the alphabet nor of their names.
+RULES = [Rule("Thompson", "thompson"), Rule("Fixed", "fixed"), Rule("Safe", "safe-gp-ucb")]
+
+
+def many(rules=RULES, seeds=7, steps=10, **settings):
+    settings = {"trusted": TRUSTED, **settings}
+    return sweep(rules, "agx-orin-sim", TASK, steps, seeds, limits=LIMITS, **settings)
+
+
+@pytest.fixture(scope="module")
+def local():
+    return many(n_jobs=1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    given = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    with LocalCluster(dashboard_address=None, **given) as cluster:
+        yield cluster
+
+
+def jobs_done(cluster):
+    moves = [(old, new) for _, old, new, *_ in cluster.scheduler.transition_log]
+    return moves.count(("processing", "memory"))
+
+
+def test_a_sweep_is_ordered_by_rule_seed_and_step(local):
+    keys = local[["scheduler", "seed", "step"]].astype({"scheduler": str}).to_numpy().tolist()
+    wanted = [[rule.label, seed, step] for rule in RULES for seed in range(7) for step in range(10)]
+    assert keys == wanted
+    assert local["scheduler"].cat.categories.tolist() == ["Thompson", "Fixed", "Safe"]
+
+
+def test_a_seed_does_not_depend_on_other_seeds(local):
+    alone = many(RULES[:1], seeds=[6], n_jobs=1)
+    same = local.query("scheduler == 'Thompson' and seed == 6")
+    assert alone["energy_j"].tolist() == same["energy_j"].tolist()
+
+
+def test_all_rules_of_a_seed_meet_the_same_noise():
+    table = many([Rule("one", "fixed"), Rule("other", "fixed")], seeds=2, n_jobs=1)
+    one, other = (group["energy_j"].to_numpy() for _, group in table.groupby("scheduler"))
+    assert (one == other).all()
+    assert len(set(one)) == 20  # neither tasks nor seeds repeat each other
+
+
+def test_settings_reach_the_device():
+    slower = {"drift": [Drift("gpu", 1.5, start=5)]}
+    table = many(RULES[1:2], seeds=1, n_jobs=1, device_settings=slower)
+    assert table["true_latency_s"].nunique() == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "seeds", "message"),
+    [
+        ([Rule("UCB", "ucb"), Rule("UCB", "random")], 1, "two rules share a label: .*'UCB', 'UCB'"),
+        (RULES, 0, "seeds=0: give at least one"),
+        (RULES, [2, 2], "seeds=.*none twice"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(rules, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        many(rules, seeds)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_table(local):
+    pd.testing.assert_frame_equal(many(n_jobs=2), local)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_table(cluster, local, monkeypatch):
+    pd.testing.assert_frame_equal(many(dask=cluster.scheduler_address), local)
+    before = jobs_done(cluster)
+    assert before == 6  # three rules, seven seeds in jobs of five
+    monkeypatch.setenv(DASK_ENVIRONMENT, cluster.scheduler_address)
+    pd.testing.assert_frame_equal(many(), local)
+    assert jobs_done(cluster) - before == 6
+
+
+def test_an_address_where_no_cluster_is_says_so(monkeypatch):
+    quick = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with quick, pytest.raises(OSError, match=r"no Dask scheduler at 'tcp://127\.0\.0\.1:1'"):
+        many(dask="tcp://127.0.0.1:1")
+    monkeypatch.setenv(DASK_ENVIRONMENT, "nonsense")
+    with pytest.raises(OSError, match=f"'nonsense' .*{DASK_ENVIRONMENT}"):
+        many()

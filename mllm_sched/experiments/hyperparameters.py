@@ -1,8 +1,8 @@
 """Hyperparameters for a task from the profiles of other tasks, kept as data.
 
-A fit takes a second, and its likelihood is so flat that it ends elsewhere on another processor. So
-the fits for the simulated board are data: ``data/hyperparameters/agx_orin_sim.csv``, which
-``python -m mllm_sched.experiments.hyperparameters`` writes and a test refits.
+A fit takes a second, and its likelihood is so flat that another processor ends elsewhere. So the
+fits for the simulated board are data: ``data/hyperparameters/agx_orin_sim.csv``, which
+``python -m mllm_sched.experiments.hyperparameters`` writes.
 """
 
 from __future__ import annotations
@@ -42,23 +42,10 @@ def all_tasks() -> list[Task]:
 def transferred(
     device: KnownDevice, task: Task, others: Sequence[Task]
 ) -> dict[str, Hyperparameters]:
-    """Hyperparameters for a task from the profiles of other tasks on the same device.
+    """Hyperparameters by quantity, from the profiles of other tasks on the same device.
 
     Read from the data where the device is a simulated board without disturbances and the others
-    are all of ``all_tasks``; fitted otherwise.
-
-    Parameters
-    ----------
-    device
-        Knows its true means.
-    task
-        The task to be scheduled; its own profile is not used.
-    others
-        The tasks that were profiled.
-
-    Returns
-    -------
-    By quantity, rounded to six digits.
+    are all of ``all_tasks``; fitted otherwise. The task's own profile is not used.
     """
     others = [other for other in others if other.encoder != task.encoder]
     all_others = [other for other in all_tasks() if other.encoder != task.encoder]
@@ -69,30 +56,20 @@ def transferred(
     return fitted(device.space, [device.expected_all(other) for other in others])
 
 
-def fitted(
-    space: ArmSpace, profiles: Iterable[Expected], noise_sd: float = NOISE_SD, seed: int = 0
-) -> dict[str, Hyperparameters]:
-    """Hyperparameters by marginal likelihood; needs PyTorch.
+def fitted(space: ArmSpace, profiles: Sequence[Expected]) -> dict[str, Hyperparameters]:
+    """Hyperparameters by marginal likelihood, from one profile per encoder; needs PyTorch.
 
-    Parameters
-    ----------
-    space
-        The arms.
-    profiles
-        True means of every arm, one profile per encoder.
-    noise_sd
-        Scatter of a log measurement; every arm is drawn twice, so that it can be told apart.
-    seed
-        Of the scatter.
+    A profile holds true means. Every arm is measured twice with noise, which is told from the means
+    by that.
     """
     from mllm_sched.schedulers import fit_hyperparameters
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = np.repeat(space.features(), 2, axis=0)
-    profiles, fits = list(profiles), {}
+    fits = {}
     for quantity in QUANTITIES:
         logs = np.log([np.repeat(getattr(profile, quantity), 2) for profile in profiles])
-        noisy = logs + noise_sd * rng.standard_normal(logs.shape)
+        noisy = logs + NOISE_SD * rng.standard_normal(logs.shape)
         fits[quantity] = _rounded(fit_hyperparameters(space, rows, noisy))
     return fits
 
@@ -126,7 +103,7 @@ def _kept() -> Mapping[tuple[str, ...], dict[str, Hyperparameters]]:
 
 
 def cases() -> Iterator[tuple[SimulatedOrin, Task]]:
-    """The boards and tasks that the studies play.
+    """The boards and tasks of the studies.
 
     At all power levels: every choice of components and accounting, every encoder. At one level:
     every encoder on the board as it is, and the main one with one choice changed.
@@ -149,19 +126,13 @@ def fit_table(cases: Iterable[tuple[SimulatedOrin, Task]]) -> pd.DataFrame:
     """The fits for some boards and tasks, one row a quantity."""
     rows: list[dict[str, Any]] = []
     for board, task in cases:
-        profiles = [
-            board.expected_all(other) for other in all_tasks() if other.encoder != task.encoder
-        ]
-        for quantity, fit in fitted(board.space, profiles).items():
-            rows.append(
-                {
-                    **dict(zip(KEY, (*_board_key(board), task.encoder), strict=True)),
-                    "quantity": quantity,
-                    "variance": fit.variance,
-                    "noise_variance": fit.noise_variance,
-                    **dict(zip(FACTORS, fit.factors, strict=True)),
-                }
-            )
+        others = [other for other in all_tasks() if other.encoder != task.encoder]
+        key = dict(zip(KEY, (*_board_key(board), task.encoder), strict=True))
+        fits = fitted(board.space, [board.expected_all(other) for other in others])
+        for quantity, fit in fits.items():
+            values = {"variance": fit.variance, "noise_variance": fit.noise_variance}
+            factors = dict(zip(FACTORS, fit.factors, strict=True))
+            rows.append({**key, "quantity": quantity, **values, **factors})
     return pd.DataFrame(rows)
 
 

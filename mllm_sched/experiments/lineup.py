@@ -1,12 +1,11 @@
-"""Who plays in a comparison, and what each may know beforehand."""
+"""The schedulers of a comparison, and what each knows before its first task."""
 
 from __future__ import annotations
 
-from mllm_sched.devices import Device
-
-# Said once, for studies and the running system alike; studies know them by this module.
+from mllm_sched.devices import Device, KnownDevice
 from mllm_sched.devices.trusted import full_power_arms as full_power_arms
 from mllm_sched.devices.trusted import trusted_arms as trusted_arms
+from mllm_sched.experiments.hyperparameters import all_tasks as all_tasks
 from mllm_sched.experiments.hyperparameters import transferred as transferred
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import Hyperparameters
@@ -18,10 +17,10 @@ PENALTY = 1.0  # a task beyond the limit counts as e times its energy; see DEVIA
 
 
 def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> list[Rule]:
-    """The paper's scheduler and its baselines, and the references on either side.
+    """The paper's scheduler, its baselines, and the references on either side.
 
-    The baselines come twice: minimising energy alone, and with a penalty beyond the limit. The
-    paper does not say which it compares to.
+    The baselines come twice, because the paper does not say which it compares to: minimising energy
+    alone, and with a penalty beyond the limit.
     """
     fitted = {"hyperparameters": hyperparameters} if hyperparameters else {}
     penalty = {"penalty": PENALTY}
@@ -39,11 +38,16 @@ def paper_lineup(hyperparameters: dict[str, Hyperparameters] | None = None) -> l
     ]
 
 
+def fitted_lineup(device: KnownDevice, task: Task) -> list[Rule]:
+    """The paper's line-up with hyperparameters for this device, and the adaptive rule."""
+    rules = paper_lineup(transferred(device, task, all_tasks()))
+    return [*rules[:2], ADAPTIVE, *rules[2:]]
+
+
 def task_for(device: Device, encoder: str = "", or_first: bool = False) -> Task:
     """A task for an encoder that the device holds; without a name, for its first.
 
-    With ``or_first`` a name that it does not hold means its first, too: a trace holds what was
-    measured. Otherwise such a name raises ValueError, which lists what it holds.
+    With ``or_first`` an unknown name means the first, too; otherwise it raises ValueError.
     """
     held = device.modalities
     if not encoder or (or_first and encoder not in held):

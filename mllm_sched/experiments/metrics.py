@@ -1,15 +1,15 @@
-"""What is said of a run: energy, latency, violations, regret; with intervals over seeds.
+"""Energy, latency, violations and regret of runs, with bootstrap intervals over seeds.
 
 Violations are counted on the true mean latency of the arm (``violations``) and on the latency
-that was observed (``observed_violations``). Near the limit noise alone breaches it.
+that was observed (``observed_violations``): near the limit noise alone exceeds it.
 
-Regret of a task is the true energy of the arm less that of the best arm within the limits. A task
-beyond the limit earns no credit for the energy it saved by that: its regret is at least 0.
+The regret of a task is the true energy of its arm minus that of the best arm within the limits,
+and at least 0: energy saved by violating a limit is no gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from scipy.stats import bootstrap
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+NUMBER = ["value", "low", "high", "n"]
 
 
 def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) -> pd.DataFrame:
@@ -67,20 +68,18 @@ def regret(table: pd.DataFrame) -> pd.Series:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of every column of ``per_run``, with a bootstrap interval of 95 %.
+    """Means over seeds of every column of ``per_run``.
 
     Returns
     -------
     Long table: ``scheduler``, ``quantity``, ``value``, ``low``, ``high``, ``n`` (seeds).
     """
-    quantities = [name for name in runs.columns if name not in ("scheduler", "seed")]
-    rows = []
-    for scheduler, group in runs.groupby("scheduler", observed=True, sort=False):
-        for quantity in quantities:
-            rows.append(
-                (scheduler, quantity, *mean_interval(group[quantity].to_numpy()), len(group))
-            )
-    table = pd.DataFrame(rows, columns=["scheduler", "quantity", "value", "low", "high", "n"])
+    rows = [
+        (scheduler, quantity, *mean_interval(group[quantity].to_numpy()), len(group))
+        for scheduler, group in runs.groupby("scheduler", observed=True, sort=False)
+        for quantity in runs.columns.drop(["scheduler", "seed"])
+    ]
+    table = pd.DataFrame(rows, columns=["scheduler", "quantity", *NUMBER])
     table["scheduler"] = pd.Categorical(table["scheduler"], runs["scheduler"].cat.categories)
     return table
 
@@ -98,18 +97,9 @@ def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
 
 
 def highest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
-    """The row of greatest value; its interval reaches to the greatest bound of any row.
+    """``value``, ``low``, ``high`` and ``n`` of the row of greatest value.
 
-    So that a bound which holds for it holds for all of them.
-
-    Parameters
-    ----------
-    rows
-        Columns ``value``, ``low``, ``high``, ``n``.
-
-    Returns
-    -------
-    ``value``, ``low``, ``high``, ``n``.
+    Its interval reaches to the greatest bound of any row, so that a bound on it bounds all rows.
     """
     worst = rows.iloc[int(rows["value"].argmax())]
     bounds = float(worst["low"]), float(rows[["value", "high"]].max(axis=None))
@@ -117,10 +107,17 @@ def highest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
 
 
 def lowest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
-    """The row of least value; its interval reaches to the least bound of any row."""
+    """The same of the row of least value; its interval reaches to the least bound of any row."""
     worst = rows.iloc[int(rows["value"].argmin())]
     bounds = float(rows[["value", "low"]].min(axis=None)), float(worst["high"])
     return float(worst["value"]), *bounds, int(worst["n"])
+
+
+def claim_table(
+    rows: Iterable[tuple[str, float, float, float, int]], evidence: str
+) -> pd.DataFrame:
+    """Numbers as ``claims.csv`` holds them: ``key``, ``value``, ``low``, ``high``, ``n``."""
+    return pd.DataFrame(list(rows), columns=["key", *NUMBER]).assign(evidence=evidence)
 
 
 def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArray]:
@@ -146,14 +143,11 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
     ``high``, ``n``.
     """
     wide = runs.pivot(index="seed", columns="scheduler", values=quantity)
-    if ours not in wide:
-        raise ValueError(f"{ours!r} did not run; there are {', '.join(map(str, wide.columns))}")
     rows = []
-    for other in wide.columns:
-        if other != ours:
-            saved = (1.0 - wide[ours] / wide[other]).to_numpy()
-            rows.append((other, *mean_interval(saved), len(saved)))
-    table = pd.DataFrame(rows, columns=["scheduler", "value", "low", "high", "n"])
+    for other in wide.columns.drop(ours):
+        saved = (1.0 - wide[ours] / wide[other]).to_numpy()
+        rows.append((other, *mean_interval(saved), len(saved)))
+    table = pd.DataFrame(rows, columns=["scheduler", *NUMBER])
     return table.assign(scheduler=pd.Categorical(table["scheduler"], wide.columns))
 
 
@@ -167,12 +161,12 @@ def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataF
     values
         The quantity of every row of it.
     points
-        The tasks are cut into at most this many blocks, and averaged within.
+        The tasks are averaged within at most this many blocks.
 
     Returns
     -------
-    ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), and ``low`` and
-    ``high``: its bootstrap interval of 95 %, or the value itself for a single seed.
+    ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), ``low``, ``high``; the
+    bounds of a single seed are its value.
     """
     steps = int(table["step"].max()) + 1
     size = max(1, -(-steps // points))
@@ -187,32 +181,3 @@ def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataF
     result = pd.concat(parts, ignore_index=True)
     result["scheduler"] = pd.Categorical(result["scheduler"], table["scheduler"].cat.categories)
     return result
-
-
-def running_mean(table: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Mean of a quantity from the first task of its run up to every task, missing ones left out."""
-    key = [table["scheduler"], table["seed"]]
-    counted = values.notna().groupby(key, observed=True).cumsum()
-    return values.groupby(key, observed=True).cumsum() / counted
-
-
-def running_sum(table: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Sum of a quantity from the first task of its run up to every task."""
-    return values.groupby([table["scheduler"], table["seed"]], observed=True).cumsum()
-
-
-def with_pooled_truth(table: pd.DataFrame, limits: Mapping[str, float]) -> pd.DataFrame:
-    """For a live device: the means of all measurements of an arm stand in for its truth.
-
-    The oracle is then the best arm that anyone tried. The stand-in is as good as the number of
-    measurements behind it.
-    """
-    done = table[table["failed"] == ""]
-    means = done.groupby("arm")[["energy_j", "latency_s"]].mean()
-    feasible = means[means["latency_s"] <= limits["latency_s"]]
-    best = feasible["energy_j"].min() if len(feasible) else np.nan
-    return table.assign(
-        true_energy_j=table["arm"].map(means["energy_j"]),
-        true_latency_s=table["arm"].map(means["latency_s"]),
-        oracle_energy_j=best,
-    )

@@ -1,4 +1,4 @@
-"""Many jobs on all cores or on a Dask cluster: the one place where work is spread."""
+"""Many jobs on all cores or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -22,9 +21,9 @@ KEPT_ENVIRONMENT = "MLLM_SCHED_KEPT"
 
 
 def _memory() -> joblib.Memory:
-    """Keeps results of finished jobs in the folder that ``make reproduce`` names; else nothing.
+    """Cache of finished jobs, in the folder that ``make reproduce`` names; else none.
 
-    In it is a folder for every state of the code, so that results of other code are never met.
+    Every state of the code has a folder of its own in it.
     """
     parent = os.environ.get(KEPT_ENVIRONMENT)
     if not parent:
@@ -34,7 +33,7 @@ def _memory() -> joblib.Memory:
     return joblib.Memory(Path(parent) / str(joblib.hash([code, versions])), verbose=0)
 
 
-MEMORY = _memory()  # at import: a process goes on with the code that it began with
+MEMORY = _memory()  # at import, when this process read its code
 
 
 def spread(
@@ -45,31 +44,18 @@ def spread(
     n_jobs: int | None = None,
     dask: str | None = None,
 ) -> list[Any]:
-    """``function(*job)`` for every job; the results do not depend on where each was run.
+    """``function(*job)`` for every job, in the order of the jobs.
 
     Parameters
     ----------
     function
-        Of a module, so that other processes find it. One thread is all that it gets.
+        Of a module, so that other processes find it. It gets one thread.
     jobs
         Its arguments. A job should take seconds, a thousand times its overhead.
     label
-        Shown by the progress bar.
-    n_jobs
-        Processes on this machine; all cores by default.
-    dask
-        Address of a Dask scheduler; by default the environment's MLLM_SCHED_DASK. Its workers
-        must run the same code and packages, which is not checked. Without an address the jobs
-        stay on this machine.
-
-    Returns
-    -------
-    The results, in the order of the jobs.
-
-    Raises
-    ------
-    OSError
-        When no Dask scheduler answers at the address.
+        Of the progress bar.
+    n_jobs, dask
+        See ``backend``.
     """
     with backend(dask, n_jobs):
         parallel = joblib.Parallel(return_as="generator", batch_size=1)
@@ -79,7 +65,21 @@ def spread(
 
 @contextmanager
 def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None]:
-    """Where ``joblib.Parallel`` runs meanwhile; see ``spread`` for both."""
+    """Where ``joblib.Parallel`` runs meanwhile.
+
+    Parameters
+    ----------
+    dask
+        Address of a Dask scheduler, whose workers must run the same code and packages; by default
+        the environment's MLLM_SCHED_DASK. Without an address the jobs stay on this machine.
+    n_jobs
+        Processes on this machine; all cores by default.
+
+    Raises
+    ------
+    OSError
+        When no Dask scheduler answers at the address.
+    """
     address = dask or os.environ.get(DASK_ENVIRONMENT)
     if not address:
         with joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1):
@@ -95,11 +95,6 @@ def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None
         ) from error
     with client, joblib.parallel_config(backend="dask", client=client):
         yield
-
-
-def release_workers() -> None:
-    """End the processes that wait here for more work; the next call starts others."""
-    get_reusable_executor().shutdown(wait=True)
 
 
 def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,10 +14,6 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 
 from mllm_sched.experiments.lineup import OURS as OURS
 from mllm_sched.experiments.provenance import STEADY
-
-if TYPE_CHECKING:
-    pass
-
 
 # One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
 SCHEDULER_COLOURS = {
@@ -36,13 +31,12 @@ SCHEDULER_COLOURS = {
     "Oracle": "#000000",
 }
 COMPONENT_COLOURS = {"gpu": "#d55e00", "cpu": "#56b4e9", "dla": "#117733"}
-FRONTIER = ("violations", "energy_over_oracle")  # x and y of the frontier
 NEAR = (120, 24)  # points closer than this, in pixels, share a stack of names
 PENALTY = " + penalty"  # a penalised variant keeps its rule's colour and is dashed
 
 
 def use_style() -> None:
-    """The look of every figure here; SVG files come out the same on every run."""
+    """The look of every figure; SVG files come out the same on every run."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     mpl.rcParams.update(
         {
@@ -62,7 +56,7 @@ def titled(ax: Axes, text: str, evidence: str) -> Axes:
 
 
 def scheduler_colour(label: str) -> str:
-    """Colour of a scheduler; a variant has that of its rule, an unknown one is grey."""
+    """Colour of a scheduler; a variant has that of its rule, an unknown one grey."""
     return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
 
 
@@ -83,15 +77,7 @@ def over_tasks(
     percent: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """A quantity over the tasks of a run, one line a scheduler; the legend in order of their ends.
-
-    Parameters
-    ----------
-    curves
-        Of ``metrics.curves``.
-    log, percent
-        Scale of the y axis.
-    """
+    """``metrics.curves`` over the tasks of a run; ``log`` and ``percent`` scale the y axis."""
     ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
     ends: list[float] = []
     for name, line in curves.groupby("scheduler", observed=True, sort=False):
@@ -110,11 +96,9 @@ def over_tasks(
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
-    handles, labels = ax.get_legend_handles_labels()
-    order = np.argsort(ends, kind="stable")[::-1]
+    lines = ax.get_legend_handles_labels()[0]
     ax.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        handles=[lines[place] for place in np.argsort(ends, kind="stable")[::-1]],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
         frameon=False,
@@ -124,22 +108,26 @@ def over_tasks(
 
 
 def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | None = None) -> Axes:
-    """Energy against violations, one point a scheduler with its intervals: lower left is better.
-
-    Parameters
-    ----------
-    summary
-        Of ``metrics.summarise``; quantities ``energy_over_oracle`` and ``violations``.
-    """
+    """Energy against violations of ``metrics.summarise``, one point a scheduler with intervals."""
     ax = ax or plt.subplots(figsize=(7.5, 4.6))[1]
     ax.set_xscale("symlog", linthresh=0.01)
     ax.set_yscale("log")
     parts = summary.set_index(["scheduler", "quantity"])[["value", "low", "high"]]
     points = {}
-    for name in summary["scheduler"].unique():
-        across, up = (parts.loc[(name, quantity)] for quantity in FRONTIER)
-        _mark(ax, str(name), across, up)
-        points[str(name)] = (float(across["value"]), float(up["value"]))
+    for name in map(str, summary["scheduler"].unique()):
+        x, y = parts.loc[(name, "violations")], parts.loc[(name, "energy_over_oracle")]
+        points[name] = (float(x["value"]), float(y["value"]))
+        colour, ring = scheduler_colour(name), name == "Oracle"
+        ax.errorbar(
+            *points[name],
+            xerr=np.abs([[x["low"] - x["value"]], [x["high"] - x["value"]]]),
+            yerr=np.abs([[y["low"] - y["value"]], [y["high"] - y["value"]]]),
+            fmt="o",
+            ms=14 if ring else 8,
+            color=colour,
+            mfc="none" if ring else "white" if PENALTY in name else colour,
+            capsize=2,
+        )
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set(xlabel="tasks beyond the latency limit", ylabel="energy over the oracle's")
     top = max(y for _, y in points.values())
@@ -149,23 +137,6 @@ def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | Non
     ax.minorticks_off()
     _label_points(ax, points)
     return titled(ax, title, evidence)
-
-
-def _mark(ax: Axes, label: str, across: pd.Series, up: pd.Series) -> None:
-    """A point with its intervals; open with a penalty, a ring for the oracle."""
-    colour = scheduler_colour(label)
-    ring = label == "Oracle"
-    ax.errorbar(
-        across["value"],
-        up["value"],
-        xerr=np.abs([[across[bound] - across["value"]] for bound in ("low", "high")]),
-        yerr=np.abs([[up[bound] - up["value"]] for bound in ("low", "high")]),
-        fmt="o",
-        ms=14 if ring else 8,
-        color=colour,
-        mfc="none" if ring else "white" if PENALTY in label else colour,
-        capsize=2,
-    )
 
 
 def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:

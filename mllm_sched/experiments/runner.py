@@ -1,10 +1,9 @@
-"""One scheduler, one device, one seed: a table with a row for every task; and sweeps of many."""
+"""One scheduler on one device for one seed, and sweeps of many: a table with a row per task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,22 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Device, KnownDevice, open_device
 from mllm_sched.devices.base import Expected
 from mllm_sched.experiments.parallel import spread
-from mllm_sched.measurement import Measurement
 from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
 from mllm_sched.schedulers.references import truly_best
 from mllm_sched.tasks import Task
 
-NUMBERS = ("energy_j", "latency_s", "true_energy_j", "true_latency_s", "oracle_energy_j")
-VERDICTS = ("certified", "infeasible")
+COLUMNS = {
+    "arm": int,
+    "energy_j": float,
+    "latency_s": float,
+    "true_energy_j": float,
+    "true_latency_s": float,
+    "oracle_energy_j": float,
+    "certified": bool,
+    "infeasible": bool,
+    "failed": object,
+}
+SEEDS_PER_JOB = 5  # a job of this size takes some seconds
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,11 @@ class Rule:
     Attributes
     ----------
     label
-        What tables and figures call it.
+        Its name in tables and figures.
     name
-        What ``make_scheduler`` calls it.
+        Its name for ``make_scheduler``.
     settings
-        The rule's own; they may replace what all rules of a run are given, limits for instance.
+        Its own settings; they replace those that all schedulers of a run get, such as the limits.
     """
 
     label: str
@@ -43,10 +51,10 @@ class Rule:
 
 
 class RunStopped(RuntimeError):
-    """A device broke in mid-run; ``table`` holds every task that was done before."""
+    """A device broke during a run; ``table`` holds the tasks done before."""
 
     def __init__(self, message: str, table: pd.DataFrame) -> None:
-        super().__init__(message, table)  # both, or it could not travel between processes
+        super().__init__(message, table)  # both, so that it can be pickled
         self.table = table
 
     def __str__(self) -> str:
@@ -56,74 +64,71 @@ class RunStopped(RuntimeError):
 def run(
     rule: Rule,
     device: Device,
-    task: Task | Iterable[Task],
+    task: Task,
     steps: int,
     *,
     limits: Mapping[str, float],
     seed: int = 0,
     seeds: Iterable[Arm] = (),
-    objective: str = "energy_j",
     allow_infeasible: bool = False,
     watch: Callable[[Scheduler, Decision], None] | None = None,
     scheduler: Scheduler | None = None,
 ) -> pd.DataFrame:
-    """Play one scheduler for some tasks.
+    """Run one scheduler for ``steps`` tasks.
 
     Parameters
     ----------
-    rule
-        Who chooses.
-    device
-        Where it runs.
-    task
-        The task, again and again; or a stream of tasks.
-    steps
-        How many; fewer if the stream ends.
-    limits, seeds, objective
+    limits, seeds
         See ``Scheduler``.
-    allow_infeasible
-        Whether to play on where no arm can meet the limits; the oracle's arm is then the one least
-        beyond them.
     seed
-        Of the scheduler's own randomness. The device was opened with a seed of its own.
+        Of the scheduler's own randomness; the device was opened with its own.
+    allow_infeasible
+        Go on where no arm meets the limits; the oracle's arm is then the one least beyond them.
     watch
-        Called with the scheduler and its decision after every task, to look at what it knows.
+        Called with the scheduler and its decision after every task.
     scheduler
-        One that has learned already, to go on with; by default a new one.
+        One to go on with, instead of a new one.
 
     Returns
     -------
-    One row per task: ``scheduler``, ``seed``, ``step``, ``arm`` (index), ``energy_j`` and
-    ``latency_s`` as observed, ``true_energy_j`` and ``true_latency_s`` (means of that arm then),
+    One row per task: ``scheduler``, ``seed``, ``step``, ``arm`` (index), observed ``energy_j`` and
+    ``latency_s``, ``true_energy_j`` and ``true_latency_s`` (means of that arm then),
     ``oracle_energy_j`` (least true energy within the limits then), ``certified``, ``infeasible``
-    (the scheduler's verdict that no arm can meet them), ``failed``.
-    On a device whose truth nobody knows, the true and oracle columns are NaN.
+    (the scheduler's verdict that no arm meets the limits), ``failed``.
+    True and oracle columns are NaN on a device whose true means are unknown.
 
     Raises
     ------
     ValueError
-        If ``steps`` is below 1, or no arm can meet the limits and the device knows it, unless
-        ``allow_infeasible``.
+        If ``steps`` is below 1, or no arm of a known device meets the limits.
     RunStopped
-        If the device raises, or a changing board leaves no arm within the limits; it carries the
-        tasks done so far.
+        If the device raises, or a changing device leaves no arm within the limits.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
-    tasks: Iterator[Task] = repeat(task) if isinstance(task, Task) else iter(task)
-    truth = _Truth(device, limits, objective, allow_infeasible)
-    scheduler = scheduler or _scheduler(rule, device, truth, limits, seed, seeds, objective)
-    rows: list[tuple[Any, ...]] = []  # arm, ``NUMBERS``, ``VERDICTS``, why it failed
-    available = getattr(device, "available", lambda: None)  # a board may say what cannot run
+    truth = _Truth(device, limits, allow_infeasible)
+    if scheduler is None:
+        settings = dict(rule.settings)
+        if rule.name == "oracle" and truth.known:
+            settings.setdefault("truth", lambda: vars(truth.means))
+        rng = np.random.default_rng([seed, 1])  # the device takes [seed, 0]
+        common = {"limits": limits, "seeds": seeds, "rng": rng}
+        scheduler = make_scheduler(rule.name, device.space, **{**common, **settings})
+    available = getattr(device, "available", lambda: None)  # arms that can run now
+    rows: list[tuple[Any, ...]] = []
     try:
-        for current in islice(tasks, steps):
-            true = truth.at(current)
+        for _ in range(steps):
+            truth.update(task)
             decision = scheduler.ask(available=available())
-            measurement = device.run(decision.arm, current)
-            _tell(scheduler, decision.id, measurement)
-            arm, observed = decision.arm.index, (measurement.energy_j, measurement.latency_s)
-            verdicts = decision.certified, decision.infeasible
-            rows.append((arm, *observed, *true(arm), *verdicts, measurement.failed))
+            done = device.run(decision.arm, task)
+            if done.failed:
+                scheduler.tell(decision.id, failed=done.failed)
+            else:
+                scheduler.tell(decision.id, energy_j=done.energy_j, latency_s=done.latency_s)
+            arm, verdicts = decision.arm.index, (decision.certified, decision.infeasible)
+            rows.append(
+                (arm, done.energy_j, done.latency_s, *truth.of(arm), *verdicts, done.failed)
+            )
             if watch:
                 watch(scheduler, decision)
     except (OSError, RuntimeError, ValueError) as error:
@@ -135,81 +140,46 @@ def run(
 
 
 class _Truth:
-    """The true means of a device, asked for again only where they can change."""
+    """True means of a device, and the oracle's energy; computed again only where they change."""
 
-    def __init__(
-        self, device: Device, limits: Mapping[str, float], objective: str, allow_infeasible: bool
-    ) -> None:
-        self.device, self.limits, self.objective = device, limits, objective
-        self.allow_infeasible = allow_infeasible
-        # Asked once: whether a class fits a protocol takes longer to find out than a decision.
+    def __init__(self, device: Device, limits: Mapping[str, float], allow_infeasible: bool) -> None:
+        # Checked once: checking a protocol takes longer than a decision.
         self.known = device if isinstance(device, KnownDevice) else None
-        self.means: Expected | None = None
-        self.quantities: dict[str, np.ndarray] = {}  # the means by name, as the oracle wants them
-        self._row: Callable[[int], tuple[float, float, float]] = lambda arm: (np.nan,) * 3
+        self.limits, self.allow_infeasible = limits, allow_infeasible
+        nothing = np.full(len(device.space), np.nan)
+        self.means, self.best_j = Expected(nothing, nothing), np.nan
 
-    def at(self, task: Task) -> Callable[[int], tuple[float, float, float]]:
-        """From an arm's index to its true energy and latency, and the oracle's energy."""
-        means = self.known.expected_all(task) if self.known else None
-        if means is not None and means is not self.means:
-            self.means = means
-            self.quantities = {"energy_j": means.energy_j, "latency_s": means.latency_s}
-            energy, latency, best = means.energy_j.tolist(), means.latency_s.tolist(), self._best()
-            self._row = lambda arm: (energy[arm], latency[arm], best)
-        return self._row
-
-    def _best(self) -> float:
-        best, met = truly_best(self.quantities, self.objective, self.limits)
+    def update(self, task: Task) -> None:
+        if self.known is None or (means := self.known.expected_all(task)) is self.means:
+            return
+        self.means = means
+        best, met = truly_best(vars(means), "energy_j", self.limits)
         if not (met or self.allow_infeasible):
-            raise ValueError(self._impossible(self.quantities))
-        return float(self.quantities["energy_j"][best])
+            raise ValueError(_impossible(self.known, means, self.limits))
+        self.best_j = float(means.energy_j[best])
 
-    def _impossible(self, values: Mapping[str, np.ndarray]) -> str:
-        for name, limit in self.limits.items():
-            least = int(values[name].argmin())
-            if values[name][least] > limit:
-                return (
-                    f"limit {name}={limit:g}: no arm can meet it; the least, "
-                    f"{self.device.space[least]}, takes {values[name][least]:.4g}; raise the limit"
-                )
-        return f"limits {dict(self.limits)}: no arm can meet all of them; raise one"
+    def of(self, arm: int) -> tuple[float, float, float]:
+        return self.means.energy_j[arm], self.means.latency_s[arm], self.best_j
 
 
-def _scheduler(
-    rule: Rule,
-    device: Device,
-    truth: _Truth,
-    limits: Mapping[str, float],
-    seed: int,
-    seeds: Iterable[Arm],
-    objective: str,
-) -> Scheduler:
-    settings = dict(rule.settings)
-    if rule.name == "oracle":
-        settings.setdefault("truth", (lambda: truth.quantities) if truth.known else None)
-    rng = np.random.default_rng([seed, 1])  # apart from the device's, which takes [seed, 0]
-    common = {"objective": objective, "limits": limits, "seeds": seeds, "rng": rng}
-    return make_scheduler(rule.name, device.space, **{**common, **settings})
-
-
-def _tell(scheduler: Scheduler, decision: int, measurement: Measurement) -> None:
-    if measurement.failed:
-        scheduler.tell(decision, failed=measurement.failed)
-    else:
-        scheduler.tell(decision, energy_j=measurement.energy_j, latency_s=measurement.latency_s)
+def _impossible(device: Device, means: Expected, limits: Mapping[str, float]) -> str:
+    for name, limit in limits.items():
+        values = getattr(means, name)
+        least = int(values.argmin())
+        if values[least] > limit:
+            return (
+                f"limit {name}={limit:g}: no arm can meet it; the least, {device.space[least]}, "
+                f"takes {values[least]:.4g}; raise the limit"
+            )
+    return f"limits {dict(limits)}: no arm can meet all of them; raise one"
 
 
 def _table(rule: Rule, seed: int, rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    columns = ["arm", *NUMBERS, *VERDICTS, "failed"]
-    types = {"arm": int, **dict.fromkeys(NUMBERS, float), **dict.fromkeys(VERDICTS, bool)}
-    table = pd.DataFrame(rows, columns=columns).astype(types)
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     table.insert(0, "scheduler", pd.Categorical([rule.label] * len(rows)))
     table.insert(1, "seed", seed)
     table.insert(2, "step", np.arange(len(rows)))
     return table.assign(failed=pd.Categorical(table["failed"]))
-
-
-SEEDS_PER_JOB = 5  # a job of this size takes some seconds
 
 
 def sweep(
@@ -229,34 +199,29 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every rule with every seed.
 
-    For a seed all rules meet a device that was opened with the same seed, so that they meet the
-    same noise. The table does not depend on how the work was spread.
+    For a seed all rules meet a device opened with the same seed, hence the same noise.
 
     Parameters
     ----------
     rules, task, steps, limits, allow_infeasible
         See ``run``.
-    device
-        As ``open_device`` knows it.
+    device, device_settings
+        Arguments of ``open_device``.
     seeds
         The seeds, or how many: 0, 1, ...
     trusted
         Seed arms of the schedulers.
-    device_settings
-        Further arguments of ``open_device``.
     n_jobs, dask, label
-        See ``spread``.
+        See ``spread``; the table does not depend on them.
 
     Returns
     -------
     The tables of ``run``, ordered by rule, seed and step.
     """
-    if not rules:
-        raise ValueError("rules=[]: give at least one")
-    if len({rule.label for rule in rules}) < len(rules):
-        raise ValueError(f"two rules share a label: {[rule.label for rule in rules]}")
-    counted = isinstance(seeds, int | np.integer)
-    numbers = list(range(seeds)) if counted else list(seeds)  # type: ignore[arg-type]
+    labels = [rule.label for rule in rules]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"two rules share a label: {labels}")
+    numbers = list(range(seeds) if isinstance(seeds, int | np.integer) else seeds)
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds={seeds!r}: give at least one, and none twice")
     chunks = [numbers[i : i + SEEDS_PER_JOB] for i in range(0, len(numbers), SEEDS_PER_JOB)]
@@ -267,7 +232,10 @@ def sweep(
     ]
     tables = spread(_job, jobs, label=label or device, n_jobs=n_jobs, dask=dask)
     table = pd.concat(tables, ignore_index=True)
-    return _as_categories(table, [rule.label for rule in rules])
+    # Concatenation may have turned categories into strings.
+    table["scheduler"] = pd.Categorical(table["scheduler"].astype(str), categories=labels)
+    table["failed"] = table["failed"].astype("category")
+    return table
 
 
 def _job(
@@ -287,10 +255,3 @@ def _job(
         finally:
             board.close()
     return pd.concat(tables, ignore_index=True)
-
-
-def _as_categories(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Labels in the order of the rules; concatenation may have turned them into strings."""
-    table["scheduler"] = pd.Categorical(table["scheduler"].astype(str), categories=labels)
-    table["failed"] = table["failed"].astype("category")
-    return table

@@ -23,9 +23,8 @@ from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices import KnownDevice, open_device
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.lineup import fitted_lineup, full_power_arms
 from mllm_sched.experiments.runner import Rule, sweep
-from mllm_sched.experiments.stability import lineup
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.tasks import Task
 
@@ -160,7 +159,7 @@ def play(
     for encoder in encoders:
         task = Task(known[encoder], encoder)
         device = cast(KnownDevice, open_device(SimulatedOrin.name, **(board or {})))
-        who = (rules or lineup)(device, task)
+        who = (rules or fitted_lineup)(device, task)
         spread = {"device_settings": board, "n_jobs": n_jobs}
         for limit_s in limits_s:
             tables.append(_one(device, who, task, limit_s, steps, chosen, **spread))

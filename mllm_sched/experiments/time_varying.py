@@ -21,8 +21,7 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Background, Drift, Expected, Outage, Throttling
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments import metrics
-from mllm_sched.experiments.comparison import all_tasks
-from mllm_sched.experiments.lineup import PENALTY, transferred, trusted_arms
+from mllm_sched.experiments.lineup import PENALTY, all_tasks, transferred, trusted_arms
 from mllm_sched.experiments.metrics import highest, mean_interval
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.plots import OURS, dashes, scheduler_colour, titled
