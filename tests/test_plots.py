@@ -2,16 +2,10 @@ import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 import pytest
 
 from mllm_sched.devices import open_device
-from mllm_sched.devices.calibration import predictions
-from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.experiments import arm_landscape, plots
-from mllm_sched.experiments.arm_landscape import arm_table
-from mllm_sched.experiments.decoupling_plots import BOXES, architecture
+from mllm_sched.experiments import plots
 from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
 from mllm_sched.experiments.metrics import curves, per_run, summarise
 from mllm_sched.experiments.provenance import as_png, as_svg
@@ -121,34 +115,3 @@ def test_names_of_neighbouring_points_do_not_touch(table):
 def test_a_plot_draws_into_given_axes_and_runs_nothing(table):
     ax = plt.subplots()[1]
     assert energy(table, ax) is ax
-
-
-def test_landscape_has_a_panel_per_component_and_a_line_per_load():
-    arms = arm_table(open_device("agx-orin-sim"), TASK)
-    axes = arm_landscape.landscape(
-        arms, "energy_j", title="Energy", ylabel="energy, J", evidence="simulated"
-    )
-    assert [ax.get_title() for ax in axes] == ["GPU", "CPU", "DLA"]
-    assert all(len(ax.get_lines()) == arms["load"].nunique() for ax in axes)
-    assert axes[0].figure.get_suptitle() == "Energy (simulated)"
-
-
-def test_parity_shows_every_row_and_tells_held_out_ones_apart():
-    points = predictions(calibrated_model())
-    ax = arm_landscape.parity(points, "latency_s", title="Latency, s")
-    latency = points[points["quantity"] == "latency_s"]
-    filled = [line for line in ax.get_lines() if line.get_label().endswith("held out")]
-    assert sum(len(line.get_xdata()) for line in filled) == latency["held_out"].sum()
-
-
-def test_task_by_task_shows_the_limit_and_both_kinds_of_evidence():
-    rows = pd.DataFrame({"step": range(5), "latency_s": np.full(5, 0.1), "energy_j": np.ones(5)})
-    axes = arm_landscape.task_by_task(rows, 0.2, evidence="measured", energy_evidence="estimated")
-    assert "measured" in axes[0].get_title() and "estimated" in axes[1].get_title()
-    assert "limit" in [text.get_text() for text in axes[0].texts]
-
-
-def test_the_architecture_names_every_step_of_the_loop():
-    texts = {text.get_text() for text in architecture().texts}
-    assert {name for name, *_ in BOXES.values()} <= texts
-    assert any("tell" in text for text in texts)
