@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from mllm_sched import paths
 from mllm_sched.arms import power_name
 from mllm_sched.devices import KnownDevice
-from mllm_sched.experiments.plots import COMPONENT_COLOURS, OURS, SCHEDULER_COLOURS, titled
+from mllm_sched.experiments.plots import COMPONENT_COLOURS, titled
 from mllm_sched.tasks import Task
 
 
@@ -256,27 +256,3 @@ def side_legend(ax: Axes, handles: list[Line2D]) -> None:
         frameon=False,
         fontsize="small",
     )
-
-
-def task_by_task(
-    table: pd.DataFrame,
-    limit_s: float,
-    *,
-    evidence: str,
-    energy_evidence: str = "",
-    axes: Sequence[Axes] | None = None,
-) -> Sequence[Axes]:
-    """Latency with its limit, and energy, of every task of one run; two axes."""
-    axes = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True)[1] if axes is None else axes
-    for ax, column, unit in [
-        (axes[0], "latency_s", "latency, s"),
-        (axes[1], "energy_j", "energy, J"),
-    ]:
-        ax.plot(table["step"], table[column], ".", color=SCHEDULER_COLOURS[OURS])
-        ax.set(ylabel=unit, ylim=(0, 1.15 * max(table[column].max(), limit_s * (column[0] == "l"))))
-    axes[0].axhline(limit_s, color="0.3", ls="--", lw=1)
-    axes[0].text(table["step"].max(), limit_s, "limit", ha="right", va="bottom", color="0.3")
-    axes[1].set_xlabel("task")
-    titled(axes[0], "Latency of every task", evidence)
-    titled(axes[1], "Energy of every task", energy_evidence or evidence)
-    return axes
