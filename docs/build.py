@@ -50,7 +50,7 @@ def lay_out(source: Path) -> None:
         shutil.copy(ROOT / path, source / path)
     for path in source.glob("*.md"):
         path.write_text(path.read_text().replace("](docs/", "]("))
-    for path in [*DOCS.glob("*.md"), *DOCS.glob("*.rst")]:
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("*.rst"), *DOCS.glob("*.svg")]:
         shutil.copy(path, source)
     write_pages(source / "results")
 

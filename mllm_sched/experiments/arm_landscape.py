@@ -1,41 +1,24 @@
-"""The arms of a board side by side: what each costs, and where more power buys less.
-
-Also how well arms that were never run can be predicted from a few that were, and the figures.
-"""
+"""The arms of a board side by side: what each costs, and where more power does not help."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
-from sklearn.base import RegressorMixin
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from mllm_sched import paths
-from mllm_sched.arms import ArmSpace, power_name
+from mllm_sched.arms import power_name
 from mllm_sched.devices import KnownDevice
-from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.plots import COMPONENT_COLOURS, OURS, SCHEDULER_COLOURS, titled
+from mllm_sched.experiments.plots import COMPONENT_COLOURS, titled
 from mllm_sched.tasks import Task
-
-# Columns of ``energy_accounts``, and what the simulated board calls them.
-ACCOUNTS = {"marginal": "marginal", "total": "total", "with_tenants": "tenants"}
 
 
 def arm_table(device: KnownDevice, task: Task) -> pd.DataFrame:
@@ -51,7 +34,7 @@ def arm_table(device: KnownDevice, task: Task) -> pd.DataFrame:
 
 
 def pareto_front(board: pd.DataFrame) -> pd.Series:
-    """Arms than which no other is both as quick and as cheap, and better in one.
+    """Whether no other arm is at least as good in latency and energy, and better in one.
 
     Parameters
     ----------
@@ -63,39 +46,10 @@ def pareto_front(board: pd.DataFrame) -> pd.Series:
     >>> pareto_front(pd.DataFrame({"latency_s": [1, 2, 3], "energy_j": [5, 6, 4]})).tolist()
     [True, False, True]
     """
-    slow, dear = board["latency_s"].to_numpy(), board["energy_j"].to_numpy()
-    as_good = (slow[:, None] <= slow) & (dear[:, None] <= dear)
-    better = as_good & ((slow[:, None] < slow) | (dear[:, None] < dear))
+    latency, energy = board["latency_s"].to_numpy(), board["energy_j"].to_numpy()
+    as_good = (latency[:, None] <= latency) & (energy[:, None] <= energy)
+    better = as_good & ((latency[:, None] < latency) | (energy[:, None] < energy))
     return pd.Series(~better.any(axis=0), index=board.index)
-
-
-def reversals(table: pd.DataFrame, along: str, quantity: str) -> pd.DataFrame:
-    """Steps up one factor at which a quantity rises.
-
-    Parameters
-    ----------
-    table
-        Of ``arm_table``, one encoder.
-    along
-        The ordered factor that is stepped through, all others held.
-    quantity
-        A column that one would expect to fall.
-
-    Returns
-    -------
-    The other factors' levels, ``from``, ``to``, and ``change``: the relative rise.
-    """
-    others = [name for name in ("component", "power_w", "load") if name in table and name != along]
-    rows = []
-    groups = table.groupby(others, sort=False) if others else [((), table)]
-    for key, group in groups:
-        levels = key if isinstance(key, tuple) else (key,)
-        ordered = group.sort_values(along)
-        values, steps = ordered[quantity].tolist(), ordered[along].tolist()
-        for low, high, start, end in zip(values, values[1:], steps, steps[1:], strict=False):
-            if high > low:
-                rows.append([*levels, start, end, high / low - 1])
-    return pd.DataFrame(rows, columns=[*others, "from", "to", "change"])
 
 
 def non_monotone(table: pd.DataFrame, along: str, quantity: str) -> int:
@@ -111,23 +65,6 @@ def non_monotone(table: pd.DataFrame, along: str, quantity: str) -> int:
     steps = table.sort_values(along).groupby(others)[quantity].apply(lambda v: v.diff().dropna())
     signs = steps.groupby(level=list(range(len(others)))).agg(["min", "max"])
     return int(((signs["min"] < 0) & (signs["max"] > 0)).sum())
-
-
-def count_reversals(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Reversals of latency and energy along each factor, per encoder.
-
-    Returns
-    -------
-    Columns ``encoder``, ``factor``, ``quantity``, ``reversals`` (how many), ``largest`` (relative
-    rise; NaN if there is none).
-    """
-    rows = []
-    for factor in factors:
-        for quantity in ("latency_s", "energy_j"):
-            for encoder, part in table.groupby("encoder", sort=False):
-                steps = reversals(part, factor, quantity)
-                rows.append((encoder, factor, quantity, len(steps), steps["change"].max()))
-    return pd.DataFrame(rows, columns=["encoder", "factor", "quantity", "reversals", "largest"])
 
 
 def claim_numbers(
@@ -157,22 +94,6 @@ def claim_numbers(
     return table.assign(low=float("nan"), high=float("nan"), n=1, evidence=evidence)
 
 
-def energy_accounts(encoders: Sequence[str], modalities: Sequence[str]) -> pd.DataFrame:
-    """Energy of every arm under each account of the simulated board.
-
-    Columns: the arm, ``encoder``, and in joules ``marginal`` (idle-subtracted), ``total`` (the
-    module while the task runs), ``with_tenants`` (others keep the rest of the component busy).
-    """
-    tables = []
-    for encoder, modality in zip(encoders, modalities, strict=True):
-        task = Task(modality, encoder)
-        table = arm_table(SimulatedOrin(), task).drop(columns=["latency_s", "energy_j", "evidence"])
-        for column, accounting in ACCOUNTS.items():
-            table[column] = SimulatedOrin(accounting=accounting).expected_all(task).energy_j
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
 def dla_over_gpu(table: pd.DataFrame) -> pd.DataFrame:
     """Tasks per joule of the DLA over the GPU at full share, by encoder and power level."""
     full = table[table["load"] == table["load"].max()]
@@ -188,107 +109,28 @@ def paper_pair(device: KnownDevice, task: Task) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``configuration``, ``paper_latency_s``, ``paper_energy_j``, ``latency_s``,
+    Indexed by ``configuration``: ``paper_latency_s``, ``paper_energy_j``, ``latency_s``,
     ``energy_j``, and ``paper_power_w`` and ``power_w``, their quotients.
     """
     gpu, dla = pd.read_csv(paths.PAPER / "orin_pair.csv").to_dict("records")
     busy = replace(task, background_load=0.2)
-    rows = [
+    rows = {}
+    for name, paper, (component, power_w, load), asked in [
         ("GPU, 15W, the encoder gets 20 %", gpu, ("gpu", 15, 0.2), task),
         ("GPU, 15W, others take 20 %", gpu, ("gpu", 15, 1.0), busy),
         ("DLA, 30W", dla, ("dla", 30, 1.0), task),
-    ]
-    table = []
-    for name, printed, (component, power_w, load), kind in rows:
-        ours = device.expected(
-            device.space.arm(component=component, power_w=power_w, load=load), kind
-        )
-        table.append(
-            (name, printed["latency_s"], printed["energy_j"], ours.latency_s, ours.energy_j)
-        )
-    columns = ["configuration", "paper_latency_s", "paper_energy_j", "latency_s", "energy_j"]
-    frame = pd.DataFrame(table, columns=columns).set_index("configuration")
-    frame["paper_power_w"] = frame["paper_energy_j"] / frame["paper_latency_s"]
-    frame["power_w"] = frame["energy_j"] / frame["latency_s"]
-    return frame
-
-
-GRID = np.log(np.logspace(-2, 2, 13))  # of the Gaussian process: prior variance, length-scale
-
-
-def one_hot_features(space: ArmSpace) -> np.ndarray:
-    """Arm features with one column per level of a categorical factor, shape (arms, columns)."""
-    columns = []
-    for values, factor in zip(space.features().T, space.factors, strict=True):
-        if factor.categorical:
-            columns += [values == code for code in range(len(factor.levels))]
-        else:
-            columns.append(values)
-    return np.column_stack(columns).astype(np.float64)
-
-
-def predictors(seed: int = 0) -> dict[str, RegressorMixin]:
-    """Smooth and unsmooth regressors of scikit-learn, by name."""
-    kernel = ConstantKernel(1.0) * Matern(1.0, nu=2.5)
-    return {
-        "Gaussian process": GaussianProcessRegressor(
-            kernel, alpha=1e-4, optimizer=_likeliest, normalize_y=True
-        ),
-        "Quadratic ridge": make_pipeline(
-            PolynomialFeatures(2), StandardScaler(), RidgeCV(np.logspace(-4, 2, 13))
-        ),
-        "Random forest": RandomForestRegressor(100, random_state=seed),
-    }
-
-
-def _likeliest(
-    loss: Callable[..., float], start: np.ndarray, bounds: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Hyperparameters on a grid, for scikit-learn.
-
-    A search along gradients stops where rounding leads it, so its end differs in the sixth digit
-    between processors.
-    """
-    points = [np.array(point) for point in product(GRID, GRID)]
-    losses = [loss(point, eval_gradient=False) for point in points]
-    best = int(np.argmin(losses))
-    return points[best], losses[best]
-
-
-def prediction_error(
-    space: ArmSpace, values: np.ndarray, sizes: Sequence[int], repeats: int, seed: int = 0
-) -> pd.DataFrame:
-    """Error on the arms left out, over how many arms were profiled.
-
-    Parameters
-    ----------
-    space
-        The arms.
-    values
-        A quantity above 0 on every arm, shape (arms,). It is fitted in logs.
-    sizes
-        How many arms, drawn at random, are profiled.
-    repeats
-        Draws per size.
-    seed
-        Of the draws and the regressors.
-
-    Returns
-    -------
-    One row per predictor, size and draw; ``error`` is the median over the arms left out of
-    ``|predicted / true - 1|``.
-    """
-    rng, features, logs = np.random.default_rng(seed), one_hot_features(space), np.log(values)
-    rows = []
-    for size in sizes:
-        for repeat in range(repeats):
-            order = rng.permutation(len(space))
-            seen, unseen = order[:size], order[size:]
-            for name, model in predictors(seed).items():
-                predicted = model.fit(features[seen], logs[seen]).predict(features[unseen])
-                error = np.median(np.abs(np.exp(predicted - logs[unseen]) - 1))
-                rows.append((name, size, repeat, float(error)))
-    return pd.DataFrame(rows, columns=["predictor", "arms_profiled", "repeat", "error"])
+    ]:
+        arm = device.space.arm(component=component, power_w=power_w, load=load)
+        ours = device.expected(arm, asked)
+        rows[name] = {
+            "paper_latency_s": paper["latency_s"],
+            "paper_energy_j": paper["energy_j"],
+            "latency_s": ours.latency_s,
+            "energy_j": ours.energy_j,
+            "paper_power_w": paper["energy_j"] / paper["latency_s"],
+            "power_w": ours.energy_j / ours.latency_s,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("configuration")
 
 
 # -- Figures
@@ -414,113 +256,3 @@ def side_legend(ax: Axes, handles: list[Line2D]) -> None:
         frameon=False,
         fontsize="small",
     )
-
-
-# -- Figures
-
-
-def task_by_task(
-    table: pd.DataFrame,
-    limit_s: float,
-    *,
-    evidence: str,
-    energy_evidence: str = "",
-    axes: Sequence[Axes] | None = None,
-) -> Sequence[Axes]:
-    """Latency with its limit, and energy, of every task of one run; two axes."""
-    axes = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True)[1] if axes is None else axes
-    for ax, column, unit in [
-        (axes[0], "latency_s", "latency, s"),
-        (axes[1], "energy_j", "energy, J"),
-    ]:
-        ax.plot(table["step"], table[column], ".", color=SCHEDULER_COLOURS[OURS])
-        ax.set(ylabel=unit, ylim=(0, 1.15 * max(table[column].max(), limit_s * (column[0] == "l"))))
-    axes[0].axhline(limit_s, color="0.3", ls="--", lw=1)
-    axes[0].text(table["step"].max(), limit_s, "limit", ha="right", va="bottom", color="0.3")
-    axes[1].set_xlabel("task")
-    titled(axes[0], "Latency of every task", evidence)
-    titled(axes[1], "Energy of every task", energy_evidence or evidence)
-    return axes
-
-
-def landscape(
-    table: pd.DataFrame,
-    quantity: str,
-    *,
-    title: str,
-    ylabel: str,
-    evidence: str,
-    axes: Sequence[Axes] | None = None,
-) -> Sequence[Axes]:
-    """A quantity over power levels, one panel a component, one line a load."""
-    components = list(dict.fromkeys(table["component"]))
-    if axes is None:
-        axes = plt.subplots(1, len(components), figsize=(9.5, 3.4))[1]
-    loads = sorted(table["load"].unique())
-    for ax, component in zip(axes, components, strict=True):
-        shades = sns.light_palette(COMPONENT_COLOURS[component], len(loads) + 2)[2:]
-        for shade, load in zip(shades, loads, strict=True):
-            part = table[(table["component"] == component) & (table["load"] == load)]
-            levels = [power_name(watts) for watts in part["power_w"]]
-            ax.plot(levels, part[quantity], "o-", color=shade, ms=4, label=f"{load:.0%}")
-        ax.set(yscale="log", xlabel="power level", ylabel=ylabel if ax is axes[0] else "")
-        ax.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-        ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-        ax.set_title(component.upper())
-    axes[-1].legend(title="load", fontsize="small", bbox_to_anchor=(1.0, 0.5), loc="center left")
-    axes[0].figure.suptitle(f"{title} ({evidence})")
-    return axes
-
-
-def parity(predictions: pd.DataFrame, quantity: str, *, title: str, ax: Axes | None = None) -> Axes:
-    """Published against predicted values; filled points were held out of the fit.
-
-    Parameters
-    ----------
-    predictions
-        Of ``calibration.predictions``.
-    """
-    ax = ax or plt.subplots(figsize=(4.6, 4.4))[1]
-    table = predictions[predictions["quantity"] == quantity]
-    ends = np.array([table["published"].min() * 0.8, table["published"].max() * 1.25])
-    ax.plot(ends, ends, color="0.3", lw=1)
-    ax.fill_between(ends, ends * 0.9, ends * 1.1, color="0.85", lw=0, label="within 10 %")
-    markers = ["o", "s", "^", "D"]
-    for marker, (source, rows) in zip(markers, table.groupby("source", sort=False), strict=False):
-        seen = rows[~rows["held_out"]]
-        unseen = rows[rows["held_out"]]
-        ax.plot(seen["published"], seen["predicted"], marker, mfc="white", mec="0.4", ms=5)
-        ax.plot(
-            unseen["published"],
-            unseen["predicted"],
-            marker,
-            color="#0173b2",
-            ms=6,
-            label=f"{source}, held out",
-        )
-    ax.plot([], [], "o", mfc="white", mec="0.4", label="used for the fit")
-    ax.set(xscale="log", yscale="log", xlabel="published", ylabel="model", xlim=ends, ylim=ends)
-    ax.legend(fontsize="x-small")
-    return titled(ax, title, "published, model simulated")
-
-
-def error_over_arms(errors: pd.DataFrame, *, evidence: str, ax: Axes | None = None) -> Axes:
-    """Error of predictors over how many arms were profiled, with the spread over draws."""
-    ax = ax or plt.subplots(figsize=(7, 3.8))[1]
-    sns.lineplot(
-        errors,
-        x="arms_profiled",
-        y="error",
-        hue="predictor",
-        style="predictor",
-        markers=True,
-        dashes=False,
-        errorbar=("pi", 80),
-        palette="dark",
-        ax=ax,
-    )
-    ax.set(yscale="log", xlabel="arms profiled", ylabel="median error on the others")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.legend(title="")
-    return titled(ax, "Predicting arms that were never run", evidence)

@@ -8,9 +8,6 @@ it: a mosaic, which keeps nothing but the mean colour of large tiles, and anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -32,32 +29,9 @@ CROPS = 12  # of the photograph that is learned from
 RIDGE = 1.0
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A photograph as it was seen on the link.
-
-    Attributes
-    ----------
-    what
-        Crossed the link, or is a control.
-    image
-        uint8 of shape (height, width, 3).
-    correlation
-        Of its pixels with those of the original.
-    psnr_db
-        Peak signal-to-noise ratio to the original; infinite if they are equal.
-    sent_bytes
-        Of the whole message; 0 for a control.
-    """
-
-    what: str
-    image: NDArray[np.uint8]
-    correlation: float
-    psnr_db: float
-    sent_bytes: int
-
-
-def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
+def eavesdropped(
+    model: str, wire: str = "float16"
+) -> tuple[pd.DataFrame, dict[str, NDArray[np.uint8]]]:
     """The same photograph, seen raw and through the features of a model with one token a patch.
 
     Parameters
@@ -69,7 +43,10 @@ def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
 
     Returns
     -------
-    Raw input; features before the projector, and behind it; then the controls.
+    A table with ``what`` was seen, its ``correlation`` with the original, ``psnr_db``, and
+    ``sent_bytes`` of the whole message (0 for a control). And the pictures by ``what``, uint8 of
+    shape (height, width, 3): raw input; features before the projector, and behind it; then the
+    controls.
 
     Raises
     ------
@@ -82,40 +59,47 @@ def eavesdropped(model: str, wire: str = "float16") -> list[Seen]:
     original = media.photograph(TRIED_ON, HEIGHT, WIDTH)
     item = Item("image", original)
     raw = pack(Request([0], (item,)), encoders.identity)
-    seen = [_seen("raw input", load(raw)["part0"].numpy(), original, len(raw))]
-    for cut in ("encoder", "projector"):
-        attack = Ridge(RIDGE).fit(*_pairs(encoders, cut, wire))
-        features, sent_bytes = _intercepted(encoders, item, cut, wire)
-        patches = attack.predict(features)
-        image = _image(patches, _patch(encoders, cut))
-        where = "before" if cut == "encoder" else "behind"
-        seen.append(_seen(f"features {where} the projector", image, original, sent_bytes))
-    mosaic = np.repeat(np.repeat(_tile_means(original), MOSAIC, 0), MOSAIC, 1)
-    seen.append(_seen(f"control: mosaic of {MOSAIC} pixels", mosaic, original, 0))
-    other = media.photograph(LEARNED_FROM, HEIGHT, WIDTH)
-    return [*seen, _seen("control: another photograph", other, original, 0)]
+    seen = {"raw input": (load(raw)["part0"].numpy(), len(raw))}
+    for cut, where in (("encoder", "before"), ("projector", "behind")):
+        seen[f"features {where} the projector"] = _attack(encoders, item, cut, wire)
+    tiles = original.reshape(HEIGHT // MOSAIC, MOSAIC, WIDTH // MOSAIC, MOSAIC, 3)
+    means = tiles.mean((1, 3)).round().astype(np.uint8)
+    mosaic = np.repeat(np.repeat(means, MOSAIC, 0), MOSAIC, 1)
+    seen[f"control: mosaic of {MOSAIC} pixels"] = mosaic, 0
+    seen["control: another photograph"] = media.photograph(LEARNED_FROM, HEIGHT, WIDTH), 0
+    rows = [
+        (
+            what,
+            round(float(np.corrcoef(image.ravel(), original.ravel())[0, 1]), 2),
+            psnr_db(image, original),
+            sent_bytes,
+        )
+        for what, (image, sent_bytes) in seen.items()
+    ]
+    table = pd.DataFrame(rows, columns=["what", "correlation", "psnr_db", "sent_bytes"])
+    return table, {what: image for what, (image, _) in seen.items()}
 
 
-def _tile_means(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    tiles = image.reshape(HEIGHT // MOSAIC, MOSAIC, WIDTH // MOSAIC, MOSAIC, 3)
-    return tiles.mean((1, 3)).round().astype(np.uint8)
-
-
-def _crops() -> Iterator[NDArray[np.uint8]]:
-    """Views of the photograph that is learned from, in different places and mirrored."""
+def _attack(
+    encoders: EncoderHalf, item: Item, cut: str, wire: str
+) -> tuple[NDArray[np.uint8], int]:
+    """The photograph as it follows from its features, and how many bytes were sent."""
+    vision = encoders.config.vision_config  # pixels along the side of what a row stands for:
+    side = int(vision.patch_size * (vision.spatial_merge_size if cut == "projector" else 1))
     scene = media.photograph(LEARNED_FROM, HEIGHT + 91, WIDTH + 136)
-    for index in range(CROPS):
+    features, pixels = [], []
+    for index in range(CROPS):  # in different places and mirrored
         top, left = index * 7, (index * 37) % 136
         crop = scene[top : top + HEIGHT, left : left + WIDTH]
-        yield np.ascontiguousarray(crop[:, ::-1] if index % 2 else crop)
-
-
-def _pairs(encoders: EncoderHalf, cut: str, wire: str) -> tuple[NDArray, NDArray]:
-    features, pixels = [], []
-    for crop in _crops():
+        crop = np.ascontiguousarray(crop[:, ::-1] if index % 2 else crop)
         features.append(_intercepted(encoders, Item("image", crop), cut, wire)[0])
-        pixels.append(_patches(crop, _patch(encoders, cut)))
-    return np.concatenate(features), np.concatenate(pixels)
+        tiles = crop.reshape(HEIGHT // side, side, WIDTH // side, side, 3)
+        pixels.append(tiles.transpose(0, 2, 1, 3, 4).reshape(len(features[-1]), -1) / 255.0)
+    attack = Ridge(RIDGE).fit(np.concatenate(features), np.concatenate(pixels))
+    rows, sent_bytes = _intercepted(encoders, item, cut, wire)
+    tiles = attack.predict(rows).reshape(HEIGHT // side, WIDTH // side, side, side, 3)
+    image = np.clip(tiles.transpose(0, 2, 1, 3, 4).reshape(HEIGHT, WIDTH, 3), 0, 1) * 255
+    return image.round().astype(np.uint8), sent_bytes
 
 
 def _intercepted(encoders: EncoderHalf, item: Item, cut: str, wire: str) -> tuple[NDArray, int]:
@@ -138,34 +122,3 @@ def _in_reading_order(encoders: EncoderHalf, part: Part) -> NDArray:
     _, height, width = part.layout.grid or (1, 1, 1)
     placed = grouped[order].reshape(height // merge, width // merge, merge, merge, -1)
     return placed.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)
-
-
-def _patch(encoders: EncoderHalf, cut: str) -> int:
-    """Pixels along the side of what one row of features stands for."""
-    vision = encoders.config.vision_config
-    return int(vision.patch_size * (vision.spatial_merge_size if cut == "projector" else 1))
-
-
-def _patches(image: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
-    rows, columns = image.shape[0] // side, image.shape[1] // side
-    tiles = image.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
-    return tiles.reshape(rows * columns, -1) / 255.0
-
-
-def _image(patches: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
-    rows, columns = HEIGHT // side, WIDTH // side
-    tiles = patches.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
-    pixels = np.clip(tiles.reshape(HEIGHT, WIDTH, 3), 0, 1) * 255
-    return pixels.round().astype(np.uint8)
-
-
-def _seen(what: str, image: NDArray, original: NDArray, sent_bytes: int) -> Seen:
-    correlation = float(np.corrcoef(image.ravel(), original.ravel())[0, 1])
-    return Seen(what, image, correlation, psnr_db(image, original), sent_bytes)
-
-
-def scores(seen: Sequence[Seen]) -> pd.DataFrame:
-    """Numbers of what was seen: ``what``, ``correlation``, ``psnr_db``, ``sent_bytes``."""
-    rows = [(each.what, each.correlation, each.psnr_db, each.sent_bytes) for each in seen]
-    table = pd.DataFrame(rows, columns=["what", "correlation", "psnr_db", "sent_bytes"])
-    return table.round({"correlation": 2, "psnr_db": 1})

@@ -1,30 +1,33 @@
 """The three strategies on hardware that is not here: an AGX Orin at the edge, an A100 server.
 
-Encoders at the edge are priced by the calibrated board, in FP32 as its measurements were;
-everything else by a roofline on data sheets, with assumed shares of their peaks. Nothing here is
-measured. ``variants`` changes one choice at a time: hybrid's time over that of the quicker of All
-Edge and All Remote is ``ratio``. The paper's is 2500 / 7500; a saving of four fifths of the paper's
-is a ratio of 0.47.
+The calibrated board prices encoders at the edge, in FP32 as its measurements were; a roofline on
+data sheets, with assumed shares of their peaks, prices everything else. Nothing here is measured.
+``variants`` changes one choice at a time: hybrid's time over that of the quicker of All Edge and
+All Remote is ``ratio``. The paper's is 2500 / 7500; a saving of four fifths of the paper's is a
+ratio of 0.47.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from mllm_sched import paths
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.wire_header import wire_bytes
 from mllm_sched.pipeline.work import read_work
 
+STRATEGIES = ("all-edge", "all-remote", "hybrid")
+CUTS = ("encoder", "projector")
 PRECISIONS = ("float16", "float32")
+FP16_BYTES, TOKEN_BYTES = 2, 4
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,14 @@ class Accelerator:
 
     Attributes
     ----------
-    tflops
-        FP16 on tensor cores, without sparsity.
-    fp32_tflops
-        FP32, without tensor cores.
+    tflops, fp32_tflops
+        FP16 on tensor cores without sparsity, and FP32 without tensor cores.
     gb_per_s
-        Bandwidth of its memory.
+        Memory bandwidth.
     compute_share, memory_share
         Of both that a model reaches (*assumed*).
     """
 
-    name: str
     tflops: float
     fp32_tflops: float
     gb_per_s: float
@@ -59,14 +59,9 @@ class Accelerator:
 
 
 # NVIDIA, Jetson AGX Orin 64GB: 85 TFLOPS FP16 with sparsity, half of it without; 256-bit LPDDR5.
-ORIN = Accelerator("AGX Orin 64GB", tflops=42.5, fp32_tflops=5.3, gb_per_s=204.8)
+ORIN = Accelerator(tflops=42.5, fp32_tflops=5.3, gb_per_s=204.8)
 # NVIDIA, A100 80GB PCIe.
-A100 = Accelerator("A100 80GB", tflops=312.0, fp32_tflops=19.5, gb_per_s=1935.0)
-
-
-FP16_BYTES = 2
-TOKEN_BYTES = 4
-CUTS = ("encoder", "projector")
+A100 = Accelerator(tflops=312.0, fp32_tflops=19.5, gb_per_s=1935.0)
 
 
 @dataclass(frozen=True)
@@ -76,9 +71,9 @@ class Language:
     Attributes
     ----------
     parameters
-        Weights that are read for every token.
+        Weights, all read for every token.
     answer_tokens
-        Of the answer.
+        Length of the answer.
     width
         Of a token, and so of features behind the projector.
     """
@@ -115,14 +110,17 @@ ITEMS = (
 INPUTS = ("raw", "as the encoder sees it", "compressed")
 
 
-@lru_cache(maxsize=1)
-def _compressed_bytes() -> tuple[int, ...]:
-    frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
-    return (
-        len(media.jpeg(media.photograph("china"))),
-        len(media.opus(media.speech_like(30.0))),
-        sum(len(media.jpeg(frame)) for frame in frames),
-    )
+@lru_cache
+def _input_bytes(form: str) -> Sequence[int]:
+    raw = [item.input_bytes for item in ITEMS]
+    if form == "compressed":
+        frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
+        return [
+            len(media.jpeg(media.photograph("china"))),
+            len(media.opus(media.speech_like(30.0))),
+            sum(len(media.jpeg(frame)) for frame in frames),
+        ]
+    return {"raw": raw, "as the encoder sees it": [336 * 336 * 3, *raw[1:]]}[form]
 
 
 def items_as(form: str) -> tuple[EncodingPrice, ...]:
@@ -131,22 +129,13 @@ def items_as(form: str) -> tuple[EncodingPrice, ...]:
     As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
     Compressed are JPEG of the 1080p image, Opus, and one JPEG a frame; really compressed.
 
-    Raises
-    ------
-    ValueError
-        For another form.
-
     Examples
     --------
     >>> [item.input_bytes for item in items_as("as the encoder sees it")]
     [338688, 960000, 2408448]
     """
-    raw = tuple(item.input_bytes for item in ITEMS)
-    sizes = {"raw": raw, "as the encoder sees it": (336 * 336 * 3, *raw[1:])}
-    if form not in INPUTS:
-        raise ValueError(f"form={form!r}: expected one of {', '.join(INPUTS)}")
-    chosen = _compressed_bytes() if form == "compressed" else sizes[form]
-    return tuple(replace(item, input_bytes=size) for item, size in zip(ITEMS, chosen, strict=True))
+    sizes = zip(ITEMS, _input_bytes(form), strict=True)
+    return tuple(replace(item, input_bytes=size) for item, size in sizes)
 
 
 @dataclass(frozen=True)
@@ -156,7 +145,7 @@ class Setting:
     Attributes
     ----------
     mbit_s, delay_s
-        Of the link, and its one-way delay.
+        Link rate and one-way delay.
     edges
         Edge devices that hybrid spreads the encoders over; each sensor sits at its own, so that
         nothing is sent between them.
@@ -182,7 +171,6 @@ class Setting:
     cut: str = "encoder"
     server_encodes: str = "float16"
     server: Accelerator = A100
-    board: Accelerator = ORIN
 
     def __post_init__(self) -> None:
         if not self.mbit_s > 0:
@@ -221,20 +209,23 @@ def modelled(strategy: str, setting: Setting = Setting()) -> Cost:
     ValueError
         For an unknown strategy.
     """
-    prompt = sum(item.rows for item in setting.items) + 32
-    llm = setting.language.seconds
-    down = TOKEN_BYTES * setting.language.answer_tokens
+    up, transmission_s, llm_runs_on = 0, 0.0, setting.server
     if strategy == "all-edge":
-        return _cost(strategy, setting, _edge_s(setting, 1), llm(setting.board, prompt), 0, 0)
-    if strategy == "all-remote":
+        encode_s, llm_runs_on = _edges_s(setting, 1), ORIN
+    elif strategy == "all-remote":
         up = sum(item.input_bytes for item in setting.items)
         encode_s = sum(server_s(setting, item) for item in setting.items)
     elif strategy == "hybrid":
         up = sum(setting.feature_bytes(item) for item in setting.items)
-        encode_s = _edge_s(setting, setting.edges)
+        encode_s = _edges_s(setting, setting.edges)
     else:
-        raise ValueError(f"strategy={strategy!r}: expected all-edge, all-remote or hybrid")
-    return _cost(strategy, setting, encode_s, llm(setting.server, prompt), up, down)
+        raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
+    down = TOKEN_BYTES * setting.language.answer_tokens if up else 0
+    if up:
+        transmission_s = sent_s(setting, up + down)
+    llm_s = setting.language.seconds(llm_runs_on, sum(item.rows for item in setting.items) + 32)
+    total_s = transmission_s + encode_s + llm_s
+    return Cost(strategy, transmission_s, encode_s, llm_s, total_s, up, down)
 
 
 def ratio(setting: Setting) -> float:
@@ -257,7 +248,7 @@ def server_s(setting: Setting, item: EncodingPrice) -> float:
     return setting.server.seconds(work.flops, work.bytes / 2)
 
 
-def _edge_s(setting: Setting, devices: int) -> float:
+def _edges_s(setting: Setting, devices: int) -> float:
     """Until the last device is done; the longest encoder first, each where it can begin first."""
     busy_s = [0.0] * devices
     for seconds in sorted((edge_s(setting, item) for item in setting.items), reverse=True):
@@ -265,127 +256,36 @@ def _edge_s(setting: Setting, devices: int) -> float:
     return max(busy_s)
 
 
-def _cost(
-    strategy: str, setting: Setting, encode_s: float, llm_s: float, up: int, down: int
-) -> Cost:
-    """A strategy that sends nothing does not wait for the link either."""
-    seconds = sent_s(setting, up + down) if up else 0.0
-    return Cost(strategy, seconds, encode_s, llm_s, seconds + encode_s + llm_s, up, down)
-
-
 def sent_s(setting: Setting, sent_bytes: float) -> float:
     """Until so many bytes have crossed the link, and an answer has begun to come back."""
     return 8 * sent_bytes / (setting.mbit_s * 1e6) + 2 * setting.delay_s
 
 
-STAGES = ["transmission_ms", "encode_ms", "llm_ms", "total_ms"]
-# Tables of strategies: what they are of, to the table and its evidence.
-Tables = Mapping[str, tuple[pd.DataFrame, str]]
-
-
-def cost_table(setting: Setting = Setting(), edges: int = 3) -> pd.DataFrame:
+def cost_table(setting: Setting) -> pd.DataFrame:
     """All strategies, and the variants of both that send something. Times in milliseconds.
 
     All Remote sends raw input, an image resized to what its encoder sees, or compressed input;
-    hybrid sends float16 or int8, and in its last row encodes on several edge devices at once.
+    hybrid sends float16 or int8, and in its last row encodes on three edge devices at once.
     """
-    resized = replace(setting, items=items_as("as the encoder sees it"))
-    compressed = replace(setting, items=items_as("compressed"))
+    resized, compressed = (replace(setting, items=items_as(form)) for form in INPUTS[1:])
     narrow = replace(setting, wire="int8")
-    rows = {
+    costs = {
         "all-edge": modelled("all-edge", setting),
         "all-remote": modelled("all-remote", setting),
         "all-remote, resized": modelled("all-remote", resized),
         "all-remote, compressed": modelled("all-remote", compressed),
         "hybrid, float16": modelled("hybrid", replace(setting, wire="float16")),
         "hybrid, int8": modelled("hybrid", narrow),
-        f"hybrid, int8, {edges} edges": modelled("hybrid", replace(narrow, edges=edges)),
+        "hybrid, int8, 3 edges": modelled("hybrid", replace(narrow, edges=3)),
     }
-    costs = [asdict(replace(cost, strategy=name)) for name, cost in rows.items()]
-    return in_ms(pd.DataFrame(costs))
-
-
-def in_ms(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that end in ``_s`` as ``_ms``."""
-    seconds = [name for name in table if str(name).endswith("_s")]
-    named = {name: f"{str(name)[:-2]}_ms" for name in seconds}
-    return table.assign(**{name: 1000 * table[name] for name in seconds}).rename(columns=named)
-
-
-def paper_table() -> pd.DataFrame:
-    """The paper's own table, in milliseconds; its names are those used here."""
-    table = pd.read_csv(paths.PAPER / "strategies.csv")
-    names = {"All Edge": "all-edge", "All Remote": "all-remote", "Hybrid Edge": "hybrid"}
-    table["strategy"] = table["strategy"].map(names)
-    return table.rename(columns={"encoding_ms": "encode_ms"})
-
-
-def beside(tables: Tables) -> pd.DataFrame:
-    """Tables of strategies under each other, and each total as a ratio to its own All Remote.
-
-    Parameters
-    ----------
-    tables
-        Name to a table with ``strategy`` and the stages in milliseconds, and its evidence.
-    """
-    rows = {}
-    for name, (table, evidence) in tables.items():
-        stages = table.set_index("strategy")[STAGES]
-        remote = stages.loc["all-remote", "total_ms"]
-        rows[f"{name} ({evidence})"] = stages.assign(ratio=stages["total_ms"] / remote)
-    return pd.concat(rows, names=["times", "strategy"])
-
-
-def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """The effects that hide in hybrid, one after the other.
-
-    Parameters
-    ----------
-    table
-        The paper's, or one of our own whose last row is hybrid in int8 on several edges.
-
-    Returns
-    -------
-    Columns ``step`` and ``total_ms``. Of the paper: All Remote; hybrid, if it encoded as slowly as
-    All Edge; and hybrid as it is. Of ours, the type on the wire is a step of its own.
-    """
-    rows = table.set_index("strategy")
-    total = rows["total_ms"]
-    steps = {"all-remote": total["all-remote"]}
-    if "hybrid" in rows.index:
-        lost_ms = rows.loc["all-edge", "encode_ms"] - rows.loc["hybrid", "encode_ms"]
-        steps["features, encoded as slowly as in all-edge"] = total["hybrid"] + lost_ms
-    else:
-        steps["features in float16, one edge"] = total["hybrid, float16"]
-        steps["in int8"] = total["hybrid, int8"]
-    steps["and faster encoding"] = total.iloc[-1]
-    return pd.DataFrame({"step": list(steps), "total_ms": list(steps.values())})
-
-
-def effects_of(tables: Tables) -> Tables:
-    """The ``effects`` in every table; names and evidence stay."""
-    return {name: (effects(table), evidence) for name, (table, evidence) in tables.items()}
-
-
-def implied_mbit_s(transmission_ms: float, sent_bytes: float) -> float:
-    """The link rate at which so many bytes take so long.
-
-    Examples
-    --------
-    >>> round(implied_mbit_s(5500, 1080 * 1920 * 3), 1)
-    9.0
-    """
-    return 8 * sent_bytes / (transmission_ms / 1000) / 1e6
-
-
-HOLDS = 0.47
-LEAST_MBIT_S, MOST_MBIT_S = 1e-3, 1e6  # where rates are looked for
-MOST_TOKENS = 1000
-LARGE: dict[str, Any] = {"parameters": 13.0e9, "width": 5120}  # Vicuna-13B, that of LLaVA-1.5-13B
+    table = pd.DataFrame([asdict(cost) | {"strategy": name} for name, cost in costs.items()])
+    seconds = [f"{stage}_s" for stage in ("transmission", "encode", "llm", "total")]
+    table[seconds] *= 1000
+    return table.rename(columns={name: name.replace("_s", "_ms") for name in seconds})
 
 
 def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
-    """What is changed, and the setting with it."""
+    """What is changed, and the setting with it; first the base itself."""
 
     def other(**changes: Any) -> Setting:
         return replace(base, **changes)
@@ -407,7 +307,8 @@ def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
     yield "server encodes in float32", other(server_encodes="float32")
     yield "three edges", other(edges=3)
     yield "encoders on the DLA", other(component="dla")
-    yield "an LLM of 13 billion weights", other(language=replace(base.language, **LARGE))
+    vicuna_13b = replace(base.language, parameters=13.0e9, width=5120)
+    yield "an LLM of 13 billion weights", other(language=vicuna_13b)
     slow = {name: getattr(base.server, name) / 2 for name in ("compute_share", "memory_share")}
     yield "server at half the assumed shares", other(server=replace(base.server, **slow))
 
@@ -423,16 +324,20 @@ def sensitivity(base: Setting = Setting()) -> pd.DataFrame:
     rows = []
     for choice, setting in variants(base):
         float16, int8 = (replace(setting, wire=wire) for wire in ("float16", "int8"))
-        priced = [modelled(name, setting) for name in ("all-edge", "all-remote")]
-        priced += [modelled("hybrid", narrow) for narrow in (float16, int8)]
-        totals = [1000 * cost.total_s for cost in priced]
+        costs = [modelled(name, setting) for name in ("all-edge", "all-remote")]
+        costs += [modelled("hybrid", there) for there in (float16, int8)]
+        totals = [1000 * cost.total_s for cost in costs]
         rows.append((choice, *totals, ratio(float16), ratio(int8)))
     names = ["all_edge_ms", "all_remote_ms", "float16_ms", "int8_ms"]
     return pd.DataFrame(rows, columns=["choice", *names, "float16_ratio", "int8_ratio"])
 
 
-def holding_rates(setting: Setting, at_most: float = HOLDS) -> tuple[float, float]:
-    """The link rates in Mbit/s between which hybrid's ratio is at most so much.
+HOLDS = 0.47
+LOG_RATES = (-3.0, 6.0)  # of the Mbit/s between which rates are looked for
+
+
+def holding_rates(setting: Setting) -> tuple[float, float]:
+    """The link rates in Mbit/s between which hybrid's ratio is at most ``HOLDS``.
 
     The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so
     it is least where the two others take the same time, or at an end.
@@ -443,40 +348,19 @@ def holding_rates(setting: Setting, at_most: float = HOLDS) -> tuple[float, floa
     """
 
     def above(log_rate: float) -> float:
-        return ratio(replace(setting, mbit_s=10**log_rate)) - at_most
+        return ratio(replace(setting, mbit_s=10**log_rate)) - HOLDS
 
-    ends = np.log10([LEAST_MBIT_S, MOST_MBIT_S])
-    best = min((_tie(setting, *ends), *ends), key=above)
+    edge, remote = (modelled(name, setting) for name in ("all-edge", "all-remote"))
+    link_s = remote.transmission_s - 2 * setting.delay_s
+    left_s = edge.total_s - (remote.total_s - link_s)  # for the link, if both take the same time
+    tie = np.log10(setting.mbit_s * link_s / left_s) if left_s > 0 else LOG_RATES[1]
+    best = min((float(np.clip(tie, *LOG_RATES)), *LOG_RATES), key=above)
     if above(best) > 0:
         return float("nan"), float("nan")
-    low, high = (end if above(end) <= 0 else brentq(above, *sorted((end, best))) for end in ends)
+    low, high = (
+        end if above(end) <= 0 else brentq(above, *sorted((end, best))) for end in LOG_RATES
+    )
     return float(10**low), float(10**high)
-
-
-def _tie(setting: Setting, low: float, high: float) -> float:
-    """The log rate at which All Remote takes as long as All Edge; an end if it never does."""
-
-    def behind(log_rate: float) -> float:
-        there = replace(setting, mbit_s=10**log_rate)
-        return modelled("all-remote", there).total_s - modelled("all-edge", there).total_s
-
-    if behind(low) <= 0 or behind(high) >= 0:
-        return low if behind(low) <= 0 else high
-    return float(brentq(behind, low, high))
-
-
-def holding_tokens(setting: Setting, at_most: float = HOLDS) -> tuple[float, float]:
-    """The shortest and the longest answer with a ratio of at most so much, of up to 1000 tokens.
-
-    NaN twice if there is none.
-    """
-    language = setting.language
-    lengths = {
-        tokens: replace(setting, language=replace(language, answer_tokens=tokens))
-        for tokens in range(1, MOST_TOKENS + 1)
-    }
-    held = [tokens for tokens, there in lengths.items() if ratio(there) <= at_most]
-    return (held[0], held[-1]) if held else (float("nan"), float("nan"))
 
 
 def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
@@ -484,19 +368,44 @@ def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``; NaN where the
-    claim holds nowhere.
+    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``, of answers
+    of up to 1000 tokens; NaN where the claim holds nowhere.
     """
     rows = []
     for wire in ("float16", "int8"):
         setting = replace(base, wire=wire)
-        rows.append((wire, *holding_rates(setting), *holding_tokens(setting)))
+        held = []
+        for tokens in range(1, 1001):
+            language = replace(base.language, answer_tokens=tokens)
+            if ratio(replace(setting, language=language)) <= HOLDS:
+                held.append(tokens)
+        first, last = (held[0], held[-1]) if held else (np.nan, np.nan)
+        rows.append((wire, *holding_rates(setting), first, last))
     columns = ["wire", "from_mbit_s", "to_mbit_s", "from_tokens", "to_tokens"]
     return pd.DataFrame(rows, columns=columns)
 
 
+def region(
+    setting: Setting, rates_mbit_s: NDArray[np.float64], gains: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Hybrid's ratio over link rates, and over how many times smaller features are than inputs.
+
+    Returns
+    -------
+    Shape (gains, rates).
+    """
+    edge, remote, hybrid = (modelled(name, setting) for name in STRATEGIES)
+
+    def over_link_s(sent_bytes: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        return 8 * sent_bytes / (rates_mbit_s * 1e6) + 2 * setting.delay_s
+
+    remote_s = over_link_s(remote.up_bytes + remote.down_bytes) + remote.encode_s + remote.llm_s
+    features_s = over_link_s(remote.up_bytes / gains[:, None] + hybrid.down_bytes)
+    return (features_s + hybrid.encode_s + hybrid.llm_s) / np.minimum(edge.total_s, remote_s)
+
+
 def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
-    """What the claim is judged by, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
+    """What the claims are judged by, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
 
     Parameters
     ----------
@@ -504,13 +413,18 @@ def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
         The case of the claim; both types on the wire are priced.
     """
     changed = sensitivity(base).set_index("choice")
-    case, resized = changed.loc["as in the claim"], f"input {INPUTS[1]}"
+    case, resized = changed.loc["as in the claim"], changed.loc[f"input {INPUTS[1]}"]
     low, high = holding_rates(replace(base, wire="int8"))
+    edge, remote = modelled("all-edge", base), modelled("all-remote", base)
+    float16, int8 = (modelled("hybrid", replace(base, wire=wire)) for wire in ("float16", "int8"))
+    one, three = (modelled("hybrid", replace(base, edges=edges)) for edges in (1, 3))
+    alone = dict(variants(base))["the image alone"]
+    image = modelled("hybrid", replace(alone, wire="float16"))
     rows = {
         "float16 against raw": case["float16_ratio"],
         "int8 against raw": case["int8_ratio"],
-        "float16 against resized": changed.loc[resized, "float16_ratio"],
-        "int8 against resized": changed.loc[resized, "int8_ratio"],
+        "float16 against resized": resized["float16_ratio"],
+        "int8 against resized": resized["int8_ratio"],
         "int8 against compressed": changed.loc["input compressed", "int8_ratio"],
         "int8, 16 tokens": changed.loc["answers of 16 tokens", "int8_ratio"],
         "int8, 256 tokens": changed.loc["answers of 256 tokens", "int8_ratio"],
@@ -518,62 +432,15 @@ def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
         "int8 behind the projector": changed.loc["cut behind the projector", "int8_ratio"],
         "int8 holds from, Mbit/s": low,
         "int8 holds to, Mbit/s": high,
-        **_stages(base),
-    }
-    found = pd.DataFrame({"key": list(rows), "value": list(rows.values())})
-    return found.assign(low=float("nan"), high=float("nan"), n=1, evidence="simulated")
-
-
-def _stages(base: Setting) -> dict[str, float]:
-    """Stage by stage: what the strategies take against each other."""
-    edge, remote = modelled("all-edge", base), modelled("all-remote", base)
-    halves = {
-        "transmission, float16": replace(base, wire="float16"),
-        "transmission, int8": replace(base, wire="int8"),
-    }
-    alone = dict(variants(base))["the image alone"]
-    image = modelled("hybrid", replace(alone, wire="float16")).transmission_s
-    one, three = (modelled("hybrid", replace(base, edges=edges)) for edges in (1, 3))
-    return {
-        **{
-            key: modelled("hybrid", half).transmission_s / remote.transmission_s
-            for key, half in halves.items()
-        },
-        "transmission, the image alone": image / modelled("all-remote", alone).transmission_s,
+        "transmission, float16": float16.transmission_s / remote.transmission_s,
+        "transmission, int8": int8.transmission_s / remote.transmission_s,
+        "transmission, the image alone": (
+            image.transmission_s / modelled("all-remote", alone).transmission_s
+        ),
         "encoding, three edges": three.encode_s / edge.encode_s,
         "encoding, one edge": one.encode_s / edge.encode_s,
         "LLM on the server": remote.llm_s / edge.llm_s,
         "All Edge over All Remote": edge.total_s / remote.total_s,
     }
-
-
-def region(setting: Setting, rates_mbit_s: Sequence[float], gains: Sequence[float]) -> pd.DataFrame:
-    """Hybrid's ratio over link rates, and over how many times smaller features are than inputs.
-
-    Returns
-    -------
-    Columns ``mbit_s``, ``gain`` and ``ratio``.
-    """
-    hybrid = modelled("hybrid", setting)
-    sent = sum(item.input_bytes for item in setting.items)
-    rows = []
-    for mbit_s in rates_mbit_s:
-        there = replace(setting, mbit_s=mbit_s)
-        others = min(modelled(name, there).total_s for name in ("all-edge", "all-remote"))
-        for gain in gains:
-            sending_s = sent_s(there, sent / gain + hybrid.down_bytes)
-            rows.append((mbit_s, gain, (sending_s + hybrid.encode_s + hybrid.llm_s) / others))
-    return pd.DataFrame(rows, columns=["mbit_s", "gain", "ratio"])
-
-
-def region_of(
-    base: Setting, form: str, rates_mbit_s: Sequence[float], gains: Sequence[float]
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The ``region`` for a form of the input, and where the features lie in it, by wire type."""
-    setting = replace(base, items=items_as(form))
-    sent = sum(item.input_bytes for item in setting.items)
-    marks = {
-        wire: sent / modelled("hybrid", replace(setting, wire=wire)).up_bytes
-        for wire in ("float16", "int8")
-    }
-    return region(setting, rates_mbit_s, gains), marks
+    found = pd.DataFrame({"key": list(rows), "value": list(rows.values())})
+    return found.assign(low=float("nan"), high=float("nan"), n=1, evidence="simulated")

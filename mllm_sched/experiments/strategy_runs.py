@@ -2,8 +2,6 @@
 
 Real processes and sockets, over a shaped link; only device speeds are imitated. All work is done on
 this machine. An edge device is a process that takes a given number of times as long, by sleeping.
-The paper's ratios are the default: its edge encodes four times as slowly as its server, and its LLM
-5500/1500 times.
 """
 
 from __future__ import annotations
@@ -13,16 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from statistics import median
 
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor
 
 from mllm_sched.experiments.break_even import shapes_of
-from mllm_sched.experiments.strategy_costs import in_ms
+from mllm_sched.experiments.strategy_costs import CUTS
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
@@ -32,20 +28,37 @@ from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
-from mllm_sched.pipeline.small_models import build, small_config
+from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.split import EncoderHalf, split
 from mllm_sched.pipeline.strategies import Outcome, run
 from mllm_sched.pipeline.wire import pack
 from mllm_sched.pipeline.wire_header import wire_bytes
 
+QUESTION = b"What is this?"
+DEADLINE_S = 60.0
+
+
+@contextmanager
+def _running(nodes: Sequence[NodeProcess]) -> Iterator[None]:
+    """Start all nodes at once; they end with the block."""
+    with ExitStack() as ended:
+        for node in nodes:
+            ended.callback(node.stop)
+            node.begin()
+        for node in nodes:
+            node.wait()
+        yield
+
+
+# -- Is it the same model?
+
 # Every supported architecture with what it takes; the last takes all at once.
-MODELS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+MODELS: Mapping[str, Sequence[Sequence[str]]] = {
     "small-llava": (("image",),),
     "small-voxtral": (("audio",),),
     "small-qwen2.5-vl": (("image",), ("video",)),
     "small-qwen2.5-omni": (("image",), ("audio",), ("video",), ("image", "audio", "video")),
 }
-CUTS = ("encoder", "projector")
 TOKENS = 12
 # Features that were tampered with: the comparison has to notice them.
 TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -54,60 +67,21 @@ TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def items_of(modalities: Sequence[str]) -> tuple[Item, ...]:
-    """A photograph, a second of sound and four frames, small enough for tiny models."""
-    video = media.panned_video("flower", 2.0, 2.0, 60, 90)
-    made = {
-        "image": Item("image", media.photograph("china", 60, 90)),
-        "audio": Item("audio", media.speech_like(1.0)),
-        "video": Item("video", video, 2.0),
-    }
-    return tuple(made[modality] for modality in modalities)
-
-
 @contextmanager
-def language_servers(models: Sequence[str] = tuple(MODELS)) -> Iterator[dict[str, NodeProcess]]:
-    """An LLM server for each model, without encoders; all load at once."""
-    nodes = {name: NodeProcess("--model", name) for name in models}
-    with ExitStack() as ended:
-        for node in nodes.values():
-            ended.callback(node.stop)
-            node.begin()
-        for node in nodes.values():
-            node.wait()
-        yield nodes
+def language_servers() -> Iterator[dict[str, str]]:
+    """Addresses of an LLM server for each of ``MODELS``, without encoders."""
+    nodes = {name: NodeProcess("--model", name) for name in MODELS}
+    with _running(list(nodes.values())):
+        yield {name: node.address for name, node in nodes.items()}
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """The whole model's answer to a request, and the connection to the half that is compared."""
-
-    client: EdgeClient
-    model: str
-    request: Request
-    logits: Tensor
-    tokens: tuple[int, ...]
-
-    def differences(self, parts: Sequence[Part], wire: str) -> tuple[bool, float, float]:
-        """Whether all logits are equal to the last bit, their largest difference, equal tokens."""
-        request = replace(self.request, id=Request([0]).id)
-        data = pack(request, self.model, parts, wire, logits=True)
-        answer = self.client.ask(data, request.id, DEADLINE_S)
-        pairs = zip(answer.tokens, self.tokens, strict=False)
-        return (
-            torch.equal(answer.logits[0], self.logits),
-            float((answer.logits[0] - self.logits).abs().max()),
-            sum(one == other for one, other in pairs) / len(self.tokens),
-        )
-
-
-def correctness(servers: Mapping[str, NodeProcess]) -> pd.DataFrame:
+def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
     """Logits and greedy tokens of decoupled runs beside those of the whole model.
 
     Parameters
     ----------
     servers
-        Of ``language_servers``. Encoders run in this process.
+        Addresses by model, as of ``language_servers``. Encoders run in this process.
 
     Returns
     -------
@@ -115,162 +89,112 @@ def correctness(servers: Mapping[str, NodeProcess]) -> pd.DataFrame:
     tampered with), ``bitwise`` (whether all logits of the prompt are equal), ``max_delta``
     (their largest difference), ``tokens_equal`` (share of the answer's tokens).
     """
-    rows: list[tuple[object, ...]] = []
-    for name, server in servers.items():
+    available = {  # small enough for tiny models
+        "image": Item("image", media.photograph("china", 60, 90)),
+        "audio": Item("audio", media.speech_like(1.0)),
+        "video": Item("video", media.panned_video("flower", 2.0, 2.0, 60, 90), 2.0),
+    }
+    rows = []
+    for name, address in servers.items():
         whole = load_model(name)
         encoders, _ = split(whole)
-        with EdgeClient(server.address) as client:
+        with EdgeClient(address) as client:
             card = client.describe()
             for modalities in MODELS[name]:
-                prompt = prompt_ids(card.markers, modalities, b"What is this?")
-                request = Request(prompt, items_of(modalities), TOKENS)
-                logits, tokens = monolithic(whole, request)
-                compared = _Compared(client, card.model, request, logits[0], tokens)
-                asked = " + ".join(modalities)
-                rows += ((name, asked, *row) for row in _compared(compared, encoders))
+                items = tuple(available[modality] for modality in modalities)
+                prompt = prompt_ids(card.markers, modalities, QUESTION)
+                logits, tokens = monolithic(whole, Request(prompt, items, TOKENS))
+                for cut, features, wire, parts in _sent(encoders, items):
+                    request = Request(prompt, items, TOKENS)
+                    data = pack(request, card.model, parts, wire, logits=True)
+                    answer = client.ask(data, request.id, DEADLINE_S)
+                    rows.append(
+                        (
+                            *(name, " + ".join(modalities), cut, features),
+                            torch.equal(answer.logits[0], logits[0]),
+                            float((answer.logits[0] - logits[0]).abs().max()),
+                            _equal_share(answer.tokens, tokens),
+                        )
+                    )
     columns = ["model", "items", "cut", "features", "bitwise", "max_delta", "tokens_equal"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _compared(compared: _Compared, encoders: EncoderHalf) -> Iterator[tuple[object, ...]]:
+def _sent(
+    encoders: EncoderHalf, items: Sequence[Item]
+) -> Iterator[tuple[str, str, str, Sequence[Part]]]:
+    """Cut, what is special about the features, their type on the wire, and the features."""
     for cut in CUTS:
-        parts = [encoders.encode(item, cut) for item in compared.request.items]
+        parts = [encoders.encode(item, cut) for item in items]
         for wire in WIRE_TYPES:
-            yield cut, wire, *compared.differences(parts, wire)
+            yield cut, wire, wire, parts
         for how, tamper in TAMPERED.items():
             wrong = [replace(part, features=tamper(part.features)) for part in parts]
-            yield cut, how, *compared.differences(wrong, "float32")
+            yield cut, how, "float32", wrong
 
 
-def by_features(table: pd.DataFrame) -> pd.DataFrame:
-    """Over all models, items and cuts: equality, the largest difference, equal tokens."""
-    rules = {
-        "all bitwise equal": ("bitwise", "all"),
-        "any bitwise equal": ("bitwise", "any"),
-        "largest difference": ("max_delta", "max"),
-        "least difference": ("max_delta", "min"),
-        "tokens equal, mean": ("tokens_equal", "mean"),
-        "tokens equal, least": ("tokens_equal", "min"),
-    }
-    return table.groupby("features", sort=False).agg(**rules)
+def _equal_share(tokens: Sequence[int], expected: Sequence[int]) -> float:
+    return sum(one == other for one, other in zip(tokens, expected, strict=False)) / len(expected)
 
 
-def facts(table: pd.DataFrame) -> pd.Series:
-    """What holds whatever the machine, of the table of ``correctness``."""
-    found = by_features(table)
-    return pd.Series(
-        {
-            "float32: all logits equal to the last bit": found.loc["float32", "all bitwise equal"],
-            "float32: all tokens equal": found.loc["float32", "tokens equal, least"] == 1,
-            "zeroed features: any logits equal": found.loc["zeroed", "any bitwise equal"],
-            "rows reversed: any logits equal": found.loc["rows reversed", "any bitwise equal"],
-            "int8, worst comparison: fewer than half of the tokens equal": (
-                found.loc["int8", "tokens equal, least"] < 0.5
-            ),
-        }
-    )
-
-
-def weight_sizes(configs: Mapping[str, object]) -> pd.DataFrame:
-    """Weights of both halves of models at full size, in FP16; counted, nothing is loaded.
-
-    Parameters
-    ----------
-    configs
-        Of ``break_even.full_size_configs``.
-
-    Returns
-    -------
-    Columns ``model``, ``whole_gb``, ``edge_gb``, ``server_gb``. Both halves hold the projectors.
-    """
-    rows = []
-    for name, config in configs.items():
-        with torch.device("meta"):
-            model = build(config)
-        halves = split(model, "counted")
-        whole = 2 * sum(weights.numel() for weights in model.parameters())
-        rows.append((name, whole / 1e9, *(half.memory_bytes / 2e9 for half in halves)))
-    return pd.DataFrame(rows, columns=["model", "whole_gb", "edge_gb", "server_gb"])
-
+# -- What do the strategies take?
 
 MODEL = "medium-qwen2.5-omni"
-DEADLINE_S = 60.0
-# Name, strategy, edge devices used, cut, wire type.
+# Name, strategy, edge devices used, wire type; all are cut behind the projector.
 RUNS = (
-    ("all-edge", "all-edge", 1, "projector", "float32"),
-    ("all-remote", "all-remote", 1, "projector", "float32"),
-    ("hybrid, float16", "hybrid", 1, "projector", "float16"),
-    ("hybrid, int8", "hybrid", 1, "projector", "int8"),
-    ("hybrid, int8, 2 edges", "hybrid", 2, "projector", "int8"),
+    ("all-edge", "all-edge", 1, "float32"),
+    ("all-remote", "all-remote", 1, "float32"),
+    ("hybrid, float16", "hybrid", 1, "float16"),
+    ("hybrid, int8", "hybrid", 1, "int8"),
+    ("hybrid, int8, 2 edges", "hybrid", 2, "int8"),
 )
-SAMPLES = 5  # of a short request on an idle link
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Running nodes: a server, and edge devices of which the first holds the LLM too."""
+    """Addresses of running nodes: a server, and edges of which the first holds the LLM too."""
 
-    server: NodeProcess
-    edges: Sequence[NodeProcess]
+    server: str
+    edges: Sequence[str]
     model: str
-    markers: dict[str, int] = field(repr=False)
+    markers: Mapping[str, int] = field(repr=False)
 
     def request(self, items: Sequence[Item], new_tokens: int) -> Request:
         """A question about some items."""
-        modalities = [item.modality for item in items]
-        return Request(
-            prompt_ids(self.markers, modalities, b"What is this?"), tuple(items), new_tokens
-        )
-
-    def memory(self) -> pd.DataFrame:
-        """What every process holds in memory now. Columns ``node`` and ``rss_mb``."""
-        names = ["server", *(f"edge {number}" for number in range(1, len(self.edges) + 1))]
-        nodes = [self.server, *self.edges]
-        sizes = [psutil.Process(node.pid).memory_info().rss / 1e6 for node in nodes]
-        return pd.DataFrame({"node": names, "rss_mb": sizes})
+        prompt = prompt_ids(self.markers, [item.modality for item in items], QUESTION)
+        return Request(prompt, tuple(items), new_tokens)
 
 
 @contextmanager
-def bench(encoders_slowdown: float, llm_slowdown: float, edges: int = 2) -> Iterator[Bench]:
-    """Start all nodes at once; they end with the block.
+def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
+    """Start a server and two edge devices, which are slower; they end with the block.
 
     More edge devices than this machine has cores would wait for each other.
     """
-    slower = ("--encoders-slowdown", str(encoders_slowdown))
-    first = ("--encoders", *slower, "--llm-slowdown", str(llm_slowdown))
-    others = ("--encoders", *slower, "--no-llm")
-    options = [("--encoders",), first, *[others] * (edges - 1)]
+    slower = ("--encoders", "--encoders-slowdown", str(encoders_slowdown))
+    options = [
+        ("--encoders",),
+        (*slower, "--llm-slowdown", str(llm_slowdown)),
+        (*slower, "--no-llm"),
+    ]
     nodes = [NodeProcess("--model", MODEL, *each) for each in options]
-    with ExitStack() as ended:
-        for node in nodes:
-            ended.callback(node.stop)
-            node.begin()
-        for node in nodes:
-            node.wait()
-        with EdgeClient(nodes[0].address) as client:
+    with _running(nodes):
+        server, *edges = (node.address for node in nodes)
+        with EdgeClient(server) as client:
             card = client.describe()
-        yield Bench(nodes[0], nodes[1:], card.model, dict(card.markers))
+        yield Bench(server, edges, card.model, card.markers)
 
 
-def inputs(height: int = 420, width: int = 616, seconds: float = 5.0) -> tuple[Item, ...]:
-    """A photograph, a video of two small frames a second, and sound."""
-    video = media.panned_video("flower", seconds, 2.0, 224, 280)
-    return (
-        Item("image", media.photograph("china", height, width)),
-        Item("video", video, 2.0),
-        Item("audio", media.speech_like(seconds)),
-    )
-
-
-def strategy_runs(
+def run_strategies(
     on: Bench,
-    mbit_s: float,
-    delay_s: float,
+    items: Sequence[Item],
     new_tokens: int,
     repeats: int = 1,
-    items: Sequence[Item] = (),
+    *,
+    mbit_s: float,
+    delay_s: float = 0.0,
 ) -> pd.DataFrame:
-    """Every strategy over one link, after one request each that warms up; asked of ``inputs``.
+    """Every strategy over one link, after one request to each node that warms it up.
 
     Returns
     -------
@@ -279,71 +203,40 @@ def strategy_runs(
     ``tokens_equal`` (the share of tokens equal to All Edge's), and ``payload_bytes`` (the items or
     features in what is sent).
     """
-    items = items or inputs()
     outcomes: dict[str, list[Outcome]] = {name: [] for name, *_ in RUNS}
-    addresses = [edge.address for edge in on.edges]
-    with Link(on.server.address, up_mbit_s=mbit_s, down_mbit_s=mbit_s, delay_s=delay_s) as link:
+    with Link(on.server, up_mbit_s=mbit_s, down_mbit_s=mbit_s, delay_s=delay_s) as link:
         with ThreadPoolExecutor() as pool:
-            warm_up = partial(_warm_up, on, items)
-            list(pool.map(warm_up, [on.server.address, *addresses]))
+            list(pool.map(lambda node: _warm_up(on, items, node), [on.server, *on.edges]))
         for _ in range(repeats):
-            for name, strategy, edges, cut, wire in RUNS:
-                request = on.request(items, new_tokens)
+            for name, strategy, edges, wire in RUNS:
                 _wait_until_idle(link)
-                outcome = run(strategy, request, link, addresses[:edges], cut=cut, wire=wire)
-                outcomes[name].append(replace(outcome, strategy=name))
+                request = on.request(items, new_tokens)
+                outcomes[name].append(run(strategy, request, link, on.edges[:edges], wire=wire))
     answer = outcomes["all-edge"][0].tokens
-    table = pd.DataFrame(_median(runs, answer) for runs in outcomes.values())
-    table["payload_bytes"] = [
-        _payload_bytes(items, strategy, cut, wire) for _, strategy, _, cut, wire in RUNS
-    ]
-    return in_ms(table)
+    rows = []
+    for name, strategy, _, wire in RUNS:
+        repeated = pd.DataFrame([asdict(outcome) for outcome in outcomes[name]])
+        middle = repeated.drop(columns=["strategy", "tokens", "wait_s"]).median()
+        times_s = middle.filter(like="_s")
+        rows.append(
+            {
+                "strategy": name,
+                **(1000 * times_s).rename(lambda stage: f"{stage[:-2]}_ms"),
+                **middle.drop(times_s.index),
+                "spread_ms": 1000 * (repeated["total_s"].max() - repeated["total_s"].min()),
+                "tokens_equal": _equal_share(outcomes[name][0].tokens, answer),
+                "payload_bytes": _payload_bytes(items, strategy, wire),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _payload_bytes(items: Sequence[Item], strategy: str, cut: str, wire: str) -> int:
+def _payload_bytes(items: Sequence[Item], strategy: str, wire: str) -> int:
     """Of raw items, or of their features in the model that runs; counted, not measured."""
-    if strategy != "hybrid":
-        return sum(item.bytes for item in items) if strategy == "all-remote" else 0
-    shapes = (
-        shape
-        for item in items
-        for where, *shape in shapes_of(small_config(MODEL), item)
-        if where == cut
-    )
-    return sum(wire_bytes(rows, width, wire) for rows, width in shapes)
-
-
-def exact_facts(measured: pd.DataFrame) -> pd.DataFrame:
-    """What holds whatever the machine.
-
-    Parameters
-    ----------
-    measured
-        Of ``strategy_runs``.
-
-    Returns
-    -------
-    By strategy: ``payload_bytes``; whether the link carried them and at most 2 % more; for float32,
-    whether all tokens equal All Edge's.
-    """
-    exact = [wire == "float32" for *_, wire in RUNS]
-    more = measured["up_bytes"] - measured["payload_bytes"]
-    little = (more >= 0) & (more <= 0.02 * measured["payload_bytes"])
-    facts = {
-        "payload_bytes": measured["payload_bytes"],
-        "sent at most 2 % more": little,
-        "tokens equal": (measured["tokens_equal"] == 1).where(exact, "not asked"),
-    }
-    return pd.DataFrame(facts).set_axis(measured["strategy"])
-
-
-def claim_numbers(measured: pd.DataFrame) -> pd.DataFrame:
-    """How many hybrid runs sent their features and little else, as a row of a ``claims.csv``."""
-    facts = exact_facts(measured)
-    hybrid = facts[facts.index.str.startswith("hybrid")]
-    row = {"key": "hybrid runs that send features alone", "evidence": "measured", "n": 1}
-    row |= {"value": float(hybrid["sent at most 2 % more"].sum())}
-    return pd.DataFrame([row | {"low": float("nan"), "high": float("nan")}])
+    if strategy == "hybrid":
+        shapes = (shapes_of(small_config(MODEL), item)["projector"] for item in items)
+        return sum(wire_bytes(rows, width, wire) for rows, width in shapes)
+    return sum(item.bytes for item in items) if strategy == "all-remote" else 0
 
 
 def _warm_up(on: Bench, items: Sequence[Item], address: str) -> None:
@@ -360,34 +253,17 @@ def _wait_until_idle(link: Link) -> None:
         time.sleep(0.05)
 
 
-def _median(runs: Sequence[Outcome], answer: Sequence[int]) -> dict[str, object]:
-    table = pd.DataFrame([asdict(outcome) for outcome in runs])
-    same = sum(one == other for one, other in zip(runs[0].tokens, answer, strict=False))
-    middle = table.drop(columns=["strategy", "tokens", "wait_s"]).median()
-    return {
-        "strategy": runs[0].strategy,
-        **middle,
-        "spread_s": table["total_s"].max() - table["total_s"].min(),
-        "tokens_equal": same / len(answer),
-    }
+# -- What does a missed deadline leave on the link?
+
+MISSED_SHARE = 0.25  # deadline as a share of the time that the upload needs
+SAMPLES = 5  # of a short request on an idle link
 
 
-def residual_queue(
-    on: Bench, rates_mbit_s: Sequence[float], missed_share: float = 0.25
-) -> pd.DataFrame:
+def residual_queue(on: Bench, rates_mbit_s: Sequence[float]) -> pd.DataFrame:
     """What a missed deadline leaves on the link: a short request right behind it has to wait.
 
     An All Remote request is given a part of the time that its upload takes. When its deadline is
     missed, bytes that the sender's kernel and the link hold already still drain.
-
-    Parameters
-    ----------
-    on
-        Running nodes; only the server is used.
-    rates_mbit_s
-        Of the link.
-    missed_share
-        Deadline as a share of the time that the upload needs.
 
     Returns
     -------
@@ -396,34 +272,34 @@ def residual_queue(
     ``new_s`` (right after the miss, over the same connection and over another one), and
     ``residual_bytes`` (what the wait on the same connection amounts to at the link's rate).
     """
-    rows = [_residual(on, mbit_s, missed_share) for mbit_s in rates_mbit_s]
+    rows = [_residual(on, mbit_s) for mbit_s in rates_mbit_s]
     columns = ["mbit_s", "deadline_s", "idle_s", "same_s", "new_s"]
     table = pd.DataFrame(rows, columns=columns)
     waited_s = (table["same_s"] - table["idle_s"]).clip(lower=0)
     return table.assign(residual_bytes=waited_s * table["mbit_s"] * 1e6 / 8)
 
 
-def _residual(on: Bench, mbit_s: float, missed_share: float) -> tuple[float, ...]:
-    picture = inputs(720, 1280)[:1]
-    deadline_s = missed_share * 8 * picture[0].bytes / (mbit_s * 1e6)
+def _residual(on: Bench, mbit_s: float) -> tuple[float, ...]:
+    picture = Item("image", media.photograph("china", 720, 1280))
+    deadline_s = MISSED_SHARE * 8 * picture.bytes / (mbit_s * 1e6)
     waits: list[float] = []
     idle: list[float] = []
     for same in (True, False):
         with (
-            Link(on.server.address, up_mbit_s=mbit_s, down_mbit_s=mbit_s) as link,
+            Link(on.server, up_mbit_s=mbit_s, down_mbit_s=mbit_s) as link,
             EdgeClient(link.address) as client,
             EdgeClient(link.address) as other,
         ):
             for each in (client, other):
                 _short_s(on, each)  # connects
             idle += [_short_s(on, client) for _ in range(SAMPLES)]
-            long = on.request(picture, 1)
+            long = on.request([picture], 1)
             try:
                 client.ask(pack(long, on.model), long.id, deadline_s)
             except (DeadlineMissed, NodeUnreachable):  # the node may notice before the caller
                 waits.append(_short_s(on, client if same else other))
             else:
-                raise RuntimeError(f"{mbit_s} Mbit/s: the deadline was met; lower missed_share")
+                raise RuntimeError(f"{mbit_s} Mbit/s: the deadline of {deadline_s:.2f} s was met")
     return (mbit_s, deadline_s, median(idle), *waits)
 
 
