@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_sched.pipeline.requests import WIRE_TYPES
-
-MODALITIES = ("image", "audio", "video")
+from mllm_sched.tasks import MODALITIES
 
 
 def add_commands(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a user asks of a multimodal model, and what becomes of it on its way."""
+"""What a user asks of a multimodal model: raw items and a prompt, or the items' features."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class Item:
         Pixels, uint8 of shape (height, width, 3); frames, uint8 (frames, height, width, 3);
         or samples, int16 (samples,).
     rate_hz
-        Frames per second of a video, samples per second of audio (16 kHz is what the encoders
-        take); not used for an image.
+        Frames per second of a video; samples per second of audio, which must be 16 kHz.
 
     Raises
     ------
@@ -68,7 +67,7 @@ class Item:
 
     @property
     def bytes(self) -> int:
-        """As it comes from the sensor, uncompressed."""
+        """Uncompressed."""
         return int(self.data.nbytes)
 
 
@@ -93,7 +92,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An item on its way to the LLM: features of shape (rows, width), and how they lie."""
+    """Features of an item, of shape (rows, width), behind a cut of the model."""
 
     modality: str
     cut: str
@@ -112,9 +111,9 @@ class Request:
     items
         Raw inputs.
     max_new_tokens
-        The answer's length at most.
+        Of the answer.
     id
-        Names the request, also when it is sent again. Drawn at random by default.
+        The same when the request is sent again; random by default.
     """
 
     prompt: Sequence[int]

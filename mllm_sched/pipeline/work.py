@@ -1,4 +1,4 @@
-"""What an encoder costs, whatever runs it: FLOPs, bytes moved, operators launched.
+"""Work of an encoder, whatever runs it: FLOPs, bytes moved, operators launched.
 
 ``data/encoders/count_work.py`` writes the table beside it. Reading it needs no torch.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -25,11 +25,9 @@ class Work:
     Attributes
     ----------
     flops
-        Floating-point operations of convolutions, linear layers and attention; a multiply-add
-        counts as two.
+        Of convolutions, linear layers and attention; a multiply-add counts as two.
     bytes
-        Read and written by all operators, none fused: each reads its inputs and parameters and
-        writes its output.
+        Read and written by all operators, none fused: inputs, parameters and output of each.
     kernels
         Operators that launch something; views are free.
     parameters
@@ -37,7 +35,7 @@ class Work:
     dla_flops, dla_bytes, dla_kernels, dla_parameters
         The part of each that is placed on a DLA core.
     dla_segments
-        Contiguous runs of operators that this part consists of, at most 16.
+        Contiguous runs of operators of this part, at most 16.
     """
 
     flops: float
@@ -51,7 +49,7 @@ class Work:
     dla_segments: int = 0
 
     def scaled(self, factor: float) -> Work:
-        """The work of ``factor`` times as much input in one pass, as a batch or a larger input.
+        """The work of ``factor`` times as much input in one pass.
 
         FLOPs and activations grow; parameters are read once, and operators launched once.
 
@@ -63,20 +61,16 @@ class Work:
         """
         if not factor > 0:
             raise ValueError(f"factor={factor}: expected above 0")
-        return Work(
+        return replace(
+            self,
             flops=self.flops * factor,
             bytes=_scaled_bytes(self.bytes, self.parameters, factor),
-            kernels=self.kernels,
-            parameters=self.parameters,
             dla_flops=self.dla_flops * factor,
             dla_bytes=_scaled_bytes(self.dla_bytes, self.dla_parameters, factor),
-            dla_kernels=self.dla_kernels,
-            dla_parameters=self.dla_parameters,
-            dla_segments=self.dla_segments,
         )
 
     def without_dla(self) -> Work:
-        """What is left for another component when the DLA has taken its part."""
+        """Without the DLA's part."""
         return Work(
             flops=self.flops - self.dla_flops,
             bytes=self.bytes - self.dla_bytes,
