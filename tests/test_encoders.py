@@ -74,11 +74,6 @@ def test_example_input_has_the_shape_and_range_of_its_modality(name):
     assert inputs.max() <= (1 if encoder_spec(name).modality == "audio" else 2.3)
 
 
-def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="batch=0: expected at least 1"):
-        example_input("tiny-clip", 0, np.random.default_rng(0))
-
-
 def test_an_unknown_encoder_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'clip-vit-l15'.*clip-vit-l14-336.*resnet-50.*hf:"):
         encoder_spec("clip-vit-l15")

@@ -344,11 +344,6 @@ def test_a_node_that_is_not_there_is_named_with_the_tries():
     assert error.value.tries > 1
 
 
-def test_a_deadline_is_needed():
-    with EdgeClient("127.0.0.1:1") as client, pytest.raises(ValueError, match="deadline_s=0"):
-        client.ask(b"", "x", 0)
-
-
 def test_a_node_of_encoders_gives_the_features_that_would_be_made_here():
     asked = request(OMNI)
     with serving(Node(OMNI, load_encoders(OMNI, ["image", "audio"]))) as node:

@@ -238,16 +238,6 @@ def test_a_dla_without_layers_is_an_error(model, monkeypatch):
         open_on("dla0", model)
 
 
-def test_onnx_runtimes_own_placement_is_read_and_its_log_kept_off_the_terminal(model, capfd):
-    with module._stderr_to_file() as log:
-        session, _ = open_on("cpu", model)
-        log.seek(0)
-    assert session.get_inputs()[0].shape[0] == 1
-    assert capfd.readouterr().err == ""
-    os.write(2, b"back\n")
-    assert capfd.readouterr().err == "back\n"
-
-
 def test_placement_lines_are_read_from_a_real_log(model, capfd):
     """The line that ONNX Runtime really writes, of this version."""
     options = onnxruntime.SessionOptions()

@@ -18,7 +18,7 @@ from mllm_sched.pipeline.node_errors import (
     NodeError,
     NodeUnreachable,
     RequestRefused,
-    told_by,
+    error_of,
 )
 from mllm_sched.pipeline.options import MESSAGE_BYTES, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -118,16 +118,10 @@ class EdgeClient:
         return card
 
     def ask(self, data: bytes, name: str, deadline_s: float) -> Answer:
-        """Send a message of the wire and wait for its answer.
+        """Send a message of ``wire.pack`` and wait for its answer.
 
-        Parameters
-        ----------
-        data
-            Of ``wire.pack``.
-        name
-            The request's id; under the same id, an answer is never generated twice.
-        deadline_s
-            Seconds until which an unreachable node is tried again.
+        ``name`` is the request's id: under the same id, an answer is never generated twice. Until
+        the deadline an unreachable node is tried again.
 
         Raises
         ------
@@ -227,7 +221,7 @@ class EdgeClient:
                 before = NodeError(f"{self.address}: {why}", _GONE, tries)
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
-                before = told_by(error, self.address, deadline_s, tries, before)
+                before = error_of(error, self.address, deadline_s, tries, before)
                 if before.code is not _GONE:
                     raise before from None
                 why = error.details() or "no reason given"

@@ -66,23 +66,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder by name.
-
-    Attributes
-    ----------
-    name
-        As in a ``Task``, or ``hf:`` and a checkpoint.
-    family
-        A key of ``FAMILIES``.
-    input_shape
-        Shape of one item, without the batch.
-    settings
-        Where its configuration differs from the defaults of its family.
-    """
+    """An encoder by name; ``settings`` differ from the defaults of its family's configuration."""
 
     name: str
     family: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # of one item, without the batch
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -134,17 +122,9 @@ ENCODERS: Mapping[str, EncoderSpec] = MappingProxyType({spec.name: spec for spec
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """The encoder of that name.
+    """The encoder of that name: a key of ``ENCODERS``, or ``hf:`` and a local folder or hub id.
 
-    Parameters
-    ----------
-    name
-        A key of ``ENCODERS``, or ``hf:`` and a local folder or hub id of a checkpoint.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, or a checkpoint of another kind; the known ones are listed.
+    Raises ValueError, which lists the known ones, for an unknown name or kind of checkpoint.
 
     Examples
     --------

@@ -56,19 +56,9 @@ class Direction:
 class Link:
     """A link to one address, open within a ``with`` block.
 
-    Parameters
-    ----------
-    target
-        ``HOST:PORT`` behind the link.
-    up_mbit_s, down_mbit_s
-        Rate towards the target, and back; unlimited by default.
-    delay_s
-        One way, the same for both.
-
-    Raises
-    ------
-    ValueError
-        For a rate that is not above 0, a negative delay, or a target without a port.
+    Rates are towards the target, ``HOST:PORT``, and back, unlimited by default; the delay is one
+    way and the same for both. Raises ValueError for a rate that is not above 0, a negative delay,
+    or a target without a port.
 
     Examples
     --------

@@ -58,15 +58,7 @@ Status = grpc.StatusCode
 
 
 class Node(rpc.NodeServicer):
-    """The service.
-
-    Parameters
-    ----------
-    name
-        Of the model, as it was loaded.
-    encoders, language
-        The halves that this node holds: one of them at least.
-    """
+    """The service of a model by name, with one of its halves at least."""
 
     def __init__(
         self,
@@ -276,12 +268,7 @@ def run_node(
 ) -> None:
     """Load the halves and serve them.
 
-    Parameters
-    ----------
-    encoders
-        Modalities to hold encoders for, all if empty; None for no encoders.
-    language
-        Whether to hold the LLM.
+    ``encoders`` are the modalities to hold encoders for, all if empty; None for no encoders.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     check_options(options)

@@ -16,18 +16,10 @@ LONGEST_S = 3600.0  # to which seconds are believed
 
 
 class NodeError(RuntimeError):
-    """A request that was not answered.
+    """A request that was not answered, with the status of its last try.
 
-    Parameters
-    ----------
-    code
-        Status of its last try.
-    tries
-        How often it was sent.
-    reason
-        Why an edge agent or its front refused it, in one word: ``too-late`` for example.
-    retry_s
-        Seconds after which to ask again; 0 if unknown.
+    ``reason`` is why an edge agent or its front refused it, in one word (``too-late``), ``retry_s``
+    the seconds after which to ask again; 0 if unknown.
     """
 
     def __init__(
@@ -84,7 +76,7 @@ _ERRORS = {
 }
 
 
-def told_by(
+def error_of(
     error: grpc.Call,
     address: str,
     deadline_s: float,

@@ -79,10 +79,7 @@ def export_encoder(
     folder
         Where files are kept; the repository's cache by default.
 
-    Raises
-    ------
-    ValueError
-        For an unknown encoder or precision; the known ones are listed.
+    Raises ValueError, which lists the known ones, for an unknown encoder or precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -212,11 +209,6 @@ def open_encoder(
     Returns
     -------
     The call, and ``provider`` and ``dla_share`` (NaN where no DLA was asked for).
-
-    Raises
-    ------
-    FallbackError
-        If the component cannot be had.
     """
     import onnxruntime
 
@@ -256,12 +248,7 @@ def open_half(
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """One encoder of a model on a component, exported for inputs of the shapes of the example.
 
-    Raises
-    ------
-    ValueError
-        If encoders of this kind cannot be exported.
-    FallbackError
-        If the component cannot be had; see ``open_on``.
+    Raises ValueError if encoders of this kind cannot be exported; else as ``open_on``.
     """
     import onnxruntime
     import torch
@@ -335,12 +322,8 @@ def providers_for(
     ``precision`` is ``fp32``, ``fp16`` or ``int8``, of which a DLA takes the last two;
     ``available`` are by default the providers of this ONNX Runtime.
 
-    Raises
-    ------
-    ValueError
-        For an unknown component, or a precision that it does not take.
-    FallbackError
-        If it has no provider.
+    Raises ValueError for an unknown component or a precision that it does not take, FallbackError
+    if it has no provider.
     """
     if component not in COMPONENTS:
         raise ValueError(f"component {component!r}: expected one of {', '.join(COMPONENTS)}")
@@ -375,12 +358,8 @@ def open_on(
 ) -> tuple[onnxruntime.InferenceSession, float]:
     """A session on a component, and the share of nodes on the DLA (NaN where none was asked for).
 
-    The free batch dimension of the exported ``model`` is fixed, as TensorRT wants it.
-
-    Raises
-    ------
-    FallbackError
-        If ONNX Runtime would run it elsewhere, or TensorRT put no layer on the DLA asked for.
+    The free batch dimension of the exported ``model`` is fixed, as TensorRT wants it. Raises
+    FallbackError if it would run elsewhere, or no layer on the DLA asked for.
     """
     import onnx
     import onnxruntime

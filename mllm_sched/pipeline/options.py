@@ -23,27 +23,13 @@ METADATA = "authorization"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a node takes.
+    """Limits of a node."""
 
-    Attributes
-    ----------
-    requests
-        At a time; one more is refused with RESOURCE_EXHAUSTED.
-    bytes
-        Of one message.
-    new_tokens
-        Of one answer.
-    idle_s
-        That an upload may pause in all.
-    answer_s
-        For a request without a deadline, or with a later one.
-    """
-
-    requests: int = REQUESTS
-    bytes: int = MESSAGE_BYTES
-    new_tokens: int = 1024
-    idle_s: float = 30.0
-    answer_s: float = 600.0
+    requests: int = REQUESTS  # at a time; one more is refused with RESOURCE_EXHAUSTED
+    bytes: int = MESSAGE_BYTES  # of one message
+    new_tokens: int = 1024  # of one answer
+    idle_s: float = 30.0  # that an upload may pause in all
+    answer_s: float = 600.0  # for a request without a deadline, or with a later one
 
 
 @dataclass(frozen=True)
@@ -58,19 +44,10 @@ class Slowdown:
 class Security:
     """Secrets of a node or a client; none by default.
 
-    Attributes
-    ----------
-    token
-        Shared by both sides. It crosses the network in the clear unless there are certificates.
-    certificate, key
-        PEM files that prove who this side is.
-    authority
-        PEM file with whom the other side's certificate must be signed by.
-
-    Raises
-    ------
-    ValueError
-        If only some of the three files are given, or a token is empty or no ASCII.
+    Both sides share the token, which crosses the network in the clear without certificates.
+    ``certificate`` and ``key`` are PEM files of this side, ``authority`` that of the signer of the
+    other side's certificate. Raises ValueError if only some of the three files are given, or a
+    token is empty or no ASCII.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -123,13 +100,9 @@ class Security:
 
 
 def check_host(host: str, security: Security, *, is_open: bool = False) -> None:
-    """Refuse to listen beyond this machine without certificates.
+    """Refuse (ValueError) to listen beyond this machine without certificates.
 
-    Raises
-    ------
-    ValueError
-        Unless the host is a loopback address, there are certificates, or ``is_open`` says that
-        whoever reaches it may read everything, a token too.
+    ``is_open`` allows it: whoever reaches the host may then read everything, a token too.
     """
     if is_loopback(host) or is_open or security.certificate:
         return

@@ -63,7 +63,7 @@ def encode_text(
     return tuple(made["input_ids"])
 
 
-class Spoken:
+class TextStream:
     """An answer as text, token by token.
 
     A character may be cut between tokens: all tokens are decoded each time, and an incomplete

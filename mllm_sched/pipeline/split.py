@@ -56,16 +56,9 @@ class _Half:
 class EncoderHalf(_Half):
     """The half for the edge.
 
-    Parameters
-    ----------
-    model
-        Without its LLM, and with identities in place of its projectors.
-    projectors
-        By modality.
-    identity
-        Of the whole model; only an LLM of the same identity takes its features.
-    processors
-        Turn raw input into tensors, by modality.
+    Its model has no LLM, and identities in place of projectors, which are held by modality beside
+    the processors that turn raw input into tensors. Only an LLM of the same identity takes its
+    features.
     """
 
     def __init__(
@@ -249,17 +242,9 @@ def with_part(module: Any, path: str, part: nn.Module | None) -> Any:
 def split(model: Any, identity: str = "", source: str = "") -> tuple[EncoderHalf, LanguageHalf]:
     """Both halves of a Hugging Face model. They share its weights; the model itself stays whole.
 
-    Parameters
-    ----------
-    identity
-        Of its weights; their digest by default.
-    source
-        Folder or hub id with the input processors; by default they follow the configuration.
-
-    Raises
-    ------
-    UnsupportedError
-        For a model of another kind; the message lists the supported ones.
+    ``identity`` of its weights is their digest by default. ``source`` is the folder or hub id with
+    the input processors; by default they follow the configuration. Raises UnsupportedError for a
+    model of another kind.
     """
     architecture = architecture_of(model.config)
     identity = identity or _weights_identity(model)

@@ -23,23 +23,11 @@ DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds and bytes of a request, and its answer.
+    """Seconds and bytes of a request, and the tokens of its answer.
 
-    Attributes
-    ----------
-    transmission_s
-        Neither encoding, nor the LLM, nor waiting for other requests: the link, and what packs,
-        copies and checks.
-    encode_s
-        Of the device that encoded longest.
-    llm_s, wait_s
-        Of the LLM, and waiting for other requests on any node.
-    total_s
-        From asking to the last token.
-    up_bytes, down_bytes
-        That crossed the link, gRPC's own included.
-    tokens
-        Of the answer.
+    ``encode_s`` is of the device that encoded longest, ``wait_s`` waiting for other requests on any
+    node, ``total_s`` from asking to the last token, ``transmission_s`` all the rest: the link, and
+    packing, copying and checking. Bytes are those that crossed the link, gRPC's own included.
     """
 
     strategy: str
@@ -72,8 +60,7 @@ def run(
     request
         Raw items and a prompt.
     link
-        Open, to the server; All Remote needs a server that holds encoders too. All bytes that
-        cross it meanwhile are counted.
+        Open, to the server; All Remote needs a server that holds encoders too.
     edges
         Addresses of the edge devices. All Edge uses the first, which must hold the LLM; hybrid
         spreads the items over all, and each encodes its share one after another.

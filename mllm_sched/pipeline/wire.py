@@ -127,10 +127,7 @@ def wire_bytes(rows: int, width: int, wire: str) -> int:
 def quantised(features: Tensor, wire: str) -> dict[str, Tensor]:
     """Features as they travel: under ``""``, and for int8 the scale of each row under ``.scale``.
 
-    Raises
-    ------
-    ValueError
-        For an unknown type, or values that float16 cannot hold.
+    Raises ValueError for an unknown type, or values that float16 cannot hold.
 
     Examples
     --------
@@ -165,16 +162,8 @@ def _check_type(wire: str) -> None:
 class Rules:
     """What a server takes.
 
-    Parameters
-    ----------
-    half
-        Either half: gives the model's identity, its modalities and the shapes of features.
-    cuts
-        That are served.
-    max_new_tokens
-        Of an answer.
-    max_logits_bytes
-        Of the logits of a prompt, if they are wanted.
+    Either ``half`` gives the model's identity, its modalities and the shapes of features; ``cuts``
+    are those served. Limits are on the length of an answer, and on the logits of a prompt.
     """
 
     def __init__(
@@ -269,16 +258,14 @@ def pack(
     *,
     logits: bool = False,
 ) -> bytes:
-    """A request as bytes, to be generated from.
+    """A request as bytes.
 
     Parameters
     ----------
-    request
-        Its raw items are sent if there are no ``parts``.
     model
         Identity of the model that the parts come from, or that raw items are meant for.
     parts
-        Features of all items, with one cut.
+        Features of all items, with one cut; the raw items are sent if there are none.
     wire
         Type of the features on the wire: one of ``WIRE_TYPES``.
     logits
@@ -313,14 +300,9 @@ def pack(
 def unpack(data: bytes, rules: Rules) -> Message:
     """The request that the bytes hold.
 
-    Raises
-    ------
-    MismatchError
-        If it is for another model, or for a cut that is not served.
-    WireError
-        For everything else: truncated or trailing bytes, a header that is too long or is not what
-        this version expects, tensors of wrong name, type or shape, more than the limits allow,
-        token ids out of range, NaN and infinite features.
+    Raises MismatchError if it is for another model or a cut that is not served, and WireError for
+    everything else: truncated or trailing bytes, an invalid header, tensors of wrong name, type or
+    shape, more than the limits allow, token ids out of range, NaN and infinite features.
     """
     table, header = read_header(data)
     rules.check(header)
@@ -341,10 +323,7 @@ def unpack(data: bytes, rules: Rules) -> Message:
 def read_parts(data: bytes) -> tuple[Part, ...]:
     """The features in an encoding node's reply; their shapes are not checked.
 
-    Raises
-    ------
-    WireError
-        If the bytes are no message, or its tensors are not those of its header.
+    Raises WireError if the bytes are no message, or its tensors are not those of its header.
     """
     import torch
 
@@ -528,15 +507,7 @@ def digest_of(tokens: Iterable[int]) -> bytes:
 
 
 async def read_start(pieces: AsyncIterator[pb.Piece], max_bytes: int, timeout_s: float) -> pb.Start:
-    """The first piece, checked.
-
-    Raises
-    ------
-    WireError
-        If it is none, or announces more than is allowed.
-    TimeoutError
-        If it does not come in time.
-    """
+    """The first piece, checked; WireError if it is no valid start, TimeoutError if it is late."""
     piece = await _next(pieces, timeout_s)
     if piece is None or piece.WhichOneof("content") != "start":
         raise WireError("the first piece must be a start")
@@ -556,14 +527,9 @@ async def read_rest(
 ) -> tuple[bytes, float]:
     """The whole message, and the seconds it took to arrive.
 
-    A sender may pause for ``timeout_s`` in all, beside what its bytes take at the slowest rate.
-
-    Raises
-    ------
-    WireError
-        If it is longer or shorter than announced, or not what the digest says.
-    TimeoutError
-        If it comes too slowly.
+    A sender may pause for ``timeout_s`` in all, beside what its bytes take at the slowest rate;
+    else TimeoutError. Raises WireError if it is longer or shorter than announced, or of another
+    digest.
     """
     begun_s, data = time.perf_counter(), bytearray()
     while len(data) < start.bytes:

@@ -20,33 +20,17 @@ BYTES_PER_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Cost of one pass through a network in FP32.
+    """Cost of one pass through a network in FP32; ``dla_`` is the part placed on a DLA core."""
 
-    Attributes
-    ----------
-    flops
-        Of convolutions, linear layers and attention; a multiply-add counts as two.
-    bytes
-        Read and written by all operators, none fused: inputs, parameters and output of each.
-    kernels
-        Operators that launch something; views are free.
-    parameters
-        Trained numbers that the pass reads.
-    dla_flops, dla_bytes, dla_kernels, dla_parameters
-        The part of each that is placed on a DLA core.
-    dla_segments
-        Contiguous runs of operators of this part, at most 16.
-    """
-
-    flops: float
-    bytes: float
-    kernels: int
-    parameters: int
+    flops: float  # convolutions, linear layers and attention; a multiply-add counts as two
+    bytes: float  # inputs, parameters and output of every operator, none fused
+    kernels: int  # operators that launch something; views are free
+    parameters: int  # trained numbers that the pass reads
     dla_flops: float = 0
     dla_bytes: float = 0
     dla_kernels: int = 0
     dla_parameters: int = 0
-    dla_segments: int = 0
+    dla_segments: int = 0  # contiguous runs of operators on the DLA, at most 16
 
     def scaled(self, factor: float) -> Work:
         """The work of ``factor`` times as much input in one pass.
