@@ -162,6 +162,8 @@ def malformed():
         "no metadata": (save(features), "no request"),
         "key twice": (with_raw(b'{"a": 1, "a": 2}'), "stands twice"),
         "request no JSON": (save(features, metadata={"request": "hello"}), "no valid JSON"),
+        "long version": (edited(good, request={"version": "x" * 5000}), "version 'xxx"),
+        "sides of a thousand digits": (edited(good, part={0: {"grid": 3 * [10**1000]}}), "grid="),
         "newer version": (edited(good, request={"version": 2}), "version 2"),
         "unknown field": (edited(good, request={"pickle": "x"}), "pickle missing or unknown"),
         "missing field": (edited(good, drop=["logits"]), "logits missing or unknown"),

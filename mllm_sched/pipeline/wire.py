@@ -211,7 +211,7 @@ class Rules:
             if cut == "encoder":
                 return architecture.encoded_shape(config, part.modality, part.layout)
         except ValueError as error:
-            raise WireError(f"{part.modality}: {error}") from error
+            raise WireError(f"{part.modality}: {str(error)[:200]}") from error
         return tokens, int(config.get_text_config().hidden_size)
 
     def check_item(self, item: Item) -> None:
@@ -374,14 +374,15 @@ def _json(text: bytes | str, what: str) -> dict[str, Any]:
 
 def _header(given: dict[str, Any]) -> Header:
     if given.get("version") != VERSION:
-        raise WireError(f"version {given.get('version')!r}: this server speaks {VERSION}")
+        version = repr(given.get("version"))[:60]
+        raise WireError(f"version {version}: this server speaks {VERSION}")
     _check_names(given, Header, "request")
     _check(given["id"], str, "id", is_id)
     _check(given["model"], str, "model")
     _check(given["cut"], str, "cut", lambda cut: cut in CUTS)
     raw = given["cut"] == "input"
     _check(given["wire"], str, "wire", lambda wire: wire in (("raw",) if raw else WIRE_TYPES))
-    _check(given["max_new_tokens"], int, "max_new_tokens", lambda number: number >= 1)
+    _check(given["max_new_tokens"], int, "max_new_tokens", lambda number: 1 <= number < 1 << 31)
     _check(given["logits"], bool, "logits")
     _check(given["parts"], list, "parts")
     return Header(**{**given, "parts": tuple(_part(part, raw) for part in given["parts"])})
