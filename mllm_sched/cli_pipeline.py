@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_sched.pipeline.requests import WIRE_TYPES
-
-MODALITIES = ("image", "audio", "video")
+from mllm_sched.tasks import MODALITIES
 
 
 def add_commands(commands: Any) -> None:
@@ -63,7 +62,7 @@ def _ask(options: argparse.Namespace) -> None:
     from mllm_sched.pipeline.checkpoints import load_encoders
     from mllm_sched.pipeline.edge_client import EdgeClient
     from mllm_sched.pipeline.options import security_of
-    from mllm_sched.pipeline.prompts import Spoken, encode_text, markers_of
+    from mllm_sched.pipeline.prompts import TextStream, encode_text, markers_of
     from mllm_sched.pipeline.requests import Request
     from mllm_sched.pipeline.wire import pack
 
@@ -80,15 +79,15 @@ def _ask(options: argparse.Namespace) -> None:
     parts = [encoders.encode(item, options.cut) for item in items]
     encode_s = time.perf_counter() - begun_s
     data = pack(request, encoders.identity, parts, options.wire)
-    spoken = Spoken(options.model)
+    text = TextStream(options.model)
     with EdgeClient(options.server, security_of(options)) as client:
         for event, tries in client.events(data, request.id, options.deadline):
             if event.WhichOneof("content") == "token":
-                print(spoken.add(event.token.token), end="", flush=True)
+                print(text.add(event.token.token), end="", flush=True)
                 continue
             total_s, times = time.perf_counter() - begun_s, event.finished.times
             sent_s = total_s - encode_s - times.llm_s - times.wait_s
-            print(spoken.rest())
+            print(text.rest())
             print(
                 f"{event.finished.tokens} tokens in {total_s:.2f} s: encoding {encode_s:.2f}, "
                 f"transmission {sent_s:.2f}, LLM {times.llm_s:.2f}, waiting {times.wait_s:.2f}; "

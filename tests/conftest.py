@@ -4,7 +4,7 @@ import fcntl
 
 import pytest
 
-from mllm_sched.pipeline.export import export_encoder
+from mllm_sched.pipeline.onnx import export_encoder
 
 
 @pytest.fixture(scope="session")

@@ -68,10 +68,6 @@ def ask_of(node):
         server.stop(None).wait()
 
 
-def test_a_complete_answer_is_taken():
-    assert ask([*TOKENS, finished(3)]).tokens == (5, 6, 7)
-
-
 @pytest.mark.parametrize(
     "events",
     [

@@ -23,7 +23,7 @@ from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.media import h264
 from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.prompts import Spoken, decode_text, encode_text, markers_of
+from mllm_sched.pipeline.prompts import TextStream, decode_text, encode_text, markers_of
 from mllm_sched.pipeline.small_models import small_model
 
 MODEL = "small-qwen2.5-omni"
@@ -175,8 +175,8 @@ def test_a_checkpoints_tokenizer_and_chat_template_make_the_prompt(checkpoint):
     chat = encode_text(source, markers, ["image"], "what is this")
     assert chat == (1, 263, 260, 264, 3, 4, 5, 2)
     assert decode_text(source, [3, 4]) == "what is"
-    spoken = Spoken(source)  # token by token, as they come
-    assert "".join([*map(spoken.add, [3, 4, 5]), spoken.rest()]) == "what is this"
+    stream = TextStream(source)  # token by token, as they come
+    assert "".join([*map(stream.add, [3, 4, 5]), stream.rest()]) == "what is this"
     assert decode_text(MODEL, [72, 105, 300]) == "Hi<300>"
 
 

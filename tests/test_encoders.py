@@ -10,8 +10,12 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec, example_input
-from mllm_sched.pipeline.models import build_encoder, load_checkpoint
+from mllm_sched.pipeline.encoders import (
+    ENCODERS,
+    build_encoder,
+    encoder_spec,
+    example_input,
+)
 from mllm_sched.tasks import MODALITIES
 
 TINY = [name for name in ENCODERS if name.startswith("tiny-")]
@@ -38,15 +42,12 @@ def test_every_modality_has_an_encoder_and_a_tiny_one():
 
 @pytest.mark.parametrize("name", TINY)
 def test_features_are_tokens_by_width_and_differ_between_inputs(name):
-    output = features(build_encoder(name), name)
+    model = build_encoder(name)
+    assert not any(module.training for module in model.modules())
+    output = features(model, name)
     assert output.ndim == 3 and output.shape[0] == 2
     assert torch.isfinite(output).all()
     assert not torch.allclose(output[0], output[1])
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_tiny_encoder_stays_below_5_mb(name):
-    assert sum(weight.numel() * 4 for weight in build_encoder(name).parameters()) < 5e6
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -64,10 +65,6 @@ def test_building_leaves_the_global_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_encoder_comes_in_eval_mode():
-    assert not any(module.training for module in build_encoder("tiny-resnet").modules())
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_example_input_has_the_shape_and_range_of_its_modality(name):
     inputs = example_input(name, 1, np.random.default_rng(0))
@@ -75,16 +72,6 @@ def test_example_input_has_the_shape_and_range_of_its_modality(name):
     assert inputs.shape == (1, *encoder_spec(name).input_shape)
     assert inputs.min() >= (-1 if encoder_spec(name).modality == "audio" else -2)
     assert inputs.max() <= (1 if encoder_spec(name).modality == "audio" else 2.3)
-
-
-def test_example_input_is_drawn_from_the_generator():
-    draws = [example_input("tiny-clip", 1, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
-
-
-def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="batch=0: expected at least 1"):
-        example_input("tiny-clip", 0, np.random.default_rng(0))
 
 
 def test_an_unknown_encoder_lists_the_known_ones():
@@ -121,7 +108,7 @@ def test_whisper_loads_its_encoder_and_drops_its_decoder(tmp_path):
     )
     whole = WhisperForConditionalGeneration(config).eval()
     whole.save_pretrained(tmp_path)
-    model = load_checkpoint(str(tmp_path))
+    model = build_encoder(f"hf:{tmp_path}")
     inputs = torch.from_numpy(example_input(f"hf:{tmp_path}", 1, np.random.default_rng(0)))
     with torch.inference_mode():
         expected = whole.model.encoder(inputs).last_hidden_state
@@ -142,7 +129,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     deeper = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2])
     deeper.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks \d+ weights, first 'encoder"):
-        load_checkpoint(str(tmp_path))
+        build_encoder(f"hf:{tmp_path}")
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):

@@ -43,12 +43,10 @@ from mllm_sched.pipeline.node_errors import (
     NodeUnreachable,
     RequestRefused,
 )
-from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.pieces import pieces_of, start_of
+from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.requests import Item, Request
-from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.wire import pack
+from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 Status = grpc.StatusCode
 UNANSWERED = (NodeUnreachable, DeadlineMissed)

@@ -65,7 +65,7 @@ def test_models_are_loaded_without_a_search(monkeypatch, load, name):
     def build(*_):
         raise Loading(gc.isenabled())
 
-    for begins in ("_check_dtype", "build"):
+    for begins in ("small_model", "build", "_checkpoint"):
         monkeypatch.setattr(checkpoints, begins, build)
     with pytest.raises(Loading) as loading:
         getattr(checkpoints, load)(name)

@@ -1,16 +1,26 @@
 """What a node remembers of the requests it answered."""
 
 import asyncio
+import tracemalloc
+from functools import wraps
 
 import grpc
 import pytest
 
 from mllm_sched.pipeline import jobs as module
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError
-from mllm_sched.pipeline.pieces import digest_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.wire import digest_of
 
 FAR_S = 1e12
+
+
+def in_a_loop(test):
+    @wraps(test)
+    def run(**fixtures):
+        asyncio.run(test(**fixtures))
+
+    return run
 
 
 async def answered(jobs, name, digest=b"d", tokens=3, logits=b""):
@@ -32,247 +42,216 @@ async def events(job, have=0):
     return [event async for event in job.follow(have)]
 
 
-def test_an_answer_is_kept_and_may_be_followed_from_any_token():
-    async def main():
-        jobs = Jobs(2)
-        await answered(jobs, "a")
-        job = jobs.find("a", b"d")
-        assert [event.token.index for event in (await events(job, 1))[:-1]] == [1, 2]
-        assert [event.WhichOneof("content") for event in await events(job, 3)] == ["finished"]
-        with pytest.raises(RefusedError, match="the answer has 3 tokens") as refused:
-            await events(job, 4)
-        assert refused.value.code is grpc.StatusCode.OUT_OF_RANGE
-
-    asyncio.run(main())
+@in_a_loop
+async def test_an_answer_is_kept_and_may_be_followed_from_any_token():
+    jobs = Jobs(2)
+    await answered(jobs, "a")
+    job = jobs.find("a", b"d")
+    assert [event.token.index for event in (await events(job, 1))[:-1]] == [1, 2]
+    assert [event.WhichOneof("content") for event in await events(job, 3)] == ["finished"]
+    with pytest.raises(RefusedError, match="the answer has 3 tokens") as refused:
+        await events(job, 4)
+    assert refused.value.code is grpc.StatusCode.OUT_OF_RANGE
 
 
-def test_an_answer_that_was_made_anew_goes_on_only_behind_the_same_tokens():
-    async def main():
-        jobs = Jobs(2)
-        job = await answered(jobs, "a")  # tokens 0, 1, 2
-        same = [event async for event in job.follow(2, digest_of([0, 1]))]
-        assert [event.token.token for event in same[:-1]] == [2]
-        for had in ([0, 7], [0, 1, 2, 3]):
-            with pytest.raises(RefusedError, match="made anew") as refused:
-                [event async for event in job.follow(len(had), digest_of(had))]
-            assert refused.value.code is grpc.StatusCode.ABORTED
-
-    asyncio.run(main())
+@in_a_loop
+async def test_an_answer_that_was_made_anew_goes_on_only_behind_the_same_tokens():
+    jobs = Jobs(2)
+    job = await answered(jobs, "a")  # tokens 0, 1, 2
+    same = [event async for event in job.follow(2, digest_of([0, 1]))]
+    assert [event.token.token for event in same[:-1]] == [2]
+    for had in ([0, 7], [0, 1, 2, 3]):
+        with pytest.raises(RefusedError, match="made anew") as refused:
+            [event async for event in job.follow(len(had), digest_of(had))]
+        assert refused.value.code is grpc.StatusCode.ABORTED
 
 
-def test_a_follower_waits_for_the_tokens_it_has_before_they_are_compared():
-    async def main():
-        job, got = Job(b"d", FAR_S), []
+@in_a_loop
+async def test_a_follower_waits_for_the_tokens_it_has_before_they_are_compared():
+    job, got = Job(b"d", FAR_S), []
 
-        async def follow():
-            got.extend([event async for event in job.follow(2, digest_of([5, 6]))])
+    async def follow():
+        got.extend([event async for event in job.follow(2, digest_of([5, 6]))])
 
-        following = asyncio.create_task(follow())
-        for token in (5, 6, 7):
-            await asyncio.sleep(0)
-            job.add(token)
-        job.end(pb.Finished(tokens=3))
-        await following
-        assert [event.token.token for event in got[:-1]] == [7]
-
-    asyncio.run(main())
+    following = asyncio.create_task(follow())
+    for token in (5, 6, 7):
+        await asyncio.sleep(0)
+        job.add(token)
+    job.end(pb.Finished(tokens=3))
+    await following
+    assert [event.token.token for event in got[:-1]] == [7]
 
 
-def test_a_slow_follower_misses_no_token_of_an_answer_that_ends_meanwhile():
-    async def main():
-        job, got = Job(b"d", FAR_S), []
-        job.add(7)
-        async for event in job.follow(0):
-            got.append(event.WhichOneof("content"))
-            if len(got) == 1:  # while the first is on its way, the rest is made
-                job.add(8)
-                job.end(pb.Finished(tokens=2))
-        assert got == ["token", "token", "finished"]
-
-    asyncio.run(main())
+@in_a_loop
+async def test_a_slow_follower_misses_no_token_of_an_answer_that_ends_meanwhile():
+    job, got = Job(b"d", FAR_S), []
+    job.add(7)
+    async for event in job.follow(0):
+        got.append(event.WhichOneof("content"))
+        if len(got) == 1:  # while the first is on its way, the rest is made
+            job.add(8)
+            job.end(pb.Finished(tokens=2))
+    assert got == ["token", "token", "finished"]
 
 
-def test_old_answers_are_forgotten_and_their_ids_are_not(monkeypatch):
+@in_a_loop
+async def test_old_answers_are_forgotten_and_their_ids_are_not(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED_BYTES", 100_000)
-
-    async def main():
-        jobs = Jobs(2)
-        for number in range(50):
-            await answered(jobs, str(number), logits=bytes(3000))
-        assert jobs.find("49", b"d") is not None
-        with pytest.raises(RefusedError, match="its answer is gone") as refused:
-            jobs.find("0", b"d")
-        assert refused.value.code is grpc.StatusCode.ALREADY_EXISTS
-        with pytest.raises(RefusedError, match="with other bytes"):
-            jobs.find("0", b"x")
-        held = sum(job.held_bytes for job in jobs._jobs.values())
-        assert 50_000 < held <= 100_000
-        assert jobs.find("never seen", b"d") is None
-
-    asyncio.run(main())
+    jobs = Jobs(2)
+    for number in range(50):
+        await answered(jobs, str(number), logits=bytes(3000))
+    assert jobs.find("49", b"d") is not None
+    with pytest.raises(RefusedError, match="its answer is gone") as refused:
+        jobs.find("0", b"d")
+    assert refused.value.code is grpc.StatusCode.ALREADY_EXISTS
+    with pytest.raises(RefusedError, match="with other bytes"):
+        jobs.find("0", b"x")
+    held = sum(job.held_bytes for job in jobs._jobs.values())
+    assert 50_000 < held <= 100_000
+    assert jobs.find("never seen", b"d") is None
 
 
-def test_ids_are_bounded_too(monkeypatch):
+@in_a_loop
+async def test_ids_are_bounded_too(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED_BYTES", 0)
     monkeypatch.setattr(module, "REMEMBERED_IDS", 10)
-
-    async def main():
-        jobs = Jobs(1)
-        for number in range(30):
-            await answered(jobs, str(number))
-        assert len(jobs._forgotten) == 10
-        assert len(jobs._jobs) == 1  # the newest answer stays, however large
-
-    asyncio.run(main())
+    jobs = Jobs(1)
+    for number in range(30):
+        await answered(jobs, str(number))
+    assert len(jobs._forgotten) == 10
+    assert len(jobs._jobs) == 1  # the newest answer stays, however large
 
 
-def test_places_are_limited_and_given_back():
-    async def main():
-        jobs = Jobs(2)
-        with jobs.take("a", b"d"), jobs.take("b", b"d"):
-            with pytest.raises(RefusedError, match="2 requests are served now") as refused:
-                jobs.take("c", b"d")
-            assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        for number in range(5):
-            await answered(jobs, str(number))
-        assert jobs.taken == 0
-
-    asyncio.run(main())
+@in_a_loop
+async def test_places_are_limited_and_given_back():
+    jobs = Jobs(2)
+    with jobs.take("a", b"d"), jobs.take("b", b"d"):
+        with pytest.raises(RefusedError, match="2 requests are served now") as refused:
+            jobs.take("c", b"d")
+        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for number in range(5):
+        await answered(jobs, str(number))
+    assert jobs.taken == 0
 
 
-def test_a_failed_job_may_be_tried_again_and_its_followers_are_told():
-    async def main():
-        jobs = Jobs(1)
+@in_a_loop
+async def test_a_failed_job_may_be_tried_again_and_its_followers_are_told():
+    jobs = Jobs(1)
 
-        async def work(job):
-            job.add(0)
-            job.end(failure=RefusedError(grpc.StatusCode.INTERNAL, "a defect"))
+    async def work(job):
+        job.add(0)
+        job.end(failure=RefusedError(grpc.StatusCode.INTERNAL, "a defect"))
 
-        with jobs.take("a", b"d") as slot:
-            job = jobs.launch("a", b"d", FAR_S, slot, work)
-        with pytest.raises(RefusedError, match="a defect"):
-            await events(job)
-        await asyncio.sleep(0)
-        assert jobs.find("a", b"d") is None and jobs.taken == 0
-
-    asyncio.run(main())
-
-
-def test_draining_stops_what_takes_too_long():
-    async def main():
-        jobs = Jobs(1)
-
-        async def work(job):
-            await asyncio.sleep(60)
-
-        with jobs.take("a", b"d") as slot:
-            job = jobs.launch("a", b"d", FAR_S, slot, work)
-        await jobs.drain(0.05)
-        with pytest.raises(RefusedError, match="shuts down") as refused:
-            await asyncio.wait_for(events(job), 1)
-        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
-
-    asyncio.run(main())
-
-
-def test_a_request_sent_again_takes_the_place_of_its_own_upload_that_hangs():
-    async def main():
-        jobs = Jobs(1)
-
-        async def hanging():
-            with jobs.take("a", b"d") as slot:
-                async with slot.upload(FAR_S):
-                    await asyncio.sleep(60)
-
-        first = asyncio.create_task(hanging())
-        await asyncio.sleep(0)
-        with pytest.raises(RefusedError, match="1 requests are served now"):
-            jobs.take("b", b"d")
-        with jobs.take("a", b"d"):
-            assert jobs.taken == 1
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(first, 1)
-            assert jobs.taken == 1
-        assert jobs.taken == 0
-
-    asyncio.run(main())
-
-
-def test_an_answer_is_made_as_long_as_anyone_waits_for_it():
-    async def main():
-        loop, jobs = asyncio.get_running_loop(), Jobs(1)
-        reached = []
-
-        async def work(job):
-            async with job.in_time():
-                await asyncio.sleep(0.2)
-                reached.append(True)
-                job.end(pb.Finished())
-
-        with jobs.take("a", b"d") as slot:
-            job = jobs.launch("a", b"d", loop.time() + 0.05, slot, work)
-        job.extend(loop.time() + 5)
+    with jobs.take("a", b"d") as slot:
+        job = jobs.launch("a", b"d", FAR_S, slot, work)
+    with pytest.raises(RefusedError, match="a defect"):
         await events(job)
-        assert reached
-
-    asyncio.run(main())
-
-
-def test_what_an_answer_holds_in_memory_is_not_underrated():
-    """Measured over many jobs, as the interpreter counts them."""
-    import tracemalloc
-
-    async def main():
-        jobs = Jobs(1)
-        await answered(jobs, "first", tokens=64)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        for number in range(500):
-            await answered(jobs, str(number), tokens=64)
-        return (tracemalloc.get_traced_memory()[0] - before) / 500, jobs.find("0", b"d").held_bytes
-
-    real, told = asyncio.run(main())
-    assert real <= told < 3 * real
+    await asyncio.sleep(0)
+    assert jobs.find("a", b"d") is None and jobs.taken == 0
 
 
-def test_a_request_that_is_launched_twice_is_answered_once():
-    async def main():
-        jobs, begun = Jobs(4), []
+@in_a_loop
+async def test_draining_stops_what_takes_too_long():
+    jobs = Jobs(1)
 
-        async def work(job):
-            begun.append(job)
-            await asyncio.sleep(0.05)
+    async def work(job):
+        await asyncio.sleep(60)
+
+    with jobs.take("a", b"d") as slot:
+        job = jobs.launch("a", b"d", FAR_S, slot, work)
+    await jobs.drain(0.05)
+    with pytest.raises(RefusedError, match="shuts down") as refused:
+        await asyncio.wait_for(events(job), 1)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+@in_a_loop
+async def test_a_request_sent_again_takes_the_place_of_its_own_upload_that_hangs():
+    jobs = Jobs(1)
+
+    async def hanging():
+        with jobs.take("a", b"d") as slot:
+            async with slot.upload(FAR_S):
+                await asyncio.sleep(60)
+
+    first = asyncio.create_task(hanging())
+    await asyncio.sleep(0)
+    with pytest.raises(RefusedError, match="1 requests are served now"):
+        jobs.take("b", b"d")
+    with jobs.take("a", b"d"):
+        assert jobs.taken == 1
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(first, 1)
+        assert jobs.taken == 1
+    assert jobs.taken == 0
+
+
+@in_a_loop
+async def test_an_answer_is_made_as_long_as_anyone_waits_for_it():
+    loop, jobs = asyncio.get_running_loop(), Jobs(1)
+    reached = []
+
+    async def work(job):
+        async with job.in_time():
+            await asyncio.sleep(0.2)
+            reached.append(True)
             job.end(pb.Finished())
 
-        with jobs.take("a", b"d") as first, jobs.take("b", b"d") as second:
-            job = jobs.launch("a", b"d", 1.0, first, work)
-            assert jobs.launch("a", b"d", FAR_S, second, work) is job
-            with pytest.raises(RefusedError, match="with other bytes"):
-                jobs.launch("a", b"x", FAR_S, second, work)
-        await events(job)
-        await asyncio.sleep(0)
-        assert begun == [job] and job.ends_s == FAR_S and jobs.taken == 0
-
-    asyncio.run(main())
+    with jobs.take("a", b"d") as slot:
+        job = jobs.launch("a", b"d", loop.time() + 0.05, slot, work)
+    job.extend(loop.time() + 5)
+    await events(job)
+    assert reached
 
 
-def test_an_upload_that_is_complete_just_as_it_gives_way_begins_no_answer():
-    async def main():
-        loop, jobs = asyncio.get_running_loop(), Jobs(4)
-        whole = loop.create_future()
+@in_a_loop
+async def test_what_an_answer_holds_in_memory_is_not_underrated():
+    """Measured over many jobs, as the interpreter counts them."""
+    jobs = Jobs(1)
+    await answered(jobs, "first", tokens=64)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(100):
+        await answered(jobs, str(number), tokens=64)
+    held = (tracemalloc.get_traced_memory()[0] - before) / 100
+    tracemalloc.stop()
+    assert held <= jobs.find("0", b"d").held_bytes < 3 * held
 
-        async def uploading():
-            with jobs.take("a", b"d") as slot:
-                async with slot.upload(FAR_S):
-                    await whole
-                return jobs.launch("a", b"d", FAR_S, slot, lambda job: asyncio.sleep(0))
 
-        first = asyncio.create_task(uploading())
-        await asyncio.sleep(0)
-        whole.set_result(None)  # wakes it in the next turn of the loop; until then it can give way
-        with jobs.take("a", b"d"):
-            with pytest.raises(TimeoutError):
-                await first
-            assert jobs.find("a", b"d") is None and jobs.taken == 1
+@in_a_loop
+async def test_a_request_that_is_launched_twice_is_answered_once():
+    jobs, begun = Jobs(4), []
 
-    asyncio.run(main())
+    async def work(job):
+        begun.append(job)
+        await asyncio.sleep(0.05)
+        job.end(pb.Finished())
+
+    with jobs.take("a", b"d") as first, jobs.take("b", b"d") as second:
+        job = jobs.launch("a", b"d", 1.0, first, work)
+        assert jobs.launch("a", b"d", FAR_S, second, work) is job
+        with pytest.raises(RefusedError, match="with other bytes"):
+            jobs.launch("a", b"x", FAR_S, second, work)
+    await events(job)
+    await asyncio.sleep(0)
+    assert begun == [job] and job.ends_s == FAR_S and jobs.taken == 0
+
+
+@in_a_loop
+async def test_an_upload_that_is_complete_just_as_it_gives_way_begins_no_answer():
+    loop, jobs = asyncio.get_running_loop(), Jobs(4)
+    whole = loop.create_future()
+
+    async def uploading():
+        with jobs.take("a", b"d") as slot:
+            async with slot.upload(FAR_S):
+                await whole
+            return jobs.launch("a", b"d", FAR_S, slot, lambda job: asyncio.sleep(0))
+
+    first = asyncio.create_task(uploading())
+    await asyncio.sleep(0)
+    whole.set_result(None)  # wakes it in the next turn of the loop; until then it can give way
+    with jobs.take("a", b"d"):
+        with pytest.raises(TimeoutError):
+            await first
+        assert jobs.find("a", b"d") is None and jobs.taken == 1

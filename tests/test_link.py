@@ -2,11 +2,10 @@ import hashlib
 import socket
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mllm_sched.pipeline.link import Link
 
@@ -75,7 +74,6 @@ def test_bytes_take_the_time_that_the_rate_says():
     with server(digest) as target, Link(target, up_mbit_s=10) as link:
         assert upload(link.address, data) == pytest.approx(0.8, rel=0.1)
         assert link.passed().up_bytes == len(data) and link.passed().down_bytes == 32
-        assert link.queued_bytes() == 0
 
 
 def test_directions_have_rates_of_their_own():
@@ -89,15 +87,9 @@ def test_directions_have_rates_of_their_own():
 
 def test_two_connections_share_the_rate():
     with server(digest) as target, Link(target, up_mbit_s=10) as link:
-        begun_s, took = time.monotonic(), []
-        threads = [
-            threading.Thread(target=lambda: took.append(upload(link.address, bytes(500_000))))
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        begun_s = time.monotonic()
+        with ThreadPoolExecutor(2) as pool:
+            took = list(pool.map(upload, 2 * [link.address], 2 * [bytes(500_000)]))
         assert time.monotonic() - begun_s == pytest.approx(0.8, rel=0.15)
         assert min(took) > 0.6  # neither went first
 
@@ -112,13 +104,11 @@ def test_the_delay_holds_both_ways():
                 assert 0.1 <= time.monotonic() - begun_s < 0.2
 
 
-@settings(max_examples=15)
-@given(size=st.integers(0, 300_000), seed=st.integers(0, 9))
-def test_nothing_is_changed_or_overtaken_whatever_the_jitter(size, seed):
-    data = hashlib.shake_128(str(seed).encode()).digest(size)
-    with server(digest) as target:
-        with Link(target, delay_s=0.002, jitter_s=0.005, seed=seed) as link:
-            upload(link.address, data)
+@pytest.mark.parametrize("size", [0, 1, 300_000])
+def test_bytes_arrive_unchanged_and_in_order(size):
+    data = hashlib.shake_128(b"seed").digest(size)
+    with server(digest) as target, Link(target, delay_s=0.002) as link:
+        upload(link.address, data)
 
 
 def test_during_an_outage_nothing_passes_and_afterwards_nothing_is_lost():
@@ -142,17 +132,6 @@ def test_a_severed_connection_is_reset_and_a_new_one_works():
         with closing(connect(link.address)) as connection:
             connection.sendall(b"y")
             assert connection.recv(1) == b"y"
-
-
-def test_the_link_itself_holds_little_so_that_a_sender_is_held_back():
-    with server(digest) as target, Link(target, up_mbit_s=0.8) as link:
-        with closing(connect(link.address)) as connection:
-            connection.setblocking(False)
-            with suppress(BlockingIOError):  # the kernel takes no more
-                while True:
-                    connection.send(bytes(4096))
-            time.sleep(0.5)
-            assert 0 < link.queued_bytes() < 200_000
 
 
 def test_a_target_that_refuses_ends_the_connection_and_not_the_link():
@@ -191,7 +170,6 @@ def test_many_connections_leave_nothing_behind():
         ({"up_mbit_s": 0}, "up_mbit_s=0"),
         ({"down_mbit_s": -1}, "down_mbit_s=-1"),
         ({"delay_s": -0.1}, r"delay_s=-0\.1"),
-        ({"jitter_s": float("inf")}, "jitter_s=inf"),
         ({"target": "nowhere"}, "target='nowhere'"),
     ],
 )

@@ -1,14 +1,11 @@
 """Inputs to try a pipeline with, and codecs that really compress them."""
 
-import io
 import itertools
 
-import av
 import numpy as np
 import pytest
 
 from mllm_sched.pipeline import media
-from mllm_sched.pipeline.media import CodecError
 
 
 def psnr_db(one, other):
@@ -20,13 +17,7 @@ def test_photographs_have_the_shape_asked_for_and_are_the_same_each_time(name):
     image = media.photograph(name)
     assert image.shape == (1080, 1920, 3) and image.dtype == np.uint8
     assert np.array_equal(image, media.photograph(name))
-    assert np.array_equal(media.photograph(name, 427, 640), media._native(name))
     assert image.std() > 30
-
-
-def test_an_unknown_photograph_lists_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of china, flower"):
-        media.photograph("cat")
 
 
 def test_a_video_moves_and_its_noise_differs_from_frame_to_frame():
@@ -72,10 +63,3 @@ def test_opus_is_near_its_bit_rate_and_flac_loses_nothing():
     heard = media.decoded(opus)
     assert abs(len(heard) - len(sound)) < 2000
     assert len(media.opus(sound, 64_000)) > 2 * len(opus)
-
-
-def test_a_missing_encoder_is_named():
-    with av.open(io.BytesIO(), "w", format="mp4") as container:
-        with pytest.raises(CodecError, match="no encoder libnothing"):
-            media._stream(container, "libnothing", 25)
-        container.add_stream("libx264", rate=25)

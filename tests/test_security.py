@@ -7,8 +7,7 @@ from grpc import StatusCode
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import NodeUnreachable, RequestRefused
-from mllm_sched.pipeline.options import add_security, security_of
-from mllm_sched.pipeline.security import Security, check_host, is_loopback
+from mllm_sched.pipeline.options import Security, add_options, check_host, is_loopback, security_of
 from mllm_sched.pipeline.wire import pack
 
 NAME = "small-llava"
@@ -39,7 +38,7 @@ def ask(client):
 def test_a_token_is_asked_for_and_a_wrong_one_refused_in_every_call(tmp_path, capfd, caplog):
     file = tmp_path / "token"
     file.write_text("correct horse\n")
-    add_security(parser := ArgumentParser())
+    add_options(parser := ArgumentParser())
     security = security_of(parser.parse_args(["--token-file", str(file)]))
     with node_here(NAME, security=security) as node:
         with EdgeClient(node, Security("correct horse")) as client:

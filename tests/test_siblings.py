@@ -21,7 +21,7 @@ from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.scheduler_spec import SchedulerSpec
 from mllm_sched.edge.siblings import learn_from
-from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.options import Security
 
 SCATTER = 0.2
 

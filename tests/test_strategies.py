@@ -15,7 +15,7 @@ from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
 from mllm_sched.pipeline.options import Slowdown
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.strategies import STRATEGIES, run, spread
-from mllm_sched.pipeline.wire_header import wire_bytes
+from mllm_sched.pipeline.wire import wire_bytes
 
 SLOWER = Slowdown(encoders=5)
 
@@ -97,14 +97,6 @@ def test_encoders_of_one_request_run_in_parallel_over_several_edge_devices(link,
     assert one[0].tokens == both[0].tokens
     # The quickest of several: other work on the machine only ever adds.
     assert min(each.encode_s for each in both) < min(each.encode_s for each in one)
-
-
-def test_a_question_without_items_needs_no_encoder(link, edges):
-    asked = request(OMNI, ("image",))
-    text = type(asked)([72, 105, 63], (), 4)
-    assert (
-        run("hybrid", text, link, edges).tokens == run("all-remote", again(text), link, []).tokens
-    )
 
 
 def test_a_strategy_that_cannot_run_says_why(link, edges):

@@ -22,8 +22,8 @@ from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.node_errors import NodeUnreachable, RequestRefused
+from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.requests import Item
-from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.small_models import END
 
 pytestmark = pytest.mark.slow

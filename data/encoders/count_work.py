@@ -26,8 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
-from mllm_sched.pipeline.encoders import ENCODERS, encoder_spec
-from mllm_sched.pipeline.models import build_encoder
+from mllm_sched.pipeline.encoders import ENCODERS, build_encoder, encoder_spec
 from mllm_sched.pipeline.work import WORK_TABLE, Work
 
 DLA_LOADABLES = 16

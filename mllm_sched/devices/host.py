@@ -14,7 +14,7 @@ from mllm_sched.harness import meters
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.meters import PowerMeter
 from mllm_sched.harness.thermals import Thermals
-from mllm_sched.pipeline.export import PRECISIONS
+from mllm_sched.pipeline.onnx import PRECISIONS
 
 BATCHES = (1, 2, 4)
 GPU_BATCHES = (1, 2, 4, 8, 16)

@@ -16,7 +16,7 @@ from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S, Calls, Worker
 from mllm_sched.harness.thermals import Thermals
 from mllm_sched.measurement import Measurement
 from mllm_sched.pipeline.encoders import encoder_spec
-from mllm_sched.pipeline.export import PACKAGES
+from mllm_sched.pipeline.onnx import PACKAGES
 from mllm_sched.tasks import Task
 
 CALL_TIMEOUT_S = 60.0

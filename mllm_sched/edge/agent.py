@@ -28,13 +28,10 @@ from mllm_sched.edge.service import HELD_BYTES, UserService, key_of, now_s
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.node_errors import NodeError
-from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.pieces import read_rest
+from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
-from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.wire import Message, Rules, unpack
-from mllm_sched.pipeline.wire_header import MismatchError, WireError
+from mllm_sched.pipeline.wire import Message, MismatchError, Rules, WireError, read_rest, unpack
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode

@@ -17,8 +17,8 @@ from mllm_sched.edge.placement import Candidate, Prediction
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.service import BEHALF
+from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
-from mllm_sched.pipeline.security import Security
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mllm_sched.edge.agent import Agent
 from mllm_sched.edge.journal_summary import experience
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
-from mllm_sched.pipeline.pieces import PIECE_BYTES
+from mllm_sched.pipeline.wire import PIECE_BYTES
 
 
 class AgentTalk(rpc.AgentServicer):

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from mllm_sched.edge.agent_link import AgentLink
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import FrontMetrics
-from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.options import Security
 
 log = logging.getLogger(__name__)
 

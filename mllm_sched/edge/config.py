@@ -19,9 +19,8 @@ from pydantic import (
 
 from mllm_sched.arms import Level
 from mllm_sched.edge.users import Users
-from mllm_sched.pipeline.options import MESSAGE_BYTES
+from mllm_sched.pipeline.options import MESSAGE_BYTES, Security, check_host
 from mllm_sched.pipeline.requests import WIRE_TYPES
-from mllm_sched.pipeline.security import Security, check_host
 
 SHOWN = (str, int, float)  # what an error shows; a mapping may have anything in it
 Loaded = TypeVar("Loaded", bound="Section")

@@ -258,7 +258,7 @@ class LoadedEncoders:
         self, precision: str, component: str, modality: str, items: Sequence[Inputs]
     ) -> Callable[[], list[Tensor]]:
         """Features of each item, one by one: what was built for the component takes one shape."""
-        from mllm_sched.pipeline.export_half import open_half  # a board alone has need of it
+        from mllm_sched.pipeline.onnx import open_half  # a board alone has need of it
 
         key = precision, component, modality
         if key not in self._sessions:

@@ -17,17 +17,15 @@ from mllm_sched.edge.relay import Relay, RelayedTask
 from mllm_sched.edge.service import HELD_BYTES, UserService, key_of
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
-from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.pieces import read_rest
+from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
-from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.service import serve
-from mllm_sched.pipeline.wire_header import (
+from mllm_sched.pipeline.wire import (
     Header,
     MismatchError,
     WireError,
     read_header,
-    read_table,
+    read_rest,
 )
 
 log = logging.getLogger(__name__)
@@ -96,7 +94,7 @@ class Front(UserService):
 
     def _header(self, data: bytes, start: pb.Start) -> Header:
         """What a message says of itself, as far as a front must know; an agent checks it whole."""
-        header = read_header(read_table(data)[1])
+        _, header = read_header(data)
         if header.id != start.id:
             raise WireError(f"the message is of request {header.id}, not {start.id}")
         if header.model != (model := self.agents.model):

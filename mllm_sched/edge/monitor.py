@@ -31,7 +31,7 @@ from prometheus_client import (
 
 from mllm_sched.edge.refusals import REASONS
 from mllm_sched.measurement import EVIDENCE, check_quantity
-from mllm_sched.pipeline.security import is_loopback
+from mllm_sched.pipeline.options import is_loopback
 from mllm_sched.tasks import MODALITIES
 
 if TYPE_CHECKING:

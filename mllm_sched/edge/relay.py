@@ -17,8 +17,8 @@ from mllm_sched.edge.placement import NoAgentFits, Placed, place
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import ACCEPTED
 from mllm_sched.pipeline.jobs import Job, RefusedError
-from mllm_sched.pipeline.pieces import digest_of, pieces_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.wire import digest_of, pieces_of
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode

@@ -191,7 +191,7 @@ class JetsonRuntime(Runtime):
         try:
             self.space = _space(self.board.space, components)
             if not self.board.imitated and set(_components(self.space)) - {"cpu"}:
-                from mllm_sched.pipeline.export_half import check_exportable  # loads ONNX Runtime
+                from mllm_sched.pipeline.onnx import check_exportable  # loads ONNX Runtime
 
                 check_exportable(self.half)
         except ValueError:

@@ -17,12 +17,11 @@ from mllm_sched.edge.gate import Gate, HeldBytes, OpenCalls
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.pieces import read_start
+from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.service import abort, code_of, deadline_of
+from mllm_sched.pipeline.wire import read_start
 
 Status = grpc.StatusCode
 BEHALF = "on-behalf-of"

@@ -14,7 +14,7 @@ from mllm_sched.edge.logs import say
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.measurement import TableError, check_table
-from mllm_sched.pipeline.security import Security
+from mllm_sched.pipeline.options import Security
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 5.0  # for each sibling; an agent that starts must not wait for one that hangs

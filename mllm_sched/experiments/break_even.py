@@ -37,7 +37,7 @@ from mllm_sched.pipeline.architectures import QwenVision, architecture_of
 from mllm_sched.pipeline.requests import WIRE_TYPES, Item
 from mllm_sched.pipeline.small_models import build
 from mllm_sched.pipeline.split import split
-from mllm_sched.pipeline.wire_header import wire_bytes
+from mllm_sched.pipeline.wire import wire_bytes
 
 AUDIO_S, VIDEO_S, VIDEO_FPS, SEEN_FPS = 10.0, 2.0, 25.0, 2.0
 RESIZED, RESIZED_SIDE = "raw RGB, as the encoder sees it", 336  # CLIP's tower in LLaVA

@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.pipeline import media
-from mllm_sched.pipeline.wire_header import wire_bytes
+from mllm_sched.pipeline.wire import wire_bytes
 from mllm_sched.pipeline.work import read_work
 
 STRATEGIES = ("all-edge", "all-remote", "hybrid")

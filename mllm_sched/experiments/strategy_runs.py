@@ -23,16 +23,14 @@ from mllm_sched.pipeline import media
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.monolithic import monolithic
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
 from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
 from mllm_sched.pipeline.small_models import small_config
-from mllm_sched.pipeline.split import EncoderHalf, split
+from mllm_sched.pipeline.split import EncoderHalf, monolithic, split
 from mllm_sched.pipeline.strategies import Outcome, run
-from mllm_sched.pipeline.wire import pack
-from mllm_sched.pipeline.wire_header import wire_bytes
+from mllm_sched.pipeline.wire import pack, wire_bytes
 
 QUESTION = b"What is this?"
 DEADLINE_S = 60.0

@@ -1,7 +1,7 @@
-"""The kinds of multimodal model that can be split, and where each comes apart.
+"""The kinds of multimodal model that can be split, and where.
 
 An architecture names the modules of both halves and does what differs between kinds of model: turns
-raw input into what the encoder takes, runs encoder and projector apart, and places every token. To
+raw input into tensors, runs encoder and projector apart, and gives every token its position. To
 add one, derive from ``Architecture`` and enter it in ``ARCHITECTURES`` under its ``model_type``.
 """
 

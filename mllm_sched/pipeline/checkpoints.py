@@ -14,20 +14,18 @@ import torch
 from mllm_sched.garbage import uncollected
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
+from mllm_sched.pipeline.options import DTYPES
 from mllm_sched.pipeline.small_models import build, small_config, small_model
 from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf, split
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @uncollected()
 def load_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
     """A whole model: a small one by name, or a checkpoint (``hf:`` and a folder or hub id)."""
-    _check_dtype(dtype)
     if not name.startswith(CHECKPOINT):
-        return small_model(name, seed).to(DTYPES[dtype])
-    source = name.removeprefix(CHECKPOINT)
-    return _model_class(source).from_pretrained(source, dtype=DTYPES[dtype]).eval()
+        return small_model(name, seed).to(_dtype(dtype))
+    model_class, _ = _checkpoint(name)
+    return model_class.from_pretrained(name.removeprefix(CHECKPOINT), dtype=_dtype(dtype)).eval()
 
 
 def load_encoders(
@@ -52,11 +50,14 @@ def load_encoders(
     return _load_halves(name, seed, dtype, "language")[0].only(modalities)
 
 
+def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:
+    """The server's half alone; as ``load_encoders``, with the encoders left out."""
+    return _load_halves(name, seed, dtype, "encoders")[1]
+
+
 @uncollected()
 def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> EncoderHalf:
     """The edge's half without weights: it prepares items and knows shapes, and encodes nothing.
-
-    Parameters are those of ``load_encoders``. No weight is ever in memory.
 
     Examples
     --------
@@ -64,55 +65,53 @@ def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> E
     >>> next(half.model.parameters()).device
     device(type='meta')
     """
-    if not name.startswith(CHECKPOINT):
-        with torch.device("meta"):
-            model = build(small_config(name)).eval()
-        return split(model, small_identity(name, seed))[0].only(modalities)
-    from transformers import AutoConfig
-
-    source = name.removeprefix(CHECKPOINT)
+    small = not name.startswith(CHECKPOINT)
+    model_class, config = (build, small_config(name)) if small else _checkpoint(name)
     with torch.device("meta"):
-        model = _model_class(source)(AutoConfig.from_pretrained(source)).eval()
-    return split(model, checkpoint_identity(source), source)[0].only(modalities)
-
-
-def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageHalf:
-    """The server's half alone; as ``load_encoders``, with the encoders left out."""
-    return _load_halves(name, seed, dtype, "encoders")[1]
+        model = model_class(config)
+    return _split(model.eval(), name, seed)[0].only(modalities)
 
 
 def _load_halves(
     name: str, seed: int, dtype: str, unwanted: str
 ) -> tuple[EncoderHalf, LanguageHalf]:
+    if name.startswith(CHECKPOINT):
+        return _split(_load_part(name, _dtype(dtype), unwanted), name, seed)
+    return _split(load_model(name, seed, dtype), name, seed)
+
+
+def _split(model: Any, name: str, seed: int) -> tuple[EncoderHalf, LanguageHalf]:
     if not name.startswith(CHECKPOINT):
-        return split(load_model(name, seed, dtype), small_identity(name, seed))
+        return split(model, small_identity(name, seed))
     source = name.removeprefix(CHECKPOINT)
-    return split(_load_part(source, dtype, unwanted), checkpoint_identity(source), source)
+    return split(model, checkpoint_identity(source), source)
 
 
 @uncollected()
-def _load_part(source: str, dtype: str, unwanted: str) -> Any:
+def _load_part(name: str, dtype: torch.dtype, unwanted: str) -> Any:
     """A checkpoint of which the unwanted half stays on disk, without weights in memory."""
     from accelerate.hooks import remove_hook_from_submodules
-    from transformers import AutoConfig
 
-    _check_dtype(dtype)
-    config = AutoConfig.from_pretrained(source)
-    architecture, model_class = architecture_of(config), _model_class(source)
-    if unwanted == "language":
-        left_out, kept = tuple(architecture.language), tuple[str, ...]()
-    else:
+    model_class, config = _checkpoint(name)
+    architecture = architecture_of(config)
+    left_out, kept = tuple(architecture.language), tuple[str, ...]()
+    if unwanted == "encoders":
         left_out = tuple(architecture.encoders.values())
         kept = tuple(architecture.projectors.values())
     with torch.device("meta"):
-        named = [*model_class(config).named_parameters(), *model_class(config).named_buffers()]
+        bare = model_class(config)
+    modules = {
+        path.rpartition(".")[0]
+        for weights in (bare.named_parameters(), bare.named_buffers())
+        for path, _ in weights
+    }
     places = {
         module: "disk" if _within(module, left_out) and not _within(module, kept) else "cpu"
-        for module in {name.rpartition(".")[0] for name, _ in named}
+        for module in modules
     }
     with tempfile.TemporaryDirectory() as folder:
         model = model_class.from_pretrained(
-            source, dtype=DTYPES[dtype], device_map=places, offload_folder=folder
+            name.removeprefix(CHECKPOINT), dtype=dtype, device_map=places, offload_folder=folder
         )
     remove_hook_from_submodules(model)
     return model.eval()
@@ -122,36 +121,32 @@ def _within(module: str, paths: Sequence[str]) -> bool:
     return any(f"{module}.".startswith(f"{path}.") for path in paths)
 
 
-def _model_class(source: str) -> Any:
-    """The class of a checkpoint's model, by the name its configuration gives."""
+def _checkpoint(name: str) -> tuple[Any, Any]:
+    """Class and configuration of a checkpoint's model; UnsupportedError for one of another kind."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
-    architecture_of(config)  # an unsupported one is told apart before anything is loaded
-    (name,) = config.architectures
-    return getattr(transformers, name)
+    config = transformers.AutoConfig.from_pretrained(name.removeprefix(CHECKPOINT))
+    architecture_of(config)
+    (model_class,) = config.architectures
+    return getattr(transformers, model_class), config
 
 
-def _check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: expected one of {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def small_identity(name: str, seed: int) -> str:
-    """Of weights drawn by a seed: what they are drawn from."""
+    """Of a small model: digest of what its weights are drawn from."""
     drawn = f"{name} {seed} {torch.__version__} {small_config(name).to_json_string()}"
     return hashlib.sha256(drawn.encode()).hexdigest()
 
 
 @lru_cache(maxsize=8)
 def checkpoint_identity(source: str) -> str:
-    """Digest of a checkpoint's configuration and weight files: the same on both machines.
-
-    Parameters
-    ----------
-    source
-        A folder, or a hub id that was downloaded before.
-    """
+    """Of a folder or downloaded hub id: digest of its configuration and weight files."""
     from transformers.utils import cached_file
 
     config = Path(str(cached_file(source, "config.json")))

@@ -1,4 +1,4 @@
-"""The caller's side: sends requests to a node, again if need be, and follows the answer."""
+"""The client of a node: sends requests, retries, and resumes answers that broke off."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import torch
@@ -19,26 +18,23 @@ from mllm_sched.pipeline.node_errors import (
     NodeError,
     NodeUnreachable,
     RequestRefused,
-    told_by,
+    error_of,
 )
-from mllm_sched.pipeline.options import MESSAGE_BYTES
-from mllm_sched.pipeline.pieces import digest_of, pieces_of, start_of
+from mllm_sched.pipeline.options import MESSAGE_BYTES, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
-from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.wire import pack, read_parts
-from mllm_sched.pipeline.wire_header import WireError
+from mllm_sched.pipeline.wire import WireError, digest_of, pack, pieces_of, read_parts, start_of
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-LEAST_TRY_S = 0.05  # a shorter one misses the deadline, whether or not anybody is there
+LEAST_TRY_S = 0.05  # a shorter one would miss the deadline in any case
 _GONE = grpc.StatusCode.UNAVAILABLE
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished in silence is noticed,
-    ("grpc.http2.ping_timeout_ms", 10_000),  # so long after
+    ("grpc.keepalive_time_ms", 30_000),  # notices a peer that vanished in silence
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.use_local_subchannel_pool", 1),  # clients do not share a connection
     ("grpc.enable_retries", 0),  # done here, where the request's id is known
     ("grpc.max_receive_message_length", MESSAGE_BYTES + (1 << 20)),  # logits of a prompt
@@ -47,20 +43,11 @@ _OPTIONS = [
 
 @dataclass(frozen=True)
 class Times:
-    """Where the time of a request went, in seconds.
+    """Seconds of a request.
 
-    Attributes
-    ----------
-    total_s
-        From asking to the end of the answer.
-    encode_s, llm_s
-        Work on the node.
-    wait_s
-        Waiting there for other requests.
-    receive_s
-        Upload as the node saw it, from the first piece to the last.
-    first_token_s
-        From asking to the first token.
+    ``total_s`` and ``first_token_s`` are from asking to the last and first token; ``encode_s`` and
+    ``llm_s`` work on the node, ``wait_s`` waiting there for other requests, ``receive_s`` the
+    upload as the node saw it.
     """
 
     total_s: float
@@ -72,18 +59,15 @@ class Times:
 
     @property
     def transmission_s(self) -> float:
-        """Whatever was neither work nor waiting: the network and what handles it.
-
-        Meaningless for an answer that was ready when it was asked for again.
-        """
+        """Neither work nor waiting; meaningless for an answer that was ready when asked for."""
         return self.total_s - self.encode_s - self.llm_s - self.wait_s
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Tokens, the logits they were chosen from if wanted, times, and how often it was sent.
+    """Tokens, times, number of tries, and if wanted the logits that tokens were chosen from.
 
-    Of an edge agent also ``runs``: the arm that each item was encoded on, and what that took.
+    ``runs`` of an edge agent: the arm that each item was encoded on, and what that took.
     """
 
     tokens: tuple[int, ...]
@@ -94,14 +78,7 @@ class Answer:
 
 
 class EdgeClient:
-    """A connection to a node; may be used from several threads.
-
-    Parameters
-    ----------
-    address
-        ``HOST:PORT``.
-    security
-        The node's token, and certificates.
+    """A connection to the node at ``HOST:PORT``; may be used from several threads.
 
     Examples
     --------
@@ -121,34 +98,30 @@ class EdgeClient:
         )
         self._stub = rpc.NodeStub(self._channel)
 
-    def __enter__(self) -> EdgeClient:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back. Closing twice does nothing."""
+        """Close the connection. Closing twice does nothing."""
         self._channel.close()
 
     def describe(self, deadline_s: float = 10.0) -> pb.Card:
         """What the node holds and takes; NodeError if it cannot be reached or refuses."""
-        tries = self._tries(lambda left_s: [self._call(self._stub.Describe, left_s)], deadline_s)
-        return [card for card, _ in tries][0]  # noqa: RUF015 (the generator is run to its end)
+
+        def attempt(left_s: float) -> list[pb.Card]:
+            return [self._call(self._stub.Describe, left_s, pb.Nothing())]
+
+        ((card, _),) = self._tries(attempt, deadline_s)
+        return card
 
     def ask(self, data: bytes, name: str, deadline_s: float) -> Answer:
-        """Send a message of the wire and wait for its answer.
+        """Send a message of ``wire.pack`` and wait for its answer.
 
-        Parameters
-        ----------
-        data
-            Of ``wire.pack``.
-        name
-            The request's id. Sent again under the same id, it is never generated twice.
-        deadline_s
-            Seconds until the answer is worthless. Until then an unreachable node is tried again.
+        ``name`` is the request's id: under the same id, an answer is never generated twice. Until
+        the deadline an unreachable node is tried again.
 
         Raises
         ------
@@ -187,8 +160,8 @@ class EdgeClient:
     def events(self, data: bytes, name: str, deadline_s: float) -> Iterator[tuple[pb.Event, int]]:
         """Tokens as they come, then the end; each with the number of the try.
 
-        Raises as ``ask``, and AnswerChanged if the node lost the answer on its way and made
-        another one; ``ask`` then begins again by itself.
+        Raises as ``ask``, and AnswerChanged if the node lost the answer and generated another one;
+        ``ask`` then begins again by itself.
         """
         tokens: list[int] = []
 
@@ -217,25 +190,21 @@ class EdgeClient:
             start = start_of(data, request.id, cut=cut, wire="float32")
             yield _reply(self._call(self._stub.Encode, left_s, pieces_of(data, start)))
 
-        ((received, times), _) = list(self._tries(attempt, deadline_s))[-1]
+        (((received, times), _),) = self._tries(attempt, deadline_s)
         try:
             parts = read_parts(received)
         except WireError as error:
-            message = f"{self.address}: features that are none: {error}"
+            message = f"{self.address}: invalid features: {error}"
             raise RequestRefused(message, grpc.StatusCode.DATA_LOSS) from error
         return parts, _times(time.perf_counter() - begun_s, times)
 
-    def _call(self, method: Any, left_s: float, message: Any = None) -> Any:
-        return method(
-            pb.Nothing() if message is None else message,
-            timeout=left_s,
-            metadata=self._security.metadata,
-        )
+    def _call(self, method: Any, left_s: float, message: Any) -> Any:
+        return method(message, timeout=left_s, metadata=self._security.metadata)
 
     def _tries(
         self, attempt: Callable[[float], Any], deadline_s: float
     ) -> Iterator[tuple[Any, int]]:
-        """Whatever the attempts yield, each with its number, until one comes to its end."""
+        """What the attempts yield, each with its number, until one is complete."""
         if not deadline_s > 0:
             raise ValueError(f"deadline_s={deadline_s}: expected seconds above 0")
         ends_s, tries = time.monotonic() + deadline_s, 0
@@ -252,7 +221,7 @@ class EdgeClient:
                 before = NodeError(f"{self.address}: {why}", _GONE, tries)
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017 (for the type checker)
-                before = told_by(error, self.address, deadline_s, tries, before)
+                before = error_of(error, self.address, deadline_s, tries, before)
                 if before.code is not _GONE:
                     raise before from None
                 why = error.details() or "no reason given"
@@ -270,7 +239,7 @@ class _Broken(Exception):
 
 
 def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
-    """The message in an encoding node's reply, if it came whole, and what it took."""
+    """The message in an encoding node's reply, and its times."""
     start, received = pb.Start(), bytearray()
     for piece in pieces:
         kind = piece.WhichOneof("content")
@@ -284,7 +253,7 @@ def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
 
 
 def _check_count(told: int, have: int) -> None:
-    """No token twice, and none left out."""
+    """Refuse an answer with a token twice or left out."""
     if told != have:
         raise RequestRefused(f"{told} tokens told of, {have} came", grpc.StatusCode.DATA_LOSS)
 

@@ -1,4 +1,4 @@
-"""Answers in the making and answers given, by request: none is ever made twice."""
+"""Answers of a node by request, running and complete: none is generated twice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from mllm_sched.pipeline.pieces import digest_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
+from mllm_sched.pipeline.wire import digest_of
 
 REMEMBERED_BYTES = 64 << 20
 JOB_BYTES = 3000  # of a job without tokens, as measured
@@ -30,7 +30,7 @@ class RefusedError(Exception):
 class Job:
     """The answer to one request; any number of callers may follow it, from any token on.
 
-    It is worth making until ``ends_s``, on the loop's clock: the latest that anyone waits.
+    ``ends_s``, on the loop's clock, is the latest deadline of its callers.
     """
 
     def __init__(self, digest: bytes, ends_s: float) -> None:
@@ -63,7 +63,7 @@ class Job:
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """A block that ends with TimeoutError once nobody waits any more."""
+        """A block that ends with TimeoutError at the last caller's deadline."""
         async with asyncio.timeout_at(self.ends_s) as self._deadline:
             try:
                 yield
@@ -71,7 +71,7 @@ class Job:
                 self._deadline = None
 
     def extend(self, ends_s: float) -> None:
-        """One more caller waits, until then."""
+        """One more caller waits until ``ends_s``."""
         self.ends_s = max(self.ends_s, ends_s)
         if self._deadline and not self._deadline.expired():
             self._deadline.reschedule(self.ends_s)
@@ -79,7 +79,7 @@ class Job:
     def end(self, finished: pb.Finished | None = None, failure: RefusedError | None = None) -> None:
         """No more tokens: the answer is complete, or it failed.
 
-        A failure leaves behind where it came from: frames would be held, and their request by them.
+        A failure is kept without its traceback, whose frames would keep the request in memory.
         """
         if failure is not None:
             failure.__traceback__ = failure.__context__ = failure.__cause__ = None
@@ -89,15 +89,8 @@ class Job:
     async def follow(self, have: int, so_far: bytes = b"") -> AsyncIterator[pb.Event]:
         """Every event behind the first ``have`` tokens, as they come.
 
-        Parameters
-        ----------
-        so_far
-            Digest of those tokens, as ``digest_of`` makes it; unchecked if empty.
-
-        Raises
-        ------
-        RefusedError
-            If the answer fails, has no such token, or began with others than the caller has.
+        ``so_far`` is the ``digest_of`` those tokens; not checked if empty. Raises RefusedError if
+        the answer fails, has no such token, or began with other tokens.
         """
         checked = not (have and so_far)
         while True:
@@ -130,12 +123,9 @@ class Job:
 
 
 class Jobs:
-    """All jobs of a node.
+    """All jobs of a node, of which ``limit`` run at a time.
 
-    Parameters
-    ----------
-    limit
-        Requests at a time, from their first piece to the end of their answer.
+    A job takes a place from the first piece of its request to the end of its answer.
     """
 
     def __init__(self, limit: int) -> None:
@@ -151,10 +141,8 @@ class Jobs:
     def find(self, name: str, digest: bytes) -> Job | None:
         """The job of that request, if it was sent before.
 
-        Raises
-        ------
-        RefusedError
-            ALREADY_EXISTS, if the id belongs to other bytes, or its answer was given long ago.
+        Raises RefusedError (ALREADY_EXISTS) if the id belongs to other bytes, or to an answer that
+        is no longer held.
         """
         job = self._jobs.get(name)
         known = job.digest if job else self._forgotten.get(name)
@@ -168,7 +156,7 @@ class Jobs:
         return name in self._jobs
 
     def take(self, name: str, digest: bytes) -> Slot:
-        """A place for one more request; RefusedError, RESOURCE_EXHAUSTED, if there is none.
+        """A place for one more request; RefusedError (RESOURCE_EXHAUSTED) if there is none.
 
         A request that is sent again while its first upload hangs takes the place of that upload.
         """
@@ -189,7 +177,7 @@ class Jobs:
         slot: Slot,
         work: Callable[[Job], Coroutine[Any, Any, None]],
     ) -> Job:
-        """Begin an answer, unless it is being made; it goes on to its end, followed or not."""
+        """Begin an answer, unless it runs already; it goes on to its end, followed or not."""
         if (known := self.find(name, digest)) is not None:
             known.extend(ends_s)
             return known
@@ -213,7 +201,7 @@ class Jobs:
         self._forget()
 
     def _forget(self) -> None:
-        """Answers given go, the oldest first, once they take too much memory; ids stay longer."""
+        """Drop the oldest answers once they take too much memory; ids stay longer."""
         while self._held > REMEMBERED_BYTES and len(self._given) > 1:  # the newest stays
             name, size = self._given.popitem(last=False)
             self._held -= size
@@ -235,7 +223,7 @@ class Jobs:
 class Slot:
     """A place among the requests that are served; given back on leaving, unless kept.
 
-    What else the request takes may hang on it: ``also`` is closed when the place is given back.
+    ``also`` is closed when the place is given back.
     """
 
     def __init__(self, jobs: Jobs, request: tuple[str, bytes]) -> None:
@@ -258,10 +246,7 @@ class Slot:
     async def upload(self, ends_s: float) -> AsyncIterator[None]:
         """A block that ends with TimeoutError when the same request comes again.
 
-        Raises
-        ------
-        RefusedError
-            DEADLINE_EXCEEDED, then.
+        Raises RefusedError (DEADLINE_EXCEEDED) at ``ends_s``.
         """
         try:
             async with asyncio.timeout_at(ends_s) as self._upload:
@@ -269,7 +254,7 @@ class Slot:
                     yield
                 finally:
                     self._upload = None
-            if self._jobs is None:  # complete by now, but another one has its place
+            if self._jobs is None:  # complete by now, but a newer upload has its place
                 raise TimeoutError
         except TimeoutError:
             if asyncio.get_running_loop().time() < ends_s:
@@ -278,7 +263,7 @@ class Slot:
             raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, late) from None
 
     def give_way(self) -> None:
-        """The same request came by another connection: stop this upload, free its place."""
+        """Stop this upload and free its place: the same request came by another connection."""
         self._uploaded()
         self.release()
         if self._upload and not self._upload.expired():

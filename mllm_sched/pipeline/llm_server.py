@@ -1,8 +1,8 @@
 """A node of the pipeline as a process: encoders, an LLM, or both, behind gRPC.
 
-The LLM server is a node with the language half, an edge device one with the encoders' half; with
-both, a node answers raw requests alone, as All Edge and All Remote want it. A model's work is done
-by a single thread, in the order in which it came.
+The LLM server is a node with the language half, an edge device one with the encoders' half. A node
+with both answers raw requests alone (All Edge, All Remote). One thread does all of a model's work,
+in the order in which it came.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 import torch
@@ -27,87 +26,39 @@ from safetensors.torch import save
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.options import Limits, Slowdown, add_options, check_options, security_of
-from mllm_sched.pipeline.pieces import pieces_of, read_rest, read_start, start_of
+from mllm_sched.pipeline.options import (
+    Limits,
+    Security,
+    Slowdown,
+    add_options,
+    check_host,
+    check_options,
+    security_of,
+)
 from mllm_sched.pipeline.prompts import markers_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Part, Request
-from mllm_sched.pipeline.security import Security, check_host
 from mllm_sched.pipeline.service import abort, code_of, deadline_of, serve
 from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
-from mllm_sched.pipeline.wire import Message, Rules, pack, unpack
-from mllm_sched.pipeline.wire_header import WireError
+from mllm_sched.pipeline.wire import (
+    Message,
+    Rules,
+    WireError,
+    pack,
+    pieces_of,
+    read_rest,
+    read_start,
+    start_of,
+    unpack,
+)
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class FinishedWork(Generic[Result]):
-    """A result, the seconds it took, and the seconds it waited for other work before."""
-
-    result: Result
-    busy_s: float
-    wait_s: float
-
-
-class Compute:
-    """The thread. Requests take turns token by token, so none waits for another's whole answer."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-
-    async def run(self, work: Callable[[], Result], slowdown: float = 1.0) -> FinishedWork[Result]:
-        """Do the work.
-
-        Parameters
-        ----------
-        slowdown
-            At least 1. A slower device is imitated by a pause after the work, so that it takes
-            that many times as long; what it then takes is *scaled*, not measured.
-        """
-        asked_s = time.perf_counter()
-
-        def timed() -> FinishedWork[Result]:
-            begun_s = time.perf_counter()
-            result = work()
-            busy_s = time.perf_counter() - begun_s
-            time.sleep((slowdown - 1.0) * busy_s)
-            return FinishedWork(result, time.perf_counter() - begun_s, begun_s - asked_s)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
-
-    def close(self) -> None:
-        """End the thread once the work at hand is done."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-@dataclass
-class _Times:
-    receive_s: float = 0.0
-    wait_s: float = 0.0
-    encode_s: float = 0.0
-    llm_s: float = 0.0
-
-    def message(self) -> pb.Times:
-        return pb.Times(**vars(self))
-
 
 class Node(rpc.NodeServicer):
-    """The service.
-
-    Parameters
-    ----------
-    name
-        Of the model, as it was loaded.
-    encoders, language
-        The halves that this node holds: one of them at least.
-    limits, slowdown, security
-        See there.
-    """
+    """The service of a model by name, with one of its halves at least."""
 
     def __init__(
         self,
@@ -130,7 +81,7 @@ class Node(rpc.NodeServicer):
             half, cuts, max_new_tokens=limits.new_tokens, max_logits_bytes=limits.bytes
         )
         self.jobs = Jobs(limits.requests)
-        self.compute = Compute()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.boot = uuid.uuid4().hex
         self.draining = False
 
@@ -152,7 +103,7 @@ class Node(rpc.NodeServicer):
     async def Generate(
         self, pieces: AsyncIterator[pb.Piece], context: Any
     ) -> AsyncIterator[pb.Event]:
-        """Tokens of the answer, as they are made. Sent again, a request finds its answer."""
+        """Tokens of the answer, as they are generated; once only, however often it is sent."""
         await self._admit(context)
         try:
             if self.language is None:
@@ -179,17 +130,16 @@ class Node(rpc.NodeServicer):
             ends_s = deadline_of(context, self.limits.answer_s)
             start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
             with self._take(start) as slot:
-                times = _Times()
+                times = pb.Times()
                 message = await self._receive(start, pieces, slot, ends_s, times)
                 if message.header.cut != "input":
                     raise WireError(f"cut at {message.header.cut}: expected raw items to encode")
                 parts = await self._parts(message, start.cut or "projector", times)
                 request = Request(message.prompt, id=start.id)
-                wire = start.wire or "float32"
-                data = pack(request, self.encoders.identity, parts, wire)
+                data = pack(request, self.half.identity, parts, start.wire or "float32")
             for piece in pieces_of(data, start_of(data, start.id)):
                 yield piece
-            yield pb.Piece(times=times.message())
+            yield pb.Piece(times=times)
         except Exception as error:
             await abort(context, error)
 
@@ -199,12 +149,12 @@ class Node(rpc.NodeServicer):
         await self.jobs.drain(grace_s)
 
     def close(self) -> None:
-        """End what computes."""
-        self.compute.close()
+        """End the thread once the work at hand is done."""
+        self.thread.shutdown(wait=True, cancel_futures=True)
 
     async def _begin(self, start: pb.Start, pieces: AsyncIterator[pb.Piece], ends_s: float) -> Job:
         with self._take(start) as slot:
-            times = _Times()
+            times = pb.Times()
             message = await self._receive(start, pieces, slot, ends_s, times)
             assert self.language
             if not message.items:  # raw items have no layout yet
@@ -222,7 +172,7 @@ class Node(rpc.NodeServicer):
         pieces: AsyncIterator[pb.Piece],
         slot: Slot,
         ends_s: float,
-        times: _Times,
+        times: pb.Times,
     ) -> Message:
         async with slot.upload(ends_s):
             data, times.receive_s = await read_rest(pieces, start, self.limits.idle_s)
@@ -231,7 +181,7 @@ class Node(rpc.NodeServicer):
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
         return message
 
-    async def _answer(self, job: Job, message: Message, times: _Times) -> None:
+    async def _answer(self, job: Job, message: Message, times: pb.Times) -> None:
         try:
             async with job.in_time():
                 await self._generate(job, message, times)
@@ -244,7 +194,7 @@ class Node(rpc.NodeServicer):
             log.exception("request %s failed", message.header.id)
             job.end(failure=RefusedError(Status.INTERNAL, "the model failed; see the node's log"))
 
-    async def _generate(self, job: Job, message: Message, times: _Times) -> None:
+    async def _generate(self, job: Job, message: Message, times: pb.Times) -> None:
         assert self.language
         parts, header = message.parts, message.header
         if header.cut == "input":
@@ -253,16 +203,15 @@ class Node(rpc.NodeServicer):
             message.prompt, parts, header.max_new_tokens, of_prompt=header.logits
         )
         while True:
-            done = await self.compute.run(lambda: next(steps, None), self.slowdown.llm)
-            times.llm_s += done.busy_s
-            times.wait_s += done.wait_s
-            if done.result is None:
+            step, busy_s = await self._compute(lambda: next(steps, None), self.slowdown.llm, times)
+            times.llm_s += busy_s
+            if step is None:
                 break
-            token, logits = done.result
+            token, logits = step
             job.add(token, save({"logits": logits.contiguous()}) if header.logits else b"")
-        job.end(pb.Finished(tokens=len(job.tokens), times=times.message()))
+        job.end(pb.Finished(tokens=len(job.tokens), times=times))
 
-    async def _parts(self, message: Message, cut: str, times: _Times) -> tuple[Part, ...]:
+    async def _parts(self, message: Message, cut: str, times: pb.Times) -> tuple[Part, ...]:
         """Features of raw items, whose number is checked before any is encoded."""
         assert self.encoders
         prepared = [
@@ -271,19 +220,38 @@ class Node(rpc.NodeServicer):
         ]
         kinds = [item.modality for item in message.items]
         layouts = [(kind, layout) for kind, (_, layout) in zip(kinds, prepared, strict=True)]
-        wanted = message.header.max_new_tokens, message.header.logits
-        self.rules.check_length(message.prompt, layouts, wanted[0], logits=wanted[1])
+        new, logits = message.header.max_new_tokens, message.header.logits
+        self.rules.check_length(message.prompt, layouts, new, logits=logits)
         parts = []
         for kind, (inputs, layout) in zip(kinds, prepared, strict=True):
             encode = partial(self.encoders.encode_prepared, kind, inputs, layout, cut)
             parts.append(await self._encoder_work(encode, times))
         return tuple(parts)
 
-    async def _encoder_work(self, work: Callable[[], Any], times: _Times) -> Any:
-        done = await self.compute.run(work, self.slowdown.encoders)
-        times.encode_s += done.busy_s
-        times.wait_s += done.wait_s
-        return done.result
+    async def _encoder_work(self, work: Callable[[], Any], times: pb.Times) -> Any:
+        result, busy_s = await self._compute(work, self.slowdown.encoders, times)
+        times.encode_s += busy_s
+        return result
+
+    async def _compute(
+        self, work: Callable[[], Any], slowdown: float, times: pb.Times
+    ) -> tuple[Any, float]:
+        """The result, and the seconds it took. Requests take turns, token by token.
+
+        A device that is slower by ``slowdown`` is imitated by a pause after the work.
+        """
+        asked_s = time.perf_counter()
+
+        def timed() -> tuple[Any, float, float]:
+            begun_s = time.perf_counter()
+            result = work()
+            time.sleep((slowdown - 1.0) * (time.perf_counter() - begun_s))
+            return result, begun_s, time.perf_counter()
+
+        loop = asyncio.get_running_loop()
+        result, begun_s, ended_s = await loop.run_in_executor(self.thread, timed)
+        times.wait_s += begun_s - asked_s
+        return result, ended_s - begun_s
 
     def _take(self, start: pb.Start) -> Slot:
         if self.draining:
@@ -300,12 +268,7 @@ def run_node(
 ) -> None:
     """Load the halves and serve them.
 
-    Parameters
-    ----------
-    encoders
-        Modalities to hold encoders for, all if empty; None for no encoders.
-    language
-        Whether to hold the LLM.
+    ``encoders`` are the modalities to hold encoders for, all if empty; None for no encoders.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     check_options(options)

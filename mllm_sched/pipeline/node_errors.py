@@ -1,34 +1,25 @@
-"""What can become of a request that is not answered."""
+"""Errors of a request that was not answered."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import grpc
 
 REFUSED, RETRY = "refused", "retry-s"
-"""In the metadata at the end of a call: one word for why, and seconds after which to ask again."""
+"""Trailing metadata of a call: one word for why, and seconds after which to ask again."""
 _WORD = re.compile(r"[a-z-]{1,32}")
 LONGEST_S = 3600.0  # to which seconds are believed
 
 
 class NodeError(RuntimeError):
-    """A request that was not answered.
+    """A request that was not answered, with the status of its last try.
 
-    Parameters
-    ----------
-    code
-        Status of its last try.
-    tries
-        How often it was sent.
-    reason
-        One word of an edge agent or its front for why it refused, ``too-late`` for example.
-    retry_s
-        After how many seconds it is worth asking again; 0 if nobody said.
+    ``reason`` is why an edge agent or its front refused it, in one word (``too-late``), ``retry_s``
+    the seconds after which to ask again; 0 if unknown.
     """
 
     def __init__(
@@ -50,11 +41,11 @@ class RequestRefused(NodeError):
 
 
 class AnswerChanged(RequestRefused):
-    """The answer was made anew and begins differently; what came of it is void."""
+    """The answer was generated again and begins differently; tokens received so far are void."""
 
 
 class NodeBusy(NodeError):
-    """The node serves as many requests as it may; later it will take this one."""
+    """The node serves as many requests as it may; worth asking again later."""
 
 
 class NodeUnreachable(NodeError):
@@ -62,11 +53,11 @@ class NodeUnreachable(NodeError):
 
 
 class DeadlineMissed(NodeError):
-    """The deadline ended a try, mostly of a node that was there; the one before is told, too."""
+    """The deadline ended a try; the message tells of the try before, too."""
 
 
 def seconds_told(text: str) -> float:
-    """What stands in the metadata; 0 if those are no seconds.
+    """Seconds in metadata; 0 if they are invalid.
 
     >>> seconds_told("0.25"), seconds_told("soon"), seconds_told("nan"), seconds_told("inf")
     (0.25, 0.0, 0.0, 0.0)
@@ -78,31 +69,24 @@ def seconds_told(text: str) -> float:
     return min(seconds, LONGEST_S) if 0 < seconds < math.inf else 0.0
 
 
-ERRORS: Mapping[str, type[NodeError]] = {
+_ERRORS = {
     "RESOURCE_EXHAUSTED": NodeBusy,
     "DEADLINE_EXCEEDED": DeadlineMissed,
     "ABORTED": AnswerChanged,
 }
 
 
-def told_by(
+def error_of(
     error: grpc.Call,
     address: str,
     deadline_s: float,
     tries: int,
     before: NodeError | None = None,
 ) -> NodeError:
-    """What a call that ended with a status means for who asked.
+    """The error of a call that ended with a status.
 
-    Parameters
-    ----------
-    error
-        The call, as it was raised.
-    address, deadline_s, tries
-        Of the node, of the request, and how often it was sent.
-    before
-        How the try before ended, if nothing came of this one. One that the deadline ended knows no
-        better reason.
+    ``before`` is how the previous try ended: the best reason there is where the deadline ended
+    this one without a token.
     """
     code, details = error.code(), error.details() or "no reason given"
     told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
@@ -116,4 +100,4 @@ def told_by(
             details += f"; the try before: {before}"
             if not more["reason"]:
                 more = {"reason": before.reason, "retry_s": before.retry_s}
-    return ERRORS.get(code.name, RequestRefused)(f"{address}: {details}", code, tries, **more)
+    return _ERRORS.get(code.name, RequestRefused)(f"{address}: {details}", code, tries, **more)

@@ -1,35 +1,53 @@
-"""An encoder by name, open on a component of the board through ONNX Runtime's execution providers.
+"""Encoders as ONNX files, open on a component through ONNX Runtime's execution providers.
 
-ONNX Runtime and TensorRT both fall back in silence: to the CPU where a provider is missing, to the
-GPU where the DLA cannot take a layer. Here the first is an error, and of the second the share of
-layers that stayed on the DLA is read from TensorRT's own log. Never run on a board by us.
+A file is exported once and then found again by its name, which is a digest of all that decides its
+contents. Two processes may ask at once: each writes a file of its own and moves it into place.
+
+ONNX Runtime and TensorRT both fall back without an error: to the CPU where a provider is missing,
+to the GPU where the DLA cannot take a layer. Here the first is an error, and of the second the
+share of layers that stayed on the DLA is read from TensorRT's own log. Never run on a board by us.
+
+PyTorch, ONNX and ONNX Runtime are imported late: devices name the packages without them, and a
+file that exists needs no PyTorch.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import onnxruntime
 
-from mllm_sched.pipeline.encoders import example_input
-from mllm_sched.pipeline.export import INPUT, export_encoder, open_session
+from mllm_sched import paths
+from mllm_sched.pipeline.encoders import CHECKPOINT, build_encoder, encoder_spec, example_input
 
+if TYPE_CHECKING:
+    import onnxruntime
+    from torch import Tensor
+
+    from mllm_sched.pipeline.split import EncoderHalf
+
+PRECISIONS = ("fp32", "int8")  # on the CPU
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 TENSORRT, CUDA, CPU = (f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "CPU"))
 COMPONENTS = ("cpu", "gpu", "dla0", "dla1")
+INPUT, OUTPUT = "inputs", "features"
 BATCH = "batch"  # name of the free dimension in exported encoders
+OPSET = 20
 
-# What TensorRT says while it builds an engine, and ONNX Runtime of its nodes.
+# Messages of TensorRT while it builds an engine, and of ONNX Runtime about its nodes.
 _REGION = re.compile(r"\[DlaLayer\]")
 _SWITCHED = (
     re.compile(r"Layer '(?P<name>.+?)' \(\w+\): Unsupported on DLA\. Switching"),
@@ -39,34 +57,258 @@ _PLACED = re.compile(r"placed on \[(?P<provider>\w+)\]\. Number of nodes: (?P<co
 
 
 class FallbackError(RuntimeError):
-    """What was asked for cannot be had, and something else would have run in its place."""
+    """A component cannot be had, and another one would have run the model in its place."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where the nodes of a model really run.
+def export_encoder(
+    name: str, precision: str = "fp32", seed: int = 0, folder: Path | None = None
+) -> Path:
+    """The encoder as an ONNX file with a free batch size.
 
-    Attributes
+    Parameters
     ----------
-    provider
-        Of ONNX Runtime.
-    nodes
-        Of the model.
-    on_dla
-        Of these, those that stayed on the DLA; None where no DLA was asked for.
-    regions
-        Into how many pieces the DLA's part falls; at most 16 are possible.
+    name
+        As for ``encoder_spec``.
+    precision
+        ``fp32``, or ``int8``: weights quantised once, activations at run time. In transformers
+        the linear layers are quantised (with signed weights), in convolutional networks the
+        convolutions too (with unsigned ones: ONNX Runtime has no other on the CPU). Attention,
+        normalisation and the patch embedding stay FP32.
+    seed
+        Of the random weights.
+    folder
+        Where files are kept; the repository's cache by default.
+
+    Raises ValueError, which lists the known ones, for an unknown encoder or precision.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    folder = folder or paths.CACHE
+    path = folder / _file_name(name, precision, seed)
+    if path.exists():
+        return path
+    with _written_whole(path) as unfinished:
+        if precision == "fp32":
+            _export(name, seed, unfinished)
+        else:
+            _quantise(name, export_encoder(name, "fp32", seed, folder), unfinished)
+    return path
 
-    provider: str
-    nodes: int
-    on_dla: int | None = None
-    regions: int = 0
 
-    @property
-    def dla_share(self) -> float:
-        """Share of the nodes on the DLA; NaN where none was asked for."""
-        return float("nan") if self.on_dla is None else self.on_dla / self.nodes
+def _file_name(name: str, precision: str, seed: int) -> str:
+    import onnxruntime  # whose package may have another name: a build for a GPU, or for a Jetson
+
+    spec = encoder_spec(name)
+    recipe: dict[str, Any] = {
+        "name": name,
+        "family": spec.family,
+        "input_shape": spec.input_shape,
+        "settings": dict(spec.settings),
+        "opset": OPSET,
+        "versions": [version("torch"), version("transformers"), onnxruntime.__version__],
+    }
+    if name.startswith(CHECKPOINT):  # files of a local one; a hub id has its own
+        files = sorted(Path(name.removeprefix(CHECKPOINT)).glob("*"))
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        recipe["files"] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    text = json.dumps(recipe, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    readable = "".join(letter if letter.isalnum() else "-" for letter in name)[-40:]
+    return f"{readable}-seed{seed}-{precision}-{digest}.onnx"
+
+
+def _export(name: str, seed: int, path: Path) -> None:
+    import torch
+
+    # Two items, because the exporter takes a batch of one for a constant.
+    inputs = torch.from_numpy(example_input(name, 2, np.random.default_rng(0)))
+    torch.onnx.export(
+        build_encoder(name, seed),
+        (inputs,),
+        path,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH, min=1, max=1024)}},
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _quantise(name: str, source: Path, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    linear = ["MatMul", "Gemm"]
+    if encoder_spec(name).family == "resnet":
+        quantize_dynamic(source, path, [*linear, "Conv"], weight_type=QuantType.QUInt8)
+    else:
+        quantize_dynamic(source, path, linear, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A file to export to; it takes its name only when it is complete.
+
+    The exporter's and the quantiser's advice is silenced: nobody can act on it here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=path.parent, prefix="unfinished-") as scratch,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            unfinished = Path(scratch) / path.name
+            yield unfinished
+            unfinished.replace(path)
+    finally:
+        logging.disable(before)
+
+
+def open_session(
+    name: str, precision: str = "fp32", threads: int = 1, seed: int = 0, folder: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU that maps ``inputs`` (batch, ...) to ``features``.
+
+    The ``threads`` that share an operator do not spin while they wait, so that CPU time is work.
+    Other parameters as for ``export_encoder``.
+    """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected at least 1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = export_encoder(name, precision, seed, folder)
+    return onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+
+
+def open_encoder(
+    encoder: str, component: str, precision: str, threads: int, batch: int, seed: int, cache: str
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A call of the encoder on random input, and where ONNX Runtime really placed it.
+
+    Parameters
+    ----------
+    encoder, seed
+        As for ``export_encoder``.
+    component, precision
+        As for ``providers_for``; on the CPU ``fp32`` or ``int8``.
+    threads
+        On the CPU; ignored elsewhere.
+    batch
+        Items of a call.
+    cache
+        Folder of exported encoders.
+
+    Returns
+    -------
+    The call, and ``provider`` and ``dla_share`` (NaN where no DLA was asked for).
+    """
+    import onnxruntime
+
+    inputs = example_input(encoder, batch, np.random.default_rng(0))
+    if component == "cpu":
+        session = _on_cpu(encoder, precision, threads, seed, cache)
+        facts: dict[str, Any] = {"provider": CPU}
+    else:  # TensorRT wants a fixed batch, and lowers the precision itself
+        model = export_encoder(encoder, "fp32", seed, Path(cache))
+        session, share = open_on(component, model, precision, batch)
+        facts = {"provider": session.get_providers()[0], "dla_share": share}
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = 3  # the session itself may have been opened with a full log
+
+    def call() -> Any:
+        return session.run(None, {INPUT: inputs}, quiet)
+
+    call()  # the first call allocates; it is never measured
+    return call, facts
+
+
+@cache
+def _on_cpu(
+    encoder: str, precision: str, threads: int, seed: int, cache: str
+) -> onnxruntime.InferenceSession:
+    """One session for all batch sizes, since the exported batch is free."""
+    return open_session(encoder, precision, threads, seed, Path(cache))
+
+
+def open_half(
+    half: EncoderHalf,
+    modality: str,
+    inputs: Mapping[str, Tensor],
+    component: str,
+    precision: str,
+    folder: Path,
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """One encoder of a model on a component, exported for inputs of the shapes of the example.
+
+    Raises ValueError if encoders of this kind cannot be exported; else as ``open_on``.
+    """
+    import onnxruntime
+    import torch
+
+    check_exportable(half)
+    shapes = [(name, str(each.dtype), tuple(each.shape)) for name, each in sorted(inputs.items())]
+    versions = [version(package) for package in ("torch", "transformers", "onnxscript")]
+    digest = hashlib.sha256(repr((half.identity, shapes, OPSET, versions)).encode()).hexdigest()
+    path = folder / f"{half.config.model_type}-{modality}-{digest[:16]}.onnx"
+    if not path.exists():
+        _export_half(half, modality, inputs, path)
+    session, _ = open_on(component, path, precision)
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 3  # the session itself was opened with a full log
+
+    def call(given: Mapping[str, Tensor]) -> Tensor:
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        return torch.from_numpy(session.run([OUTPUT], arrays, options)[0])
+
+    return call
+
+
+def check_exportable(half: EncoderHalf) -> None:
+    """ValueError if encoders of this kind cannot be exported."""
+    if not half.architecture.exportable:
+        kind = half.config.model_type
+        raise ValueError(
+            f"encoders of {kind!r} take inputs of any shape and cannot be exported to ONNX: "
+            "only the cpu can run them"
+        )
+
+
+def _export_half(
+    half: EncoderHalf, modality: str, inputs: Mapping[str, Tensor], path: Path
+) -> None:
+    import torch
+
+    class Encoding(torch.nn.Module):
+        """The encoder with what its architecture does around it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = half.model
+
+        def forward(self, **inputs: Any) -> Tensor:
+            return half.architecture.encode(self.model, modality, inputs)
+
+    with _written_whole(path) as unfinished:
+        torch.onnx.export(
+            Encoding().eval(),
+            (),
+            unfinished,
+            kwargs=dict(inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
 
 
 def providers_for(
@@ -77,27 +319,20 @@ def providers_for(
     Engines are not cached: a cached one runs on core 0 whatever ``trt_dla_core`` says (ONNX
     Runtime issue 26680), and only a build says which layers went where.
 
-    Parameters
-    ----------
-    component
-        One of ``COMPONENTS``.
-    precision
-        ``fp32``, ``fp16`` or ``int8``; a DLA takes the last two.
-    available
-        Providers that there are; by default those of this ONNX Runtime.
+    ``precision`` is ``fp32``, ``fp16`` or ``int8``, of which a DLA takes the last two;
+    ``available`` are by default the providers of this ONNX Runtime.
 
-    Raises
-    ------
-    ValueError
-        For an unknown component, or a precision that it does not take.
-    FallbackError
-        If no provider for it is there.
+    Raises ValueError for an unknown component or a precision that it does not take, FallbackError
+    if it has no provider.
     """
     if component not in COMPONENTS:
         raise ValueError(f"component {component!r}: expected one of {', '.join(COMPONENTS)}")
-    there = onnxruntime.get_available_providers() if available is None else available
     if component == "cpu":
         return [(CPU, {})]
+    if available is None:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
     dla = component.removeprefix("dla") if component.startswith("dla") else ""
     if dla and precision == "fp32":
         raise ValueError(f"{component}: precision fp32; a DLA takes fp16 or int8")
@@ -105,94 +340,74 @@ def providers_for(
         "trt_fp16_enable": str(precision != "fp32"),
         "trt_int8_enable": str(precision == "int8"),
     }
-    if TENSORRT in there:
+    if TENSORRT in available:
         if dla:
             options |= {"trt_dla_enable": "True", "trt_dla_core": dla}
         return [(TENSORRT, options)]
-    if component == "gpu" and CUDA in there and precision == "fp32":
+    if component == "gpu" and CUDA in available and precision == "fp32":
         return [(CUDA, {})]  # it runs the model as it was exported
     raise FallbackError(
-        f"{component} in {precision} needs {TENSORRT}; this ONNX Runtime has {', '.join(there)}. "
-        "Install NVIDIA's onnxruntime-gpu for your JetPack (for a DLA with TensorRT 10.7 or older, "
-        "or 11.4.1 and newer)"
+        f"{component} in {precision} needs {TENSORRT}; this ONNX Runtime has "
+        f"{', '.join(available)}. Install NVIDIA's onnxruntime-gpu for your JetPack (for a DLA "
+        "with TensorRT 10.7 or older, or 11.4.1 and newer)"
     )
 
 
 def open_on(
     component: str, model: Path, precision: str = "fp16", batch: int = 1
-) -> tuple[onnxruntime.InferenceSession, Placement]:
-    """A session on a component, and where its nodes really run.
+) -> tuple[onnxruntime.InferenceSession, float]:
+    """A session on a component, and the share of nodes on the DLA (NaN where none was asked for).
 
-    Parameters
-    ----------
-    component, precision
-        As for ``providers_for``.
-    model
-        An exported encoder; its free batch dimension is fixed, as TensorRT wants it.
-    batch
-        Items of a call.
-
-    Raises
-    ------
-    FallbackError
-        If ONNX Runtime would run it elsewhere, or TensorRT put no layer on the DLA asked for.
+    The free batch dimension of the exported ``model`` is fixed, as TensorRT wants it. Raises
+    FallbackError if it would run elsewhere, or no layer on the DLA asked for.
     """
+    import onnx
+    import onnxruntime
+
     wanted = providers_for(component, precision)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 0  # else neither says where anything went
     options.add_free_dimension_override_by_name(BATCH, batch)
-    # Optimised nodes lose their names, by which TensorRT speaks of them.
+    # Optimised nodes lose their names, by which TensorRT refers to them.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with _stderr_to_file() as log:
+    with _stderr_to_file() as file:
         session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
-        log.seek(0)
-        told = log.read().decode(errors="replace")
+        file.seek(0)
+        log = file.read().decode(errors="replace")
     if session.get_providers()[0] != wanted[0][0]:
         raise FallbackError(f"{component}: asked for {wanted[0][0]}, got {session.get_providers()}")
+    if not component.startswith("dla"):
+        return session, float("nan")
     names = [node.name for node in onnx.load(model, load_external_data=False).graph.node]
-    placement = read_placement(told, wanted[0][0], names, dla=component.startswith("dla"))
-    if placement.on_dla == 0:
+    share = dla_share(log, names)
+    if share == 0:
         raise FallbackError(f"{component}: TensorRT put none of {len(names)} layers on the DLA")
-    return session, placement
+    return session, share
 
 
-def read_placement(
-    told: str, provider: str, names: Collection[str], dla: bool = False
-) -> Placement:
-    """What the logs say of where the nodes went.
+def dla_share(log: str, names: Collection[str]) -> float:
+    """Share on the DLA of nodes with these names, from the log of opening a session with TensorRT.
 
-    TensorRT lists what it runs on the DLA as regions, whose inside it does not show. It does name
-    every layer that it takes off the DLA; all others of the model stayed there. Layers that it
-    adds itself, to convert formats, are not counted.
-
-    Parameters
-    ----------
-    told
-        Log of ONNX Runtime and TensorRT while the session was opened.
-    provider
-        That was asked for.
-    names
-        Of the model's nodes.
-    dla
-        Whether a DLA was asked for.
+    TensorRT lists what it runs on the DLA as regions, without their layers. It does name every
+    layer that it takes off the DLA; all others of the model stayed there. Layers that it adds
+    itself, to convert formats, are not counted.
     """
-    if not dla:
-        return Placement(provider, len(names))
-    regions = len(_REGION.findall(told))
-    switched = {match["name"] for pattern in _SWITCHED for match in pattern.finditer(told)}
-    left = sum(count for name, count in placed(told).items() if name != provider)
+    if not _REGION.search(log):
+        return 0.0
+    switched = {match["name"] for pattern in _SWITCHED for match in pattern.finditer(log)}
+    left = sum(count for name, count in placed(log).items() if name != TENSORRT)
     off = len(switched & set(names)) + left
-    return Placement(provider, len(names), max(0, len(names) - off) if regions else 0, regions)
+    return max(0, len(names) - off) / len(names)
 
 
-def placed(told: str) -> Mapping[str, int]:
+def placed(log: str) -> Mapping[str, int]:
     """Nodes by provider, as ONNX Runtime logs them; a compiled part of a model is one node."""
-    return {match["provider"]: int(match["count"]) for match in _PLACED.finditer(told)}
+    return {match["provider"]: int(match["count"]) for match in _PLACED.finditer(log)}
 
 
 @contextmanager
 def _stderr_to_file() -> Iterator[IO[bytes]]:
-    """Send what libraries write to standard error, below Python, into a file."""
+    """Redirect what libraries write to standard error, below Python, to a file."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -205,74 +420,3 @@ def _stderr_to_file() -> Iterator[IO[bytes]]:
                 os.dup2(kept, 2)
     finally:
         os.close(kept)
-
-
-def open_encoder(
-    encoder: str,
-    component: str,
-    precision: str,
-    threads: int,
-    batch: int,
-    seed: int,
-    cache: str,
-) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A call of the encoder on random input, and where ONNX Runtime really placed it.
-
-    Parameters
-    ----------
-    encoder
-        As for ``encoder_spec``.
-    component
-        ``cpu``, ``gpu``, ``dla0`` or ``dla1``.
-    precision
-        ``fp32``, ``fp16`` or ``int8``; on the CPU ``fp32`` or ``int8``.
-    threads
-        On the CPU; ignored elsewhere.
-    batch
-        Items of a call.
-    seed
-        Of random weights.
-    cache
-        Folder of exported encoders.
-
-    Returns
-    -------
-    The call, and ``provider`` and ``dla_share`` (NaN where no DLA was asked for).
-
-    Raises
-    ------
-    FallbackError
-        If the component cannot be had.
-    """
-    inputs = example_input(encoder, batch, np.random.default_rng(0))
-    if component == "cpu":
-        session, facts = _on_cpu(encoder, precision, threads, seed, cache)
-    else:
-        session, facts = _on_accelerator(encoder, component, precision, batch, seed, cache)
-
-    quiet = onnxruntime.RunOptions()
-    quiet.log_severity_level = 3  # the session itself may have been opened to tell everything
-
-    def call() -> Any:
-        return session.run(None, {INPUT: inputs}, quiet)
-
-    call()  # the first call allocates; it is never measured
-    return call, facts
-
-
-@cache
-def _on_cpu(
-    encoder: str, precision: str, threads: int, seed: int, cache: str
-) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
-    """One session for all batch sizes, since the exported batch is free."""
-    session = open_session(encoder, precision, threads, seed, Path(cache))
-    return session, {"provider": session.get_providers()[0]}
-
-
-def _on_accelerator(
-    encoder: str, component: str, precision: str, batch: int, seed: int, cache: str
-) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
-    """TensorRT wants a fixed batch, and lowers the precision itself."""
-    model = export_encoder(encoder, "fp32", seed, Path(cache))
-    session, placement = open_on(component, model, precision=precision, batch=batch)
-    return session, {"provider": placement.provider, "dla_share": placement.dla_share}

@@ -1,4 +1,4 @@
-"""Services as child processes: for experiments and tests on one machine."""
+"""Services as child processes, for experiments and tests on one machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import IO, Self
 
 from mllm_sched.pipeline.service import READY
@@ -17,25 +16,18 @@ START_TIMEOUT_S = 120.0
 
 
 class ServiceProcess:
-    """A service in a process of its own, on a loopback port unless its command says otherwise.
+    """A service in a process of its own.
 
-    Parameters
-    ----------
-    command
-        To start it. It is given ``--parent`` with this process, and has to end with it.
-    inside
-        Begins the command, so that it may run in a network namespace. It has to become the
-        command, not to start it: a service ends when it is no longer a child of this process.
+    Its command is given ``--parent`` with this process, and has to end with it.
 
     Raises
     ------
     RuntimeError
-        On ``start``, if it is running already, or if it ends or says nothing instead of listening;
-        with its last words.
+        On ``start``, if it runs already, or does not come to listen; with its last words.
     """
 
-    def __init__(self, *command: str, inside: Sequence[str] = ()) -> None:
-        self._command, self._inside = command, inside
+    def __init__(self, *command: str) -> None:
+        self._command = command
         self._host, self._port = "", 0
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
@@ -43,9 +35,7 @@ class ServiceProcess:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -61,7 +51,7 @@ class ServiceProcess:
     @property
     def pid(self) -> int:
         """Of the running process."""
-        assert self._process, "not started"
+        assert self._process
         return self._process.pid
 
     def start(self) -> Self:
@@ -71,12 +61,12 @@ class ServiceProcess:
         return self
 
     def begin(self) -> None:
-        """Start it; ``wait`` tells when it listens, so that several may load at once."""
+        """Start it without waiting, so that several may load at once."""
         if self._process:
             raise RuntimeError(f"it runs already, as process {self.pid}; stop it first")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
         self._process = subprocess.Popen(
-            [*self._inside, *self._whole_command(), "--parent", str(os.getpid())],
+            [*self._whole_command(), "--parent", str(os.getpid())],
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -84,7 +74,7 @@ class ServiceProcess:
         )
 
     def wait(self) -> None:
-        """Until it listens."""
+        """Wait until it listens."""
         assert self._process and self._process.stdout
         killer = threading.Timer(START_TIMEOUT_S, self._process.kill)
         killer.start()
@@ -98,13 +88,13 @@ class ServiceProcess:
         self._port = int(port)
 
     def log(self) -> list[str]:
-        """Lines it wrote to standard error so far."""
+        """Lines of its standard error so far."""
         assert self._log
         self._log.flush()
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace").splitlines()
 
     def kill(self) -> None:
-        """End it at once, as ``kill -9`` does. A later ``start`` takes the same port."""
+        """End it at once, as ``kill -9`` does."""
         self._end(force=True)
 
     def stop(self) -> None:
@@ -129,16 +119,9 @@ class ServiceProcess:
 
 
 class NodeProcess(ServiceProcess):
-    """A node of the pipeline.
+    """A node of the pipeline, with options of ``python -m mllm_sched.pipeline.llm_server``.
 
-    Parameters
-    ----------
-    options
-        Of ``python -m mllm_sched.pipeline.llm_server``.
-    port
-        To listen on; 0 takes a free one, and the same again after a restart.
-    inside
-        See ``ServiceProcess``.
+    Port 0 takes a free one, and the same again after a restart.
 
     Examples
     --------
@@ -146,10 +129,8 @@ class NodeProcess(ServiceProcess):
     ...     client = EdgeClient(node.address)
     """
 
-    def __init__(self, *options: str, port: int = 0, inside: Sequence[str] = ()) -> None:
-        super().__init__(
-            sys.executable, "-m", "mllm_sched.pipeline.llm_server", *options, inside=inside
-        )
+    def __init__(self, *options: str, port: int = 0) -> None:
+        super().__init__(sys.executable, "-m", "mllm_sched.pipeline.llm_server", *options)
         self._port = port
 
     def _whole_command(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Prompts as token ids: one placeholder for each item, between the markers its model wants."""
+"""Text and token ids: prompts with a placeholder for each item, and answers as text."""
 
 from __future__ import annotations
 
@@ -25,21 +25,9 @@ def markers_of(half: EncoderHalf | LanguageHalf) -> dict[str, int]:
 def prompt_ids(
     markers: Mapping[str, int], modalities: Sequence[str], text: Sequence[int]
 ) -> tuple[int, ...]:
-    """Begin, all items in order, then the text.
+    """Token ids of the items in order, then the text; ValueError if the model takes no such item.
 
-    Parameters
-    ----------
-    markers
-        Of ``markers_of``.
-    modalities
-        Of the items.
-    text
-        Token ids. A small model's tokens are bytes, so ``b"What is this?"`` will do.
-
-    Raises
-    ------
-    ValueError
-        If the model takes no such items.
+    ``text`` are token ids; those of small models are bytes: ``b"What is this?"``.
 
     Examples
     --------
@@ -61,16 +49,8 @@ def encode_text(
 ) -> tuple[int, ...]:
     """The prompt of a question in words.
 
-    Parameters
-    ----------
-    source
-        A model's name. A checkpoint (``hf:``) brings a tokenizer; if that has a chat template, it
-        says where items and text go. Otherwise, and for small models, whose tokens are bytes, the
-        items come first.
-    markers, modalities
-        As for ``prompt_ids``.
-    text
-        The question.
+    A checkpoint (``hf:``) brings a tokenizer; if that has a chat template, it says where items and
+    text go. Otherwise the items come first, as in ``prompt_ids``.
     """
     tokenizer = _tokenizer(source)
     if tokenizer is None:
@@ -83,11 +63,11 @@ def encode_text(
     return tuple(made["input_ids"])
 
 
-class Spoken:
-    """An answer in words while its tokens come: what can be said of it so far, once.
+class TextStream:
+    """An answer as text, token by token.
 
-    A word may be cut between tokens, and a character between bytes; so all tokens are decoded
-    anew, and what may still change is held back.
+    A character may be cut between tokens: all tokens are decoded each time, and an incomplete
+    character is held back.
     """
 
     def __init__(self, source: str) -> None:
@@ -96,7 +76,7 @@ class Spoken:
         self._said = 0
 
     def add(self, token: int) -> str:
-        """What is new with one more token; may be empty."""
+        """New text with one more token; may be empty."""
         self._tokens.append(token)
         return self._new(decode_text(self._source, self._tokens).rstrip("\ufffd"))
 
@@ -110,7 +90,7 @@ class Spoken:
 
 
 def decode_text(source: str, tokens: Sequence[int]) -> str:
-    """An answer in words; of small models, their bytes, and every marker by number."""
+    """Tokens as text; of small models, printable bytes, and all others by number."""
     if (tokenizer := _tokenizer(source)) is not None:
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
     return "".join(chr(token) if 32 <= token < 127 else f"<{token}>" for token in tokens)

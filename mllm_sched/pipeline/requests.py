@@ -1,4 +1,4 @@
-"""What a user asks of a multimodal model, and what becomes of it on its way."""
+"""What a user asks of a multimodal model: raw items and a prompt, or the items' features."""
 
 from __future__ import annotations
 
@@ -28,21 +28,9 @@ RAW = {"image": (np.uint8, 3), "video": (np.uint8, 4), "audio": (np.int16, 1)}
 class Item:
     """One raw input.
 
-    Parameters
-    ----------
-    modality
-        ``image``, ``audio`` or ``video``.
-    data
-        Pixels, uint8 of shape (height, width, 3); frames, uint8 (frames, height, width, 3);
-        or samples, int16 (samples,).
-    rate_hz
-        Frames per second of a video, samples per second of audio (16 kHz is what the encoders
-        take); not used for an image.
-
-    Raises
-    ------
-    ValueError
-        If type, shape or rate is another.
+    ``data`` are pixels of an image, uint8 of shape (height, width, 3), frames of a video, uint8
+    (frames, height, width, 3), or samples of audio, int16 (samples,). ``rate_hz`` are frames or
+    samples per second; audio must have 16 kHz. Raises ValueError for anything else.
     """
 
     modality: str
@@ -68,32 +56,22 @@ class Item:
 
     @property
     def bytes(self) -> int:
-        """As it comes from the sensor, uncompressed."""
+        """Uncompressed."""
         return int(self.data.nbytes)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the LLM must know of an item beside its features.
+    """What the LLM must know of an item beside its features."""
 
-    Attributes
-    ----------
-    grid
-        Patches in time, height and width.
-    seconds_per_grid
-        Seconds between two steps of the grid in time.
-    mel_frames
-        Frames of the audio's spectrogram, without padding.
-    """
-
-    grid: tuple[int, int, int] | None = None
-    seconds_per_grid: float | None = None
-    mel_frames: int | None = None
+    grid: tuple[int, int, int] | None = None  # patches in time, height and width
+    seconds_per_grid: float | None = None  # between two steps of the grid in time
+    mel_frames: int | None = None  # of the audio's spectrogram, without padding
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An item on its way to the LLM: features of shape (rows, width), and how they lie."""
+    """Features of an item, of shape (rows, width), behind a cut of the model."""
 
     modality: str
     cut: str
@@ -103,18 +81,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A question about items.
+    """A question about raw items.
 
-    Parameters
-    ----------
-    prompt
-        Token ids, with one placeholder for each item, in the order of ``items``.
-    items
-        Raw inputs.
-    max_new_tokens
-        The answer's length at most.
-    id
-        Names the request, also when it is sent again. Drawn at random by default.
+    ``prompt`` are token ids, with one placeholder for each item, in the order of ``items``. ``id``
+    is the same when the request is sent again; random by default.
     """
 
     prompt: Sequence[int]

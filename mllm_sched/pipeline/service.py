@@ -1,4 +1,4 @@
-"""What every service behind gRPC does alike: is served, and says why it refuses."""
+"""Serving behind gRPC: start, health check, graceful end, and the status of an error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from grpc_health.v1.health import aio as health
 
 from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.pipeline.jobs import RefusedError
-from mllm_sched.pipeline.options import Limits
+from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.security import Security
-from mllm_sched.pipeline.wire_header import MismatchError
+from mllm_sched.pipeline.wire import MismatchError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ LARGEST_PIECE = 1 << 20
 
 
 class Service(Protocol):
-    """What speaks the protocol of a node, and can be served."""
+    """A servicer of the node's protocol that can be served."""
 
     limits: Limits
     security: Security
@@ -41,11 +40,11 @@ class Service(Protocol):
         """Take nothing new, finish what was begun, within so many seconds."""
 
     def close(self) -> None:
-        """Give back what it holds; nothing is asked of it any more."""
+        """Release what it holds; no call comes any more."""
 
 
 class Checks(health.HealthServicer):
-    """The health check, without the streams of ``Watch``: they would hold places for ever."""
+    """The health check without ``Watch``, whose streams would hold places for ever."""
 
     async def Watch(self, request: Any, context: Any) -> None:
         """Not served; a client that knows the protocol does not ask again."""
@@ -60,11 +59,7 @@ async def serve(
     add: Callable[[grpc.aio.Server], None] = lambda server: None,
     names: Sequence[str] = (SERVICE,),
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun, for ten seconds at most.
-
-    Prints one line with the address once it listens. Parameters and errors are those of
-    ``listening``.
-    """
+    """Serve until SIGTERM or SIGINT; see ``listening``. Prints its address once it listens."""
     leave_out_loaded()
     async with listening(service, host, port, add=add, names=names) as bound:
         stopped = asyncio.Event()
@@ -85,23 +80,8 @@ async def listening(
 ) -> AsyncIterator[int]:
     """Serve inside the block; at its end, finish what was begun, for ten seconds at most.
 
-    Parameters
-    ----------
-    port
-        0 takes a free one.
-    add
-        Adds further servicers to the server.
-    names
-        Of all services, for the health check.
-
-    Yields
-    ------
-    The port.
-
-    Raises
-    ------
-    OSError
-        If the address cannot be listened on.
+    ``add`` adds further servicers to the server, ``names`` are those of all services for the
+    health check. Yields the port, a free one for 0. Raises OSError if the address is taken.
     """
     server = grpc.aio.server(
         options=[
@@ -114,7 +94,15 @@ async def listening(
     rpc.add_NodeServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     add(server)
-    bound = _listen(server, f"{host}:{port}", service.security)
+    address, credentials = f"{host}:{port}", service.security.server_credentials()
+    try:
+        bound = (
+            server.add_secure_port(address, credentials)
+            if credentials
+            else server.add_insecure_port(address)
+        )
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
     await server.start()
     for name in ("", *names):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -128,35 +116,23 @@ async def listening(
 
 
 async def _closed(service: Service) -> None:
-    """Let it give back what it holds, in a thread of its own; what hangs is not waited for."""
-    closing, ends_s = (
-        threading.Thread(target=service.close, daemon=True),
-        time.monotonic() + GRACE_S,
-    )
+    """Close it in a thread of its own; what hangs is not waited for."""
+    closing = threading.Thread(target=service.close, daemon=True)
+    ends_s = time.monotonic() + GRACE_S
     closing.start()
     while closing.is_alive() and time.monotonic() < ends_s:
         await asyncio.sleep(0.02)
 
 
-def _listen(server: grpc.aio.Server, address: str, security: Security) -> int:
-    credentials = security.server_credentials()
-    try:
-        if credentials:
-            return server.add_secure_port(address, credentials)
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {error}") from None
-
-
 def deadline_of(context: Any, longest_s: float) -> float:
-    """When the caller stops waiting, at most ``longest_s`` from now, on the loop's clock."""
+    """The caller's deadline, at most ``longest_s`` from now, on the loop's clock."""
     left_s = context.time_remaining()
     left_s = longest_s if left_s is None else min(left_s, longest_s)
     return asyncio.get_running_loop().time() + left_s
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
-    """The status that tells a caller of an error."""
+    """The status of an error."""
     if isinstance(error, RefusedError):
         return error.code
     if isinstance(error, MismatchError):
@@ -169,7 +145,7 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 
 async def abort(context: Any, error: Exception) -> None:
-    """End a call with the status of an error; one that is a defect is told in the log alone."""
+    """End a call with the status of an error; a defect is described in the log alone."""
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL and not isinstance(error, RefusedError):
         log.error("a request failed", exc_info=error)

@@ -1,8 +1,8 @@
 """Small multimodal models of every supported architecture, with seeded random weights.
 
-They speak nonsense, at the speed of their size. What they are for is exact: whether a request
-answered in two halves gives the same numbers as in one. Their tokens are bytes, then markers.
-``llava-clip-b32`` has an encoder of real size before a small LLM, so that encoding is what costs.
+Their answers are meaningless; they show whether a request answered in two halves gives the same
+numbers as in one. Their tokens are bytes, then markers. ``llava-clip-b32`` has an encoder of real
+size before a small LLM, so that encoding dominates the cost.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from mllm_sched.pipeline.encoders import ENCODERS
+
 PAD, BEGIN, END = 256, 257, 258
 IMAGE, AUDIO, VIDEO = 260, 261, 262
 VISION_START, VISION_END, AUDIO_START, AUDIO_END = 263, 264, 265, 266
 VOCABULARY = 320
-# Drawn as they are made, tiny random weights hardly react to their input; larger ones do.
+# With weights as initialised, tiny models hardly react to their input; larger weights do.
 AMPLIFIED = 4.0
 
 
@@ -53,18 +55,6 @@ def _clip(width: int, layers: int) -> dict[str, Any]:
         "patch_size": 14,
         "projection_dim": 32,
     }
-
-
-CLIP_B32 = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "projection_dim": 512,
-}
-"""CLIP ViT-B/32, as large as the real one."""
 
 
 def _llava(vision: dict[str, Any], text: dict[str, Any]) -> Any:
@@ -136,13 +126,10 @@ def _qwen_omni(width: int, layers: int) -> Any:
         "n_window": 50,
         "output_dim": 2 * width,
     }
+    kinds = {"image": IMAGE, "audio": AUDIO, "video": VIDEO}
     markers: dict[str, Any] = {
-        "image_token_id": IMAGE,
-        "audio_token_id": AUDIO,
-        "video_token_id": VIDEO,
-        "image_token_index": IMAGE,
-        "audio_token_index": AUDIO,
-        "video_token_index": VIDEO,
+        **{f"{kind}_token_id": token for kind, token in kinds.items()},
+        **{f"{kind}_token_index": token for kind, token in kinds.items()},
         "vision_start_token_id": VISION_START,
         "vision_end_token_id": VISION_END,
         "audio_start_token_id": AUDIO_START,
@@ -162,7 +149,9 @@ def _qwen_omni(width: int, layers: int) -> Any:
 SMALL_MODELS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         "small-llava": lambda: _llava(_clip(64, 3), _text(128, 3)),
-        "llava-clip-b32": lambda: _llava(CLIP_B32, _text(128, 3)),
+        "llava-clip-b32": lambda: _llava(
+            {**ENCODERS["clip-vit-b32"].settings, "projection_dim": 512}, _text(128, 3)
+        ),
         "small-voxtral": lambda: _voxtral(32, 3),
         "small-qwen2.5-vl": lambda: _qwen_vision(64, 3),
         "small-qwen2.5-omni": lambda: _qwen_omni(64, 3),

@@ -1,8 +1,9 @@
-"""Takes a multimodal model apart: encoders for the edge, the LLM for the server.
+"""Splits a multimodal model: encoders for the edge, the LLM for the server.
 
 Both halves hold the projectors, which are small, so that the cut can be chosen for every request.
 The LLM's half keeps no state between requests: positions are explicit, and each answer has its own
-cache of keys and values.
+cache of keys and values. ``monolithic`` is the reference: the same request, answered by the whole
+model with Hugging Face's own ``forward`` and ``generate``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm_sched.pipeline.architectures import Architecture, architecture_of
-from mllm_sched.pipeline.requests import Item, Layout, Part
+from mllm_sched.pipeline.requests import Item, Layout, Part, Request
 
 
 class _Half:
@@ -32,14 +33,14 @@ class _Half:
 
     @property
     def memory_bytes(self) -> int:
-        """Of all weights that this half holds."""
+        """Of all weights of this half."""
         modules = [self.model, *self.projectors.values()]
         weights = {id(weight): weight for module in modules for weight in module.parameters()}
         return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of everything that is computed with them."""
+        """Of the weights."""
         return next(self.model.parameters()).dtype
 
     @torch.inference_mode()
@@ -55,16 +56,9 @@ class _Half:
 class EncoderHalf(_Half):
     """The half for the edge.
 
-    Parameters
-    ----------
-    model
-        Without its LLM, and with identities in place of its projectors.
-    projectors
-        By modality.
-    identity
-        Of the whole model; features are only taken by an LLM with the same.
-    processors
-        What turns raw input into tensors, by modality.
+    Its model has no LLM, and identities in place of projectors, which are held by modality beside
+    the processors that turn raw input into tensors. Only an LLM of the same identity takes its
+    features.
     """
 
     def __init__(
@@ -79,9 +73,9 @@ class EncoderHalf(_Half):
         self._processors = dict(processors)
 
     def only(self, modalities: Sequence[str]) -> EncoderHalf:
-        """This half with the encoders of some modalities alone; of all, if none is named.
+        """This half with the encoders of some modalities, all if none is named.
 
-        Raises ValueError for a modality that it has no encoder for.
+        Raises ValueError for a modality without an encoder.
         """
         if missing := sorted(set(modalities) - set(self.modalities)):
             held = ", ".join(self.modalities)
@@ -97,10 +91,7 @@ class EncoderHalf(_Half):
     def encode(self, item: Item, cut: str = "projector") -> Part:
         """Features of one item, cut after the ``encoder`` or after the ``projector``.
 
-        Raises
-        ------
-        ValueError
-            For an item of another modality, or one that the encoder cannot take.
+        Raises ValueError for an item of another modality, or one that the encoder cannot take.
         """
         return self.encode_prepared(item.modality, *self.prepare(item), cut)
 
@@ -108,7 +99,7 @@ class EncoderHalf(_Half):
     def encode_prepared(
         self, modality: str, inputs: dict[str, Tensor], layout: Layout, cut: str = "projector"
     ) -> Part:
-        """As ``encode``, from what ``prepare`` gave."""
+        """As ``encode``, from the result of ``prepare``."""
         if cut not in ("encoder", "projector"):
             raise ValueError(f"cut={cut!r}: an encoder's features are cut at encoder or projector")
         features = self.architecture.encode(self.model, modality, inputs)
@@ -118,15 +109,12 @@ class EncoderHalf(_Half):
         return Part(modality, cut, self.project(part), layout)
 
     def prepare(self, item: Item) -> tuple[dict[str, Tensor], Layout]:
-        """What the encoder takes, and the layout of what it gives; ValueError if it takes it not.
-
-        Processors raise whatever comes to pass inside them, for audio of a few samples for example.
-        """
+        """Input tensors of the encoder, and the layout of its features; ValueError if invalid."""
         if item.modality not in self.modalities:
             held = ", ".join(self.modalities)
             raise ValueError(f"no encoder for {item.modality} here; this half holds: {held}")
         processor = self._processors[item.modality]
-        try:
+        try:  # processors raise errors of many kinds, for audio of a few samples for example
             inputs, layout = self.architecture.prepare(self.config, processor, item)
         except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
             shape = " x ".join(map(str, item.data.shape))
@@ -139,11 +127,6 @@ class EncoderHalf(_Half):
 
 class LanguageHalf(_Half):
     """The half for the server: text and features in, tokens out."""
-
-    @property
-    def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return int(self.config.get_text_config().max_position_embeddings)
 
     def ids(self, prompt: Sequence[int], parts: Sequence[tuple[str, Layout]]) -> Tensor:
         """The prompt with each placeholder repeated for every token of its item: (1, tokens).
@@ -170,11 +153,6 @@ class LanguageHalf(_Half):
         """The token that stands for an item."""
         return self.architecture.placeholder(self.config, modality)
 
-    @torch.inference_mode()
-    def logits(self, prompt: Sequence[int], parts: Sequence[Part]) -> Tensor:
-        """Logits after every token of the prompt: (1, tokens, vocabulary)."""
-        return self._forward(*self._embedded(prompt, parts), cache=None, last=False)
-
     def generate(
         self,
         prompt: Sequence[int],
@@ -183,20 +161,21 @@ class LanguageHalf(_Half):
         *,
         of_prompt: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
-        """The answer, greedily: each token with the logits it was chosen from, (1, vocabulary).
+        """The greedy answer: each token with the logits it was chosen from, (1, vocabulary).
 
-        With ``of_prompt`` the first token comes with those of the whole prompt, (tokens,
+        With ``of_prompt`` the first token comes with the logits of the whole prompt, (tokens,
         vocabulary), which may take gigabytes. Ends after an end-of-sequence token.
         """
         from transformers import DynamicCache
 
-        ends = _ends(self.config)
+        end = self.config.get_text_config().eos_token_id
+        ends = set(end) if isinstance(end, list) else {end}
         with torch.inference_mode():
             embedded, positions = self._embedded(prompt, parts)
         cache = DynamicCache(config=self.config.get_text_config())
         for _ in range(max_new_tokens):
             with torch.inference_mode():  # not held while the caller has the token
-                logits = self._forward(embedded, positions, cache, last=not of_prompt)[0]
+                logits = self._forward(embedded, positions, cache, last=not of_prompt)
                 token = int(logits[-1].argmax())
                 embedded = self._embed(torch.tensor([[token]]))
                 positions = positions.amax().expand(*positions.shape[:-1], 1) + 1
@@ -224,10 +203,10 @@ class LanguageHalf(_Half):
             inputs_embeds=embedded,
             position_ids=positions,
             past_key_values=cache,
-            use_cache=cache is not None,
+            use_cache=True,
         ).last_hidden_state
         logits: Tensor = self.model.lm_head(hidden[:, -1:] if last else hidden)
-        return logits
+        return logits[0]
 
     def _check_brackets(self, prompt: Sequence[int], place: int, modality: str) -> None:
         brackets = self.architecture.brackets(self.config, modality)
@@ -239,7 +218,7 @@ class LanguageHalf(_Half):
             raise ValueError(f"prompt: {modality} at {place} is not between {brackets}")
 
     def _check_markers(self, prompt: Sequence[int], parts: Sequence[tuple[str, Layout]]) -> None:
-        """A start or end marker without its item would misplace everything behind it."""
+        """A start or end marker without its item would shift all positions behind it."""
         pairs = {self.architecture.brackets(self.config, modality) for modality in self.projectors}
         for pair in pairs - {None}:
             items = sum(
@@ -251,7 +230,7 @@ class LanguageHalf(_Half):
 
 
 def with_part(module: Any, path: str, part: nn.Module | None) -> Any:
-    """A copy of a module that has ``part`` at ``path``; whatever is not on the way is shared."""
+    """A copy of a module that has ``part`` at ``path``; all else is shared."""
     name, _, rest = path.partition(".")
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
@@ -260,27 +239,12 @@ def with_part(module: Any, path: str, part: nn.Module | None) -> Any:
     return copied
 
 
-def _ends(config: Any) -> frozenset[int]:
-    ends = config.get_text_config().eos_token_id
-    return frozenset(ends if isinstance(ends, list) else [ends])
-
-
 def split(model: Any, identity: str = "", source: str = "") -> tuple[EncoderHalf, LanguageHalf]:
-    """Both halves of a model. They share its weights; the model itself stays whole.
+    """Both halves of a Hugging Face model. They share its weights; the model itself stays whole.
 
-    Parameters
-    ----------
-    model
-        A Hugging Face model of a supported architecture.
-    identity
-        Of its weights; drawn from the weights themselves by default.
-    source
-        Folder or hub id with the input processors; by default they follow the configuration.
-
-    Raises
-    ------
-    UnsupportedError
-        For a model of another kind; the message lists the supported ones.
+    ``identity`` of its weights is their digest by default. ``source`` is the folder or hub id with
+    the input processors; by default they follow the configuration. Raises UnsupportedError for a
+    model of another kind.
     """
     architecture = architecture_of(model.config)
     identity = identity or _weights_identity(model)
@@ -305,7 +269,7 @@ def split(model: Any, identity: str = "", source: str = "") -> tuple[EncoderHalf
 
 
 def _processor(architecture: Architecture, config: Any, modality: str, source: str) -> Any:
-    """A checkpoint's own input processor, if it brings one; else one that follows the config."""
+    """The checkpoint's own input processor if it has one, else one that follows the config."""
     from transformers.utils import cached_file
 
     processor = architecture.processor(config, modality)
@@ -316,9 +280,32 @@ def _processor(architecture: Architecture, config: Any, modality: str, source: s
 
 
 def _weights_identity(model: Any) -> str:
-    """Of weights in memory: their digest."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, weights in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weights.detach().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def monolithic(model: Any, request: Request) -> tuple[Tensor, tuple[int, ...]]:
+    """Logits of the prompt, (1, tokens, vocabulary), and greedy tokens of the whole model."""
+    encoders, language = split(model, "whole")
+    prepared = [(item.modality, *encoders.prepare(item)) for item in request.items]
+    ids = language.ids(request.prompt, [(modality, layout) for modality, _, layout in prepared])
+    inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
+    for modality, tensors, layout in prepared:
+        inputs |= {key: value for key, value in tensors.items() if key != "grid"}
+        if layout.grid:
+            inputs[f"{modality}_grid_thw"] = torch.tensor([layout.grid])
+        if layout.seconds_per_grid:
+            omni = "omni" in model.config.model_type
+            name = "video_second_per_grid" if omni else "second_per_grid_ts"
+            inputs[name] = torch.tensor([layout.seconds_per_grid])
+    if model.config.model_type == "qwen2_5_vl":
+        kinds = [ids == language.placeholder(modality) for modality in ("image", "video")]
+        inputs["mm_token_type_ids"] = kinds[0] * 1 + kinds[1] * 2
+    logits: Tensor = model(input_ids=ids, **inputs).logits
+    length = {"max_new_tokens": request.max_new_tokens, "do_sample": False}
+    answer = model.generate(input_ids=ids, **inputs, **length)
+    return logits, tuple(answer[0, ids.shape[1] :].tolist())

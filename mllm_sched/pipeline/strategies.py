@@ -1,4 +1,4 @@
-"""The paper's three strategies, really executed: All Edge, All Remote, Hybrid Edge.
+"""The paper's three strategies, executed over real sockets: All Edge, All Remote, Hybrid Edge.
 
 all-edge     raw items stay on the edge device, which encodes and answers
 all-remote   raw items cross the link; the server encodes and answers
@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from mllm_sched.pipeline.edge_client import Answer, EdgeClient
-from mllm_sched.pipeline.edge_client import Times as NodeTimes
+from mllm_sched.pipeline.edge_client import EdgeClient, Times
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.namespaces import NamespaceLink
 from mllm_sched.pipeline.requests import Item, Part, Request
-from mllm_sched.pipeline.security import Security
 from mllm_sched.pipeline.wire import pack
 
 STRATEGIES = ("all-edge", "all-remote", "hybrid")
@@ -26,23 +23,11 @@ DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request took, and its answer.
+    """Seconds and bytes of a request, and the tokens of its answer.
 
-    Attributes
-    ----------
-    transmission_s
-        Everything that was neither encoding, nor the LLM, nor waiting for other requests: the
-        link, and what packs, copies and checks.
-    encode_s
-        Of the encoders, until the last of them is done.
-    llm_s, wait_s
-        Of the LLM, and waiting for other requests on any node.
-    total_s
-        From asking to the last token.
-    up_bytes, down_bytes
-        That crossed the link, gRPC's own included.
-    tokens
-        Of the answer.
+    ``encode_s`` is of the device that encoded longest, ``wait_s`` waiting for other requests on any
+    node, ``total_s`` from asking to the last token, ``transmission_s`` all the rest: the link, and
+    packing, copying and checking. Bytes are those that crossed the link, gRPC's own included.
     """
 
     strategy: str
@@ -59,13 +44,12 @@ class Outcome:
 def run(
     strategy: str,
     request: Request,
-    link: Link | NamespaceLink,
+    link: Link,
     edges: Sequence[str],
     *,
     cut: str = "projector",
     wire: str = "float16",
     deadline_s: float = DEADLINE_S,
-    security: Security = Security(),
 ) -> Outcome:
     """Execute one request.
 
@@ -76,8 +60,7 @@ def run(
     request
         Raw items and a prompt.
     link
-        Open, and leading to the server. All Remote needs a server that holds encoders too. All
-        bytes that cross it meanwhile are counted, also those of others.
+        Open, to the server; All Remote needs a server that holds encoders too.
     edges
         Addresses of the edge devices. All Edge uses the first, which must hold the LLM; hybrid
         spreads the items over all, and each encodes its share one after another.
@@ -85,8 +68,6 @@ def run(
         Of the features, in hybrid.
     deadline_s
         For each step.
-    security
-        Secrets of all nodes.
 
     Raises
     ------
@@ -100,22 +81,28 @@ def run(
     if not edges and strategy != "all-remote":
         raise ValueError(f"{strategy} needs the address of an edge device")
     address = edges[0] if strategy == "all-edge" else link.address
-    with EdgeClient(address, security) as client:
+    with EdgeClient(address) as client:
         model = client.describe(deadline_s).model
         before, begun_s = link.passed(), time.perf_counter()
-        parts, encoded = None, NodeTimes(0.0)
+        parts, encoded = None, Times(0.0)
         if strategy == "hybrid":
-            parts, encoded = _encode(request, model, edges, cut, deadline_s, security)
+            parts, encoded = _encode(request, model, edges, cut, deadline_s)
         data = pack(request, model, parts, wire)
         answer = client.ask(data, request.id, deadline_s)
         total_s, after = time.perf_counter() - begun_s, link.passed()
-    return _outcome(
+    encode_s = encoded.encode_s + answer.times.encode_s
+    wait_s = encoded.wait_s + answer.times.wait_s
+    llm_s = answer.times.llm_s
+    return Outcome(
         strategy,
-        answer,
-        encoded,
+        total_s - encode_s - llm_s - wait_s,
+        encode_s,
+        llm_s,
+        wait_s,
         total_s,
         after.up_bytes - before.up_bytes,
         after.down_bytes - before.down_bytes,
+        answer.tokens,
     )
 
 
@@ -139,19 +126,14 @@ def spread(items: Sequence[Item], devices: int) -> list[list[int]]:
 
 
 def _encode(
-    request: Request,
-    model: str,
-    edges: Sequence[str],
-    cut: str,
-    deadline_s: float,
-    security: Security,
-) -> tuple[list[Part], NodeTimes]:
+    request: Request, model: str, edges: Sequence[str], cut: str, deadline_s: float
+) -> tuple[list[Part], Times]:
     """Features of all items in order, and the times of the device that was busy longest."""
     shares = [share for share in spread(request.items, len(edges)) if share]
 
-    def one(edge: str, share: list[int]) -> tuple[tuple[Part, ...], NodeTimes]:
+    def one(edge: str, share: list[int]) -> tuple[tuple[Part, ...], Times]:
         items = [request.items[index] for index in share]
-        with EdgeClient(edge, security) as client:
+        with EdgeClient(edge) as client:
             return client.encode(replace(request, items=items), model, deadline_s, cut)
 
     with ThreadPoolExecutor(max(1, len(shares))) as pool:
@@ -164,30 +146,6 @@ def _encode(
     longest = max(
         (times for _, times in results),
         key=lambda times: times.encode_s + times.wait_s,
-        default=NodeTimes(0.0),
+        default=Times(0.0),
     )
     return [parts[index] for index in sorted(parts)], longest
-
-
-def _outcome(
-    strategy: str,
-    answer: Answer,
-    encoded: NodeTimes,
-    total_s: float,
-    up_bytes: int,
-    down_bytes: int,
-) -> Outcome:
-    encode_s = encoded.encode_s + answer.times.encode_s
-    wait_s = encoded.wait_s + answer.times.wait_s
-    llm_s = answer.times.llm_s
-    return Outcome(
-        strategy,
-        total_s - encode_s - llm_s - wait_s,
-        encode_s,
-        llm_s,
-        wait_s,
-        total_s,
-        up_bytes,
-        down_bytes,
-        answer.tokens,
-    )

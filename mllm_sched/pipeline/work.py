@@ -1,4 +1,4 @@
-"""What an encoder costs, whatever runs it: FLOPs, bytes moved, operators launched.
+"""Work of an encoder, whatever runs it: FLOPs, bytes moved, operators launched.
 
 ``data/encoders/count_work.py`` writes the table beside it. Reading it needs no torch.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -20,38 +20,20 @@ BYTES_PER_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Cost of one pass through a network in FP32.
+    """Cost of one pass through a network in FP32; ``dla_`` is the part placed on a DLA core."""
 
-    Attributes
-    ----------
-    flops
-        Floating-point operations of convolutions, linear layers and attention; a multiply-add
-        counts as two.
-    bytes
-        Read and written by all operators, none fused: each reads its inputs and parameters and
-        writes its output.
-    kernels
-        Operators that launch something; views are free.
-    parameters
-        Trained numbers that the pass reads.
-    dla_flops, dla_bytes, dla_kernels, dla_parameters
-        The part of each that is placed on a DLA core.
-    dla_segments
-        Contiguous runs of operators that this part consists of, at most 16.
-    """
-
-    flops: float
-    bytes: float
-    kernels: int
-    parameters: int
+    flops: float  # convolutions, linear layers and attention; a multiply-add counts as two
+    bytes: float  # inputs, parameters and output of every operator, none fused
+    kernels: int  # operators that launch something; views are free
+    parameters: int  # trained numbers that the pass reads
     dla_flops: float = 0
     dla_bytes: float = 0
     dla_kernels: int = 0
     dla_parameters: int = 0
-    dla_segments: int = 0
+    dla_segments: int = 0  # contiguous runs of operators on the DLA, at most 16
 
     def scaled(self, factor: float) -> Work:
-        """The work of ``factor`` times as much input in one pass, as a batch or a larger input.
+        """The work of ``factor`` times as much input in one pass.
 
         FLOPs and activations grow; parameters are read once, and operators launched once.
 
@@ -63,20 +45,16 @@ class Work:
         """
         if not factor > 0:
             raise ValueError(f"factor={factor}: expected above 0")
-        return Work(
+        return replace(
+            self,
             flops=self.flops * factor,
             bytes=_scaled_bytes(self.bytes, self.parameters, factor),
-            kernels=self.kernels,
-            parameters=self.parameters,
             dla_flops=self.dla_flops * factor,
             dla_bytes=_scaled_bytes(self.dla_bytes, self.dla_parameters, factor),
-            dla_kernels=self.dla_kernels,
-            dla_parameters=self.dla_parameters,
-            dla_segments=self.dla_segments,
         )
 
     def without_dla(self) -> Work:
-        """What is left for another component when the DLA has taken its part."""
+        """Without the DLA's part."""
         return Work(
             flops=self.flops - self.dla_flops,
             bytes=self.bytes - self.dla_bytes,
