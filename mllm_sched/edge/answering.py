@@ -66,13 +66,13 @@ class Answering:
         return self.running < self.at_once
 
     async def room(self) -> None:
-        """Wait until one more answer can begin: features that nobody takes are not made."""
+        """Wait until one more answer can begin."""
         while not self.has_room:
             self._left.clear()
             await self._left.wait()
 
     def enter(self, who: object) -> None:
-        """Take a place, at once: whoever is next must not find it free."""
+        """Take a place, before anything is awaited: the next request must not find it free."""
         self._inside.add(who)
 
     def leave(self, who: object) -> None:
@@ -83,8 +83,8 @@ class Answering:
     async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Relayed:
         """Add the tokens of an answer to a job, as they come.
 
-        The server knows the request by its task and its features: if these are made once more and
-        are the same, it finds the answer it has; if they differ, it makes another.
+        The server knows the request by its task and its features: sent again with equal features,
+        it finds the answer it has; with others, it makes another.
 
         Parameters
         ----------
@@ -95,14 +95,17 @@ class Answering:
         task
             Names the request among those of all users.
         job
-            Takes the tokens, until nobody waits for it any more.
+            Takes the tokens; its deadline is that of the call.
 
         Raises
         ------
         NodeError
-            If the server does not do its part in time.
+            If the server does not answer in time.
         """
-        name = _name(task, parts)
+        digest = hashlib.sha256(task.encode())
+        for part in parts:
+            digest.update(part.features.contiguous().numpy().tobytes())
+        name = digest.hexdigest()[:48]
         request = Request(message.prompt, (), message.header.max_new_tokens, id=name)
         loop = asyncio.get_running_loop()
 
@@ -142,10 +145,3 @@ class Answering:
         """Give the connection back; answers under way break off."""
         self._client.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _name(task: str, parts: Sequence[Part]) -> str:
-    digest = hashlib.sha256(task.encode())
-    for part in parts:
-        digest.update(part.features.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:48]
