@@ -244,10 +244,14 @@ def test_a_client_that_sends_a_byte_at_a_time_is_cut_off_all_the_same():
     server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         with pytest.raises(OSError, match=r"reset|[Bb]roken"):
-            for byte in itertools.cycle(b"GET /metrics HTTP/1.1\r\nX: a"):
-                client.sendall(bytes([byte]))
-                time.sleep(0.05)
+            drip(client)
     server.close()
+
+
+def drip(client):
+    for byte in itertools.cycle(b"GET /metrics HTTP/1.1\r\nX: a"):
+        client.sendall(bytes([byte]))
+        time.sleep(0.05)
 
 
 def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
