@@ -112,19 +112,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         kind: Hashable = None,
         batch: int = 1,
     ) -> None:
-        """One item was encoded.
-
-        Parameters
-        ----------
-        latency_s
-            The item's part of the call.
-        energy_j
-            NaN if the meter failed.
-        kind
-            See ``encode_s``.
-        batch
-            Items of the call.
-        """
+        """One item was encoded, in a call of ``batch`` items; NaN is an unknown energy."""
         ratio = latency_s / self.encode_s(modality, kind) if modality in self._latency else 1.0
         self._ratio.add(min(max(ratio, 1 / LEAP), LEAP))
         self._latency.setdefault(modality, Running()).add(latency_s)
@@ -160,12 +148,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
     def service_s(self, entry: Entry, rest_s: float = 0.0, let_in: LetIn = LetIn.FITS) -> float:
         """Predicted seconds from the start of its encoding to the end of its answer.
 
-        Parameters
-        ----------
-        rest_s
-            Seconds of encoding of further items of the same task.
-        let_in
-            ``CHANCE``: the least that it may take. ``PROBE``: 0, so that it is never given up.
+        ``rest_s`` of encoding follow, of further items of the task. For ``CHANCE`` it is the least
+        that it may take, for ``PROBE`` 0, so that it is never given up.
         """
         if let_in is LetIn.PROBE:
             return 0.0
@@ -176,17 +160,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
         """Before an upload: refuse what would be late even with one item of the quickest modality.
 
-        Parameters
-        ----------
-        ahead_s
-            Seconds of encoding that would go before this user's next task, running calls included.
-        now_s, ends_s
-            Now, and the deadline.
-
-        Raises
-        ------
-        Refusal
-            ``cannot``, ``too-late``.
+        ``ahead_s`` is what would go before this user's next task, running calls included; the
+        ``Refusal`` is ``cannot`` or ``too-late``.
         """
         self._forget(now_s)
         encode_s = min((one.least for one in self._latency.values()), default=0.0)
@@ -201,17 +176,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
         With nothing before it, it is tried unless even a quick run would be late. Behind others it
         must fit with a margin: a late task takes time from those who could be in time.
 
-        Parameters
-        ----------
-        ahead_s
-            Seconds that what goes before it is predicted to take, running calls included.
-        rest_s
-            Seconds of encoding that follow, of further items of the same task.
-
-        Raises
-        ------
-        Refusal
-            ``cannot``, ``too-late``.
+        ``ahead_s`` is what goes before it, running calls included, and ``rest_s`` the encoding of
+        further items of the task; the ``Refusal`` is ``cannot`` or ``too-late``.
         """
         self._forget(now_s)
         spread = 1 + self._ratio.spread / self._ratio.mean

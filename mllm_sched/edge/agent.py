@@ -60,11 +60,11 @@ class Agent(UserService):
         Has the LLM server answer.
     journal
         Stores the answers.
-    users, limits, security, held_bytes
+    users, limits, security, metrics, held_bytes
         See ``UserService``.
-    metrics
-        Of the agent.
     """
+
+    metrics: Metrics
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Agent(UserService):
     ) -> None:
         super().__init__(users, limits, security, metrics, held_bytes)
         self.name, self.stage, self.answering = name, stage, answering
-        self.journal, self.metrics = AsyncJournal(journal, self._journal_down), metrics
+        self.journal = AsyncJournal(journal, self._journal_down)
         self.runtime = stage.loop.runtime
         self.rules = Rules(self.runtime.half, ["input"], max_new_tokens=limits.new_tokens)
 
@@ -198,21 +198,21 @@ class Agent(UserService):
         """Relay the LLM server's answer; its end goes out once the journal has it."""
         begun_s, job = now_s(), pending.job
         parts = [one.part for one in done]
-        relayed = await self.answering.relay(message, parts, pending.task, job)
+        times, first_token_s = await self.answering.relay(message, parts, pending.task, job)
         took_s = now_s() - begun_s
         self.stage.admission.answered(took_s)
         finished = pb.Finished(
             tokens=len(job.tokens),
             times=pb.Times(
-                wait_s=pending.queued_s + relayed.times.wait_s,
+                wait_s=pending.queued_s + times.wait_s,
                 encode_s=sum(one.run.latency_s for one in done),
-                llm_s=relayed.times.llm_s,
+                llm_s=times.llm_s,
             ),
             runs=[one.run for one in done],
         )
         job.end(await self._keep(pending.user.name, message.header.id, job, finished))
         before_s = begun_s - pending.came_s
-        first_s = before_s + relayed.first_token_s if job.tokens else None
+        first_s = before_s + first_token_s if job.tokens else None
         self.metrics.answered(before_s + took_s, first_s, self.runtime.evidence)
 
     async def _keep(self, user: str, name: str, job: Job, finished: pb.Finished) -> pb.Finished:

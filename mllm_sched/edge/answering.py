@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import grpc
 
@@ -24,14 +23,7 @@ from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.wire import Message, pack
 
 PAUSE_S = 0.05  # before the server is asked again
-
-
-@dataclass(frozen=True)
-class Relayed:
-    """Seconds on the server's clock, and until the first token on ours."""
-
-    times: pb.Times
-    first_token_s: float
+Timed = tuple[pb.Times, float]
 
 
 class Answering:
@@ -80,18 +72,16 @@ class Answering:
         self._inside.discard(who)
         self._left.set()
 
-    async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Relayed:
-        """Add the tokens of an answer to a job, as they come.
+    async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Timed:
+        """Add the tokens of an answer to a job; the server's times, and ours to the first token.
 
         The server knows the request by its task and its features: sent again with equal features,
         it finds the answer it has; with others, it makes another.
 
         Parameters
         ----------
-        message
-            Of the user.
-        parts
-            Features of its items.
+        message, parts
+            The user's message, and the features in the place of its items.
         task
             Names the request among those of all users.
         job
@@ -112,13 +102,13 @@ class Answering:
         def add(token: int) -> None:
             loop.call_soon_threadsafe(job.add, token)
 
-        def follow() -> Relayed:
+        def follow() -> Timed:
             data = pack(request, self._model, parts, self._wire)
             return self._follow(data, name, job, add)
 
         return await loop.run_in_executor(self._threads, follow)
 
-    def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Relayed:
+    def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Timed:
         """Each token once, also when the server was too busy to go on with an answer.
 
         Another caller may wait for longer than the first did; then the server is asked again.
@@ -129,7 +119,7 @@ class Answering:
                 left_s = max(0.001, job.ends_s - time.monotonic())
                 for event, _ in self._client.events(data, name, left_s):
                     if event.WhichOneof("content") == "finished":
-                        return Relayed(event.finished.times, first_s)
+                        return event.finished.times, first_s
                     first_s = first_s or time.monotonic() - begun_s
                     if event.token.index >= len(tokens):
                         tokens.append(event.token.token)

@@ -48,12 +48,8 @@ def read_journal(path: str | Path, after: int = 0, last: int = -1) -> pd.DataFra
 
     Parameters
     ----------
-    path
-        Of the journal.
-    after
-        Only rows after that ``event``.
-    last
-        At most so many rows, the last ones; all if it is negative.
+    after, last
+        Only rows after that ``event``, and only so many, the last ones; all if it is negative.
 
     Returns
     -------
@@ -126,23 +122,11 @@ def summarize(path: str | Path, recent: int = RECENT) -> pd.DataFrame:
     However much was measured, there are no more rows than arms times contexts and modalities, and
     no column says who asked.
 
-    Parameters
-    ----------
-    path
-        Of the journal.
-    recent
-        How many measurements to include.
-
     Returns
     -------
     pandas.DataFrame
-        A table of ``measurement.py``: geometric means of the runs that did not fail; where all
-        failed, why the last one did. ``runs`` counts them all.
-
-    Raises
-    ------
-    JournalError
-        If it is damaged.
+        A table of ``measurement.py``: geometric means of the last ``recent`` runs that did not
+        fail; where all failed, why the last one did. ``runs`` counts them all.
     """
     table = read_journal(path, last=recent)
     if table.empty:
@@ -191,10 +175,8 @@ def export(path: str | Path, out: str | Path, *, complete: bool = False) -> Expo
 
     Parameters
     ----------
-    path
-        Of the journal; its agent may be running.
-    out
-        ``.csv`` or ``.parquet``.
+    path, out
+        Of the journal, whose agent may be running, and of the table, ``.csv`` or ``.parquet``.
     complete
         A trace has an arm for every combination of its levels, but a scheduler runs few of them
         often and many never. Keep the largest product of levels all of whose arms were measured

@@ -98,27 +98,15 @@ class RecoveryState:
             self.repeats.update(tasks)
 
 
-class Diverged(ValueError):
-    """The scheduler of this version chooses otherwise than the one that wrote the journal."""
-
-
 def replay(scheduler: Scheduler, event: Event) -> None:
-    """Let the scheduler do again what an event says.
-
-    Raises
-    ------
-    Diverged
-        If it decides otherwise.
-    ValueError
-        As the scheduler does.
-    """
+    """Let the scheduler do again what an event says; ValueError if it decides otherwise."""
     body = event.body
     if event.kind == "decided":
         given = body["available"]
         available = None if given is None else [scheduler.space[index] for index in given]
         decision = scheduler.ask(body["context"], available, event.now_s)
         if (decision.id, decision.arm.index) != (event.decision, body["arm"]):
-            raise Diverged(
+            raise ValueError(
                 f"event {event.id}: decision {event.decision} was {scheduler.space[body['arm']]}; "
                 f"this version of {scheduler.name} makes decision {decision.id}, {decision.arm}"
             )
@@ -240,16 +228,9 @@ class Learner:
         available: Iterable[Arm] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """The arm for some tasks, which run as one call; see ``Scheduler.ask``.
+        """The arm for some tasks, named ``user/id/place``, which run as one call.
 
-        Parameters
-        ----------
-        tasks
-            A name for each, ``user/id/place``.
-        context, available
-            See ``Scheduler.ask``.
-        facts
-            What is known of them already; see ``tell``.
+        See ``Scheduler.ask``; ``facts`` are those of ``tell`` that are known already.
         """
         space = self.spec.space
         arms = None if available is None else sorted({space.index(arm) for arm in available})
@@ -281,14 +262,9 @@ class Learner:
     ) -> None:
         """What the arm of that decision took; see ``Scheduler.tell``.
 
-        Parameters
-        ----------
-        decision_id, failed, above, **quantities
-            See ``Scheduler.tell``.
-        facts
-            Further columns of the table: ``modality``, ``encoder``, ``evidence``, and if they are
-            not as usual ``size``, ``batch``, ``user``, ``energy_evidence``, ``limit_s``. Other
-            names are stored as well.
+        ``facts`` are further columns of the table: ``modality``, ``encoder``, ``evidence``, and if
+        they are not as usual ``size``, ``batch``, ``user``, ``energy_evidence``, ``limit_s``. Other
+        names are stored as well.
         """
         with self._ready():
             self.scheduler.would_learn(decision_id, failed=failed, above=above, **quantities)

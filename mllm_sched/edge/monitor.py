@@ -104,15 +104,7 @@ class Exposed:
         return generate_latest(self.registry).decode()
 
     def serve(self, host: str = "127.0.0.1", port: int = 0, *, open_to_all: bool = False) -> int:
-        """Serve them over HTTP until ``close``; the port, which is a free one for 0.
-
-        Raises
-        ------
-        ValueError
-            If others could reach the host and ``open_to_all`` does not say that this is meant.
-        OSError
-            If the address is taken.
-        """
+        """Serve them over HTTP until ``close``; returns the port. See ``MetricsServer``."""
         self._server = MetricsServer(self.registry, host, port, open_to_all=open_to_all)
         return self._server.port
 
@@ -205,19 +197,8 @@ class Metrics(Exposed):
     ) -> None:
         """A task was encoded.
 
-        Parameters
-        ----------
-        energy_j
-            None, NaN or 0 if the meter failed.
-        limit_s
-            On its latency.
-        evidence, energy_evidence
-            Of the latency and of the energy, by default the same.
-
-        Raises
-        ------
-        ValueError
-            If the latency is no finite number above 0.
+        The energy is None, NaN or 0 if the meter failed; its evidence is by default that of the
+        latency. ValueError if the latency is no finite number above 0.
         """
         latency_s = check_quantity("latency_s", latency_s)
         task = {"modality": modality, "evidence": evidence}
@@ -276,7 +257,7 @@ class FrontMetrics(Exposed):
     Parameters
     ----------
     agents
-        Names of all agents it may ask: one series each.
+        All that it may ask: one series each.
     """
 
     def __init__(self, agents: Iterable[str]) -> None:
@@ -323,8 +304,6 @@ class MetricsServer(socketserver.ThreadingTCPServer):
 
     Parameters
     ----------
-    registry
-        Whose metrics.
     host, port
         To listen on; port 0 takes a free one.
     open_to_all

@@ -71,14 +71,9 @@ def space_of(spec: Mapping[str, Any]) -> ArmSpace:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What makes two of them different schedulers, one short phrase each.
+    """What makes two results of ``SchedulerSpec.to_json`` different schedulers, in short phrases.
 
     Other values of the same limits do not: those can be changed while a scheduler is in use.
-
-    Parameters
-    ----------
-    before, now
-        What ``SchedulerSpec.to_json`` returned.
     """
     found: list[str] = []
     for name, value in now.items():

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
+from mllm_sched.edge.monitor import FrontMetrics, Metrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
@@ -130,18 +131,7 @@ class Gate:
         return len(self._buckets)
 
     def enter(self, user: User, now_s: float) -> None:
-        """One more request of a user, until ``leave``.
-
-        Parameters
-        ----------
-        now_s
-            On a clock that never steps back.
-
-        Raises
-        ------
-        Refusal
-            ``at-once`` or ``rate``; the request then counts for nothing.
-        """
+        """One more request of a user, until ``leave``; ``Refusal`` if that is too many."""
         self._forget(now_s)
         bucket = self._buckets.get(user.name, _Bucket())
         if bucket.under_way >= user.at_once:
@@ -167,13 +157,6 @@ class Gate:
                 self._buckets[name] = bucket
 
 
-class Counts(Protocol):
-    """Metrics that count refusals."""
-
-    def shed(self, reason: str) -> None:
-        """A request was not served, for this reason."""
-
-
 class UserService(rpc.NodeServicer):
     """Takes requests of users, and hands each to ``_begin`` once.
 
@@ -181,14 +164,12 @@ class UserService(rpc.NodeServicer):
     ----------
     users
         Who may ask.
-    limits
-        Of all users together.
+    limits, held_bytes
+        Of all requests together.
     security
         Certificates; a token says who asks.
-    counts
-        Told of every request that is refused before it is a job.
-    held_bytes
-        That all requests together may take.
+    metrics
+        Count every request that is refused before it is a job.
     """
 
     def __init__(
@@ -196,11 +177,11 @@ class UserService(rpc.NodeServicer):
         users: Users,
         limits: Limits,
         security: Security,
-        counts: Counts,
+        metrics: Metrics | FrontMetrics,
         held_bytes: int = HELD_BYTES,
     ) -> None:
         self.users, self.limits, self.security = users, limits, security
-        self.counts, self.held = counts, HeldBytes(held_bytes)
+        self.metrics, self.held = metrics, HeldBytes(held_bytes)
         self.gate, self.calls = Gate(), OpenCalls()
         self.jobs = Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
@@ -245,7 +226,7 @@ class UserService(rpc.NodeServicer):
                     yield event
         except Exception as error:
             if job is None and (reason := _reason(error)):
-                self.counts.shed(reason)
+                self.metrics.shed(reason)
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)
             await abort(context, error)

@@ -181,12 +181,8 @@ class Users:
 def add(path: str | Path, name: str, **limits: Any) -> str:
     """Add a user to a file, which is made if need be, and return its new token.
 
-    The file gets the token's digest only. What already stands in it stays, comments too.
-
-    Parameters
-    ----------
-    limits
-        Fields of ``User``.
+    ``limits`` are fields of ``User``. The file gets the token's digest only. What already stands in
+    it stays, comments too.
 
     Raises
     ------
