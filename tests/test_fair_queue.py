@@ -30,11 +30,6 @@ def served(queue, number, sizes=(1,), now_s=0.0):
     return [one for _ in range(number) for one in queue.take(now_s, sizes)]
 
 
-def test_within_a_user_the_earliest_deadline_goes_first_and_ties_go_to_the_earlier_arrival():
-    late, first, second = entry(ends_s=9), entry(ends_s=3), entry(ends_s=3)
-    assert served(filled(late, first, second), 4) == [first, second, late]
-
-
 def test_users_who_stand_equally_go_by_the_deadline_of_their_first_entry():
     entries = [entry("ann", 5), entry("bob", 4), entry("eve", 6), entry("eve", 3)]
     assert [one.ends_s for one in served(filled(*entries), 4)] == [3, 4, 5, 6]
@@ -84,39 +79,6 @@ def test_once_all_work_is_done_everyone_starts_as_equals():
     assert [one.user for one in served(queue, 2)] == ["ann", "bob"]
 
 
-def test_a_full_queue_pushes_out_the_latest_deadline_of_the_user_with_the_most_work():
-    heavy = [entry("ann", ends_s, cost_s=2.0) for ends_s in (5, 9, 7)]
-    queue = filled(*heavy, entry("bob"), waiting=4)
-    assert queue.put(entry("eve")) is heavy[1]
-    assert len(queue) == 4
-    with pytest.raises(QueueFull, match="4 tasks wait"):
-        queue.put(entry("ann", ends_s=0.0))
-
-
-def test_users_who_are_equal_do_not_push_each_other_out():
-    queue = filled(*[entry(user) for user in "abc"], waiting=3)
-    with pytest.raises(QueueFull):
-        queue.put(entry("d"))
-    queue = filled(entry("a"), entry("b"), entry("b"), waiting=3)
-    with pytest.raises(QueueFull):
-        queue.put(entry("a"))
-
-
-def test_a_crowd_of_small_tasks_does_not_keep_out_a_single_large_one():
-    many = [entry(user, cost_s=0.1) for user in ("ann", "bob") for _ in range(4)]
-    queue = filled(*many, waiting=8)
-    assert queue.put(entry("eve", cost_s=30.0)) in many
-    assert queue.put(entry("dan", cost_s=30.0)) in many  # and eve's only one stays
-
-
-def test_no_user_has_more_waiting_than_its_number():
-    queue = filled(entry(), entry(), per_user=2)
-    with pytest.raises(QueueFull, match="2 of your tasks wait"):
-        queue.put(entry())
-    assert len(queue) == 2
-    queue.put(entry("bob"))
-
-
 def test_entries_of_one_kind_go_as_the_largest_batch_that_can_be_filled():
     images = [entry(user, kind="image") for user in "abcdefg"]
     queue = filled(*images[:3], entry("h", kind="audio"), *images[3:])
@@ -156,23 +118,6 @@ def test_who_rides_along_in_batches_does_not_do_so_for_ever():
         for user in taken:
             had[user] += 1
         assert had["ann"] - had["eve"] <= 8 + 2
-
-
-def test_what_cannot_be_in_time_any_more_is_removed_and_the_rest_stays():
-    entries = [entry(ends_s=ends_s, cost_s=cost_s) for ends_s in (1, 2, 3, 4) for cost_s in (1, 2)]
-    queue = filled(*entries)
-    late = queue.expired(1.5, lambda one: one.cost_s)
-    assert [(one.ends_s, one.cost_s) for one in late] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2)]
-    assert len(queue) == 3 and not set(late) & set(served(queue, 3))
-
-
-def test_removing_frees_the_place_and_a_second_time_does_nothing():
-    one = entry()
-    queue = filled(one, waiting=1)
-    assert queue.remove(one) and not queue.remove(one)
-    queue.put(one)
-    with pytest.raises(ValueError, match="waits already"):
-        queue.put(one)
 
 
 def test_users_who_are_gone_leave_nothing_behind():
