@@ -3,14 +3,11 @@
 import asyncio
 import gc
 import hashlib
-import os
-import shutil
 import sqlite3
-import subprocess
 import time
 import weakref
 from collections import Counter
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import grpc
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 from agent_here import Device, Llm, here, message
 from edge_fakes import until
+from journals import fill, small_disk
 
 from mllm_sched.edge.batch_sizes import LOOKS
 from mllm_sched.edge.refusals import Refusal
@@ -155,25 +153,8 @@ async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwa
     assert system.counted("journal") == 23
 
 
-def mounted(folder):
-    """A small disk of its own at that folder."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(command, check=False).returncode:
-        pytest.skip("only root can mount a small disk to fill, and not everywhere")
-
-
-def fill(ballast):
-    with ballast.open("wb", 0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1024))
-
-
 def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_begun(tmp_path):
-    disk = tmp_path / "disk"
-    mounted(disk)
-
-    async def main():
+    async def main(disk):
         async with here(disk, device=Device(0.4), llm=Llm(0.1)) as system:
             assert await system.ask() == ANSWER
             held = asyncio.create_task(system.ask(name="held", deadline_s=30.0))
@@ -193,10 +174,10 @@ def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_be
             assert system.journal.answer("ana", "held") is not None
             assert tasks_decided(system.journal)["ana/held/0"] == 1
 
-    try:
-        asyncio.run(main())
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk") as mounted:
+        if not mounted:
+            pytest.skip("only root can mount a small disk to fill, and not everywhere")
+        asyncio.run(main(tmp_path / "disk"))
 
 
 @serving(device=Device(0.05))

@@ -90,16 +90,6 @@ def test_an_answer_is_found_at_once_while_the_journal_is_held(path):
         assert journal.answer("ada", "2") is None
 
 
-def test_answers_go_in_time_although_nothing_is_measured(path, clocks):
-    with clocks.journal(path, keep_answers_s=60.0) as journal:
-        journal.keep_answer("ada", "1", b"digest", [5], b"end")
-        journal.prune()
-        assert journal.answer("ada", "1")
-        clocks.sleep(61)
-        journal.prune()
-        assert journal.answer("ada", "1") is None
-
-
 def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, caplog):
     with clocks.journal(path) as journal:
         assert journal.now_s() == 0.0
