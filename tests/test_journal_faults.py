@@ -234,18 +234,3 @@ def drain(pipe, acknowledged, answered):
             answered.add(value)
         else:
             acknowledged[what] = value
-
-
-@pytest.mark.parametrize("rule", ["safe-gp-ucb", "adaptive-safe-gp"])
-def test_a_replay_from_the_very_beginning_gives_the_state_of_the_last_snapshot(
-    path, tmp_path, rule
-):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec(rule), snapshot_every=10_000)
-        work(learner, 40)
-        before = as_after_a_crash(path, tmp_path / "before")
-        learner.close()
-        after = as_after_a_crash(path, tmp_path / "after")
-    with Journal(before) as one, Journal(after) as other:
-        states = [Learner(journal, spec(rule)).scheduler.state() for journal in (one, other)]
-    assert alike(*states)
