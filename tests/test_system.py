@@ -149,7 +149,7 @@ def test_whatever_is_killed_is_missed_by_nobody_and_nothing_acknowledged_is_lost
         restarts = supervisor.restarts
         until(lambda: set(restarts) == set(system.processes), lambda: restarts)
     (asked,) = done
-    assert set(asked["outcome"]) <= {"answered", "shed"}
+    assert set(asked["outcome"]) <= {"answered", "shed"}, asked["why"].unique()
     assert set(after["outcome"]) == {"answered"}
     answered = pd.concat([asked[asked["outcome"] == "answered"], after])
     assert not answered["id"].duplicated().any()
