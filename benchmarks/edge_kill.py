@@ -30,8 +30,8 @@ import pandas as pd
 from mllm_sched.edge.config import AgentConfig, read_config
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_schema import open_reader
+from mllm_sched.edge.learner import replay
 from mllm_sched.edge.load import LoadUser, keep_asking
-from mllm_sched.edge.recovery import play
 from mllm_sched.edge.run_agent import open_runtime_of, spec_of
 from mllm_sched.edge.system import LocalSystem, Supervisor
 from mllm_sched.pipeline.media import photograph
@@ -73,7 +73,7 @@ def run(
         ]
         over = threading.Event()
         tables: list[pd.DataFrame] = []
-        with Supervisor(system.processes) as keeper:
+        with Supervisor(system.processes) as supervisor:
             asking = threading.Thread(target=lambda: tables.append(until(users, over, seed)))
             asking.start()
             killed = kill(system, kills, np.random.default_rng(seed))
@@ -86,7 +86,7 @@ def run(
             before = sum(map(len, measured(system).values()))
             again = pd.DataFrame(asdict(one) for user in users for one in user.ask_again())
             encoded_again = sum(map(len, measured(system).values())) - before
-            restarts = sum(keeper.restarts.values())
+            restarts = sum(supervisor.restarts.values())
         tasks = {task for rows in measured(system).values() for task in rows}
     outcomes = asked["outcome"].value_counts()
     good = {
@@ -161,9 +161,8 @@ def same_as_journal(path: Path) -> bool:
         anew = spec_of(read, runtime).make()
     with Journal(path) as journal:
         snapshot = journal.snapshot()
-        assert snapshot, "the agent ended without a snapshot"
         for event in journal.events():
-            play(anew, event)
+            replay(anew, event)
     return same_state(anew.state(), Scheduler.from_bytes(snapshot.scheduler, "snapshot").state())
 
 

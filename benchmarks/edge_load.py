@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from mllm_sched.edge.load import LoadUser, jain, keep_asking
+from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
@@ -133,6 +133,11 @@ def report(table: pd.DataFrame, memory: pd.DataFrame, options: argparse.Namespac
     }
     print("  wrong: " + (", ".join(what for what, so in wrong.items() if so) or "nothing"))
     return int(any(wrong.values()))
+
+
+def jain(shares: pd.Series) -> float:
+    """Jain's index of fairness: 1 if all shares are equal, 1/n if one has everything."""
+    return float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
 
 
 def item(number: int) -> tuple[Item]:

@@ -9,23 +9,21 @@ from typing import Any
 
 from mllm_sched import paths
 
-Service = tuple[type[Any], Callable[[Any], str], Callable[[Any], None]]
-
 LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_commands(commands: Any) -> None:
     """Add them to the parser of ``mllm-sched``."""
-    for name, text in (
-        ("agent", "encode for users, adaptively, and have an LLM server answer"),
-        ("front", "one address in front of several agents"),
+    for name, run, text in (
+        ("agent", _agent, "encode for users, adaptively, and have an LLM server answer"),
+        ("front", _front, "one address in front of several agents"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("config", type=Path, metavar="CONFIG.yaml")
         command.add_argument("--check", action="store_true", help="explain it, start nothing")
         command.add_argument("--log", default="info", choices=LEVELS, help="(default %(default)s)")
         command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
-        command.set_defaults(command=_serve, service=name)
+        command.set_defaults(command=run)
 
     users = commands.add_parser("users", help="let somebody ask: prints a token, once")
     users.add_argument("file", type=Path, metavar="USERS.yaml")
@@ -48,39 +46,35 @@ def add_commands(commands: Any) -> None:
     dashboard.set_defaults(command=_dashboard)
 
 
-def _serve(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.config import read_config
+def _agent(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.config import AgentConfig
+    from mllm_sched.edge.run_agent import explain, run_agent
 
-    kind, explain, run = _agent() if options.service == "agent" else _front()
+    _serve(options, AgentConfig, explain, run_agent)
+
+
+def _front(options: argparse.Namespace) -> None:  # which does without PyTorch
+    from mllm_sched.edge.config import FrontConfig
+    from mllm_sched.edge.front import explain, run_front
+
+    _serve(options, FrontConfig, explain, run_front)
+
+
+def _serve(
+    options: argparse.Namespace, kind: Any, explain: Callable[..., str], run: Callable[..., None]
+) -> None:
+    from mllm_sched.edge.config import read_config
+    from mllm_sched.edge.logs import setup
+    from mllm_sched.endings import end_with
+
     config = read_config(options.config, kind)
     if options.check:
         print(explain(config))
         return
-    _log_and_end_with(options)
-    run(config)
-
-
-def _agent() -> Service:
-    from mllm_sched.edge.config import AgentConfig
-    from mllm_sched.edge.run_agent import explain, run_agent
-
-    return AgentConfig, explain, run_agent
-
-
-def _front() -> Service:  # which does without PyTorch
-    from mllm_sched.edge.config import FrontConfig
-    from mllm_sched.edge.front import explain, run_front
-
-    return FrontConfig, explain, run_front
-
-
-def _log_and_end_with(options: argparse.Namespace) -> None:
-    from mllm_sched.edge.logs import setup
-    from mllm_sched.endings import end_with
-
     setup(options.log)
     if options.parent:
         end_with(options.parent)
+    run(config)
 
 
 def _users(options: argparse.Namespace) -> None:

@@ -160,7 +160,7 @@ async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=No
             *(options.pop("limits", Limits(64)), Security(), metrics),
             **options,
         )
-        works = stage.dispatch(), stage.shed(), agent.desk.watch()
+        works = stage.dispatch(), stage.shed(), agent.journal.watch()
         tasks = [asyncio.create_task(each) for each in works]
         try:
             async with listening(agent) as port:

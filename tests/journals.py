@@ -1,6 +1,8 @@
 """Journals for tests: an agent's life in short."""
 
 import shutil
+import subprocess
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +43,23 @@ def as_after_a_crash(path: Path, folder: Path) -> Path:
         if (file := path.with_name(f"{path.name}{end}")).exists():
             shutil.copy(file, folder / file.name)
     return folder / path.name
+
+
+@contextmanager
+def small_disk(folder: Path):
+    """A file system of a megabyte there; False where nobody may mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
+    try:
+        yield bool(mounted)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(ballast: Path):
+    """Write until the disk is full."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1024))

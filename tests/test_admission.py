@@ -234,25 +234,6 @@ def test_what_is_encoded_alone_is_not_predicted_by_batches_of_others():
     assert admission.check(replace(image, ends_s=0.6), 0.0, 0.0) is LetIn.CHANCE  # alone it fits
 
 
-def test_who_is_expected_to_be_late_does_not_wait_until_it_is():
-    admission, queue = measured(), FairQueue()
-    one = entry(admission, ends_s=3.0)
-    assert admission.check(one, 0.0, 0.0) is LetIn.FITS
-    queue.put(one)
-    assert queue.expired(1.4, admission.service_s) == []
-    assert queue.expired(1.6, admission.service_s) == [one]
-
-
-def test_no_refusal_names_a_user():
-    queue, admission = FairQueue(4, 4), measured()
-    for _ in range(4):
-        queue.put(entry(admission, 9.0, user="secret-name"))
-    one = entry(admission, 3.0, user="ann")
-    with pytest.raises(Refusal) as late:
-        admission.check(one, queue.ahead_s(one) + 9.0, 0.0)
-    assert "secret-name" not in str(late.value) and "ann" not in str(late.value)
-
-
 def test_overload_is_shed_and_those_let_in_are_answered_in_time():
     rng, admission, queue = np.random.default_rng(0), Admission(), FairQueue()
     now_s = free_s = 0.0

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import sqlite3
-import threading
-import time
 from contextlib import ExitStack
 
 import grpc
@@ -21,7 +18,7 @@ from mllm_sched.edge.siblings import experience_of
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
-from mllm_sched.pipeline.node_errors import NodeError, RequestRefused
+from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
@@ -31,12 +28,7 @@ from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 pytestmark = pytest.mark.slow
 
 MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
-USERS = {
-    "ana": {},
-    "ben": {},
-    "few": {"rate_hz": 1.0, "burst": 2},
-    "boss": {"front": True},
-}
+USERS = {"ana": {}, "ben": {}, "boss": {"front": True}}
 AGENT = {
     "device": "host",
     "scheduler": {"limit_s": 0.5},
@@ -99,15 +91,6 @@ def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
     assert {run.evidence for run in answer.runs} == {"measured"}
 
 
-def test_a_task_that_is_sent_again_is_not_run_again(system, ana):
-    request, data = message(ana, images(2))
-    first = ana.ask(data, request.id, 60.0)
-    before = len(measured(system))
-    again = ana.ask(data, request.id, 60.0)
-    assert again.tokens == first.tokens and again.runs == first.runs
-    assert len(measured(system)) == before
-
-
 def test_nobody_gets_at_the_answer_of_another_by_its_id(system, ana):
     request, data = message(ana, images(3))
     ana.ask(data, request.id, 60.0)
@@ -160,23 +143,6 @@ def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
     assert {"precision", "threads", "latency_s"} <= set(table) and "user" not in table
 
 
-def test_too_many_requests_a_second_are_refused_for_that_user_alone(system):
-    with system.client("few") as few, system.client("ben") as ben:
-        asked = [LoadUser("few", few, images, 20.0, 1).ask(number) for number in range(5)]
-        assert "shed" in [one.outcome for one in asked]
-        shed = [one for one in asked if one.outcome == "shed"]
-        assert all("rate" in one.why and 0 < one.retry_s <= 1 for one in shed)
-        assert LoadUser("ben", ben, images, 60.0, 1).ask(0).outcome == "answered"
-
-
-def test_a_deadline_that_nothing_can_meet_is_refused_at_once(system, ana):
-    request, data = message(ana, images(6), new_tokens=500)
-    begun_s = time.monotonic()
-    with pytest.raises(NodeError):
-        ana.ask(data, request.id, 0.02)
-    assert time.monotonic() - begun_s < 10
-
-
 def test_what_waits_together_is_encoded_in_one_call(system):
     with ExitStack() as opened:
         users = [
@@ -202,23 +168,6 @@ def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, a
     assert new["failed"].iloc[-1] == ""
 
 
-def test_a_locked_journal_stops_nothing_for_good_and_loses_nothing(system, ana):
-    other = sqlite3.connect(system.journal("edge-1"))
-    other.execute("BEGIN EXCLUSIVE")
-    request, data = message(ana, images(8))
-    results = []
-    asking = threading.Thread(target=lambda: results.append(ana.ask(data, request.id, 60.0)))
-    before = len(measured(system))  # who reads is not locked out
-    asking.start()
-    time.sleep(3.0)
-    assert not results  # nothing is acknowledged that is not written
-    other.rollback()
-    other.close()
-    asking.join()
-    assert len(results[0].tokens) == NEW_TOKENS
-    assert len(measured(system)) == before + 1
-
-
 def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(system, ana):
     request, data = message(ana, images(9), new_tokens=400)
     agent, before = system.agents["edge-1"], measured(system)
@@ -241,12 +190,13 @@ def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(sys
     assert 1 <= len(arms) <= 2 and len(arms.drop_duplicates()) == 1
 
 
-def test_an_answer_of_before_a_restart_is_found_in_the_journal(system, ana):
+def test_a_task_that_is_sent_again_is_not_run_again_after_a_restart_either(system, ana):
     request, data = message(ana, images(10))
-    first = ana.ask(data, request.id, 60.0)
+    first, before = ana.ask(data, request.id, 60.0), len(measured(system))
     agent = system.agents["edge-1"]
-    agent.stop()
-    agent.start()
-    before = len(measured(system))
-    assert ana.ask(data, request.id, 60.0).tokens == first.tokens
-    assert len(measured(system)) == before
+    for _ in range(2):
+        again = ana.ask(data, request.id, 60.0)
+        assert again.tokens == first.tokens and again.runs == first.runs
+        assert len(measured(system)) == before
+        agent.stop()
+        agent.start()

@@ -3,14 +3,11 @@
 import asyncio
 import gc
 import hashlib
-import os
-import shutil
 import sqlite3
-import subprocess
 import time
 import weakref
 from collections import Counter
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import grpc
@@ -18,12 +15,12 @@ import numpy as np
 import pytest
 from agent_here import Device, Llm, here, message
 from edge_fakes import until
+from journals import fill, small_disk
 
 from mllm_sched.edge.batch_sizes import LOOKS
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.users import User, Users
-from mllm_sched.pipeline import service
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Limits
 from mllm_sched.pipeline.proto import node_pb2 as pb
@@ -35,6 +32,22 @@ ANSWER = [7, 8]
 def users(**limits):
     """A user ``few`` with these limits; all others have none."""
     return Users([User("few", **limits)], User("anyone", rate_hz=float("inf"), front=True))
+
+
+def serving(**options):
+    """Makes a test of a coroutine that is given an agent with these options."""
+
+    def decorated(test):
+        def run(tmp_path):
+            async def main():
+                async with here(tmp_path, **options) as system:
+                    await test(system)
+
+            asyncio.run(main())
+
+        return run
+
+    return decorated
 
 
 @contextmanager
@@ -53,142 +66,95 @@ def tasks_decided(journal):
     return Counter(task for event in events for task in event.body["tasks"])
 
 
-def test_a_flood_of_text_leaves_others_their_turn_and_the_server_its_limit(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.1), llm=Llm(0.05), at_once=2) as system:
-            flooding, texts = True, []
+async def flooded(system, callers, flood_items, items, tasks):
+    """Answers that a flood of requests got while one user asked so many tasks."""
+    flooding, answers = True, []
 
-            async def flood():
-                while flooding:
-                    texts.append(await system.ask("bad", items=0))
+    async def flood():
+        while flooding:
+            answers.append(await system.ask("bad", items=flood_items))
 
-            floods = [asyncio.create_task(flood()) for _ in range(14)]
-            await until(lambda: len(texts) > 20)
-            before = len(texts)
-            for _ in range(6):
-                assert await system.ask("good") == ANSWER
-            meanwhile, flooding = len(texts) - before, False
-            await asyncio.gather(*floods)
-            assert meanwhile <= 6 * 8
-            assert all(text == ANSWER for text in texts)
-            assert system.llm.most <= 2
-            assert system.agent.answering.running == 0
-
-    asyncio.run(main())
+    floods = [asyncio.create_task(flood()) for _ in range(callers)]
+    await until(lambda: len(answers) > callers)
+    before = len(answers)
+    for _ in range(tasks):
+        assert await system.ask("good", items=items) == ANSWER
+    meanwhile, flooding = len(answers) - before, False
+    await asyncio.gather(*floods)
+    assert all(answer == ANSWER for answer in answers)
+    return meanwhile
 
 
-def test_a_flood_of_images_that_are_encoded_quickly_does_not_starve_those_who_ask_in_words(
-    tmp_path,
+@serving(device=Device(0.1), llm=Llm(0.05), at_once=2)
+async def test_a_flood_of_text_leaves_others_their_turn_and_the_server_its_limit(system):
+    assert await flooded(system, 14, flood_items=0, items=1, tasks=6) <= 6 * 8
+    assert system.llm.most <= 2
+    assert system.agent.answering.running == 0
+
+
+@serving(llm=Llm(0.05), at_once=1)
+async def test_a_flood_of_images_that_are_encoded_quickly_does_not_starve_who_sends_text(system):
+    assert await flooded(system, 10, flood_items=1, items=0, tasks=5) <= 5 * 6
+
+
+@serving(device=Device(0.1), llm=Llm(0.1))
+async def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice(system):
+    really, looks = system.journal.answer, []
+
+    def slowly(user, name):
+        looks.append(name)
+        if len(looks) == 2:
+            time.sleep(0.15)  # longer than the first takes to upload
+        return really(user, name)
+
+    system.journal.answer = slowly
+    data = message(1, "twice")
+    both = [system.ask(name="twice", data=data) for _ in range(2)]
+    assert await asyncio.gather(*both) == [ANSWER, ANSWER]
+    assert tasks_decided(system.journal) == {"ana/twice/0": 1}
+    assert system.agent.jobs.taken == 0
+
+
+@serving(llm=Llm(0.2))
+async def test_an_answer_that_was_stored_meanwhile_is_the_one_that_holds(system):
+    for name, stored in (("1", ANSWER), ("2", [9])):
+        data = message(1, name)
+        asked = asyncio.create_task(system.ask(name=name, data=data))
+        await until(lambda count=int(name): len(system.llm.asked) == count)
+        finished = pb.Finished(tokens=len(stored)).SerializeToString()
+        system.journal.keep_answer("ana", name, hashlib.sha256(data).digest(), stored, finished)
+        answer = await asked
+        if stored != ANSWER:
+            assert answer[0] == "ABORTED" and "made anew and begins differently" in answer[1]
+        assert await system.ask(name=name, data=data) == stored
+
+
+@serving(device=Device(0.5))
+async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwards(
+    system,
 ):
-    async def main():
-        async with here(tmp_path, llm=Llm(0.05), at_once=1) as system:
-            flooding, images = True, []
-
-            async def flood():
-                while flooding:
-                    images.append(await system.ask("bad"))
-
-            floods = [asyncio.create_task(flood()) for _ in range(10)]
-            await until(lambda: len(images) > 10)
-            before = len(images)
-            for _ in range(5):
-                assert await system.ask("good", items=0) == ANSWER
-            meanwhile, flooding = len(images) - before, False
-            await asyncio.gather(*floods)
-            assert meanwhile <= 5 * 6
-
-    asyncio.run(main())
-
-
-def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.1), llm=Llm(0.1)) as system:
-            really, looks = system.journal.answer, []
-
-            def slowly(user, name):
-                looks.append(name)
-                if len(looks) == 2:
-                    time.sleep(0.15)  # longer than the first takes to upload
-                return really(user, name)
-
-            system.journal.answer = slowly
-            data = message(1, "twice")
-            both = [system.ask(name="twice", data=data) for _ in range(2)]
-            assert await asyncio.gather(*both) == [ANSWER, ANSWER]
-            assert tasks_decided(system.journal) == {"ana/twice/0": 1}
-            assert system.agent.jobs.taken == 0
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("kept", "told"),
-    [(ANSWER, ANSWER), ([9], ("ABORTED", "made anew and begins differently"))],
-    ids=["alike", "otherwise"],
-)
-def test_an_answer_that_was_kept_meanwhile_is_the_one_that_holds(tmp_path, kept, told):
-    async def main():
-        async with here(tmp_path, llm=Llm(0.2)) as system:
-            data = message(1, "1")
-            asked = asyncio.create_task(system.ask(name="1", data=data))
-            await until(lambda: system.llm.asked)
-            finished = pb.Finished(tokens=len(kept)).SerializeToString()
-            sha256 = hashlib.sha256(data).digest()
-            system.journal.keep_answer("ana", "1", sha256, kept, finished)
-            answer = await asked
-            if told == ANSWER:
-                assert answer == ANSWER
-            else:
-                assert answer[0] == told[0] and told[1] in answer[1]
-                assert await system.ask(name="1", data=data) == kept
-
-    asyncio.run(main())
-
-
-def test_while_the_journal_is_locked_new_tasks_are_refused_at_once_and_taken_afterwards(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.5)) as system:
-            assert await system.ask() == ANSWER
-            held = asyncio.create_task(system.ask(deadline_s=30.0))
-            await until(lambda: len(system.device.calls) == 2)
-            behind = [asyncio.create_task(system.ask("ben", deadline_s=30.0)) for _ in range(3)]
-            await asyncio.sleep(0.1)
-            with locked(system.journal):
-                for code, why in await asyncio.gather(*behind):  # they wait, and go elsewhere
-                    assert code == "UNAVAILABLE" and "journal" in why
-                begun_s = time.monotonic()
-                new = [system.ask("cyd", deadline_s=30.0, items=n % 2) for n in range(20)]
-                for code, why in await asyncio.gather(*new):
-                    assert code == "UNAVAILABLE" and "journal" in why
-                assert time.monotonic() - begun_s < 3  # not one after the other
-                assert not held.done()
-            assert await held == ANSWER
-            await until(lambda: not system.agent.why_not)
-            assert await system.ask() == ANSWER
-            assert system.counted("journal") == 23
-
-    asyncio.run(main())
-
-
-def mounted(folder):
-    """A small disk of its own at that folder."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(command, check=False).returncode:
-        pytest.skip("only root can mount a small disk to fill, and not everywhere")
-
-
-def fill(ballast):
-    with ballast.open("wb", 0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1024))
+    assert await system.ask() == ANSWER
+    held = asyncio.create_task(system.ask(deadline_s=30.0))
+    await until(lambda: len(system.device.calls) == 2)
+    behind = [asyncio.create_task(system.ask("ben", deadline_s=30.0)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    with locked(system.journal):
+        for code, why in await asyncio.gather(*behind):  # they wait, and go elsewhere
+            assert code == "UNAVAILABLE" and "journal" in why
+        begun_s = time.monotonic()
+        new = [system.ask("cyd", deadline_s=30.0, items=n % 2) for n in range(20)]
+        for code, why in await asyncio.gather(*new):
+            assert code == "UNAVAILABLE" and "journal" in why
+        assert time.monotonic() - begun_s < 3  # not one after the other
+        assert not held.done()
+    assert await held == ANSWER
+    await until(lambda: not system.agent.why_not)
+    assert await system.ask() == ANSWER
+    assert system.counted("journal") == 23
 
 
 def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_begun(tmp_path):
-    disk = tmp_path / "disk"
-    mounted(disk)
-
-    async def main():
+    async def main(disk):
         async with here(disk, device=Device(0.4), llm=Llm(0.1)) as system:
             assert await system.ask() == ANSWER
             held = asyncio.create_task(system.ask(name="held", deadline_s=30.0))
@@ -208,35 +174,29 @@ def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_be
             assert system.journal.answer("ana", "held") is not None
             assert tasks_decided(system.journal)["ana/held/0"] == 1
 
-    try:
-        asyncio.run(main())
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk") as mounted:
+        if not mounted:
+            pytest.skip("only root can mount a small disk to fill, and not everywhere")
+        asyncio.run(main(tmp_path / "disk"))
 
 
-def test_a_request_of_many_items_lets_others_in_between(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.05)) as system:
-            many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
-            await until(lambda: len(system.device.calls) > 2)
-            before = len(system.device.calls)
-            assert await system.ask("ben", deadline_s=60.0) == ANSWER
-            assert len(system.device.calls) - before < 8
-            assert not many.done()
-            assert await many == ANSWER
-            assert len(system.device.calls) == 31
-
-    asyncio.run(main())
+@serving(device=Device(0.05))
+async def test_a_request_of_many_items_lets_others_in_between(system):
+    many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
+    await until(lambda: len(system.device.calls) > 2)
+    before = len(system.device.calls)
+    assert await system.ask("ben", deadline_s=60.0) == ANSWER
+    assert len(system.device.calls) - before < 8
+    assert not many.done()
+    assert await many == ANSWER
+    assert len(system.device.calls) == 31
 
 
-def test_items_of_one_kind_of_several_requests_are_encoded_together(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.05), sizes=(1, 2)) as system:
-            asked = [system.ask(name, items=4) for name in ("ana", "ben")]
-            assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
-            assert 2 in system.device.calls and sum(system.device.calls) == 8
-
-    asyncio.run(main())
+@serving(device=Device(0.05), sizes=(1, 2))
+async def test_items_of_one_kind_of_several_requests_are_encoded_together(system):
+    asked = [system.ask(name, items=4) for name in ("ana", "ben")]
+    assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
+    assert 2 in system.device.calls and sum(system.device.calls) == 8
 
 
 class Slowed(Device):
@@ -247,16 +207,13 @@ class Slowed(Device):
         return replace(super().encode(arm, prepared, cut), latency_s=self.busy_s)
 
 
-def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Slowed(), sizes=(1, 2)) as system:  # the limit is 0.2 s
-            asked = [system.ask(name, items=8, deadline_s=30.0) for name in ("ana", "ben")]
-            assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
-            assert system.device.calls.count(2) == LOOKS
-            assert system.device.calls[-1] == 1 and sum(system.device.calls) == 16
-            assert not system.agent.stage.loop.infeasible["image"]
-
-    asyncio.run(main())
+@serving(device=Slowed(), sizes=(1, 2))  # the limit is 0.2 s
+async def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(system):
+    asked = [system.ask(name, items=8, deadline_s=30.0) for name in ("ana", "ben")]
+    assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
+    assert system.device.calls.count(2) == LOOKS
+    assert system.device.calls[-1] == 1 and sum(system.device.calls) == 16
+    assert not system.agent.stage.loop.infeasible["image"]
 
 
 class Small(Device):
@@ -267,163 +224,117 @@ class Small(Device):
         return Encoded(failed="out of memory") if len(prepared) > 1 else encoded
 
 
-def test_calls_that_fail_for_their_size_are_not_made_again_and_again(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Small(0.03), sizes=(1, 2)) as system:
-            for _ in range(3):
-                await asyncio.gather(*(system.ask(name, items=4) for name in ("ana", "ben")))
-            assert system.device.calls.count(2) == 2  # one, on two arms
-            assert await system.ask("ana", items=4) == ANSWER
-
-    asyncio.run(main())
+@serving(device=Small(0.03), sizes=(1, 2))
+async def test_calls_that_fail_for_their_size_are_not_made_again_and_again(system):
+    for _ in range(3):
+        await asyncio.gather(*(system.ask(name, items=4) for name in ("ana", "ben")))
+    assert system.device.calls.count(2) == 2  # one, on two arms
+    assert await system.ask("ana", items=4) == ANSWER
 
 
-def test_nothing_more_is_encoded_for_a_user_who_has_gone(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.1)) as system:
-            code, _ = await system.ask("ana", items=20, deadline_s=0.55)
-            assert code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # or seen to be late
-            await until(lambda: not system.agent.stage.running)
-            assert len(system.device.calls) < 9
-            assert await system.ask("ben") == ANSWER
-            assert len(system.agent.stage.queue) == 0
-            assert system.agent.stage.backlog_s == 0
-
-    asyncio.run(main())
+@serving(device=Device(0.1))
+async def test_nothing_more_is_encoded_for_a_user_who_has_gone(system):
+    code, _ = await system.ask("ana", items=20, deadline_s=0.55)
+    assert code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # or seen to be late
+    await until(lambda: not system.agent.stage.running)
+    assert len(system.device.calls) < 9
+    assert await system.ask("ben") == ANSWER
+    assert len(system.agent.stage.queue) == 0
+    assert system.agent.stage.backlog_s == 0
 
 
-def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(2.0)) as system:
-            for _ in range(30):
-                system.agent.stage.admission.encoded("image", 0.4)
-            long = asyncio.create_task(system.ask("ana", deadline_s=30.0))
-            await until(lambda: system.agent.stage.running)
-            code, words = await system.ask("ben", deadline_s=1.3)
-            assert system.agent.stage.running  # the long call goes on
-            assert code == "RESOURCE_EXHAUSTED" and "it waited too long" in words
-            assert "ask again in" in words
-            assert await long == ANSWER
-
-    asyncio.run(main())
+@serving(device=Device(2.0))
+async def test_who_can_no_longer_be_in_time_is_sent_away_while_a_call_goes_on(system):
+    for _ in range(30):
+        system.agent.stage.admission.encoded("image", 0.4)
+    long = asyncio.create_task(system.ask("ana", deadline_s=30.0))
+    await until(lambda: system.agent.stage.running)
+    code, words = await system.ask("ben", deadline_s=1.3)
+    assert system.agent.stage.running  # the long call goes on
+    assert code == "RESOURCE_EXHAUSTED" and "it waited too long" in words
+    assert "ask again in" in words
+    assert await long == ANSWER
 
 
-def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.01), at_once=1) as system:
-            admission, stage = system.agent.stage.admission, system.agent.stage
-            system.llm.going.clear()
-            for _ in range(30):
-                admission.encoded("image", 0.01)
-                admission.answered(2.0)
-            asked = [asyncio.create_task(system.ask(items=0, deadline_s=60.0))]
-            await until(lambda: stage.answering.running)
-            assert stage.backlog_s == pytest.approx(2.0)  # though nothing waits
-            for items in (0, 1, 8):
-                asked.append(asyncio.create_task(system.ask(items=items, deadline_s=60.0)))
-                await until(lambda: len(stage.queue) == len(asked) - 1)
-            assert stage.backlog_s == pytest.approx(8.0, rel=0.02)
-            code, words = await system.ask("ana", deadline_s=3.0, items=0)
-            assert code == "RESOURCE_EXHAUSTED" and "it would be answered in" in words
-            system.llm.going.set()
-            assert await asyncio.gather(*asked) == [ANSWER] * 4
-
-    asyncio.run(main())
+@serving(device=Device(0.01), at_once=1)
+async def test_where_answers_are_scarcer_than_encoding_it_is_they_that_make_the_wait(system):
+    admission, stage = system.agent.stage.admission, system.agent.stage
+    system.llm.going.clear()
+    for _ in range(30):
+        admission.encoded("image", 0.01)
+        admission.answered(2.0)
+    asked = [asyncio.create_task(system.ask(items=0, deadline_s=60.0))]
+    await until(lambda: stage.answering.running)
+    assert stage.backlog_s == pytest.approx(2.0)  # though nothing waits
+    for items in (0, 1, 8):
+        asked.append(asyncio.create_task(system.ask(items=items, deadline_s=60.0)))
+        await until(lambda: len(stage.queue) == len(asked) - 1)
+    assert stage.backlog_s == pytest.approx(8.0, rel=0.02)
+    code, words = await system.ask("ana", deadline_s=3.0, items=0)
+    assert code == "RESOURCE_EXHAUSTED" and "it would be answered in" in words
+    system.llm.going.set()
+    assert await asyncio.gather(*asked) == [ANSWER] * 4
 
 
-def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_take(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.3)) as system:
-            for _ in range(4):
-                await system.ask()
-            (expected,) = system.agent.stage.admission.predictions()
-            assert 0.2 < expected.latency_s < 1.0  # told: 0.1
-
-    asyncio.run(main())
+@serving(device=Device(0.3))
+async def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_take(system):
+    for _ in range(4):
+        await system.ask()
+    (expected,) = system.agent.stage.admission.predictions()
+    assert 0.2 < expected.latency_s < 1.0  # told: 0.1
 
 
-def test_an_agent_ends_soon_though_its_journal_is_locked(tmp_path):
-    async def main():
-        async with here(tmp_path, device=Device(0.3)) as system:
-            asked = asyncio.create_task(system.ask(deadline_s=120.0))
-            await until(lambda: system.device.calls)
-            with locked(system.journal):
-                begun_s = time.monotonic()
-                await system.agent.drain(0.5)
-                await asyncio.to_thread(system.agent.close)
-                assert time.monotonic() - begun_s < 10
-            code, why = await asked
-            assert code == "UNAVAILABLE", why
-
-    asyncio.run(main())
+@serving(device=Device(0.3))
+async def test_an_agent_ends_soon_though_its_journal_is_locked(system):
+    asked = asyncio.create_task(system.ask(deadline_s=120.0))
+    await until(lambda: system.device.calls)
+    with locked(system.journal):
+        begun_s = time.monotonic()
+        await system.agent.drain(0.5)
+        await asyncio.to_thread(system.agent.close)
+        assert time.monotonic() - begun_s < 10
+    code, why = await asked
+    assert code == "UNAVAILABLE", why
 
 
-def test_a_service_whose_parts_hang_ends_all_the_same(monkeypatch):
-    monkeypatch.setattr(service, "GRACE_S", 0.2)
-
-    class Hangs:
-        def close(self):
-            time.sleep(5)
-
-    async def main():
-        ticks, ending = 0, asyncio.create_task(service._closed(Hangs()))
-        while not ending.done():
-            ticks += 1
-            await asyncio.sleep(0.01)
-        return ticks
-
-    begun_s = time.monotonic()
-    assert asyncio.run(main()) > 3  # the loop went on meanwhile
-    assert time.monotonic() - begun_s < 4
-
-
-def test_every_refusal_is_counted_once(tmp_path):
-    async def main():
-        few = users(rate_hz=0.01, burst=2, at_once=1)
-        async with here(
-            tmp_path, llm=Llm(0.5), users=few, limits=Limits(requests=3), at_once=3
-        ) as system:
-            asked = asyncio.create_task(system.ask("few"))
-            await until(lambda: system.llm.asked)
-            assert "at-once" in (await system.ask("few"))[1]
-            assert await asked == ANSWER
-            assert await system.ask("few") == ANSWER
-            assert "rate" in (await system.ask("few"))[1]
-            assert "cannot" in (await system.ask(deadline_s=0.05))[1]
-            asked = [asyncio.create_task(system.ask()) for _ in range(3)]
-            await until(lambda: system.agent.jobs.taken == 3)
-            assert "3 requests are served now" in (await system.ask())[1]
-            draining = asyncio.create_task(system.agent.drain(5.0))
-            await asyncio.sleep(0)
-            assert "draining" in (await system.ask())[1]
-            await asyncio.gather(*asked, draining)
-            for reason in ("at-once", "rate", "cannot", "queue-full", "draining"):
-                assert system.counted(reason) == 1, reason
-            for reason in ("failed", "server", "journal"):
-                assert system.counted(reason) == 0, reason
-
-    asyncio.run(main())
+@serving(
+    llm=Llm(0.5),
+    users=users(rate_hz=0.01, burst=2, at_once=1),
+    limits=Limits(requests=3),
+    at_once=3,
+)
+async def test_every_refusal_is_counted_once(system):
+    asked = asyncio.create_task(system.ask("few"))
+    await until(lambda: system.llm.asked)
+    assert "at-once" in (await system.ask("few"))[1]
+    assert await asked == ANSWER
+    assert await system.ask("few") == ANSWER
+    assert "rate" in (await system.ask("few"))[1]
+    assert "cannot" in (await system.ask(deadline_s=0.05))[1]
+    asked = [asyncio.create_task(system.ask()) for _ in range(3)]
+    await until(lambda: system.agent.jobs.taken == 3)
+    assert "3 requests are served now" in (await system.ask())[1]
+    draining = asyncio.create_task(system.agent.drain(5.0))
+    await asyncio.sleep(0)
+    assert "draining" in (await system.ask())[1]
+    await asyncio.gather(*asked, draining)
+    for reason in ("at-once", "rate", "cannot", "queue-full", "draining"):
+        assert system.counted(reason) == 1, reason
+    for reason in ("failed", "server", "journal"):
+        assert system.counted(reason) == 0, reason
 
 
-def test_a_refusal_that_several_callers_are_told_is_one(tmp_path):
-    async def main():
-        llm = Llm(0.3)
-        llm.fails = [
-            RequestRefused(
-                "10.0.0.5:50051: no token, or a wrong one", grpc.StatusCode.UNAUTHENTICATED
-            )
-        ]
-        async with here(tmp_path, llm=llm) as system:
-            data = message(1, "1")
-            first = asyncio.create_task(system.ask(name="1", data=data))
-            await until(lambda: system.agent.jobs.knows("ana/1"))
-            asked = first, system.ask(name="1", data=data)
-            for code, why in await asyncio.gather(*asked):
-                assert code == "INTERNAL"
-                assert "10.0.0.5" not in why and "token" not in why
-            assert system.counted("server") == 1
-
-    asyncio.run(main())
+@serving(llm=Llm(0.3))
+async def test_a_refusal_that_several_callers_are_told_is_one(system):
+    secret = "10.0.0.5:50051: no token, or a wrong one"
+    system.llm.fails = [RequestRefused(secret, grpc.StatusCode.UNAUTHENTICATED)]
+    data = message(1, "1")
+    first = asyncio.create_task(system.ask(name="1", data=data))
+    await until(lambda: system.agent.jobs.knows("ana/1"))
+    for code, why in await asyncio.gather(first, system.ask(name="1", data=data)):
+        assert code == "INTERNAL"
+        assert "10.0.0.5" not in why and "token" not in why
+    assert system.counted("server") == 1
 
 
 @pytest.mark.parametrize("slow", ["device", "server", "queue"])
@@ -445,21 +356,17 @@ def test_an_answer_goes_on_as_long_as_a_later_caller_waits(tmp_path, slow):
     asyncio.run(main())
 
 
-def test_what_requests_hold_is_bounded_and_given_back(tmp_path):
-    async def main():
-        size = len(message(1, "1"))
-        async with here(tmp_path, device=Device(0.3), held_bytes=25 * size) as system:
-            asked = asyncio.create_task(system.ask())
-            await until(lambda: system.device.calls)
-            assert system.agent.held.total > 4 * size  # as the encoder takes it, it is larger
-            code, why = await system.ask("ana", items=16)
-            assert code == "RESOURCE_EXHAUSTED" and "no room for" in why, why
-            assert await asked == ANSWER
-            await until(lambda: system.agent.held.total == 0)
-            assert await system.ask() == ANSWER
-            assert system.counted("queue-full") == 1
-
-    asyncio.run(main())
+@serving(device=Device(0.3), held_bytes=25 * len(message(1, "1")))
+async def test_what_requests_hold_is_bounded_and_given_back(system):
+    asked = asyncio.create_task(system.ask())
+    await until(lambda: system.device.calls)
+    assert system.agent.held.total > 4 * len(message(1, "1"))  # larger, as the encoder takes it
+    code, why = await system.ask("ana", items=16)
+    assert code == "RESOURCE_EXHAUSTED" and "no room for" in why, why
+    assert await asked == ANSWER
+    await until(lambda: system.agent.held.total == 0)
+    assert await system.ask() == ANSWER
+    assert system.counted("queue-full") == 1
 
 
 @pytest.fixture
@@ -507,21 +414,15 @@ def test_what_a_request_held_is_free_once_it_is_over_however_it_ended(tmp_path, 
     asyncio.run(main())
 
 
-def test_logits_are_refused_at_agents_as_at_fronts(tmp_path):
-    async def main():
-        async with here(tmp_path) as system:
-            code, why = await system.ask(name="1", data=message(1, "1", logits=True))
-            assert code == "FAILED_PRECONDITION" and "logits" in why
-
-    asyncio.run(main())
+@serving()
+async def test_logits_are_refused_at_agents_as_at_fronts(system):
+    code, why = await system.ask(name="1", data=message(1, "1", logits=True))
+    assert code == "FAILED_PRECONDITION" and "logits" in why
 
 
-def test_an_item_that_cannot_be_prepared_is_named_and_refused(tmp_path):
-    async def main():
-        async with here(tmp_path) as system:
-            few = (Item("audio", np.zeros(161, np.int16)),)
-            code, why = await system.ask(name="1", data=message(few, "1"))
-            assert code == "INVALID_ARGUMENT" and "audio of 161" in why
-            assert await system.ask() == ANSWER
-
-    asyncio.run(main())
+@serving()
+async def test_an_item_that_cannot_be_prepared_is_named_and_refused(system):
+    few = (Item("audio", np.zeros(161, np.int16)),)
+    code, why = await system.ask(name="1", data=message(few, "1"))
+    assert code == "INVALID_ARGUMENT" and "audio of 161" in why
+    assert await system.ask() == ANSWER

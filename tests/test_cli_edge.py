@@ -76,13 +76,6 @@ def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
     assert len(said) - len(str(tmp_path)) < 450
 
 
-def test_a_log_level_that_is_none_is_refused_by_check_as_well(write, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["agent", write(), "--check", "--log", "loud"])
-    assert ended.value.code == 2
-    assert "invalid choice: 'loud'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -164,16 +157,6 @@ def test_an_export_says_what_is_in_it_and_which_arms_lack(tmp_path, capsys):
     lacks = said.index("  4 arms of these levels lack a measurement:")
     arms = {str(arm) for arm in SPACE}
     assert len(said[lacks + 1 :]) == 4 and {line.strip() for line in said[lacks + 1 :]} < arms
-
-
-def test_a_journal_becomes_a_trace_that_opens_as_a_device(tmp_path, capsys):
-    space, path = SPACE, journal_of(tmp_path, 2 * len(SPACE))
-    for name in ("out.csv", "out.parquet"):
-        out = tmp_path / name
-        assert cli.main(["journal", str(path), str(out), "--complete"]) == 0
-        replayed = open_device(f"trace:{out}")
-        assert len(replayed.space) == len(space) and replayed.evidence == "simulated"
-    assert "out.csv" in capsys.readouterr().out
 
 
 def test_a_front_says_which_agents_answer(tmp_path, capsys):

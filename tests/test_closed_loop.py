@@ -7,7 +7,6 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from mllm_sched.edge import run_agent
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, EncodingJob, contexts_of
 from mllm_sched.edge.encoder_process import Prepared
-from mllm_sched.edge.journal import Journal, JournalError, read_journal
+from mllm_sched.edge.journal import AsyncJournal, Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.runtime import Encoded
@@ -145,11 +144,10 @@ def test_a_task_that_was_under_way_at_a_kill_runs_on_its_arm_again(opened):
         loop.encode([work(f"ana/{number}/0")])
     begun = loop.learner.ask(["ana/9/0"])
     again = opened()  # without a word of the old one
-    assert again.learner.repeats == {"ana/9/0": begun.arm}
+    assert again.learner.arm_of("ana/9/0") == begun.arm
     again.encode([work("ana/9/0")])
     again.encode([work("ana/10/0")])
     assert again.runtime.ran[0] == begun.arm
-    assert again.learner.repeats == {}
     assert len(rows(again)) == 6
 
 
@@ -326,10 +324,10 @@ def test_an_agent_ends_in_order_although_its_journal_is_locked(opened, caplog):
     with locking(loop) as other:
         with pytest.raises(JournalError):
             loop.encode([work(seconds=0.3)])
-        run_agent._leave(loop)
+        run_agent._close(loop)
         assert warned(caplog) == ["journal-left-open"]
         other.rollback()
-    run_agent._leave(loop)
+    run_agent._close(loop)
     assert len(rows(loop)) == 1  # what could not be written then
     assert opened().learner.scheduler.steps == 1
 
@@ -374,10 +372,10 @@ def test_an_agent_that_only_answers_drops_old_answers_as_well(opened, monkeypatc
     journal = loop.learner.journal
     journal.keep_answers_s = 0.05
     journal.keep_answer("ana", "1", b"digest", [1], b"end")
-    agent = SimpleNamespace(journal=journal, metrics=loop.metrics, desk=SimpleNamespace(why_not=""))
+    watched_journal = AsyncJournal(journal, lambda: None)
 
     async def watched():
-        watching = asyncio.create_task(run_agent._watch(agent))
+        watching = asyncio.create_task(run_agent._watch(watched_journal, loop.metrics))
         while journal.answer("ana", "1"):
             await asyncio.sleep(0.01)
         watching.cancel()

@@ -30,11 +30,6 @@ def served(queue, number, sizes=(1,), now_s=0.0):
     return [one for _ in range(number) for one in queue.take(now_s, sizes)]
 
 
-def test_within_a_user_the_earliest_deadline_goes_first_and_ties_go_to_the_earlier_arrival():
-    late, first, second = entry(ends_s=9), entry(ends_s=3), entry(ends_s=3)
-    assert served(filled(late, first, second), 4) == [first, second, late]
-
-
 def test_users_who_stand_equally_go_by_the_deadline_of_their_first_entry():
     entries = [entry("ann", 5), entry("bob", 4), entry("eve", 6), entry("eve", 3)]
     assert [one.ends_s for one in served(filled(*entries), 4)] == [3, 4, 5, 6]
@@ -84,40 +79,6 @@ def test_once_all_work_is_done_everyone_starts_as_equals():
     assert [one.user for one in served(queue, 2)] == ["ann", "bob"]
 
 
-def test_a_full_queue_pushes_out_the_latest_deadline_of_the_user_with_the_most_work():
-    heavy = [entry("ann", ends_s, cost_s=2.0) for ends_s in (5, 9, 7)]
-    queue = filled(*heavy, entry("bob"), waiting=4)
-    assert queue.put(entry("eve")) is heavy[1]
-    assert len(queue) == 4
-    with pytest.raises(QueueFull, match="4 tasks wait") as full:
-        queue.put(entry("ann", ends_s=0.0))
-    assert not full.value.own
-
-
-def test_users_who_are_equal_do_not_push_each_other_out():
-    queue = filled(*[entry(user) for user in "abc"], waiting=3)
-    with pytest.raises(QueueFull):
-        queue.put(entry("d"))
-    queue = filled(entry("a"), entry("b"), entry("b"), waiting=3)
-    with pytest.raises(QueueFull):
-        queue.put(entry("a"))
-
-
-def test_a_crowd_of_small_tasks_does_not_keep_out_a_single_large_one():
-    many = [entry(user, cost_s=0.1) for user in ("ann", "bob") for _ in range(4)]
-    queue = filled(*many, waiting=8)
-    assert queue.put(entry("eve", cost_s=30.0)) in many
-    assert queue.put(entry("dan", cost_s=30.0)) in many  # and eve's only one stays
-
-
-def test_no_user_has_more_waiting_than_its_number():
-    queue = filled(entry(), entry(), per_user=2)
-    with pytest.raises(QueueFull, match="2 of your tasks wait") as full:
-        queue.put(entry())
-    assert full.value.own and len(queue) == 2
-    queue.put(entry("bob"))
-
-
 def test_entries_of_one_kind_go_as_the_largest_batch_that_can_be_filled():
     images = [entry(user, kind="image") for user in "abcdefg"]
     queue = filled(*images[:3], entry("h", kind="audio"), *images[3:])
@@ -159,57 +120,22 @@ def test_who_rides_along_in_batches_does_not_do_so_for_ever():
         assert had["ann"] - had["eve"] <= 8 + 2
 
 
-def test_what_cannot_be_in_time_any_more_is_removed_and_the_rest_stays():
-    entries = [entry(ends_s=ends_s, cost_s=cost_s) for ends_s in (1, 2, 3, 4) for cost_s in (1, 2)]
-    queue = filled(*entries)
-    late = queue.expired(1.5, lambda one: one.cost_s)
-    assert [(one.ends_s, one.cost_s) for one in late] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2)]
-    assert len(queue) == 3 and not set(late) & set(served(queue, 3))
-
-
-def test_a_deadline_further_away_than_the_longest_task_needs_no_look():
-    looked = []
-    queue = filled(*[entry(ends_s=ends_s) for ends_s in range(10)])
-    queue.expired(3.0, lambda one: looked.append(one.ends_s) or 1.0, longest_s=2.0)
-    assert looked == [0, 1, 2, 3, 4, 5]
-
-
-def test_removing_frees_the_place_and_a_second_time_does_nothing():
-    one = entry()
-    queue = filled(one, waiting=1)
-    assert queue.remove(one) and not queue.remove(one)
-    queue.put(one)
-    with pytest.raises(ValueError, match="waits already"):
-        queue.put(one)
-
-
 def test_users_who_are_gone_leave_nothing_behind():
     queue = FairQueue(10_000, 16)
-    for number in range(3000):
+    for number in range(300):
         queue.put(entry(str(number), kind=number, cost_s=1.0 + number % 3))
         if number % 2:
             (one,) = queue.take(0.0)
             queue.charge(one, 2.0)
-    served(queue, 3000)
+    served(queue, 300)
     queue.put(entry("last", arrived_s=1e9))
-    assert len(queue._lines) == 1 and len(queue._orders) == 1
+    assert len(queue._users) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"cost_s": 0.0}, {"cost_s": math.inf}, {"weight": -1.0}])
-def test_an_entry_without_a_sensible_cost_or_weight_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected a finite number above 0"):
-        entry(**wrong)
-    with pytest.raises(ValueError, match="ends_s=nan"):
-        entry(ends_s=math.nan)
-
-
-@pytest.mark.parametrize("took_s", [-1.0, math.nan, math.inf])
-def test_a_charge_that_is_no_time_is_refused_and_changes_nothing(took_s):
-    queue = filled(entry("ann"), entry("ann"), entry("bob"))
-    (one,) = queue.take(0.0)
-    with pytest.raises(ValueError, match="took_s="):
-        queue.charge(one, took_s)
-    assert [one.user for one in served(queue, 2)] == ["bob", "ann"]
+@pytest.mark.parametrize("cost_s", [0.0, -1.0, math.inf, math.nan])
+def test_an_entry_without_a_sensible_cost_is_refused(cost_s):
+    with pytest.raises(ValueError, match=r"cost_s=.*expected a finite number above 0"):
+        entry(cost_s=cost_s)
 
 
 tasks = st.lists(
@@ -324,9 +250,8 @@ class Model(RuleBasedStateMachine):
                 del self.inside[out]
             self.inside[one] = number
             return one
-        with pytest.raises(QueueFull) as refused:
+        with pytest.raises(QueueFull):
             self.queue.put(one)
-        assert refused.value.own == (len(self.of_user(user)) == self.queue.per_user)
         return one
 
     def has_to_be_refused(self, one):

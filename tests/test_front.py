@@ -31,9 +31,9 @@ from mllm_sched.edge import agent_link, placement
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.config import ConfigError, FrontConfig, read_config
 from mllm_sched.edge.front import Front, explain
-from mllm_sched.edge.gate import OpenCalls
 from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
+from mllm_sched.edge.service import OpenCalls
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import (

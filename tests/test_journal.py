@@ -1,6 +1,5 @@
 """The journal: what is in it, how long, and who may read it."""
 
-import json
 import logging
 import math
 import multiprocessing
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
-import pandas as pd
 import pytest
 from journals import FACTS, SPACE, spec, taken, work
 
@@ -22,7 +20,7 @@ from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError, read_journal
 from mllm_sched.edge.journal_table import export
 from mllm_sched.edge.learner import Learner
-from mllm_sched.measurement import TableError, read_table, write_table
+from mllm_sched.measurement import TableError
 
 HOUR_S = 3600.0
 
@@ -92,16 +90,6 @@ def test_an_answer_is_found_at_once_while_the_journal_is_held(path):
         assert journal.answer("ada", "2") is None
 
 
-def test_answers_go_in_time_although_nothing_is_measured(path, clocks):
-    with clocks.journal(path, keep_answers_s=60.0) as journal:
-        journal.keep_answer("ada", "1", b"digest", [5], b"end")
-        journal.prune()
-        assert journal.answer("ada", "1")
-        clocks.sleep(61)
-        journal.prune()
-        assert journal.answer("ada", "1") is None
-
-
 def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, caplog):
     with clocks.journal(path) as journal:
         assert journal.now_s() == 0.0
@@ -125,21 +113,13 @@ def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, cap
         assert (last.kind, last.body) == ("clock", {"stepped_back_s": 7000.0})
         clocks.sleep(10)
         assert journal.now_s() == 150.0
-    assert [event.now_s for event in events_of(path, clocks)] == [100.0, 100.0, 140.0, 140.0]
+        assert [event.now_s for event in journal.events()] == [100.0, 100.0, 140.0, 140.0]
 
 
-def events_of(path, clocks):
-    with clocks.journal(path) as journal:
-        return list(journal.events())
-
-
-def test_a_second_agent_is_refused_by_name(path):
-    with (
-        Journal(path),
-        pytest.raises(JournalError, match=r"process \d+ writes it; stop") as refused,
-    ):
+def test_a_second_writer_is_refused_by_name(path):
+    with Journal(path), pytest.raises(JournalError, match=r"process \d+ writes it; stop") as error:
         Journal(path)
-    assert refused.value.reason == "locked"
+    assert error.value.reason == "locked"
     Journal(path).close()
 
 
@@ -170,25 +150,6 @@ def test_a_body_without_a_place_in_json_is_refused(path):
             journal.append("started", {"number": math.nan})
         with pytest.raises(TypeError, match="has no place in a journal"):
             journal.append("started", {"path": path})
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"durability": "none"}, "expected one of process, power"),
-        ({"keep_days": 0}, "keep_days=0: expected above 0"),
-    ],
-)
-def test_a_setting_that_makes_no_sense_is_named(path, given, said):
-    with pytest.raises(ValueError, match=said):
-        Journal(path, **given)
-
-
-@pytest.mark.parametrize("durability", ["process", "power"])
-def test_durability_is_what_the_database_is_told(path, durability):
-    with Journal(path, durability=durability) as journal:
-        level = journal._database.execute("PRAGMA synchronous").fetchone()[0]
-        assert level == {"process": 1, "power": 2}[durability]
 
 
 def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks):
@@ -320,16 +281,3 @@ def test_an_export_names_a_fact_that_nobody_gave(path, tmp_path):
         learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
         with pytest.raises(TableError, match="column modality: '': expected one of image"):
             export(path, tmp_path / "out.csv")
-
-
-def test_a_table_is_the_same_as_csv_and_as_parquet(tmp_path):
-    row = {**SPACE[0].levels, **FACTS, "latency_s": 0.1, "energy_j": 2.0, "failed": ""}
-    table = pd.DataFrame(
-        [row, {**row, "latency_s": math.nan, "energy_j": math.nan, "failed": "no"}]
-    )
-    table = table.drop(columns="user")
-    one, other = (
-        read_table(write_table(table, tmp_path / f"t.{kind}")) for kind in ("csv", "parquet")
-    )
-    pd.testing.assert_frame_equal(one, other, check_dtype=False)
-    assert json.loads(other.to_json(orient="records"))[1]["failed"] == "no"

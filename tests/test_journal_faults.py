@@ -2,17 +2,15 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pytest
-from journals import FACTS, alike, as_after_a_crash, spec, taken, work
+from journals import FACTS, alike, as_after_a_crash, fill, small_disk, spec, taken, work
 
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
@@ -26,22 +24,6 @@ def path(tmp_path):
 
 
 @contextmanager
-def small_disk(folder, wanted):
-    """A file system of a megabyte there; False where nobody may mount one, or wants to."""
-    folder.mkdir()
-    if not wanted:
-        yield False
-        return
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
-    try:
-        yield bool(mounted)
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
-
-
-@contextmanager
 def no_room(journal, mounted):
     """A block within which nothing more can be written."""
     if not mounted:
@@ -51,63 +33,42 @@ def no_room(journal, mounted):
         journal._database.execute("PRAGMA max_page_count = 1000000")
         return
     filler = journal.path.with_name("filler")
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    fill(filler)
     yield
     filler.unlink()
 
 
-def until_refused(learner, told, going):
-    """Work until the journal refuses; tasks it took are told."""
-    for _ in range(2000):
-        if going[0] is None:
-            going[0] = learner.ask([f"ada/{len(told)}/0"])
-        learner.tell(going[0].id, facts=FACTS, **taken(going[0].arm, len(told)))
-        done, going[0] = going[0].id, None
-        told.append(done)
+def measure(learner, told, unmeasured, times):
+    """Ask and tell so often, or until the journal refuses."""
+    for _ in range(times):
+        unmeasured.append(learner.ask([f"ada/{len(told)}/0"]))
+        learner.tell(unmeasured[-1].id, facts=FACTS, **taken(unmeasured[-1].arm, len(told)))
+        told.append(unmeasured.pop().id)
 
 
 @pytest.mark.parametrize("real", [True, False])
 def test_a_full_disk_stops_the_scheduler_and_loses_no_measurement(tmp_path, real):
-    with small_disk(tmp_path / "disk", real) as mounted:
-        with Journal(tmp_path / "disk" / "journal.db") as journal:
-            learner, told, going = Learner(journal, spec("thompson")), [], [None]
-            work(learner, 5)
-            for _ in range(2):
-                with no_room(journal, mounted):
-                    for _ in range(3):
-                        with pytest.raises(JournalError, match="make room on the disk") as refused:
-                            until_refused(learner, told, going)
-                        assert refused.value.reason == "full"
-                        assert set(told) <= set(read_journal(journal.path)["decision"])
-                until_room = len(told)
-                with pytest.raises(
-                    ZeroDivisionError
-                ):  # goes on by itself, until this test stops it
-                    until_refused(learner, Stopping(told, until_room + 20), going)
-            left = as_after_a_crash(journal.path, tmp_path / "left")
-            if going[0] is not None:
-                learner.scheduler.cancel(going[0].id)
-            expected = learner.scheduler.state()
-    assert read_journal(left)["decision"].tolist() == [*range(5), *told]
+    told, unmeasured = [], []
+    with ExitStack() as opened:
+        mounted = real and opened.enter_context(small_disk(tmp_path / "disk"))
+        journal = opened.enter_context(Journal(tmp_path / "disk" / "journal.db"))
+        learner = Learner(journal, spec("thompson"))
+        measure(learner, told, unmeasured, 5)
+        for _ in range(2):
+            with no_room(journal, mounted):
+                for _ in range(3):
+                    with pytest.raises(JournalError, match="make room on the disk") as refused:
+                        measure(learner, told, unmeasured, 2000)
+                    assert refused.value.reason == "full"
+                    assert set(told) <= set(read_journal(journal.path)["decision"])
+            measure(learner, told, unmeasured, 20)  # goes on by itself
+        left = as_after_a_crash(journal.path, tmp_path / "left")
+        for decision in unmeasured:
+            learner.scheduler.cancel(decision.id)
+        expected = learner.scheduler.state()
+    assert read_journal(left)["decision"].tolist() == told
     with Journal(left) as journal:
         assert alike(Learner(journal, spec("thompson")).scheduler.state(), expected)
-
-
-class Stopping:
-    """A list that stops whoever makes it longer than that."""
-
-    def __init__(self, items, length):
-        self.items, self.length = items, length
-
-    def __len__(self):
-        return len(self.items)
-
-    def append(self, item):
-        self.items.append(item)
-        if len(self.items) >= self.length:
-            raise ZeroDivisionError
 
 
 def test_a_journal_that_another_connection_holds_is_waited_for_then_refused(path):
@@ -273,18 +234,3 @@ def drain(pipe, acknowledged, answered):
             answered.add(value)
         else:
             acknowledged[what] = value
-
-
-@pytest.mark.parametrize("rule", ["safe-gp-ucb", "adaptive-safe-gp"])
-def test_a_replay_from_the_very_beginning_gives_the_state_of_the_last_snapshot(
-    path, tmp_path, rule
-):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec(rule), snapshot_every=10_000)
-        work(learner, 40)
-        before = as_after_a_crash(path, tmp_path / "before")
-        learner.close()
-        after = as_after_a_crash(path, tmp_path / "after")
-    with Journal(before) as one, Journal(after) as other:
-        states = [Learner(journal, spec(rule)).scheduler.state() for journal in (one, other)]
-    assert alike(*states)

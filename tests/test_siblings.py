@@ -16,7 +16,7 @@ from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge import siblings
 from mllm_sched.edge.agent_talk import AgentTalk
 from mllm_sched.edge.journal import Journal
-from mllm_sched.edge.journal_summary import experience
+from mllm_sched.edge.journal_table import summarize
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.scheduler_spec import SchedulerSpec
@@ -164,8 +164,8 @@ def test_experience_is_a_row_for_each_arm_however_much_was_measured(tmp_path):
                 failing = number % 4 == 3 or number % 8 == 0
                 given = {"failed": f"no {number}"} if failing else taken(arm, number)
                 learner.tell(decision.id, facts=FACTS, **given)
-    table = experience(path)
+    table = summarize(path)
     assert len(table) == 4 and list(table["runs"]) == [100] * 4
     assert "user" not in table and list(table["failed"]) == ["", "", "", "no 399"]
     assert table["latency_s"][0] == pytest.approx(taken(SPACE[0])["latency_s"], rel=0.1)
-    assert experience(path, recent=8)["runs"].sum() == 8
+    assert summarize(path, recent=8)["runs"].sum() == 8

@@ -1,6 +1,6 @@
 """Whether a task can be answered in time, from how long such tasks took so far.
 
-Before the first of them comes, from what the scheduler expects.
+Before the first is measured, the scheduler's predictions take that place.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mllm_sched.schedulers import Scheduler
 
 TOO_SHORT_S = 0.1  # a predicted wait that a single call under way may double
 FORGOTTEN_S = 30.0  # without a wait, after which waits are taken as predicted again
+SURE = 4.0  # upper to lower bound of a latency; a wider belief says nothing yet
 
 
 class LetIn(Enum):
@@ -40,16 +41,16 @@ class ExpectedTimes:
 
 
 class Admission:
-    """Predicts the service of tasks, and refuses those that cannot be in time.
+    """Predicts how long tasks take, and refuses those that cannot be in time.
 
-    What was never measured refuses nobody. And when no measurement followed a refusal for
-    ``probe_s``, one task is let through all the same: a few slow runs would else shut the door for
-    good, since nobody would come in any more to show that it is better now.
+    Nothing is refused before something was measured. When no measurement followed a refusal for
+    ``probe_s``, one task is let in all the same: after a few slow runs nothing would ever be
+    measured again otherwise.
 
     Parameters
     ----------
     unknown_s
-        Seconds of encoding to reckon with for a modality of which nothing is known.
+        Seconds of encoding to assume for a modality of which nothing is known.
     probe_s
         See above.
 
@@ -77,7 +78,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._ratio = Running(1.0)  # of seconds that encoding took to those predicted
         self._wait = _as_predicted()  # of seconds that waiting took to those predicted
         self._waited_s = 0.0  # when that was measured last
-        self._silent_since_s: float | None = None
+        self._silent_since_s: float | None = None  # first refusal after the last measurement
 
     @property
     def answer_s(self) -> float:
@@ -91,14 +92,14 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return self._of_kind.mean((modality, kind), mean_s)
 
     def predictions(self) -> list[ExpectedTimes]:
-        """What is expected of each modality of which something is known, by name."""
+        """For each modality of which something is known, by name."""
         return [
             ExpectedTimes(modality, latency.mean, self._energy[modality].mean)
             for modality, latency in sorted(self._latency.items())
         ]
 
     def expect(self, modality: str, latency_s: float, energy_j: float = math.nan) -> None:
-        """What a scheduler predicts of a modality, which counts until it was measured."""
+        """A scheduler's prediction for a modality, used until it is measured."""
         if not (latency := self._latency.get(modality)) or not latency.count:
             self._latency[modality] = Running(latency_s)
             self._energy[modality] = Running(energy_j)
@@ -111,19 +112,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         kind: Hashable = None,
         batch: int = 1,
     ) -> None:
-        """One item was encoded, in so many seconds of a call that it shared with others.
-
-        Parameters
-        ----------
-        latency_s
-            The item's part of the call.
-        energy_j
-            NaN if the meter was gone.
-        kind
-            See ``encode_s``.
-        batch
-            Items of the call.
-        """
+        """One item was encoded, in a call of ``batch`` items; NaN is an unknown energy."""
         ratio = latency_s / self.encode_s(modality, kind) if modality in self._latency else 1.0
         self._ratio.add(min(max(ratio, 1 / LEAP), LEAP))
         self._latency.setdefault(modality, Running()).add(latency_s)
@@ -134,18 +123,18 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._silent_since_s = None
 
     def answered(self, took_s: float) -> None:
-        """The LLM's answer took so many seconds, from features to its end."""
+        """The LLM's answer took so many seconds, from the features to its end."""
         self._answer.add(took_s)
         self._silent_since_s = None
 
     def waited(
         self, predicted_s: float, took_s: float, now_s: float, *, in_vain: bool = False
     ) -> None:
-        """A task waited so long for its turn, instead of what was predicted to go before it.
+        """A task waited ``took_s`` for its turn.
 
-        The device does not encode all the time, and others may come who go first. Shorter waits
-        than predicted are luck: a call was nearly done. One that gave up would have waited longer,
-        so it says only that a wait may be as long.
+        That is longer than predicted where others come who go first. Shorter waits are luck: a call
+        was nearly done. A task that gave up (``in_vain``) would have waited longer still, so its
+        wait is only a lower bound.
         """
         if predicted_s < TOO_SHORT_S or (in_vain and took_s <= self.wait_s(predicted_s)):
             return
@@ -153,14 +142,14 @@ send less at a time or with a later deadline; ask again in 0.5 s
         self._waited_s = now_s
 
     def wait_s(self, ahead_s: float) -> float:
-        """Seconds until what goes before is done, by what such waits took so far."""
+        """Seconds until what goes before is done, corrected by how long such waits took."""
         return ahead_s * self._wait.mean
 
     def service_s(self, entry: Entry, rest_s: float = 0.0, let_in: LetIn = LetIn.FITS) -> float:
-        """Seconds from the start of its encoding to the end of its answer, as predicted.
+        """Predicted seconds from the start of its encoding to the end of its answer.
 
-        ``rest_s`` of encoding follow, of further items. What has a chance is given up once even
-        luck would not help; a probe is not: 0.
+        ``rest_s`` of encoding follow, of further items of the task. For ``CHANCE`` it is the least
+        that it may take, for ``PROBE`` 0, so that it is never given up.
         """
         if let_in is LetIn.PROBE:
             return 0.0
@@ -169,22 +158,10 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return self._encode_s(entry, rest_s) + self.answer_s
 
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
-        """Before an upload, of which nothing is known but its user: refuse what will be late.
+        """Before an upload: refuse what would be late even with one item of the quickest modality.
 
-        That is, even if it is one item of the quickest modality and all goes well with it.
-
-        Parameters
-        ----------
-        ahead_s
-            Seconds of encoding, of others and running, that would go before this user's next task;
-            not all that waits, or the work of some would keep out others.
-        now_s, ends_s
-            Now, and the deadline.
-
-        Raises
-        ------
-        Refusal
-            ``cannot``, ``too-late``.
+        ``ahead_s`` is what would go before this user's next task, running calls included; the
+        ``Refusal`` is ``cannot`` or ``too-late``.
         """
         self._forget(now_s)
         encode_s = min((one.least for one in self._latency.values()), default=0.0)
@@ -196,21 +173,11 @@ send less at a time or with a later deadline; ask again in 0.5 s
     def check(self, entry: Entry, ahead_s: float, now_s: float, rest_s: float = 0.0) -> LetIn:
         """Before an entry is queued: refuse it if it would not be answered in time.
 
-        With nothing before it, it is worth a try unless even a quick run would be late. Behind
-        others it must fit even if it takes a bit longer than the mean: what would be late takes
-        time from those who need not be.
+        With nothing before it, it is tried unless even a quick run would be late. Behind others it
+        must fit with a margin: a late task takes time from those who could be in time.
 
-        Parameters
-        ----------
-        ahead_s
-            Seconds that what goes before it is predicted to take, running calls included.
-        rest_s
-            Seconds of encoding that follow, of further items of the same task.
-
-        Raises
-        ------
-        Refusal
-            ``cannot``, ``too-late``.
+        ``ahead_s`` is what goes before it, running calls included, and ``rest_s`` the encoding of
+        further items of the task; the ``Refusal`` is ``cannot`` or ``too-late``.
         """
         self._forget(now_s)
         spread = 1 + self._ratio.spread / self._ratio.mean
@@ -226,17 +193,17 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return LetIn.PROBE
 
     def _forget(self, now_s: float) -> None:
-        """What waits took says nothing any more if none was seen for long."""
+        """Take waits as predicted again, if none was measured for long."""
         if now_s - self._waited_s > FORGOTTEN_S:
             self._wait = _as_predicted()
 
     def _encode_s(self, entry: Entry, rest_s: float) -> float:
-        """Of all its items, in calls that each shares with as many others as usual."""
+        """Encoding of all its items, in calls of the usual batch size."""
         shared = self._batch.mean(entry.kind, 1.0)
         return (entry.encode_s + rest_s) * self._ratio.mean * shared
 
     def _least_s(self, entry: Entry, rest_s: float) -> float:
-        """Of the whole service, alone and if all goes well."""
+        """The whole service, alone and if all goes well."""
         return (entry.encode_s + rest_s) * self._ratio.least + self._answer.least
 
     def _judged(self, quick_s: float, wait_s: float, own_s: float, left_s: float) -> Refusal | None:
@@ -256,7 +223,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return Refusal("too-late", message, retry_s=wait_s + own_s - left_s)
 
     def _is_silent(self, now_s: float, ends_s: float) -> bool:
-        """Whether nothing was measured for long since something was refused."""
+        """Whether nothing was measured for ``probe_s`` since something was refused."""
         if self._silent_since_s is None:
             self._silent_since_s = now_s
         return now_s - self._silent_since_s >= self.probe_s and ends_s > now_s
@@ -268,14 +235,10 @@ def _as_predicted() -> Running:
     return running
 
 
-SURE = 4.0  # upper to lower bound of a latency; a belief that is wider says nothing yet
-
-
 def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[ExpectedTimes]:
     """Latency and energy of one item of each modality, on the trusted arm that takes least energy.
 
-    Left out are modalities of which the scheduler is not sure: it has measured nothing like them,
-    or it holds no beliefs at all.
+    Modalities are left out whose latency the scheduler does not know within a factor ``SURE``.
 
     Examples
     --------
@@ -289,21 +252,16 @@ def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[Expecte
     >>> [(one.modality, round(one.latency_s, 1)) for one in expected_of(rule, ["image"])]
     [('image', 0.1)]
     """
-    expected = (_of_modality(scheduler, modality) for modality in modalities)
-    return [one for one in expected if one is not None]
-
-
-def _of_modality(scheduler: Scheduler, modality: str) -> ExpectedTimes | None:
-    given: dict[str, Any] = {"modality": modality, "batch": 1}
-    contexts = scheduler.contexts
-    context = {name: given[name] for name in contexts.names} if contexts else None
-    trusted = scheduler.belief_table(context).loc[scheduler.seeds]
-    sure = trusted[trusted["latency_s_high"] < SURE * trusted["latency_s_low"]]
-    if sure.empty:
-        return None
-    energy_j = np.sqrt(sure["energy_j_low"] * sure["energy_j_high"]).fillna(math.inf)
-    best = sure.loc[energy_j.idxmin()]
-    latency_s = math.sqrt(best["latency_s_low"] * best["latency_s_high"])
-    return ExpectedTimes(
-        modality, latency_s, math.sqrt(best["energy_j_low"] * best["energy_j_high"])
-    )
+    expected = []
+    for modality in modalities:
+        given: dict[str, Any] = {"modality": modality, "batch": 1}
+        contexts = scheduler.contexts
+        context = {name: given[name] for name in contexts.names} if contexts else None
+        trusted = scheduler.belief_table(context).loc[scheduler.seeds]
+        sure = trusted[trusted["latency_s_high"] < SURE * trusted["latency_s_low"]]
+        if not sure.empty:
+            energy_j = np.sqrt(sure["energy_j_low"] * sure["energy_j_high"])
+            best = energy_j.fillna(math.inf).idxmin()
+            latency_s = math.sqrt(sure["latency_s_low"][best] * sure["latency_s_high"][best])
+            expected.append(ExpectedTimes(modality, latency_s, float(energy_j[best])))
+    return expected

@@ -18,8 +18,8 @@ import grpc
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import EncodedJob
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending
-from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError
-from mllm_sched.edge.journal_desk import JournalDesk
+from mllm_sched.edge.journal import AlreadyAnswered, AsyncJournal, Journal, JournalError
+from mllm_sched.edge.journal_schema import StoredAnswer
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
@@ -36,7 +36,7 @@ from mllm_sched.pipeline.wire import Message, MismatchError, Rules, WireError, r
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode
 PAUSE_S = 0.2  # before the journal is tried again
-SERVER_SAYS = {  # what users hear of an LLM server that does not answer; the log has the rest
+SERVER_SAYS = {  # what users are told of an LLM server that fails; the log has the rest
     Status.UNAVAILABLE: "the LLM server cannot be reached",
     Status.RESOURCE_EXHAUSTED: "the LLM server is busy",
     Status.DEADLINE_EXCEEDED: "the LLM server did not answer in time",
@@ -56,17 +56,12 @@ class Agent(UserService):
     answering
         Has the LLM server answer.
     journal
-        Keeps what was answered.
-    users, limits, security, held_bytes
+        Stores the answers.
+    users, limits, security, metrics, held_bytes
         See ``UserService``.
-    metrics
-        Told of everything.
-
-    Attributes
-    ----------
-    desk
-        Watches the journal, if that is asked of it.
     """
+
+    metrics: Metrics
 
     def __init__(
         self,
@@ -82,15 +77,14 @@ class Agent(UserService):
     ) -> None:
         super().__init__(users, limits, security, metrics, held_bytes)
         self.name, self.stage, self.answering = name, stage, answering
-        self.journal, self.metrics = journal, metrics
-        self.desk = JournalDesk(journal, self._journal_down)
+        self.journal = AsyncJournal(journal, self._journal_down)
         self.runtime = stage.loop.runtime
         self.rules = Rules(self.runtime.half, ["input"], max_new_tokens=limits.new_tokens)
 
     @property
     def why_not(self) -> str:
         """Why no new task is taken; empty if it is."""
-        return "the agent shuts down" if self.draining else self.desk.why_not
+        return "the agent shuts down" if self.draining else self.journal.why_not
 
     def card(self) -> pb.Card:
         """What the agent takes: raw items of its model."""
@@ -109,19 +103,24 @@ class Agent(UserService):
     async def _finished(self, user: User, start: pb.Start) -> Job | None:
         """An answer of before a restart, from the journal."""
         try:
-            stored = await self.desk.answer(user.name, start.id)
+            stored = await self._stored(user.name, start.id, start.sha256)
         except JournalError as error:
             raise self._down(error) from error
         if stored is None:
             return None
-        if stored.digest != start.sha256:
-            message = f"request {start.id} was sent before, with other bytes"
-            raise RefusedError(Status.ALREADY_EXISTS, message)
         job = Job(start.sha256, now_s())
         for token in stored.tokens:
             job.add(token)
         job.end(pb.Finished.FromString(stored.finished))
         return job
+
+    async def _stored(self, user: str, name: str, digest: bytes) -> StoredAnswer | None:
+        """The answer in the journal; RefusedError if its request had other bytes."""
+        stored = await self.journal.answer(user, name)
+        if stored is not None and stored.digest != digest:
+            message = f"request {name} was sent before, with other bytes"
+            raise RefusedError(Status.ALREADY_EXISTS, message)
+        return stored
 
     def _check_taking(self) -> None:
         super()._check_taking()
@@ -129,11 +128,11 @@ class Agent(UserService):
             raise Refusal("journal", self.why_not)
 
     def _journal_down(self) -> None:
-        """Who waits is better off elsewhere."""
+        """Requests that wait are refused, to be sent elsewhere."""
         self.stage.refuse_waiting(Refusal("journal", self.why_not))
 
     def _down(self, error: JournalError) -> Refusal:
-        self.desk.failed(error)
+        self.journal.failed(error)
         return Refusal("journal", self.why_not)
 
     async def _begin(
@@ -150,10 +149,7 @@ class Agent(UserService):
             return self.jobs.launch(key, start.sha256, ends_s, slot, work)
 
     def _read(self, data: bytes, start: pb.Start) -> tuple[Message, tuple[Prepared, ...]]:
-        """A message without its items, and what the encoder takes in their place.
-
-        Refused here is what is wrong, or too long.
-        """
+        """A message without its items, and the encoder's inputs; refuses what is not valid."""
         message = unpack(data, self.rules)
         if message.header.id != start.id:
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
@@ -199,62 +195,55 @@ class Agent(UserService):
         """Relay the LLM server's answer; its end goes out once the journal has it."""
         begun_s, job = now_s(), pending.job
         parts = [one.part for one in done]
-        relayed = await self.answering.relay(message, parts, pending.task, job)
+        times, first_token_s = await self.answering.relay(message, parts, pending.task, job)
         took_s = now_s() - begun_s
         self.stage.admission.answered(took_s)
         finished = pb.Finished(
             tokens=len(job.tokens),
             times=pb.Times(
-                wait_s=pending.queued_s + relayed.times.wait_s,
+                wait_s=pending.queued_s + times.wait_s,
                 encode_s=sum(one.run.latency_s for one in done),
-                llm_s=relayed.times.llm_s,
+                llm_s=times.llm_s,
             ),
             runs=[one.run for one in done],
         )
         job.end(await self._keep(pending.user.name, message.header.id, job, finished))
         before_s = begun_s - pending.came_s
-        first_s = before_s + relayed.first_token_s if job.tokens else None
+        first_s = before_s + first_token_s if job.tokens else None
         self.metrics.answered(before_s + took_s, first_s, self.runtime.evidence)
 
     async def _keep(self, user: str, name: str, job: Job, finished: pb.Finished) -> pb.Finished:
-        """In the journal; one that cannot be written is tried until the deadline.
+        """Store the answer, again and again until the deadline if the journal is down.
 
-        The end that is kept, of this answer or of the same one given before.
+        Returns its last message, or that of an equal answer that is stored already.
         """
         answer = list(job.tokens), finished.SerializeToString()
         while True:
             try:
-                await self.desk.keep(user, name, job.digest, *answer)
+                await self.journal.keep_answer(user, name, job.digest, *answer)
                 return finished
             except AlreadyAnswered:
-                return await self._kept(user, name, job) or finished
+                stored = await self._stored(user, name, job.digest)
+                if stored is None:
+                    return finished
+                if list(stored.tokens) != list(job.tokens):
+                    raise RefusedError(Status.ABORTED, SERVER_SAYS[Status.ABORTED]) from None
+                return pb.Finished.FromString(stored.finished)
             except JournalError:
                 self.metrics.alarm("journal")
                 await asyncio.sleep(PAUSE_S)
-
-    async def _kept(self, user: str, name: str, job: Job) -> pb.Finished | None:
-        """The end of the answer in the journal, if the job made the very same; else it is void."""
-        stored = await self.desk.answer(user, name)
-        if stored is None:
-            return None
-        if stored.digest != job.digest:
-            message = f"request {name} was sent before, with other bytes"
-            raise RefusedError(Status.ALREADY_EXISTS, message)
-        if list(stored.tokens) != list(job.tokens):
-            raise RefusedError(Status.ABORTED, SERVER_SAYS[Status.ABORTED])
-        return pb.Finished.FromString(stored.finished)
 
     async def holds(self, user: str, name: str) -> bool:
         """Whether a user's request is here, under way or answered."""
         if self.jobs.knows(f"{user}/{name}"):
             return True
         try:
-            return await self.desk.answer(user, name) is not None
+            return await self.journal.answer(user, name) is not None
         except JournalError:  # one that cannot tell has it not
             return False
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, finish what was begun; what waits for the journal then gives up."""
+        """Take nothing new, finish what was begun; what waits for the journal gives up then."""
         await super().drain(grace_s)
         self.stage.loop.closing.set()
 
@@ -262,7 +251,7 @@ class Agent(UserService):
         """Let what runs end, and give back what the parts hold."""
         self.stage.close()
         self.answering.close()
-        self.desk.close()
+        self.journal.close()
         self.runtime.close()
 
 
@@ -271,7 +260,7 @@ def _bytes(prepared: Sequence[Prepared]) -> int:
 
 
 def _server_refusal(error: NodeError) -> RefusedError:
-    """What a user is told: neither addresses nor what is between the agent and its server."""
+    """What a user is told: no addresses, and nothing between the agent and its server."""
     say(log, "server-refused", "warning", code=error.code.name, why=str(error))
     if error.code in SERVER_SAYS:
         return RefusedError(error.code, SERVER_SAYS[error.code])

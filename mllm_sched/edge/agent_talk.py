@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from mllm_sched.edge.agent import Agent
-from mllm_sched.edge.journal_summary import experience
+from mllm_sched.edge.journal_table import summarize
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.pipeline.wire import PIECE_BYTES
@@ -74,5 +74,5 @@ class AgentTalk(rpc.AgentServicer):
 
 
 def _as_csv(path: Path) -> bytes:
-    table = experience(path)
+    table = summarize(path)
     return b"" if table.empty else table.to_csv(index=False).encode()

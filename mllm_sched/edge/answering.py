@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import grpc
 
@@ -24,14 +23,7 @@ from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.wire import Message, pack
 
 PAUSE_S = 0.05  # before the server is asked again
-
-
-@dataclass(frozen=True)
-class Relayed:
-    """Seconds on the server's clock, and until the first token on ours."""
-
-    times: pb.Times
-    first_token_s: float
+Timed = tuple[pb.Times, float]
 
 
 class Answering:
@@ -66,13 +58,13 @@ class Answering:
         return self.running < self.at_once
 
     async def room(self) -> None:
-        """Wait until one more answer can begin: features that nobody takes are not made."""
+        """Wait until one more answer can begin."""
         while not self.has_room:
             self._left.clear()
             await self._left.wait()
 
     def enter(self, who: object) -> None:
-        """Take a place, at once: whoever is next must not find it free."""
+        """Take a place, before anything is awaited: the next request must not find it free."""
         self._inside.add(who)
 
     def leave(self, who: object) -> None:
@@ -80,42 +72,43 @@ class Answering:
         self._inside.discard(who)
         self._left.set()
 
-    async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Relayed:
-        """Add the tokens of an answer to a job, as they come.
+    async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Timed:
+        """Add the tokens of an answer to a job; the server's times, and ours to the first token.
 
-        The server knows the request by its task and its features: if these are made once more and
-        are the same, it finds the answer it has; if they differ, it makes another.
+        The server knows the request by its task and its features: sent again with equal features,
+        it finds the answer it has; with others, it makes another.
 
         Parameters
         ----------
-        message
-            Of the user.
-        parts
-            Features of its items.
+        message, parts
+            The user's message, and the features in the place of its items.
         task
             Names the request among those of all users.
         job
-            Takes the tokens, until nobody waits for it any more.
+            Takes the tokens; its deadline is that of the call.
 
         Raises
         ------
         NodeError
-            If the server does not do its part in time.
+            If the server does not answer in time.
         """
-        name = _name(task, parts)
+        digest = hashlib.sha256(task.encode())
+        for part in parts:
+            digest.update(part.features.contiguous().numpy().tobytes())
+        name = digest.hexdigest()[:48]
         request = Request(message.prompt, (), message.header.max_new_tokens, id=name)
         loop = asyncio.get_running_loop()
 
         def add(token: int) -> None:
             loop.call_soon_threadsafe(job.add, token)
 
-        def follow() -> Relayed:
+        def follow() -> Timed:
             data = pack(request, self._model, parts, self._wire)
             return self._follow(data, name, job, add)
 
         return await loop.run_in_executor(self._threads, follow)
 
-    def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Relayed:
+    def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Timed:
         """Each token once, also when the server was too busy to go on with an answer.
 
         Another caller may wait for longer than the first did; then the server is asked again.
@@ -126,7 +119,7 @@ class Answering:
                 left_s = max(0.001, job.ends_s - time.monotonic())
                 for event, _ in self._client.events(data, name, left_s):
                     if event.WhichOneof("content") == "finished":
-                        return Relayed(event.finished.times, first_s)
+                        return event.finished.times, first_s
                     first_s = first_s or time.monotonic() - begun_s
                     if event.token.index >= len(tokens):
                         tokens.append(event.token.token)
@@ -142,10 +135,3 @@ class Answering:
         """Give the connection back; answers under way break off."""
         self._client.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _name(task: str, parts: Sequence[Part]) -> str:
-    digest = hashlib.sha256(task.encode())
-    for part in parts:
-        digest.update(part.features.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:48]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,11 +17,11 @@ from pydantic import (
 )
 
 from mllm_sched.arms import Level
-from mllm_sched.edge.users import Users
+from mllm_sched.edge.users import Users, load_yaml
 from mllm_sched.pipeline.options import MESSAGE_BYTES, Security, check_host
 from mllm_sched.pipeline.requests import WIRE_TYPES
 
-SHOWN = (str, int, float)  # what an error shows; a mapping may have anything in it
+SHOWN = (str, int, float)  # values that an error shows; a mapping may hold a secret
 Loaded = TypeVar("Loaded", bound="Section")
 
 
@@ -60,8 +59,8 @@ def _device(name: str, info: ValidationInfo) -> str:
 
 
 def _private(address: str, info: ValidationInfo) -> str:
-    """An address that this side asks: what goes there beyond this machine is encrypted."""
-    if {"open", "tls"} <= set(info.data):  # else they are wrong themselves, and that is said
+    """An address that this side asks; beyond this machine the traffic must be encrypted."""
+    if {"open", "tls"} <= set(info.data):  # else they are reported themselves
         security = Security(None, **_files(info.data["tls"]))
         check_host(address.rpartition(":")[0], security, is_open=info.data["open"])
     return address
@@ -89,16 +88,14 @@ def _files(tls: Tls | None) -> dict[str, Any]:
 
 
 class Listening(Section):
-    """What an agent and its front have in common.
+    """Fields that an agent and its front have in common.
 
     Attributes
     ----------
     name
-        Told with every answer, and in every log line.
-    listen
-        Where users ask.
-    metrics
-        Where Prometheus scrapes; nowhere if null.
+        Told with every answer.
+    listen, metrics
+        ``HOST:PORT`` for users, and for Prometheus; no metrics if null.
     users_file
         Who may ask, as ``mllm-sched users`` writes it; anybody may, as one user, if null.
     token_file
@@ -106,7 +103,7 @@ class Listening(Section):
     tls
         For both directions.
     open
-        Listen and ask beyond this machine in the clear.
+        Listen and ask beyond this machine without encryption.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -134,41 +131,41 @@ class Listening(Section):
 
     @property
     def server_security(self) -> Security:
-        """For users: certificates alone, since a token says who asks."""
+        """For users: certificates alone; their tokens are in ``users_file``."""
         return Security(None, **_files(self.tls))
 
     @property
     def client_security(self) -> Security:
-        """For the servers that this side asks; OSError if the token's file cannot be read."""
+        """For the servers that this side asks; OSError if the token cannot be read."""
         token = self.token_file.read_text().strip() if self.token_file else None
         return Security(token, **_files(self.tls))
 
     def read_users(self) -> Users:
-        """Those who may ask; anybody, where no file names them. Raises as ``Users.read``."""
+        """Those who may ask. Raises as ``Users.read``."""
         return Users.read(self.users_file) if self.users_file else Users.anyone()
 
     def describe(self) -> str:
-        """Where it listens, and for whom, in words; two lines. Raises as ``Users.read``."""
+        """Where it listens, and for whom, in two lines. Raises as ``Users.read``."""
         metrics = f"metrics on {self.metrics}" if self.metrics else "no metrics"
         users = self.read_users().describe()
         return f"{self.name} listens on {self.listen}, {metrics}\nusers: {users}"
 
 
 class SchedulerSection(Section):
-    """Who chooses the arm, and within which limit.
+    """The scheduler and its limit.
 
     Attributes
     ----------
     limit_s
         On the latency of encoding one item.
     trusted
-        Arms that are held to be within it before anything is known, by their levels; by default
-        those that the device says.
+        Arms assumed to meet it before anything is measured, by their levels; by default the
+        device's own.
     violations
-        Share of tasks that may be measured above the limit before an alert fires; a rule does not
-        see it.
+        Share of tasks that may be measured above the limit before an alert fires; the scheduler
+        does not see it.
     settings
-        Of the rule itself; see its class.
+        Of the scheduler; see its class.
     """
 
     name: str = "adaptive-safe-gp"
@@ -180,14 +177,7 @@ class SchedulerSection(Section):
 
 
 class JournalSection(Section):
-    """Where every decision and measurement is written before it counts.
-
-    Attributes
-    ----------
-    durability
-        ``process``: what was written outlives the process; ``power``: a power cut too, at the
-        price of a sync of the disk for each write.
-    """
+    """The journal; see ``Journal``."""
 
     path: File
     durability: Literal["process", "power"] = "process"
@@ -196,7 +186,7 @@ class JournalSection(Section):
 
 
 class QueueSection(Section):
-    """How much may wait, and how many items of a kind are encoded in one call at most."""
+    """How many requests may wait, and how many items of a kind are encoded in one call at most."""
 
     waiting: Count = 64
     per_user: Count = 16
@@ -241,6 +231,40 @@ class AgentConfig(Listening):
     scatter: Positive = 0.2
 
 
+class FrontConfig(Listening):
+    """A front. Agents beyond this machine need ``tls`` as well, unless it is ``open``.
+
+    Attributes
+    ----------
+    agents
+        Address of every edge agent.
+    poll_s
+        Seconds between two requests for an agent's status.
+    at_once
+        Requests served at a time.
+    held_bytes, message_bytes
+        That all requests together, and one, may take; one at most half of all.
+    """
+
+    listen: Address = "127.0.0.1:50060"
+    agents: Annotated[Sequence[Asked], Field(min_length=1)]
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    at_once: Count = 256
+    held_bytes: Count = 512 << 20
+    message_bytes: Annotated[int, Field(ge=1024)] = MESSAGE_BYTES
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if twice := sorted({one for one in self.agents if list(self.agents).count(one) > 1}):
+            raise ValueError(f"agents: {', '.join(twice)} stands there twice")
+        if 2 * self.message_bytes > self.held_bytes:
+            raise ValueError(
+                f"message_bytes={self.message_bytes}: expected at most half of "
+                f"held_bytes={self.held_bytes}"
+            )
+        return self
+
+
 def read_config(path: str | Path, kind: type[Loaded]) -> Loaded:
     """The configuration in a YAML file; its relative paths are taken from the file's folder.
 
@@ -252,22 +276,20 @@ def read_config(path: str | Path, kind: type[Loaded]) -> Loaded:
     """
     path = Path(path)
     try:
-        given = yaml.safe_load(path.read_text())
+        given = load_yaml(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # whose text quotes the line
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not YAML{where}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected fields and their values, not {type(given).__name__}")
     try:
         return kind.model_validate(given, context={"folder": path.parent.resolve()})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_said(error)}") from None
+        raise ConfigError(f"{path}: {_faults(error)}") from None
 
 
-def _said(error: ValidationError) -> str:
+def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
         where = ".".join(map(str, fault["loc"])) or "the whole"
@@ -276,43 +298,3 @@ def _said(error: ValidationError) -> str:
         what = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}{value[:80]}: {what}")
     return "; ".join(lines)
-
-
-class FrontConfig(Listening):
-    """A front. Agents beyond this machine need ``tls`` as well, unless it is ``open``.
-
-    Attributes
-    ----------
-    agents
-        Every edge agent.
-    poll_s
-        Between two questions to an agent how it is.
-    at_once
-        Requests served at a time.
-    held_bytes
-        That all requests together may take until they are answered.
-    message_bytes
-        Of one request, at most half of that.
-    """
-
-    listen: Address = "127.0.0.1:50060"
-    agents: Annotated[Sequence[Asked], Field(min_length=1)]
-    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
-    at_once: Count = 256
-    held_bytes: Count = 512 << 20
-    message_bytes: Annotated[int, Field(ge=1024)] = MESSAGE_BYTES
-
-    @model_validator(mode="after")
-    def _agents_can_be_used(self) -> Self:
-        if twice := sorted({one for one in self.agents if list(self.agents).count(one) > 1}):
-            raise ValueError(f"agents: {', '.join(twice)} stands there twice")
-        return self
-
-    @model_validator(mode="after")
-    def _a_request_has_room(self) -> Self:
-        if 2 * self.message_bytes > self.held_bytes:
-            raise ValueError(
-                f"message_bytes={self.message_bytes}: expected at most half of "
-                f"held_bytes={self.held_bytes}"
-            )
-        return self

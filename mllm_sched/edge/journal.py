@@ -1,12 +1,13 @@
-"""What an agent decided, measured and answered, on disk before anyone acts on it.
+"""The journal of an agent: decisions, measurements and answers, on disk before anyone acts on them.
 
-An append-only table of events in SQLite, one transaction each, in a file that one process holds.
-Beside it stand the answers of late, for callers that ask again, and the last snapshot of the
-scheduler. Time is seconds of service, which go on over restarts and never step back.
+An SQLite file that one process writes: an append-only table of events, one transaction each, the
+answers of the last hour, and the last snapshot of the scheduler. Its times are seconds of service,
+which go on over restarts and never step back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -23,163 +25,38 @@ import numpy as np
 
 from mllm_sched.atomic_io import locked
 from mllm_sched.edge.journal_schema import (
+    ENCODER,
     EVENT,
     AlreadyAnswered,
     Event,
     JournalError,
     Snapshot,
     StoredAnswer,
-    as_json,
     broken,
+    checksum,
     create,
-    digest,
-    errors_named,
-    event_digest,
+    event_checksum,
     event_of,
-    meta,
     open_reader,
-    open_writer,
+    prepare,
+    read_meta,
+    sqlite_errors,
+    write_meta,
 )
 from mllm_sched.edge.journal_table import read_journal
+from mllm_sched.edge.logs import say
 
 log = logging.getLogger(__name__)
 
-__all__ = ["AlreadyAnswered", "Event", "Journal", "JournalError", "StoredAnswer", "read_journal"]
-
-
-class ServiceClock:
-    """A clock that goes on where the last process left it.
-
-    Parameters
-    ----------
-    last_s
-        What it showed when that was last written down.
-    gap_s
-        What the wall clock says has passed since; it counts if it is above 0.
-    monotonic
-        Seconds that pass evenly.
-
-    Attributes
-    ----------
-    stepped_back_s
-        How far the wall clock was set back meanwhile, else 0.
-
-    Examples
-    --------
-    >>> ServiceClock(100.0, 20.0, monotonic=lambda: 5.0).now_s()
-    120.0
-    >>> ServiceClock(100.0, -20.0, monotonic=lambda: 5.0).now_s()
-    100.0
-    """
-
-    def __init__(self, last_s: float, gap_s: float, monotonic: Callable[[], float]) -> None:
-        self.stepped_back_s = max(-gap_s, 0.0)
-        self._monotonic = monotonic
-        self._began = monotonic()
-        self._shown = last_s + max(gap_s, 0.0)
-        self._base = self._shown
-
-    def now_s(self) -> float:
-        """Seconds; never less than at an earlier call."""
-        self._shown = max(self._shown, self._base + self._monotonic() - self._began)
-        return self._shown
-
-
-DURABILITIES = ("process", "power")
-
-
-class JournalFile:
-    """Opened, and made if it is missing; see ``Journal`` for its parameters and errors.
-
-    Attributes
-    ----------
-    lock
-        Held over a write and whatever has to follow it before the next one.
-    """
-
-    def __init__(self, path: Path, *, durability: str, busy_s: float) -> None:
-        if durability not in DURABILITIES:
-            known = ", ".join(DURABILITIES)
-            raise ValueError(f"durability={durability!r}: expected one of {known}")
-        self.path, self.lock, self._reading = path, threading.RLock(), threading.Lock()
-        with ExitStack() as opened:  # closed in the other order: the writer after the reader
-            opened.enter_context(self._held())
-            if not path.exists():
-                create(path)
-            writer = open_writer(path, durability=durability, busy_s=busy_s)
-            self._database = opened.enter_context(closing(writer))
-            self._reader = opened.enter_context(closing(open_reader(path)))
-            self.set_meta("writer", str(os.getpid()))
-            self._opened = opened.pop_all()
-
-    def _held(self) -> IO[str]:
-        holder = locked(self.path.with_name(f"{self.path.name}.lock"))
-        if holder is not None:
-            return holder
-        writer = None
-        if self.path.exists():
-            with errors_named(self.path), closing(open_reader(self.path)) as database:
-                writer = meta(database, self.path, "writer")
-        raise JournalError(
-            "locked",
-            f"journal {self.path}: process {writer or 'unknown'} writes it; "
-            "stop that agent, or give this one a journal of its own",
-        )
-
-    def meta(self, name: str) -> str | None:
-        """A word about the journal itself, such as ``spec``; None if it was never written."""
-        with self.lock, errors_named(self.path):
-            return meta(self._database, self.path, name)
-
-    def set_meta(self, name: str, value: str) -> None:
-        """Write such a word."""
-        with self.lock, errors_named(self.path):
-            self._database.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
-                (name, value, digest(value.encode())),
-            )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self.lock, errors_named(self.path):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-
-    def _read(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The first row, read without waiting for who writes."""
-        with self._reading, errors_named(self.path):
-            row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
-        return row
-
-    def size_bytes(self) -> int:
-        """Of the file and of what SQLite keeps beside it."""
-        files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
-        return sum(file.stat().st_size for file in files if file.exists())
-
-    def close(self) -> None:
-        """Let go of the file; everything is in it already."""
-        with self.lock, self._reading:
-            self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
+__all__ = ["AlreadyAnswered", "AsyncJournal", "Journal", "JournalError", "read_journal"]
 
 DAY_S = 86_400.0
 PAGE = 1000  # events read, and pages given back to the disk, at a time
+PROBE_S = 0.5  # between two tries whether the journal can be written, and the longest one waits
 
 
-class Journal(JournalFile):
-    """The one writer of a journal; others read it meanwhile with ``read_journal``.
+class Journal:
+    """The only writer of a journal; others read it meanwhile with ``read_journal``.
 
     Parameters
     ----------
@@ -193,12 +70,19 @@ class Journal(JournalFile):
     busy_s
         How long a write waits for another connection that holds the file.
     keep_days
-        Days of service after which events go. Only what the last snapshot covers is dropped, so
-        the scheduler loses nothing; the rows of the table are gone, so export them before.
+        Days of service after which events are dropped, if the last snapshot covers them. Export
+        the table before: the scheduler loses nothing, the table does.
     keep_answers_s
-        Seconds after which ``prune`` drops an answer; then it cannot be asked for again.
+        Seconds after which ``prune`` drops an answer.
     wall, monotonic
         The clocks, in seconds.
+
+    Attributes
+    ----------
+    lock
+        Held over a write and whatever must follow before the next one.
+    stepped_back_s
+        By how much the wall clock was set back before this start, else 0.
 
     Raises
     ------
@@ -225,47 +109,84 @@ class Journal(JournalFile):
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: expected above 0")
+        self.path, self.lock, self._reading = Path(path), threading.RLock(), threading.Lock()
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
-        self._wall = wall
-        super().__init__(Path(path), durability=durability, busy_s=busy_s)
-        try:
-            self._clock = self._set_clock(monotonic)
-        except BaseException:
-            self.close()
-            raise
+        self._wall, self._monotonic = wall, monotonic
+        with ExitStack() as opened:  # closed in the other order: the writer after the reader
+            opened.enter_context(self._held())
+            if not self.path.exists():
+                create(self.path)
+            if self.path.stat().st_size == 0:
+                raise broken(self.path, "empty, which no journal ever is")
+            with sqlite_errors(self.path):
+                self._database = opened.enter_context(
+                    closing(
+                        sqlite3.connect(
+                            self.path,
+                            timeout=busy_s,
+                            isolation_level=None,
+                            check_same_thread=False,
+                        )
+                    )
+                )
+                prepare(self._database, self.path, durability)
+            self._reader = opened.enter_context(closing(open_reader(self.path)))
+            self.set_meta("writer", str(os.getpid()))
+            self._set_clock()
+            self._opened = opened.pop_all()
 
-    def _set_clock(self, monotonic: Callable[[], float]) -> ServiceClock:
-        with errors_named(self.path):
+    def _held(self) -> IO[str]:
+        holder = locked(self.path.with_name(f"{self.path.name}.lock"))
+        if holder is not None:
+            return holder
+        writer = None
+        if self.path.exists():
+            with sqlite_errors(self.path), closing(open_reader(self.path)) as database:
+                writer = read_meta(database, self.path, "writer")
+        raise JournalError(
+            "locked",
+            f"journal {self.path}: process {writer or 'unknown'} writes it; "
+            "stop that agent, or give this one a journal of its own",
+        )
+
+    def _set_clock(self) -> None:
+        with sqlite_errors(self.path):
             last = self._database.execute(
                 "SELECT now_s, utc FROM events ORDER BY id DESC LIMIT 1"
             ).fetchone()
         last_s, utc = last or (0.0, self._wall())
-        self._clock = ServiceClock(last_s, self._wall() - utc, monotonic)
-        if self._clock.stepped_back_s:
+        gap_s = self._wall() - utc
+        self.stepped_back_s = max(-gap_s, 0.0)
+        self._began_s = self._monotonic()
+        self._base_s = self._latest_s = last_s + max(gap_s, 0.0)
+        if self.stepped_back_s:
             log.warning(
                 "journal %s: the wall clock is %.1f s before its last event; "
                 "seconds of service go on from there",
                 self.path,
-                self._clock.stepped_back_s,
+                self.stepped_back_s,
             )
-            self.append("clock", {"stepped_back_s": self._clock.stepped_back_s})
-        return self._clock
-
-    @property
-    def stepped_back_s(self) -> float:
-        """How far the wall clock was set back before this start, else 0."""
-        return self._clock.stepped_back_s
+            self.append("clock", {"stepped_back_s": self.stepped_back_s})
 
     def now_s(self) -> float:
         """Seconds of service: they never step back, whatever the wall clock does.
 
-        Within a process they pass evenly; a restart adds what the wall clock says has passed since
-        the last event, or nothing if it was set back.
+        Within a process they follow the monotonic clock; a restart adds what the wall clock says
+        has passed since the last event, or nothing if it was set back.
         """
-        return self._clock.now_s()
+        now_s = self._base_s + self._monotonic() - self._began_s
+        self._latest_s = max(self._latest_s, now_s)
+        return self._latest_s
+
+    def meta(self, name: str) -> str | None:
+        """A value about the journal itself, such as ``spec``; None if it was never written."""
+        with self.lock, sqlite_errors(self.path):
+            return read_meta(self._database, self.path, name)
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Write such a value."""
+        with self.lock, sqlite_errors(self.path):
+            write_meta(self._database, name, value)
 
     def append(
         self,
@@ -274,12 +195,12 @@ class Journal(JournalFile):
         decision: int | None = None,
         now_s: float | None = None,
     ) -> Event:
-        """Write an event; it is committed when this returns. Raises JournalError if it is not."""
+        """Write an event, at ``now_s`` or now; it is committed when this returns."""
         now_s = self.now_s() if now_s is None else now_s
-        text = as_json(body)
-        crc = event_digest(now_s, kind, decision, text.encode())
+        text = ENCODER.encode(body)
+        crc = event_checksum(now_s, kind, decision, text.encode())
         row = (now_s, self._wall(), kind, decision, text, crc)
-        with self.lock, errors_named(self.path):
+        with self.lock, sqlite_errors(self.path):
             cursor = self._database.execute(
                 "INSERT INTO events (now_s, utc, kind, decision, body, crc) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -288,26 +209,24 @@ class Journal(JournalFile):
         return Event(int(cursor.lastrowid or 0), now_s, kind, decision, body)
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """What was written after an event, in its order; JournalError if a body was damaged."""
-        while rows := self._page(after):
+        """Events after that id, in order; JournalError if one is damaged."""
+        query = f"SELECT {EVENT} FROM events WHERE id > ? ORDER BY id LIMIT {PAGE}"
+        while True:
+            with self.lock, sqlite_errors(self.path):
+                rows = self._database.execute(query, (after,)).fetchall()
+            if not rows:
+                return
             after = rows[-1][0]
             yield from (event_of(row, self.path) for row in rows)
 
-    def _page(self, after: int) -> list[tuple[Any, ...]]:
-        with self.lock, errors_named(self.path):
-            return self._database.execute(
-                f"SELECT {EVENT} FROM events WHERE id > ? ORDER BY id LIMIT ?", (after, PAGE)
-            ).fetchall()
-
     def answer(self, user: str, id: str) -> StoredAnswer | None:
-        """What was answered to this request of this user, if it is still kept.
+        """The answer to this request of this user, if it is still stored.
 
         It waits for nobody: neither for a write, nor for another process that holds the file.
         """
-        row = self._read(
-            "SELECT digest, tokens, finished, at_s FROM answers WHERE user = ? AND id = ?",
-            (user, id),
-        )
+        query = "SELECT digest, tokens, finished, at_s FROM answers WHERE user = ? AND id = ?"
+        with self._reading, sqlite_errors(self.path):
+            row = self._reader.execute(query, (user, id)).fetchone()
         if row is None:
             return None
         digest, tokens, finished, at_s = row
@@ -316,9 +235,9 @@ class Journal(JournalFile):
     def keep_answer(
         self, user: str, id: str, digest: bytes, tokens: Sequence[int], finished: bytes
     ) -> None:
-        """Keep an answer before its end is sent; AlreadyAnswered if there is one."""
+        """Store an answer before its end is sent; AlreadyAnswered if there is one."""
         packed = np.asarray(tokens, dtype="<i8").tobytes()
-        with self.lock, errors_named(self.path):
+        with self.lock, sqlite_errors(self.path):
             try:
                 self._database.execute(
                     "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)",
@@ -328,47 +247,135 @@ class Journal(JournalFile):
                 message = f"request {id!r} of user {user!r}: answered before; send what is kept"
                 raise AlreadyAnswered(message) from error
 
-    def snapshot(self) -> Snapshot | None:
-        """The last one; JournalError if it was damaged."""
-        with self.lock, errors_named(self.path):
+    def snapshot(self) -> Snapshot:
+        """The last one; JournalError if it is damaged or missing."""
+        with self.lock, sqlite_errors(self.path):
             row = self._database.execute("SELECT * FROM snapshots").fetchone()
         if row is None:
-            return None
-        after, scheduler, standing, crc = row
-        if digest(scheduler, standing.encode()) != crc:
+            raise broken(self.path, "it has no snapshot")
+        after, scheduler, recovery, crc = row
+        if checksum(scheduler, recovery.encode()) != crc:
             raise broken(self.path, f"the snapshot after event {after} is damaged")
-        return Snapshot(after, scheduler, json.loads(standing))
+        return Snapshot(after, scheduler, json.loads(recovery))
 
     def keep_snapshot(self, snapshot: Snapshot) -> None:
-        """Put it in the place of the last one, and drop events that were kept long enough."""
-        standing = as_json(snapshot.standing)
-        crc = digest(snapshot.scheduler, standing.encode())
+        """Replace the last snapshot, and drop old events that it covers."""
+        recovery = ENCODER.encode(snapshot.recovery)
+        crc = checksum(snapshot.scheduler, recovery.encode())
         with self._transaction():
             self._database.execute("DELETE FROM snapshots")
             self._database.execute(
                 "INSERT INTO snapshots VALUES (?, ?, ?, ?)",
-                (snapshot.after, snapshot.scheduler, standing, crc),
+                (snapshot.after, snapshot.scheduler, recovery, crc),
             )
             # The last event stays, for the clock goes on from it.
             self._drop("events", "id", "now_s", self.keep_days * DAY_S, snapshot.after)
-        self._give_back()
 
     def prune(self) -> None:
-        """Drop the answers that were kept long enough; to be called now and then."""
+        """Drop answers older than ``keep_answers_s``."""
         with self._transaction():
             self._drop("answers", "rowid", "at_s", self.keep_answers_s, sys.maxsize)
-        self._give_back()
 
-    def _give_back(self) -> None:
-        """Room in the file that nothing fills any more, to the disk."""
-        with self.lock, errors_named(self.path):
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One transaction; then the room that it freed goes back to the disk."""
+        with self.lock, sqlite_errors(self.path):
+            with self._database:  # commits, or rolls back
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
             self._database.execute(f"PRAGMA incremental_vacuum({PAGE})").fetchall()
 
-    def _drop(self, table: str, key: str, time_s: str, keep_s: float, until: int) -> None:
-        """Delete what is older than that, before a row; keys and times rise together."""
-        young = self._database.execute(
-            f"SELECT {key} FROM {table} WHERE {time_s} >= ? ORDER BY {key} LIMIT 1",
-            (self.now_s() - keep_s,),
-        ).fetchone()
-        before = until if young is None else min(until, young[0])
-        self._database.execute(f"DELETE FROM {table} WHERE {key} < ?", (before,))
+    def _drop(self, table: str, key: str, time_s: str, keep_s: float, below: int) -> None:
+        """Delete rows older than ``keep_s`` with keys below that; keys and times rise together."""
+        self._database.execute(
+            f"DELETE FROM {table} WHERE {key} < MIN(?1, IFNULL("
+            f"(SELECT {key} FROM {table} WHERE {time_s} >= ?2 ORDER BY {key} LIMIT 1), ?1))",
+            (below, self.now_s() - keep_s),
+        )
+
+    def size_bytes(self) -> int:
+        """Of the file and of what SQLite keeps beside it."""
+        files = (self.path.with_name(f"{self.path.name}{end}") for end in ("", "-wal", "-shm"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Release the file."""
+        with self.lock, self._reading:
+            self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncJournal:
+    """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
+
+    Parameters
+    ----------
+    journal
+        Read and written.
+    on_down
+        Called when it cannot be written any more.
+
+    Attributes
+    ----------
+    why_not
+        Why it cannot be written; empty if it can.
+    """
+
+    def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:
+        self.journal, self.path, self.why_not = journal, journal.path, ""
+        self._on_down = on_down
+        self._readers = ThreadPoolExecutor(3, "journal-reader")  # never wait for a lock for long
+        self._writer = ThreadPoolExecutor(1, "journal-writer")
+
+    async def answer(self, user: str, name: str) -> StoredAnswer | None:
+        """See ``Journal.answer``."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.journal.answer, user, name)
+
+    async def keep_answer(
+        self, user: str, name: str, digest: bytes, tokens: Sequence[int], finished: bytes
+    ) -> None:
+        """See ``Journal.keep_answer``."""
+        answer = user, name, digest, tokens, finished
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self.journal.keep_answer, *answer)
+        except JournalError as error:
+            self.failed(error)
+            raise
+
+    def failed(self, error: JournalError) -> None:
+        """A write failed: the journal counts as down until ``watch`` can write again."""
+        was, self.why_not = self.why_not, f"the journal cannot be written: it is {error.reason}"
+        if not was:
+            say(log, "journal-down", "error", why=str(error), reason=error.reason)
+            self._on_down()
+
+    async def watch(self) -> None:
+        """Try again and again whether it can be written, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.run_in_executor(self._readers, self._probe)
+            except JournalError as error:
+                self.failed(error)
+            else:
+                self.why_not = ""
+            await asyncio.sleep(PROBE_S)
+
+    def _probe(self) -> None:
+        """Write a value, by a connection of its own: the journal's may be waiting."""
+        uri = f"{self.path.resolve().as_uri()}?mode=rw"
+        with sqlite_errors(self.path), closing(sqlite3.connect(uri, PROBE_S, uri=True)) as database:
+            with database:
+                write_meta(database, "looked", repr(time.time()))
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        for threads in (self._readers, self._writer):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -1,11 +1,11 @@
-"""The journal as a table: read while the agent writes it, or exported to open as ``trace:``."""
+"""The measurements in a journal as a table: read while the agent writes, summed up, or exported."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, combinations, product
@@ -16,36 +16,40 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mllm_sched.arms import ArmSpace, Factor, Level
-from mllm_sched.edge.journal_schema import EVENT, Event, errors_named, event_of, meta, open_reader
-from mllm_sched.edge.scheduler_spec import space_in
+from mllm_sched.arms import ArmSpace, Level
+from mllm_sched.edge.journal_schema import (
+    EVENT,
+    Event,
+    event_of,
+    open_reader,
+    read_meta,
+    sqlite_errors,
+)
+from mllm_sched.edge.scheduler_spec import space_of
 from mllm_sched.measurement import SCHEMA, TableError, write_table
 
 log = logging.getLogger(__name__)
 
 FIRST = ("event", "at_s", "user", "decision")
-FACTS: dict[str, Any] = {  # what a row says of a task, and what if nobody said it
+FACTS: dict[str, Any] = {  # columns of a task, with their defaults
     **{"modality": "", "encoder": "", "size": 1, "background_load": 0.0, "batch": 1},
     **{"latency_s": math.nan, "energy_j": math.nan, "evidence": "", "energy_evidence": ""},
     **{"failed": "", "limit_s": math.nan},
 }
 LAST = ("reason", "safe_arms", "infeasible")
+RECENT = 20_000  # measurements that a summary covers
+QUANTITIES = ["latency_s", "energy_j"]
 
 
 def read_journal(path: str | Path, after: int = 0, last: int = -1) -> pd.DataFrame:
-    """All that was measured, one row a decision, in order.
+    """All measurements committed at this moment, one row a decision, in order.
 
-    It reads what is committed at this moment. The agent that writes never waits for it, nor does it
-    wait for the agent.
+    The agent that writes never waits for it, nor does it wait for the agent.
 
     Parameters
     ----------
-    path
-        Of the journal.
-    after
-        Rows after that ``event`` alone: for who reads again and again.
-    last
-        At most so many rows, the last ones; all if it is negative.
+    after, last
+        Only rows after that ``event``, and only so many, the last ones; all if it is negative.
 
     Returns
     -------
@@ -53,7 +57,7 @@ def read_journal(path: str | Path, after: int = 0, last: int = -1) -> pd.DataFra
         ``event``, ``at_s`` (seconds of service), ``user``, ``decision``, a column for every factor
         and context, then the columns of ``measurement.py`` and ``batch``, ``limit_s``, ``reason``,
         ``safe_arms``, ``infeasible``. A run that was stopped has no latency; ``failed`` says
-        beyond what it was stopped. Empty, with the columns of the arms, if nothing was measured.
+        above what it was stopped. Empty, with the columns of the arms, if nothing was measured.
 
     Raises
     ------
@@ -63,77 +67,94 @@ def read_journal(path: str | Path, after: int = 0, last: int = -1) -> pd.DataFra
         If it is damaged.
     """
     path = Path(path)
-    with errors_named(path), closing(open_reader(path)) as database:
-        words = meta(database, path, "spec")
-        rows = database.execute(
-            f"SELECT {EVENT} FROM events WHERE kind = 'measured' AND id > ? "
-            "ORDER BY id DESC LIMIT ?",
-            (after, last),
-        ).fetchall()
-    spec = json.loads(words) if words else {"factors": []}
-    return table_of((event_of(row, path) for row in reversed(rows)), _names(spec))
+    query = (
+        f"SELECT {EVENT} FROM events WHERE kind = 'measured' AND id > ? ORDER BY id DESC LIMIT ?"
+    )
+    with sqlite_errors(path), closing(open_reader(path)) as database:
+        spec = json.loads(read_meta(database, path, "spec") or '{"factors": []}')
+        rows = database.execute(query, (after, last)).fetchall()
+    factors = (*spec.get("contexts", ()), *spec["factors"])
+    names = (*FIRST, *(factor["name"] for factor in factors), *FACTS, *LAST)
+    table = table_of(event_of(row, path) for row in reversed(rows))
+    return table if rows else pd.DataFrame(columns=list(dict.fromkeys(names)))
 
 
 def count_measured(path: str | Path) -> int:
     """How many rows ``read_journal`` would return."""
     path = Path(path)
-    with errors_named(path), closing(open_reader(path)) as database:
+    with sqlite_errors(path), closing(open_reader(path)) as database:
         query = "SELECT COUNT(*) FROM events WHERE kind = 'measured'"
         return int(database.execute(query).fetchone()[0])
 
 
 def read_spec(path: str | Path) -> Mapping[str, Any]:
-    """What makes the scheduler of a journal, as ``SchedulerSpec.words``; empty before its start."""
+    """The scheduler of a journal, as ``SchedulerSpec.to_json``; empty before its first start."""
     path = Path(path)
-    with errors_named(path), closing(open_reader(path)) as database:
-        words = meta(database, path, "spec")
-    return json.loads(words) if words else {}
+    with sqlite_errors(path), closing(open_reader(path)) as database:
+        return json.loads(read_meta(database, path, "spec") or "{}")
 
 
-def table_of(measured: Iterable[Event], names: Iterable[str] = ()) -> pd.DataFrame:
-    """Measured events as a table; ``names`` are those of factors, for an empty one."""
-    rows = [_row(event) for event in measured]
-    columns = (*FIRST, *names, *FACTS, *LAST)
-    return pd.DataFrame(rows, columns=None if rows else list(dict.fromkeys(columns)))
-
-
-def _names(spec: Mapping[str, Any]) -> list[str]:
-    return [factor["name"] for factor in (*spec.get("contexts", ()), *spec["factors"])]
+def table_of(measured: Iterable[Event]) -> pd.DataFrame:
+    """Measured events as a table."""
+    return pd.DataFrame([_row(event) for event in measured])
 
 
 def _row(event: Event) -> dict[str, Any]:
     body, told = event.body, event.body["told"]
+    context = body["context"] or {}
+    above = [f"{name} above {bound:g}" for name, bound in (told["above"] or {}).items()]
     row = {
         **{"event": event.id, "at_s": event.now_s, "user": "", "decision": event.decision},
-        **(body["context"] or {}),  # here for the order of the columns
+        **context,  # here for the order of the columns
         **body["levels"],
         **FACTS,
     }
     row |= {name: value for name, value in body["facts"].items() if name in row}
-    row |= {"failed": told["failed"] or _stopped(told["above"])} | told["quantities"]
-    row |= body["context"] or {}
+    row["failed"] = told["failed"] or (f"stopped: {', '.join(above)}" if above else "")
+    row |= told["quantities"] | context
     row["energy_evidence"] = row["energy_evidence"] or row["evidence"]
     return row | {name: body[name] for name in LAST}
 
 
-def _stopped(above: Mapping[str, float] | None) -> str:
-    beyond = ", ".join(f"{name} above {bound:g}" for name, bound in (above or {}).items())
-    return f"stopped: {beyond}" if beyond else ""
+def summarize(path: str | Path, recent: int = RECENT) -> pd.DataFrame:
+    """Means of the last measurements in a journal, for the schedulers of other devices.
+
+    However much was measured, there are no more rows than arms times contexts and modalities, and
+    no column says who asked.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A table of ``measurement.py``: geometric means of the last ``recent`` runs that did not
+        fail; where all failed, why the last one did. ``runs`` counts them all.
+    """
+    table = read_journal(path, last=recent)
+    if table.empty:
+        return table
+    of_a_run = {*FIRST, *LAST, *QUANTITIES, "failed", "limit_s"}
+    same = [name for name in table if name not in of_a_run]  # the arm and the task
+    rows = [
+        {**dict(zip(same, cell, strict=True)), **_mean(runs)}
+        for cell, runs in table.groupby(same, sort=False, dropna=False)
+    ]
+    return pd.DataFrame(rows)
 
 
-Levels = tuple[tuple[Level, ...], ...]  # of every factor, those that are kept
+def _mean(runs: pd.DataFrame) -> dict[str, Any]:
+    done = runs[runs["failed"] == ""]
+    failed = runs["failed"].iloc[-1] if done.empty else ""
+    means = np.exp(np.log(done[QUANTITIES].astype(float)).mean())  # NaN of none
+    return {**means.to_dict(), "failed": failed, "runs": len(runs)}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A table that was exported.
 
     Attributes
     ----------
-    path
-        The file.
-    rows
-        In it.
+    path, rows
+        The file, and the number of rows in it.
     levels
         Of every factor, those in it.
     missing
@@ -148,22 +169,19 @@ class Exported:
 
 
 def export(path: str | Path, out: str | Path, *, complete: bool = False) -> Exported:
-    """Write the measurements of a journal as a table, also while its agent runs.
+    """Write the measurements of a journal as a table of ``measurement.py``.
 
-    Users and times are left out; they are in ``read_journal``. Contexts are left out but for
-    ``background_load`` and others that a table of measurements has.
+    Users and times are left out, as are contexts that such a table does not have.
 
     Parameters
     ----------
-    path
-        Of the journal.
-    out
-        ``.csv`` or ``.parquet``.
+    path, out
+        Of the journal, whose agent may be running, and of the table, ``.csv`` or ``.parquet``.
     complete
         A trace has an arm for every combination of its levels, but a scheduler runs few of them
-        often and many never. Keep the largest part of the space all of whose arms were measured for
-        every encoder: some levels of every factor, and all their combinations. Of two as large, the
-        one with the lower levels. Else all rows are written, and the log says which arms lack.
+        often and many never. Keep the largest product of levels all of whose arms were measured
+        for every encoder; of two as large, the one with the lower levels. Otherwise all rows are
+        written, and the log says which arms are missing.
 
     Raises
     ------
@@ -178,94 +196,66 @@ def export(path: str | Path, out: str | Path, *, complete: bool = False) -> Expo
     table = read_journal(path)
     if table.empty:
         raise TableError(f"journal {path}: nothing was measured yet; export it later")
-    space = space_in(read_spec(path))
+    space = space_of(read_spec(path))
     done = _measured(table, space)
-    levels = _largest(done, space) if complete else _used(table, space)
-    kept = table[_within(table, space, levels)]
-    columns = [name for name in kept if name in space.names or name in SCHEMA.columns]
-    write_table(kept[columns], out)
-    missing = _missing(done, space, levels)
+    if complete:
+        kept = _largest_product(done)
+    else:
+        kept = tuple(
+            tuple(sorted({factor.index(level) for level in table[factor.name]}))
+            for factor in space.factors
+        )
+    levels = {
+        factor.name: tuple(factor.levels[place] for place in places)
+        for factor, places in zip(space.factors, kept, strict=True)
+    }
+    rows = table[np.logical_and.reduce([table[name].isin(levels[name]) for name in levels])]
+    columns = [name for name in rows if name in space.names or name in SCHEMA.columns]
+    write_table(rows[columns], out)
+    arms = (space.arm(**dict(zip(levels, arm, strict=True))) for arm in product(*levels.values()))
+    missing = tuple(
+        str(arm) for arm, cell in zip(arms, product(*kept), strict=True) if not done[cell]
+    )
     if missing:
-        shown = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
         log.warning(
             "%s: lacks %d arms, so it does not open as a trace: %s. complete=True keeps a part "
             "that does",
             out,
             len(missing),
-            shown,
+            "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else ""),
         )
-    return Exported(out, len(kept), dict(zip(space.names, levels, strict=True)), missing)
+    return Exported(out, len(rows), levels, missing)
 
 
 def _measured(table: pd.DataFrame, space: ArmSpace) -> NDArray[np.bool_]:
-    """Whether every encoder was measured on each arm, shape: levels of every factor."""
-    shape = [len(factor.levels) for factor in space.factors]
-    done = np.ones(shape, dtype=bool)
+    """Whether each arm was measured for every encoder; an axis for every factor."""
+    done = np.ones([len(factor.levels) for factor in space.factors], dtype=bool)
     for _, rows in table.groupby("encoder"):
-        seen = np.zeros(shape, dtype=bool)
-        arms = rows[list(space.names)].drop_duplicates().itertuples(index=False)
-        for arm in arms:
-            seen[_place(space, tuple(arm))] = True
+        seen = np.zeros_like(done)
+        columns = [rows[factor.name].map(factor.index) for factor in space.factors]
+        seen[tuple(columns)] = True
         done &= seen
     return done
 
 
-def _place(space: ArmSpace, levels: Sequence[Level]) -> tuple[int, ...]:
-    pairs = zip(space.factors, levels, strict=True)
-    return tuple(factor.index(level) for factor, level in pairs)
+Places = tuple[tuple[int, ...], ...]  # of the levels that are kept, for every factor
 
 
-def _used(table: pd.DataFrame, space: ArmSpace) -> Levels:
-    """Levels that occur."""
-    return tuple(
-        tuple(level for level in factor.levels if (table[factor.name] == level).any())
-        for factor in space.factors
-    )
-
-
-def _within(table: pd.DataFrame, space: ArmSpace, levels: Levels) -> pd.Series:
-    inside = pd.Series(True, index=table.index)
-    for name, kept in zip(space.names, levels, strict=True):
-        inside &= table[name].isin(kept)
-    return inside
-
-
-def _missing(done: NDArray[np.bool_], space: ArmSpace, levels: Levels) -> tuple[str, ...]:
-    arms = (dict(zip(space.names, combination, strict=True)) for combination in product(*levels))
-    lacking = (space.arm(**arm) for arm in arms if not done[_place(space, tuple(arm.values()))])
-    return tuple(str(arm) for arm in lacking)
-
-
-def _largest(done: NDArray[np.bool_], space: ArmSpace) -> Levels:
-    """The largest product of levels without a missing arm."""
+def _largest_product(done: NDArray[np.bool_]) -> Places:
+    """Levels of every factor whose combinations were all measured, as many as possible."""
     if not done.any():
         raise TableError("no arm was measured for every encoder; export without complete=True")
-    best: tuple[int, tuple[tuple[int, ...], ...]] = (0, ())
-    for chosen in _products(done, ()):
-        size = int(np.prod([len(places) for places in chosen]))
-        best = max(best, (size, chosen), key=lambda pair: pair[0])  # the first of equals
-    pairs = zip(space.factors, best[1], strict=True)
-    return tuple(_picked(factor, places) for factor, places in pairs)
+    return max(_products(done, ()), key=lambda kept: math.prod(map(len, kept)))  # first of equals
 
 
-def _picked(factor: Factor, places: Sequence[int]) -> tuple[Level, ...]:
-    return tuple(factor.levels[place] for place in places)
-
-
-def _products(
-    done: NDArray[np.bool_], chosen: tuple[tuple[int, ...], ...]
-) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _products(done: NDArray[np.bool_], kept: Places) -> Iterator[Places]:
     """Every choice of levels, factor by factor, with all levels of the last that are then whole."""
     if done.ndim == 1:
         if done.any():
-            yield (*chosen, tuple(np.flatnonzero(done).tolist()))
+            yield (*kept, tuple(np.flatnonzero(done).tolist()))
         return
-    for places in _subsets(range(len(done))):
+    sizes = range(1, len(done) + 1)
+    for places in chain.from_iterable(combinations(range(len(done)), size) for size in sizes):
         rest: NDArray[np.bool_] = np.logical_and.reduce(done[list(places)])
         if rest.any():
-            yield from _products(rest, (*chosen, places))
-
-
-def _subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    sizes = range(1, len(items) + 1)
-    return chain.from_iterable(combinations(items, size) for size in sizes)
+            yield from _products(rest, (*kept, places))

@@ -1,4 +1,7 @@
-"""A scheduler whose every decision and measurement is in the journal before it counts."""
+"""A scheduler whose every decision and measurement is in the journal before it counts.
+
+After a restart it is rebuilt to the last bit, from its last snapshot and the events since.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +10,136 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from mllm_sched.arms import Arm
-from mllm_sched.edge.journal import Event, Journal, JournalError
-from mllm_sched.edge.journal_schema import Snapshot, broken, finite
-from mllm_sched.edge.recovery import (
-    INTERRUPTED,
-    RecoveryState,
-    begun_with,
-    lesson,
-    play,
-    relearned,
-    restored,
-)
-from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.journal import Journal, JournalError
+from mllm_sched.edge.journal_schema import Event, Snapshot, finite
+from mllm_sched.edge.journal_table import table_of
+from mllm_sched.edge.scheduler_spec import SchedulerSpec, differences
 from mllm_sched.schedulers import Decision, Scheduler
 from mllm_sched.schedulers.base import Context
 
 __all__ = ["Learner", "SchedulerSpec"]
 
 EXPLAINED = ("reason", "certified", "p_feasible", "safe_arms", "infeasible")  # of a decision
+INTERRUPTED = "interrupted"  # why a decision was cancelled whose process ended
 TWICE = "interrupted twice"  # how an arm failed that ended the process, or the machine
+MEASURED = 1000  # tasks measured last, whose arms are remembered
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class RecoveryState:
+    """Open decisions, and what else follows from the events but is not part of the scheduler.
+
+    Attributes
+    ----------
+    open
+        Bodies of the decisions that are neither measured nor cancelled, by their id.
+    repeats
+        Tasks whose decisions were interrupted, each with its arm's index and the time.
+    measured
+        The same of the tasks measured last: their answers may have begun.
+    limits
+        In force; empty as long as they are those of the spec.
+    warm
+        Whether the scheduler learned from a table that it did not measure itself.
+    """
+
+    open: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    repeats: dict[str, tuple[int, float]] = field(default_factory=dict)
+    measured: dict[str, tuple[int, float]] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    warm: bool = False
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> RecoveryState:
+        """The inverse of ``to_json``; older journals lack ``measured`` and ``warm``."""
+        return cls(
+            {int(decision): body for decision, body in stored["open"].items()},
+            {task: (arm, at_s) for task, (arm, at_s) in stored["repeats"].items()},
+            {task: (arm, at_s) for task, (arm, at_s) in stored.get("measured", {}).items()},
+            dict(stored["limits"]),
+            stored.get("warm", False),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return dict(vars(self))
+
+    def add(self, event: Event) -> None:
+        """Take in one event."""
+        if event.kind == "decided" and event.decision is not None:
+            self.open[event.decision] = event.body
+            for task in event.body["tasks"]:
+                self.repeats.pop(task, None)
+        elif event.kind in ("measured", "cancelled") and event.decision is not None:
+            self._close(event, self.open.pop(event.decision))
+        elif event.kind == "limits":
+            self.limits = dict(event.body["limits"])
+        elif event.kind == "warm-start":
+            self.warm = True
+
+    def _close(self, event: Event, decided: Mapping[str, Any]) -> None:
+        tasks = dict.fromkeys(decided["tasks"], (decided["arm"], event.now_s))
+        if event.kind == "measured":
+            for task in tasks:
+                self.measured.pop(task, None)
+            if not (event.body["told"]["failed"] or event.body["told"]["above"]):
+                self.measured.update(tasks)
+            while len(self.measured) > MEASURED:
+                del self.measured[next(iter(self.measured))]
+        elif event.body["why"] == INTERRUPTED:
+            self.repeats.update(tasks)
+
+
+def replay(scheduler: Scheduler, event: Event) -> None:
+    """Let the scheduler do again what an event says; ValueError if it decides otherwise."""
+    body = event.body
+    if event.kind == "decided":
+        given = body["available"]
+        available = None if given is None else [scheduler.space[index] for index in given]
+        decision = scheduler.ask(body["context"], available, event.now_s)
+        if (decision.id, decision.arm.index) != (event.decision, body["arm"]):
+            raise ValueError(
+                f"event {event.id}: decision {event.decision} was {scheduler.space[body['arm']]}; "
+                f"this version of {scheduler.name} makes decision {decision.id}, {decision.arm}"
+            )
+    elif event.kind == "measured" and event.decision is not None:
+        told = body["told"]
+        given = {"failed": told["failed"], "above": told["above"], **told["quantities"]}
+        scheduler.tell(event.decision, now=event.now_s, **given)
+    elif event.kind == "cancelled" and event.decision is not None:
+        scheduler.cancel(event.decision)
+    elif event.kind == "warm-start":
+        scheduler.warm_start(pd.DataFrame(body["table"]), body["scatter"])
+    elif event.kind == "limits":
+        scheduler.change_limits(body["limits"])
 
 
 class Learner:
     """A scheduler and its journal.
 
-    At start it is rebuilt to the last bit: from the last snapshot, and by doing again what the
-    journal says happened since. If this version of the rule chooses otherwise than the one that
-    wrote the journal, or cannot read its snapshot, the log says so, and a new scheduler learns from
-    all measurements that are still there. Decisions that were open are cancelled; their tasks are
-    in ``repeats``. A task that was interrupted twice on one arm counts as failed there: what takes
-    the machine down must be learned as well.
+    At its start it is rebuilt by replaying the journal. If this version of the scheduler chooses
+    otherwise than the one that wrote the journal, or cannot read its snapshot, the log says so, and
+    a new scheduler learns from all measurements that are still there. Decisions that were open are
+    cancelled, and ``arm_of`` gives the arms of their tasks. A task that was interrupted twice on
+    one arm counts as failed there: an arm that takes the machine down must be learned as well.
 
-    Where the journal cannot be written, the call raises ``JournalError`` and nothing has happened:
-    what the scheduler did meanwhile is undone before its next use. Calls go on as soon as the
-    journal can be written again.
+    Where the journal cannot be written, a call raises ``JournalError`` and nothing has happened:
+    the scheduler is rebuilt before its next use.
 
     Parameters
     ----------
     journal
-        Of this scheduler alone; it is closed by whoever opened it, after ``close``.
+        Of this scheduler alone; whoever opened it closes it, after ``close``.
     spec
-        What makes the scheduler. A journal of another one is refused, but for other values of the
+        What makes the scheduler. The journal of another one is refused, but for other values of the
         same limits: these are changed, as by ``change_limits``.
     snapshot_every
         Events between two snapshots.
@@ -62,7 +147,7 @@ class Learner:
     Attributes
     ----------
     scheduler
-        To be looked at; ask and tell it through this class alone.
+        To be read; ask and tell it through this class alone.
 
     Raises
     ------
@@ -89,41 +174,51 @@ class Learner:
     ) -> None:
         self.journal, self.spec, self.snapshot_every = journal, spec, snapshot_every
         self.scheduler: Scheduler
-        self._standing = RecoveryState()
+        self._state = RecoveryState()
         self._stale = False  # whether memory may be ahead of the journal
         self._last = self._covered = 0  # events: written, and in the last snapshot
         with journal.lock:
-            known = begun_with(journal, spec)
+            before = self._spec_of_journal()
             self._rebuild()
             self._write("started", {"scheduler": spec.name})
-            self._interrupt()
-            if known["limits"] != dict(spec.limits):
-                log.warning("limits %s instead of %s", dict(spec.limits), known["limits"])
+            self._close_interrupted()
+            if before["limits"] != dict(spec.limits):
+                log.warning("limits %s instead of %s", dict(spec.limits), before["limits"])
                 self.change_limits(spec.limits)
-                journal.set_meta("spec", json.dumps(spec.words()))
+                journal.set_meta("spec", json.dumps(spec.to_json()))
 
-    @property
-    def repeats(self) -> dict[str, Arm]:
-        """Arms of tasks that were begun and not measured when their process died, by task.
-
-        Asked for again, such a task may run on the same arm, so that its answer begins as before.
-        """
-        arms = self.spec.space
-        return {task: arms[index] for task, (index, _) in self._standing.repeats.items()}
+    def _spec_of_journal(self) -> Mapping[str, Any]:
+        """The spec that the journal was begun with; ValueError if it makes another scheduler."""
+        mine, stored = self.spec.to_json(), self.journal.meta("spec")
+        if stored is None:
+            new = Snapshot(0, self.spec.make().to_bytes(), RecoveryState().to_json())
+            self.journal.keep_snapshot(new)
+            self.journal.set_meta("spec", json.dumps(mine))
+            return mine
+        before: dict[str, Any] = json.loads(stored)
+        if found := differences(before, mine):
+            raise ValueError(
+                f"journal {self.journal.path}: of another scheduler ({'; '.join(found)}); start "
+                "with these settings, or with a new journal: export and warm_start take over what "
+                "was measured"
+            )
+        return before
 
     @property
     def has_learned(self) -> bool:
         """Whether anything was measured, or taken over from a table."""
-        return self.scheduler.steps > 0 or self._standing.warm
+        return self.scheduler.steps > 0 or self._state.warm
 
     def arm_of(self, task: str) -> Arm | None:
-        """The arm that a task ran on before, if its answer may have begun; else None.
+        """The arm that a task ran on before, as long as answers are stored; else None.
 
-        That is one of ``repeats``, or of the tasks measured last, as long as answers are kept.
+        Asked for again, such a task runs there once more, so that its answer begins as before.
         """
         since_s = self.journal.now_s() - self.journal.keep_answers_s
-        index = self._standing.arm_of(task, since_s)
-        return None if index is None else self.spec.space[index]
+        for arms in (self._state.repeats, self._state.measured):
+            if task in arms and arms[task][1] >= since_s:
+                return self.spec.space[arms[task][0]]
+        return None
 
     def ask(
         self,
@@ -133,29 +228,24 @@ class Learner:
         available: Iterable[Arm] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """The arm for some tasks, which run as one; see ``Scheduler.ask``.
+        """The arm for some tasks, named ``user/id/place``, which run as one call.
 
-        Parameters
-        ----------
-        tasks
-            A name for each, ``user/id/place``.
-        context, available
-            See ``Scheduler.ask``.
-        facts
-            See ``tell``: what is known of them already.
+        See ``Scheduler.ask``; ``facts`` are those of ``tell`` that are known already.
         """
         space = self.spec.space
         arms = None if available is None else sorted({space.index(arm) for arm in available})
         context = dict(context) if context else None
-        with self._ready(), self._whole():
+        with self._ready(), self._atomic():
             now_s = self.journal.now_s()
             decision = self.scheduler.ask(
                 context, None if arms is None else [space[index] for index in arms], now_s
             )
+            arm = decision.arm.index
+            repeats = self._state.repeats
             body = {
-                **{"tasks": list(tasks), "arm": decision.arm.index},
+                **{"tasks": list(tasks), "arm": arm},
                 **{"context": context, "available": arms, "facts": finite(facts or {})},
-                "repeated": self._standing.repeated(tasks, decision.arm.index),
+                "repeated": any(task in repeats and repeats[task][0] == arm for task in tasks),
                 **{name: getattr(decision, name) for name in EXPLAINED},
             }
             self._write("decided", body, decision.id, now_s)
@@ -172,54 +262,53 @@ class Learner:
     ) -> None:
         """What the arm of that decision took; see ``Scheduler.tell``.
 
-        Parameters
-        ----------
-        decision_id, failed, above, **quantities
-            See ``Scheduler.tell``.
-        facts
-            What else a row of the table needs, by the names of its columns: ``modality``,
-            ``encoder``, ``evidence``, and if they are not as usual ``size``, ``batch``, ``user``,
-            ``energy_evidence``, ``limit_s``. Whatever else is given is kept as well.
+        ``facts`` are further columns of the table: ``modality``, ``encoder``, ``evidence``, and if
+        they are not as usual ``size``, ``batch``, ``user``, ``energy_evidence``, ``limit_s``. Other
+        names are stored as well.
         """
         with self._ready():
             self.scheduler.would_learn(decision_id, failed=failed, above=above, **quantities)
-            begun = self._standing.open[decision_id]
+            decided = self._state.open[decision_id]
             limit_s = self.scheduler.limits.get("latency_s")
             body = {
                 "told": {"failed": failed, "above": above, "quantities": finite(quantities)},
-                "levels": dict(self.spec.space[begun["arm"]].levels),
-                "facts": finite({"limit_s": limit_s, **begun.get("facts", {}), **(facts or {})}),
-                **{name: begun[name] for name in ("context", *EXPLAINED)},
+                "levels": dict(self.spec.space[decided["arm"]].levels),
+                "facts": finite({"limit_s": limit_s, **decided.get("facts", {}), **(facts or {})}),
+                **{name: decided[name] for name in ("context", *EXPLAINED)},
             }
-            with self._whole():
-                play(self.scheduler, self._write("measured", body, decision_id))
+            with self._atomic():
+                replay(self.scheduler, self._write("measured", body, decision_id))
 
     def cancel(self, decision_id: int, why: str, facts: Mapping[str, Any] | None = None) -> None:
-        """The arm of that decision never ran; ``facts`` are kept with the reason."""
+        """The arm of that decision never ran; ``facts`` are stored with the reason."""
         with self._ready():
             self.scheduler.would_learn(decision_id, failed=why)
             body = {"why": why, "facts": finite(facts or {})}
-            with self._whole():
-                play(self.scheduler, self._write("cancelled", body, decision_id))
+            with self._atomic():
+                replay(self.scheduler, self._write("cancelled", body, decision_id))
 
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
         """Learn from measurements made before, or elsewhere; see ``Scheduler.warm_start``."""
-        self._try("warm-start", lesson(self.scheduler, table, scatter))
+        wanted = [*self.scheduler.joint.names, *self.scheduler.quantities, "failed"]
+        columns = table[[name for name in wanted if name in table]].astype(object)
+        kept = columns.where(columns.notna(), None)
+        rows = {name: kept[name].tolist() for name in kept}
+        self._try("warm-start", {"table": rows, "scatter": scatter})
 
     def change_limits(self, limits: Mapping[str, float]) -> None:
         """Other limits on the same quantities, from the next decision on."""
         self._try("limits", {"limits": dict(limits)})
 
     def close(self) -> None:
-        """Leave a snapshot, so that the next start has nothing to do again."""
+        """Leave a snapshot, so that the next start has nothing to replay."""
         with self._ready():
             self._snapshot()
 
     def _try(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Let the scheduler refuse what it cannot take before it is written."""
-        with self._ready(), self._whole():
+        """Change the scheduler, which may refuse, before the event is written."""
+        with self._ready(), self._atomic():
             now_s = self.journal.now_s()
-            play(self.scheduler, Event(0, now_s, kind, None, body))
+            replay(self.scheduler, Event(0, now_s, kind, None, body))
             self._write(kind, body, now_s=now_s)
 
     @contextmanager
@@ -232,8 +321,8 @@ class Learner:
             yield
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """A block that changes memory and journal alike; if it fails, memory is built anew."""
+    def _atomic(self) -> Iterator[None]:
+        """A block that changes memory and journal alike; if it fails, memory is stale."""
         self._stale = True
         yield
         self._stale = False
@@ -251,28 +340,29 @@ class Learner:
         now_s: float | None = None,
     ) -> Event:
         event = self.journal.append(kind, body, decision, now_s)
-        self._standing.follow(event)
+        self._state.add(event)
         self._last = event.id
         return event
 
     def _snapshot(self) -> None:
-        standing = self._standing.words()
-        self.journal.keep_snapshot(Snapshot(self._last, self.scheduler.to_bytes(), standing))
+        recovery = self._state.to_json()
+        self.journal.keep_snapshot(Snapshot(self._last, self.scheduler.to_bytes(), recovery))
         self._covered = self._last
 
     def _rebuild(self) -> None:
         """Memory as the journal has it."""
         began_s, snapshot = time.perf_counter(), self.journal.snapshot()
-        if snapshot is None:
-            raise broken(self.journal.path, "it has no snapshot")
         events = list(self.journal.events(snapshot.after))
-        self._standing = RecoveryState.of(snapshot.standing)
+        self._state = RecoveryState.from_json(snapshot.recovery)
         self._covered = self._last = snapshot.after
         for event in events:
-            self._standing.follow(event)
+            self._state.add(event)
             self._last = event.id
         try:
-            self.scheduler = restored(snapshot, events)
+            scheduler = Scheduler.from_bytes(snapshot.scheduler, "the snapshot in the journal")
+            for event in events:
+                replay(scheduler, event)
+            self.scheduler = scheduler
         except (ValueError, ArithmeticError) as error:
             self._relearn(error)
         self._stale = False
@@ -280,23 +370,48 @@ class Learner:
         log.info("%s: %d events done again in %.2f s", self.journal.path, len(events), took_s)
 
     def _relearn(self, error: Exception) -> None:
-        """A new scheduler from all measurements, where the old one cannot be had again."""
+        """A new scheduler that learns from all measurements still in the journal."""
         log.warning(
             "journal %s: cannot be done again: %s. A new scheduler learns from its measurements",
             self.journal.path,
             error,
         )
-        for decision in list(self._standing.open):
+        for decision in list(self._state.open):
             self._write("cancelled", {"why": INTERRUPTED, "facts": {}}, decision)
-        self.scheduler, next_id = relearned(self.spec, self.journal, self._standing.limits)
+        decided = (event.decision for event in self.journal.events() if event.kind == "decided")
+        next_id = max((number for number in decided if number is not None), default=-1) + 1
+        self.scheduler = self.spec.make()
+        if self._state.limits:
+            self.scheduler.change_limits(self._state.limits)
+        for table, scatter in _tables(self.journal.events()):
+            self.scheduler.warm_start(table, scatter)
+        # Ids go on, so that no decision is taken for one of before.
+        self.scheduler.set_state({**self.scheduler.state(), "_next_id": next_id})
         self._write("relearned", {"why": str(error), "next": next_id})
         self._snapshot()
 
-    def _interrupt(self) -> None:
-        """End what the last process did not live to measure."""
-        for decision, begun in list(self._standing.open.items()):
-            if begun.get("repeated"):
+    def _close_interrupted(self) -> None:
+        """End the decisions that the last process did not live to measure."""
+        for decision, decided in list(self._state.open.items()):
+            if decided.get("repeated"):
                 self.tell(decision, failed=TWICE)
             else:
                 self.cancel(decision, INTERRUPTED)
-        self._standing.forget(self.journal.now_s() - self.journal.keep_answers_s)
+        since_s = self.journal.now_s() - self.journal.keep_answers_s
+        kept = {task: arm for task, arm in self._state.repeats.items() if arm[1] >= since_s}
+        self._state.repeats = kept
+
+
+def _tables(events: Iterable[Event]) -> Iterator[tuple[pd.DataFrame, float]]:
+    """Tables to learn from, in order, with their scatter: own measurements, and those given."""
+    measured: list[Event] = []
+    for event in events:
+        if event.kind == "measured":
+            measured.append(event)
+        elif event.kind == "warm-start":
+            if measured:
+                yield table_of(measured), 0.0
+            measured = []
+            yield pd.DataFrame(event.body["table"]), event.body["scatter"]
+    if measured:
+        yield table_of(measured), 0.0

@@ -1,4 +1,4 @@
-"""Users who ask a running system, and what became of their tasks."""
+"""Users who ask a running system one task after another, and what became of their tasks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllm_sched.pipeline.edge_client import Answer, EdgeClient
+from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeBusy, NodeError
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.requests import Item, Request
 from mllm_sched.pipeline.wire import pack
 
 QUESTION = b"What is this?"
-PASSING = ("journal", "draining")  # reasons of a refusal by whom the client could not reach
-REMEMBERED = 8  # requests of a user that can be sent again
+PASSING = ("journal", "draining")  # reasons of refusals that count as unreachable
+REMEMBERED = 8  # answered requests of a user that can be sent again
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,14 @@ class Asked:
     Attributes
     ----------
     began_s, total_s
-        When it was asked, since the load began, and how long it took, in seconds.
+        When it was asked, since the load began, and how long it took.
     outcome
         ``answered``, ``shed`` (refused for now, with the reason in ``why``), ``late`` (the
         deadline passed), or ``failed``.
-    tokens
-        Of the answer.
-    tries
-        How often it was sent.
+    tokens, tries
+        Of the answer, and how often the task was sent.
     retry_s
-        After how many seconds a refused task is worth sending again, as it was told; 0 if not.
+        After how many seconds a refused task may be sent again, as the refusal says; 0 if not.
     agent, arm, latency_s, energy_j, evidence, energy_evidence
         Of its first item's encoding.
     """
@@ -72,10 +70,8 @@ class LoadUser:
         With the user's token.
     items
         Makes the raw items of the n-th task.
-    deadline_s
+    deadline_s, max_new_tokens
         Of every task.
-    max_new_tokens
-        Of every answer.
     """
 
     def __init__(
@@ -121,21 +117,13 @@ class LoadUser:
             shed = isinstance(error, NodeBusy) or error.reason in PASSING
             why = f"{error.code.name}: {error}"
             return asked("shed" if shed else "failed", why=why, retry_s=error.retry_s)
-        return asked("answered", tokens=answer.tokens, tries=answer.tries, **_encoding(answer))
-
-
-def _encoding(answer: Answer) -> dict[str, Any]:
-    if not answer.runs:
-        return {}
-    run = answer.runs[0]
-    return {
-        "agent": run.agent,
-        "arm": run.arm,
-        "latency_s": run.latency_s,
-        "energy_j": run.energy_j or float("nan"),
-        "evidence": run.evidence,
-        "energy_evidence": run.energy_evidence,
-    }
+        encoding = {}
+        if answer.runs:
+            run = answer.runs[0]
+            names = "agent", "arm", "latency_s", "energy_j", "evidence", "energy_evidence"
+            encoding = {field: getattr(run, field) for field in names}
+            encoding["energy_j"] = run.energy_j or float("nan")  # 0 on the wire: not measured
+        return asked("answered", tokens=answer.tokens, tries=answer.tries, **encoding)
 
 
 def keep_asking(
@@ -151,18 +139,18 @@ def keep_asking(
     Parameters
     ----------
     users
-        With clients of their own.
+        Each with a client of its own.
     seconds, tasks
         Whichever is over first ends it; a task under way is waited for.
     pause_s
-        Between a user's tasks; drawn from the user's own generator. Whoever is told to come back
-        later does.
+        Between a user's tasks, from the user's own generator; at least what a refusal says.
     seed
-        Of those.
+        Of the generators.
 
     Returns
     -------
-    Every task, one row each, in the order they were asked; the columns of ``Asked``.
+    pandas.DataFrame
+        One row a task, in the order they were asked; the columns of ``Asked``.
     """
     asked: list[Asked] = []
     lock, begun_s = threading.Lock(), time.monotonic()
@@ -185,18 +173,3 @@ def keep_asking(
     for thread in threads:
         thread.join()
     return pd.DataFrame(map(asdict, sorted(asked, key=lambda one: one.began_s)))
-
-
-def jain(shares: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 if all shares are equal, 1/n if one has everything.
-
-    Jain, Chiu, Hawe, DEC-TR-301, 1984.
-
-    Examples
-    --------
-    >>> jain([2, 2, 2]), jain([1, 0, 0, 0])
-    (1.0, 0.25)
-    """
-    given = np.asarray(shares, dtype=float)
-    squares = len(given) * float((given**2).sum())
-    return float(given.sum()) ** 2 / squares if squares else 1.0

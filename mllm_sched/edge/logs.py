@@ -1,7 +1,7 @@
 """Structured logs: one JSON object a line on stderr, without secrets.
 
-``setup`` once, then ``say(log, "journal-full", free_bytes=0)``. What users send may stand in a
-field: it stays within its line, whatever it holds.
+``setup`` once, then ``say(log, "journal-full", free_bytes=0)``. Fields may hold what users send:
+control characters are escaped, and long values cut.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-LEVELS = ("debug", "info", "warning", "error")
 GONE = "[redacted]"
 LONGEST = 2000  # characters of a text
 MOST, DEEPEST = 100, 4  # entries of a list or mapping, and levels of them
@@ -41,42 +40,31 @@ def setup(level: str = "info", stream: TextIO | None = None) -> None:
     Parameters
     ----------
     level
-        Of our own messages, one of ``LEVELS``. Those of libraries count from ``warning`` on.
+        Of our own messages: ``debug``, ``info``, ``warning`` or ``error``. Those of libraries are
+        logged from ``warning`` on.
     stream
         Standard error by default.
-
-    Raises
-    ------
-    ValueError
-        For another level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"log level {level!r}: expected one of {', '.join(LEVELS)}")
     handler = _Handler(stream or sys.stderr)
-    handler.setFormatter(formatter())
+    handler.setFormatter(JsonLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mllm_sched").setLevel(level.upper())
     logging.captureWarnings(True)
 
 
-def formatter() -> logging.Formatter:
-    """Makes a line of a record; for a handler that is not the one of ``setup``."""
-    return _Formatter()
-
-
 def say(
     log: logging.Logger, event: str, level: str = "info", *, trace: bool = False, **fields: Any
 ) -> None:
-    """Log that something happened.
+    """Log an event.
 
     Parameters
     ----------
     event
-        Short and always the same for the same thing, so that it can be counted: ``agent-died``.
+        A constant name, such as ``agent-died``.
     trace
         Whether to add the traceback of the exception that is being handled.
     fields
-        What is to be known of it, units in their names.
+        Its details, units in their names.
     """
     number = logging.getLevelName(level.upper())
     log.log(number, event, exc_info=trace, extra={"fields": fields})
@@ -85,10 +73,7 @@ def say(
 def redacted(value: Any, name: str = "", depth: int = 0) -> Any:
     """The value as JSON can hold it, cut to size, without what looks like a secret.
 
-    Parameters
-    ----------
-    name
-        Of the field. One that names a secret keeps numbers only, such as a count of tokens.
+    A field whose ``name`` is that of a secret keeps numbers only, such as a count of tokens.
 
     Examples
     --------
@@ -114,7 +99,7 @@ def redacted(value: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As text, cut to size; a secret that is cut still stands behind what tells it is one."""
+    """As text, cut to size before secrets are removed: a cut secret still follows its marker."""
     whole = str(value)
     text = whole[:LONGEST].replace("\x7f", "\ufffd")  # a control character that JSON leaves alone
     text = _HEADER.sub(rf"\1 {GONE}", text)
@@ -123,13 +108,13 @@ def _text(value: Any) -> str:
     return text if len(whole) <= LONGEST else f"{text}… of {len(whole)} characters"
 
 
-class _Formatter(JsonFormatter):
-    """Its serializer escapes all that is not printable ASCII, line breaks of any kind included."""
+class JsonLine(JsonFormatter):
+    """Formats a record as one line; all that is not printable ASCII is escaped."""
 
     def add_fields(
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
     ) -> None:
-        """What stands in a line; a message that ``say`` did not make is the event ``log``."""
+        """Fields of a line; a message that ``say`` did not make is the event ``log``."""
         fields = getattr(record, "fields", None)
         said = {"message": record.message} if fields is None else fields
         utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -147,12 +132,12 @@ class _Formatter(JsonFormatter):
 
 class _Handler(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say that a message could not be written, but not what it held."""
+        """Log that a message could not be written, without its contents."""
         error = sys.exc_info()[0]
         line = {"level": "error", "logger": record.name, "event": "log-failed"}
         line["why"] = error.__name__ if error else ""
         try:
-            self.stream.write(f"{_Formatter().serialize_log_record(line)}{self.terminator}")
+            self.stream.write(f"{JsonLine().serialize_log_record(line)}{self.terminator}")
             self.flush()
-        except (OSError, ValueError):  # stderr itself is gone: there is nobody to tell
+        except (OSError, ValueError):  # stderr itself is closed
             return

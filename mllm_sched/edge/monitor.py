@@ -1,7 +1,7 @@
-"""Metrics of the running system: what each is, when it is counted, and where Prometheus scrapes it.
+"""Prometheus metrics of agents and fronts, and the server that is scraped.
 
 Names follow Prometheus: base units, ``_total`` for what only grows. Labels have few values, all
-known beforehand; no user, no request and no secret is among them. What has an evidence carries it.
+known beforehand; no user, no request and no secret is among them. Quantities carry their evidence.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import platform
 import socket
 import socketserver
 import threading
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prometheus_client import (
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 
 NAMESPACE = "mllm_sched"
-OTHER = "other"  # stands for whatever is not in the lists below
+OTHER = "other"  # in place of a value that is not in the lists below
 SHED = (*REASONS, "deadline", "server", "failed")
 FAILURES = ("raised", "crashed", "hung", "memory")
 ALARMS = ("drift", "journal", "meter", "clock", "worker", "behind")
@@ -48,9 +47,9 @@ VALUES = {
     **{"modality": MODALITIES, "evidence": EVIDENCE, "reason": SHED},
     **{"why": FAILURES, "kind": ALARMS, "state": ("up", "down")},
 }
-"""What the labels may say. Arms are those of the space, agents those of the front."""
+"""Values of the labels. Arms are those of the space, agents those of the front."""
 
-# Close to each other where a limit on encoding usually lies, so that quantiles are sharp there.
+# Buckets; close to each other where a limit on encoding usually lies.
 LATENCY_S = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3),
     *(0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0),
@@ -58,191 +57,54 @@ LATENCY_S = (
 ANSWER_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0)
 ENERGY_J = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 50.0, 100.0)
 
-Kind = TypeVar("Kind", Counter, Gauge, Histogram)
-
-
-@dataclass(frozen=True)
-class MetricFamily(Generic[Kind]):
-    """One metric, with all values of its labels.
-
-    Attributes
-    ----------
-    kind
-        Class of prometheus_client.
-    short
-        Its name without the namespace.
-    says
-        What it counts; the help of the exposition.
-    labels, buckets
-        Names of its labels; upper bounds of a histogram's buckets, in the unit of its name.
-
-    Examples
-    --------
-    >>> print(TASKS)
-    mllm_sched_tasks_total
-    """
-
-    kind: type[Kind]
-    short: str
-    says: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{NAMESPACE}_{self.short}"
-
-    def made(self, registry: CollectorRegistry) -> Kind:
-        """The metric itself, in that registry."""
-        if self.buckets:
-            return self.kind(  # type: ignore[call-arg]
-                str(self), self.says, self.labels, registry=registry, buckets=self.buckets
-            )
-        return self.kind(str(self), self.says, self.labels, registry=registry)
-
-
-_WHAT = ("modality", "evidence")
-
-MEMORY = f"{NAMESPACE}_process_resident_memory_bytes"  # prometheus_client's own
-BUILD = MetricFamily(Gauge, "build_info", "1; the labels say what runs.", ("version", "python"))
-
-DECISIONS = MetricFamily(Counter, "decisions_total", "Decisions of the scheduler.", ("modality",))
-CHOSEN = MetricFamily(Counter, "arm_chosen_total", "Decisions for each arm.", ("arm",))
-SAFE_ARMS = MetricFamily(
-    *(Gauge, "safe_arms", "Arms certified to be within the limit; NaN if the rule certifies none."),
-    ("modality",),
-)
-INFEASIBLE = MetricFamily(
-    *(Gauge, "infeasible", "1 if no arm is held to meet the limit, else 0."), ("modality",)
-)
-
-TASKS = MetricFamily(Counter, "tasks_total", "Tasks encoded and measured.", _WHAT)
-LATENCY = MetricFamily(
-    *(Histogram, "encode_latency_seconds", "Latency of encoding one task."), _WHAT, LATENCY_S
-)
-VIOLATIONS = MetricFamily(
-    Counter, "violations_total", "Tasks whose measured latency was above the limit.", _WHAT
-)
-ENERGY = MetricFamily(
-    *(Counter, "energy_joules_total", "Energy of encoding, by the arm that took it."),
-    ("arm", "evidence"),
-)
-TASK_ENERGY = MetricFamily(
-    *(Histogram, "task_energy_joules", "Energy of encoding one task, where the meter was there."),
-    *(_WHAT, ENERGY_J),
-)
-FAILED = MetricFamily(
-    *(Counter, "failures_total", "Tasks whose encoding failed, by arm and class."), ("arm", "why")
-)
-LIMIT = MetricFamily(
-    Gauge, "limit_seconds", "Limit on the latency of encoding; NaN before the first."
-)
-VIOLATION_RATE = MetricFamily(
-    Gauge, "violation_rate", "Share of tasks that may be above the limit."
-)
-
-ANSWER = MetricFamily(
-    *(Histogram, "answer_latency_seconds", "From the request to the end of its answer."),
-    *(("evidence",), ANSWER_S),
-)
-FIRST_TOKEN = MetricFamily(
-    *(Histogram, "first_token_latency_seconds", "From the request to its answer's first token."),
-    *(("evidence",), ANSWER_S),
-)
-
-WAITING = MetricFamily(Gauge, "queue_waiting", "Tasks in the queue.")
-RUNNING = MetricFamily(Gauge, "queue_running", "Tasks being encoded or answered.")
-BACKLOG = MetricFamily(Gauge, "queue_backlog_seconds", "Until all had its turn, as predicted.")
-REFUSED = MetricFamily(
-    Counter, "shed_total", "Requests that were not served, by reason.", ("reason",)
-)
-
-ALARM = MetricFamily(Counter, "alarms_total", "Alarms raised, by kind.", ("kind",))
-METER_UP = MetricFamily(Gauge, "meter_up", "1 if the energy meter reads, 0 if not, NaN if unknown.")
-JOURNAL_UP = MetricFamily(
-    Gauge, "journal_up", "1 if the journal takes writes, 0 if not, NaN if unknown."
-)
-JOURNAL_BYTES = MetricFamily(Gauge, "journal_bytes", "Size of the journal on disk.")
-
-PLACED = MetricFamily(Counter, "front_placed_total", "Tasks sent to each agent.", ("agent",))
-MOVED = MetricFamily(
-    Counter, "front_moved_total", "Tasks taken from an agent that did not finish them.", ("agent",)
-)
-FRONT_REFUSED = MetricFamily(
-    Counter, "front_shed_total", "Requests that no agent was asked for, by reason.", ("reason",)
-)
-AGENTS = MetricFamily(
-    Gauge, "front_agents", "Agents that answer (up), or do not (down).", ("state",)
-)
-FRONT_ANSWER = MetricFamily(
-    *(Histogram, "front_answer_latency_seconds", "From the request to the end of its answer."),
-    *(("evidence",), ANSWER_S),
-)
-
-AGENT_FAMILIES: tuple[MetricFamily, ...] = (
-    *(DECISIONS, CHOSEN, SAFE_ARMS, INFEASIBLE, TASKS, LATENCY, VIOLATIONS, ENERGY, TASK_ENERGY),
-    *(FAILED, LIMIT, VIOLATION_RATE, ANSWER, FIRST_TOKEN, WAITING, RUNNING, BACKLOG, REFUSED),
-    *(ALARM, METER_UP, JOURNAL_UP, JOURNAL_BYTES),
-)
-FRONT_FAMILIES: tuple[MetricFamily, ...] = (PLACED, MOVED, FRONT_REFUSED, AGENTS, FRONT_ANSWER)
-
 
 class Exposed:
-    """Metrics in a registry of their own, and where they are scraped.
+    """Metrics in a registry of their own, and the server that exposes them.
 
     Parameters
     ----------
-    families
-        What there is to tell.
     values
         Of labels that only this process knows, for example the names of its arms. A value that is
-        in no list is counted as ``other``, so that nobody can make new series by what they send.
+        in no list is counted as ``other``, so that no request can make new series.
     """
 
-    def __init__(self, families: Iterable[MetricFamily], **values: Collection[str]) -> None:
+    def __init__(self, **values: Collection[str]) -> None:
         disable_created_metrics()  # they would double the number of series
         self.registry = CollectorRegistry()
         self._values = {name: frozenset(given) for name, given in {**VALUES, **values}.items()}
         self._server: MetricsServer | None = None
         ProcessCollector(NAMESPACE, registry=self.registry)
-        build = BUILD.made(self.registry)
+        build = self._gauge("build_info", "1; the labels say what runs.", "version", "python")
         build.labels(version("mllm-sched"), platform.python_version()).set(1)
-        self._metrics = {family: self._started(family) for family in families}
 
-    def _started(self, family: MetricFamily) -> Any:
-        """A counter with one label starts at 0 for all its values, so that no step is missed."""
-        metric = family.made(self.registry)
-        if len(family.labels) == 1 and family.kind is Counter:
-            for value in sorted(self._values[family.labels[0]]):
-                metric.labels(value)
-        return metric
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        """One with a single label starts at 0 for all its values, so that no step is missed."""
+        counter = Counter(f"{NAMESPACE}_{name}", says, labels, registry=self.registry)
+        if len(labels) == 1:
+            for value in sorted(self._values[labels[0]]):
+                counter.labels(value)
+        return counter
 
-    def _of(self, family: MetricFamily, *labels: str) -> Any:
-        """The metric, or its child with these labels."""
-        metric = self._metrics[family]
-        if not labels:
-            return metric
-        allowed = [
-            label if label in self._values[name] else OTHER
-            for name, label in zip(family.labels, labels, strict=True)
-        ]
-        return metric.labels(*allowed)
+    def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
+        return Gauge(f"{NAMESPACE}_{name}", says, labels, registry=self.registry)
+
+    def _histogram(self, name: str, says: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        name = f"{NAMESPACE}_{name}"
+        return Histogram(name, says, labels, registry=self.registry, buckets=buckets)
+
+    def _of(self, metric: Any, **labels: str) -> Any:
+        """The series of a metric with these labels."""
+        values = self._values
+        return metric.labels(
+            **{name: one if one in values[name] else OTHER for name, one in labels.items()}
+        )
 
     def text(self) -> str:
         """All metrics as Prometheus reads them."""
         return generate_latest(self.registry).decode()
 
     def serve(self, host: str = "127.0.0.1", port: int = 0, *, open_to_all: bool = False) -> int:
-        """Serve them over HTTP until ``close``; the port, which is a free one for 0.
-
-        Raises
-        ------
-        ValueError
-            If they are served already, or others could reach the host: see ``MetricsServer``.
-        OSError
-            If the address is taken.
-        """
-        if self._server:
-            raise ValueError(f"metrics are served on port {self._server.port}; close that first")
+        """Serve them over HTTP until ``close``; returns the port. See ``MetricsServer``."""
         self._server = MetricsServer(self.registry, host, port, open_to_all=open_to_all)
         return self._server.port
 
@@ -254,7 +116,7 @@ class Exposed:
 
 
 class Metrics(Exposed):
-    """What an edge agent tells.
+    """Metrics of an edge agent.
 
     Parameters
     ----------
@@ -274,18 +136,54 @@ class Metrics(Exposed):
     """
 
     def __init__(self, arms: Iterable[Arm], violation_rate: float = 0.05) -> None:
-        super().__init__(AGENT_FAMILIES, arm=[str(arm) for arm in arms])
-        self._of(VIOLATION_RATE).set(violation_rate)
-        for unknown in (LIMIT, METER_UP, JOURNAL_UP, JOURNAL_BYTES):
-            self._of(unknown).set(math.nan)  # no alert fires on it
+        super().__init__(arm=[str(arm) for arm in arms])
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        what = ("modality", "evidence")
+        self._decisions = counter("decisions_total", "Decisions of the scheduler.", "modality")
+        self._chosen = counter("arm_chosen_total", "Decisions for each arm.", "arm")
+        says = "Arms certified to be within the limit; NaN if the rule certifies none."
+        self._safe_arms = gauge("safe_arms", says, "modality")
+        says = "1 if no arm is held to meet the limit, else 0."
+        self._infeasible = gauge("infeasible", says, "modality")
+        self._tasks = counter("tasks_total", "Tasks encoded and measured.", *what)
+        says = "Latency of encoding one task."
+        self._latency = histogram("encode_latency_seconds", says, LATENCY_S, *what)
+        says = "Tasks whose measured latency was above the limit."
+        self._violations = counter("violations_total", says, *what)
+        says = "Energy of encoding, by the arm that took it."
+        self._energy = counter("energy_joules_total", says, "arm", "evidence")
+        says = "Energy of encoding one task, where the meter was there."
+        self._task_energy = histogram("task_energy_joules", says, ENERGY_J, *what)
+        says = "Tasks whose encoding failed, by arm and class."
+        self._failures = counter("failures_total", says, "arm", "why")
+        says = "Limit on the latency of encoding; NaN before the first."
+        self._limit = gauge("limit_seconds", says)
+        gauge("violation_rate", "Share of tasks that may be above the limit.").set(violation_rate)
+        says = "From the request to the end of its answer."
+        self._answer = histogram("answer_latency_seconds", says, ANSWER_S, "evidence")
+        says = "From the request to its answer's first token."
+        self._first_token = histogram("first_token_latency_seconds", says, ANSWER_S, "evidence")
+        self._waiting = gauge("queue_waiting", "Tasks in the queue.")
+        self._running = gauge("queue_running", "Tasks being encoded or answered.")
+        says = "Until all had its turn, as predicted."
+        self._backlog = gauge("queue_backlog_seconds", says)
+        self._shed = counter("shed_total", "Requests that were not served, by reason.", "reason")
+        self._alarms = counter("alarms_total", "Alarms raised, by kind.", "kind")
+        says = "1 if the energy meter reads, 0 if not, NaN if unknown."
+        self._meter_up = gauge("meter_up", says)
+        says = "1 if the journal takes writes, 0 if not, NaN if unknown."
+        self._journal_up = gauge("journal_up", says)
+        self._journal_bytes = gauge("journal_bytes", "Size of the journal on disk.")
+        for unknown in (self._limit, self._meter_up, self._journal_up, self._journal_bytes):
+            unknown.set(math.nan)  # no alert fires on it
 
     def decided(self, decision: Decision, modality: str) -> None:
         """The scheduler chose an arm."""
-        self._of(DECISIONS, modality).inc()
-        self._of(CHOSEN, str(decision.arm)).inc()
+        self._of(self._decisions, modality=modality).inc()
+        self._of(self._chosen, arm=str(decision.arm)).inc()
         safe = math.nan if decision.safe_arms is None else decision.safe_arms
-        self._of(SAFE_ARMS, modality).set(safe)
-        self._of(INFEASIBLE, modality).set(decision.infeasible)
+        self._of(self._safe_arms, modality=modality).set(safe)
+        self._of(self._infeasible, modality=modality).set(decision.infeasible)
 
     def measured(
         self,
@@ -299,115 +197,113 @@ class Metrics(Exposed):
     ) -> None:
         """A task was encoded.
 
-        Parameters
-        ----------
-        energy_j
-            None, NaN or 0 if the meter was gone.
-        limit_s
-            That held for it.
-        evidence, energy_evidence
-            Of the latency and of the energy, by default the same.
-
-        Raises
-        ------
-        ValueError
-            If the latency is no finite number above 0.
+        The energy is None, NaN or 0 if the meter failed; its evidence is by default that of the
+        latency. ValueError if the latency is no finite number above 0.
         """
         latency_s = check_quantity("latency_s", latency_s)
-        self._of(TASKS, modality, evidence).inc()
-        self._of(LATENCY, modality, evidence).observe(latency_s)
-        self._of(VIOLATIONS, modality, evidence).inc(latency_s > limit_s)
-        self._of(LIMIT).set(limit_s)
+        task = {"modality": modality, "evidence": evidence}
+        self._of(self._tasks, **task).inc()
+        self._of(self._latency, **task).observe(latency_s)
+        self._of(self._violations, **task).inc(latency_s > limit_s)
+        self._limit.set(limit_s)
         metered = energy_j is not None and math.isfinite(energy_j) and energy_j > 0
         self.meter(metered)
         if metered:
-            energy_evidence = energy_evidence or evidence
-            self._of(TASK_ENERGY, modality, energy_evidence).observe(energy_j)
-            self._of(ENERGY, str(arm), energy_evidence).inc(energy_j)
+            task["evidence"] = energy_evidence or evidence
+            self._of(self._task_energy, **task).observe(energy_j)
+            self._of(self._energy, arm=str(arm), evidence=task["evidence"]).inc(energy_j)
 
     def failed(self, arm: Arm, why_class: str) -> None:
         """A task could not be encoded: ``raised``, ``crashed``, ``hung``, ``memory`` or other."""
-        self._of(FAILED, str(arm), why_class).inc()
+        self._of(self._failures, arm=str(arm), why=why_class).inc()
 
     def answered(self, total_s: float, first_token_s: float | None, evidence: str) -> None:
         """An answer is complete; the first token is None if it has none.
 
         The evidence is that of the encoding: a simulated latency makes the whole simulated.
         """
-        self._of(ANSWER, evidence).observe(check_quantity("total_s", total_s))
+        self._of(self._answer, evidence=evidence).observe(check_quantity("total_s", total_s))
         if first_token_s is not None:
             first_token_s = check_quantity("first_token_s", first_token_s)
-            self._of(FIRST_TOKEN, evidence).observe(first_token_s)
+            self._of(self._first_token, evidence=evidence).observe(first_token_s)
 
     def shed(self, reason: str) -> None:
         """A request was refused, or given up, for one of ``SHED``."""
-        self._of(REFUSED, reason).inc()
+        self._of(self._shed, reason=reason).inc()
 
     def queue(self, waiting: int, running: int, backlog_s: float) -> None:
-        """How much there is to do now."""
-        self._of(WAITING).set(waiting)
-        self._of(RUNNING).set(running)
-        self._of(BACKLOG).set(backlog_s)
+        """State of the queue."""
+        self._waiting.set(waiting)
+        self._running.set(running)
+        self._backlog.set(backlog_s)
 
     def alarm(self, kind: str) -> None:
         """Something is wrong: one of ``ALARMS``."""
-        self._of(ALARM, kind).inc()
+        self._of(self._alarms, kind=kind).inc()
 
     def meter(self, is_up: bool) -> None:
-        """Whether the energy meter reads; every measurement says it too."""
-        self._of(METER_UP).set(is_up)
+        """Whether the energy meter reads."""
+        self._meter_up.set(is_up)
 
     def journal(self, size_bytes: float, ok: bool) -> None:
-        """How large the journal is, and whether it takes writes."""
-        self._of(JOURNAL_BYTES).set(size_bytes)
-        self._of(JOURNAL_UP).set(ok)
+        """Size of the journal, and whether it takes writes."""
+        self._journal_bytes.set(size_bytes)
+        self._journal_up.set(ok)
 
 
 class FrontMetrics(Exposed):
-    """What a front tells.
+    """Metrics of a front.
 
     Parameters
     ----------
     agents
-        Names of all agents it may ask: one series each.
+        All that it may ask: one series each.
     """
 
     def __init__(self, agents: Iterable[str]) -> None:
-        super().__init__(FRONT_FAMILIES, agent=list(agents))
+        super().__init__(agent=list(agents))
+        self._placed = self._counter("front_placed_total", "Tasks sent to each agent.", "agent")
+        says = "Tasks taken from an agent that did not finish them."
+        self._moved = self._counter("front_moved_total", says, "agent")
+        says = "Requests that no agent was asked for, by reason."
+        self._shed = self._counter("front_shed_total", says, "reason")
+        says = "Agents that answer (up), or do not (down)."
+        self._agents = self._gauge("front_agents", says, "state")
+        name, says = "front_answer_latency_seconds", "From the request to the end of its answer."
+        self._answer = self._histogram(name, says, ANSWER_S, "evidence")
 
     def placed(self, agent: str) -> None:
         """A task went to this agent."""
-        self._of(PLACED, agent).inc()
+        self._of(self._placed, agent=agent).inc()
 
     def moved(self, agent: str) -> None:
         """A task left this agent, which did not finish it."""
-        self._of(MOVED, agent).inc()
+        self._of(self._moved, agent=agent).inc()
 
     def shed(self, reason: str) -> None:
         """A request was refused, for one of ``SHED``."""
-        self._of(FRONT_REFUSED, reason).inc()
+        self._of(self._shed, reason=reason).inc()
 
     def agents(self, up: int, down: int) -> None:
         """How many agents answer, and how many do not."""
-        self._of(AGENTS, "up").set(up)
-        self._of(AGENTS, "down").set(down)
+        self._of(self._agents, state="up").set(up)
+        self._of(self._agents, state="down").set(down)
 
     def answered(self, total_s: float, evidence: str) -> None:
         """An answer is complete; the evidence is that of its runs, as the agent tells it."""
-        self._of(FRONT_ANSWER, evidence).observe(check_quantity("total_s", total_s))
+        total_s = check_quantity("total_s", total_s)
+        self._of(self._answer, evidence=evidence).observe(total_s)
 
 
 REQUEST_S = 5.0  # for a whole request and its answer, however slowly either side goes
 AT_ONCE = 16  # connections; more are closed unread
 
 
-class MetricsServer:
+class MetricsServer(socketserver.ThreadingTCPServer):
     """Serves the metrics of a registry until it is closed.
 
     Parameters
     ----------
-    registry
-        Whose metrics.
     host, port
         To listen on; port 0 takes a free one.
     open_to_all
@@ -423,6 +319,10 @@ class MetricsServer:
         If the address is taken.
     """
 
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 2 * AT_ONCE  # else a burst would wait for its packets to be sent again
+
     def __init__(
         self,
         registry: CollectorRegistry,
@@ -437,31 +337,23 @@ class MetricsServer:
                 f"metrics on host {host}: others could read them; take a loopback address, "
                 "or say open_to_all if that is meant"
             )
-        self._server = _Server(registry, host.strip("[]"), port, request_s)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening; called again, it does nothing."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 2 * AT_ONCE  # else a burst would wait for its packets to be sent again
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int, request_s: float) -> None:
+        host = host.strip("[]")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._free = threading.BoundedSemaphore(AT_ONCE)
         self._request_s = request_s
         handler: Any = type("Handler", (_Handler,), {"registry": registry, "timeout": request_s})
         super().__init__((host, port), handler)
+        self.port: int = self.server_address[1]
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread, if there are not too many."""

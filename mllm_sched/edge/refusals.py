@@ -1,4 +1,4 @@
-"""Why a request is turned away, in words for the user and in a status for its program."""
+"""Why a request is refused, in words for the user and as a status for its program."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REASONS = {
     "pushed-out": _BUSY,  # its place went to a user with less waiting
     "too-late": _BUSY,  # too much work goes before it
     "cannot": grpc.StatusCode.FAILED_PRECONDITION,  # not in time even if nothing else ran
-    "journal": _GONE,  # nothing can be written down
+    "journal": _GONE,  # nothing can be written
     "draining": _GONE,  # the process ends
 }
-_TICK_S = 0.001  # an invitation to come back at once would be none
+_SHORTEST_S = 0.001  # a retry at once would be none
 
 
 class Refusal(RefusedError):
@@ -34,9 +34,9 @@ class Refusal(RefusedError):
     reason
         One of ``REASONS``.
     message
-        For the user, whose own it is: names nobody else.
+        For the user; it names no other user.
     retry_s
-        After how many seconds it is worth asking again, if that is known; 0 if not.
+        After how many seconds it is worth asking again; 0 if that is not known.
 
     Examples
     --------
@@ -47,16 +47,14 @@ class Refusal(RefusedError):
     """
 
     def __init__(self, reason: str, message: str, *, retry_s: float = 0.0) -> None:
-        if reason not in REASONS:
-            raise ValueError(f"reason {reason!r}: expected one of {', '.join(REASONS)}")
         self.reason = reason
-        self.retry_s = max(retry_s, _TICK_S) if 0 < retry_s < math.inf else 0.0
+        self.retry_s = max(retry_s, _SHORTEST_S) if 0 < retry_s < math.inf else 0.0
         again = _again(f"{self.retry_s:.3g}") if self.retry_s else ""
         super().__init__(REASONS[reason], f"{reason}: {message}{again}")
 
     @classmethod
     def told(cls, details: str, metadata: Iterable[tuple[str, Any]] | None) -> Self | None:
-        """The refusal of another service, by how its call ended; None if that was none.
+        """The refusal by which a call to another service ended; None if that was none.
 
         Examples
         --------

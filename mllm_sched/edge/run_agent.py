@@ -7,12 +7,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import grpc
 
-from mllm_sched.arms import Arm
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.agent import Agent
 from mllm_sched.edge.agent_talk import AgentTalk
@@ -21,7 +19,7 @@ from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
-from mllm_sched.edge.journal import Journal, JournalError
+from mllm_sched.edge.journal import AsyncJournal, Journal, JournalError
 from mllm_sched.edge.journal_table import count_measured, read_spec
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
@@ -41,8 +39,8 @@ from mllm_sched.pipeline.service import SERVICE, serve
 log = logging.getLogger(__name__)
 AGENT_SERVICE = "mllm_sched.edge.Agent"
 SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answered
-WATCH_S = 2.0  # between two looks at the journal
-PRUNE_S = 60.0  # between two looks for answers that were kept long enough
+WATCH_S = 2.0  # between two reports of the journal's size
+PRUNE_S = 60.0  # between two times that old answers are dropped
 ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 
 
@@ -61,7 +59,7 @@ def run_agent(config: AgentConfig) -> None:
         opened.callback(runtime.close)
         users = config.read_users()
         spec = spec_of(config, runtime)
-        journal = opened.enter_context(open_journal(config))
+        journal = opened.enter_context(Journal(**dict(config.journal)))
         learner = Learner(journal, spec)
         learn_once(config.siblings, learner, config.scatter, config.client_security)
         metrics = Metrics(runtime.space, config.scheduler.violations)
@@ -69,25 +67,15 @@ def run_agent(config: AgentConfig) -> None:
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
             metrics.serve(host, int(port), open_to_all=config.open)
-        _load(runtime, spec.seeds)
-        asyncio.run(_serve(config, runtime, learner, journal, users, metrics))
-
-
-def _load(runtime: Runtime, trusted: Sequence[Arm]) -> None:
-    """Before users come, so that none waits for it. What fails here fails again, and is learned."""
-    try:
-        runtime.load(trusted)
-    except HarnessError as error:
-        say(log, "encoders-not-loaded", "error", why=str(error))
+        try:
+            runtime.load(spec.seeds)
+        except HarnessError as error:  # it fails again with the first task, and is learned then
+            say(log, "encoders-not-loaded", "error", why=str(error))
+        asyncio.run(_serve(config, runtime, learner, users, metrics))
 
 
 async def _serve(
-    config: AgentConfig,
-    runtime: Runtime,
-    learner: Learner,
-    journal: Journal,
-    users: Users,
-    metrics: Metrics,
+    config: AgentConfig, runtime: Runtime, learner: Learner, users: Users, metrics: Metrics
 ) -> None:
     client = EdgeClient(config.server, config.client_security)
     answering = Answering(client, runtime.identity, config.wire, config.answers_at_once)
@@ -98,13 +86,14 @@ async def _serve(
         stage.admission.expect(one.modality, one.latency_s, one.energy_j)
     limits = Limits(config.queue.waiting + SPARE)
     agent = Agent(
-        config.name, stage, answering, journal, users, limits, config.server_security, metrics
+        *(config.name, stage, answering, learner.journal, users),
+        *(limits, config.server_security, metrics),
     )
 
     def add(server: grpc.aio.Server) -> None:
         agent_rpc.add_AgentServicer_to_server(AgentTalk(agent), server)
 
-    works = stage.dispatch(), stage.shed(), agent.desk.watch(), _watch(agent)
+    works = stage.dispatch(), stage.shed(), agent.journal.watch(), _watch(agent.journal, metrics)
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:
         task.add_done_callback(_must_not_end)
@@ -114,25 +103,25 @@ async def _serve(
     finally:
         for task in tasks:
             task.cancel()
-        _leave(loop)
+        _close(loop)
 
 
-async def _watch(agent: Agent) -> None:
-    """Say how large the journal is, and drop old answers from it, for ever."""
-    journal, pruned_s = agent.journal, 0.0
+async def _watch(journal: AsyncJournal, metrics: Metrics) -> None:
+    """Report the size of the journal, and drop old answers from it, for ever."""
+    pruned_s = 0.0
     while True:
-        agent.metrics.journal(journal.size_bytes(), not agent.desk.why_not)
-        if time.monotonic() > pruned_s + PRUNE_S and not agent.desk.why_not:
+        metrics.journal(journal.journal.size_bytes(), not journal.why_not)
+        if time.monotonic() > pruned_s + PRUNE_S and not journal.why_not:
             try:
-                await asyncio.to_thread(journal.prune)
+                await asyncio.to_thread(journal.journal.prune)
                 pruned_s = time.monotonic()
             except JournalError as error:
                 say(log, "journal-not-pruned", "warning", why=str(error))
         await asyncio.sleep(WATCH_S)
 
 
-def _leave(loop: ClosedLoop) -> None:
-    """Write what is left. All that users were told of is in the journal already."""
+def _close(loop: ClosedLoop) -> None:
+    """Write what is left. All that users were answered is in the journal already."""
     try:
         loop.settle()
         loop.learner.close()
@@ -141,17 +130,14 @@ def _leave(loop: ClosedLoop) -> None:
 
 
 def _must_not_end(task: asyncio.Task[None]) -> None:
-    """An agent whose dispatcher died would take tasks for ever and encode none: let it end."""
+    """End the process: without its dispatcher it would take tasks and encode none."""
     if not task.cancelled():
         log.critical("an agent's own task ended", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_runtime_of(config: AgentConfig, *, start: bool) -> Runtime:
-    """The device of a configuration, its encoders loading if they are started.
-
-    ConfigError names the field that it does not like.
-    """
+    """The device of a configuration; ConfigError if it cannot be had."""
     try:
         return open_runtime(
             config.device,
@@ -165,48 +151,33 @@ def open_runtime_of(config: AgentConfig, *, start: bool) -> Runtime:
         raise ConfigError(f"device {config.device}, model {config.model}: {error}") from error
 
 
-def open_journal(config: AgentConfig) -> Journal:
-    """Its journal, as this process's own."""
-    journal = config.journal
-    return Journal(
-        journal.path,
-        durability=journal.durability,
-        keep_days=journal.keep_days,
-        keep_answers_s=journal.keep_answers_s,
-    )
-
-
 def sizes_of(config: AgentConfig) -> tuple[int, ...]:
-    """How many items of a kind may be encoded in one call: powers of two."""
+    """How many items may be encoded in one call: powers of two."""
     return tuple(size for size in (1, 2, 4, 8) if size <= config.queue.batch)
 
 
 def spec_of(config: AgentConfig, runtime: Runtime) -> SchedulerSpec:
     """The scheduler that the configuration asks for, over the device's arms."""
     scheduler = config.scheduler
+    try:
+        given = [runtime.space.arm(**levels) for levels in scheduler.trusted]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scheduler.trusted: {error}") from error
     return SchedulerSpec(
         name=scheduler.name,
         space=runtime.space,
         limits={"latency_s": scheduler.limit_s},
-        seeds=_trusted(config, runtime),
+        seeds=given or runtime.trusted,
         rng=scheduler.seed,
         contexts=contexts_of(runtime.modalities, sizes_of(config)),
         settings=scheduler.settings,
     )
 
 
-def _trusted(config: AgentConfig, runtime: Runtime) -> Sequence[Arm]:
-    try:
-        given = [runtime.space.arm(**levels) for levels in config.scheduler.trusted]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"scheduler.trusted: {error}") from error
-    return given or runtime.trusted
-
-
 def explain(config: AgentConfig) -> str:
-    """What an agent of this configuration would do, after opening all of it but its addresses.
+    """What an agent of this configuration would do, in words.
 
-    Raises as ``run_agent``. The journal is read, not taken: the agent may be running.
+    Raises as ``run_agent``, but listens nowhere, and only reads the journal.
     """
     runtime = open_runtime_of(config, start=False)
     try:
@@ -233,9 +204,9 @@ def _journal_state(config: AgentConfig, spec: SchedulerSpec) -> str:
     path = config.journal.path
     if not path.exists():
         return "none yet"
-    count, words = count_measured(path), read_spec(path)
+    count, before = count_measured(path), read_spec(path)
     state = f"{count} measurement{'' if count == 1 else 's'}"
-    if words and (found := differences(words, spec.words())):
+    if before and (found := differences(before, spec.to_json())):
         return f"{state} of another scheduler, so it will be refused ({'; '.join(found)})"
     return state
 

@@ -1,19 +1,24 @@
-"""What an agent and its front have in common: users ask, each for what is theirs, each thing once.
+"""What an agent and its front have in common: a service for users, each within its limits.
 
 Both speak the protocol of the pipeline's node, so that its client is the users' client too.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import grpc
 
-from mllm_sched.edge.gate import Gate, HeldBytes, OpenCalls
+from mllm_sched.edge.monitor import FrontMetrics, Metrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
@@ -27,13 +32,128 @@ Status = grpc.StatusCode
 BEHALF = "on-behalf-of"
 ACCEPTED = "accepted"
 HELD_BYTES = 512 << 20
+_ROUNDING_S = 1e-6  # of sums of clock readings
 
 
-class Counts(Protocol):
-    """Metrics that count who was refused."""
+class OpenCalls:
+    """Bounds the open calls of each user, those that only follow an answer included.
 
-    def shed(self, reason: str) -> None:
-        """A request was not served, for this reason."""
+    A caller whose connection broke comes again before the broken call is noticed, so a user may
+    have twice as many as requests, and two more.
+    """
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, user: User) -> Iterator[None]:
+        """One more, for the length of the block; ``Refusal`` if the user has too many."""
+        if self._open[user.name] >= (most := 2 * user.at_once + 2):
+            raise Refusal("at-once", f"{most} calls of {user.name} are open")
+        self._open[user.name] += 1
+        try:
+            yield
+        finally:
+            self._open[user.name] -= 1
+            if not self._open[user.name]:
+                del self._open[user.name]
+
+
+class HeldBytes:
+    """Bounds the bytes held at once, in all and for each user.
+
+    A user may hold at most as much as then stays free: one alone half of it, two a third each, so
+    something is always left for one who comes later.
+
+    Examples
+    --------
+    >>> held = HeldBytes(100)
+    >>> held.take("ann", 40), held.take("ann", 20), held.take("bob", 30)
+    (True, False, True)
+    >>> held.give("ann", 40)
+    >>> held.take("bob", 5), held.total
+    (True, 35)
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._by_user: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Bytes held now."""
+        return self._by_user.total()
+
+    def take(self, user: str, size: int) -> bool:
+        """Hold so many more bytes for a user, if there is room."""
+        if self._by_user[user] + size > self.limit - self.total - size:
+            return False
+        self._by_user[user] += size
+        return True
+
+    def give(self, user: str, size: int) -> None:
+        """Release bytes of a user."""
+        self._by_user[user] -= size
+        if not self._by_user[user]:
+            del self._by_user[user]
+
+
+@dataclass
+class _Bucket:
+    """A user's requests under way, and when its token bucket is full again."""
+
+    under_way: int = 0
+    full_s: float = -math.inf
+
+
+class Gate:
+    """Refuses users who send too many requests, per second or at a time.
+
+    The rate is a token bucket, stored as the time at which it is full again (the generic cell rate
+    algorithm, ITU-T I.371). Users whose bucket is full and who have no request under way are
+    forgotten.
+
+    Examples
+    --------
+    >>> gate, user = Gate(), User("ann", rate_hz=2.0, burst=1)
+    >>> gate.enter(user, 0.0)
+    >>> gate.enter(user, 0.25)
+    Traceback (most recent call last):
+    mllm_sched.edge.refusals.Refusal: rate: 2 requests a second are allowed; ask again in 0.25 s
+    >>> gate.enter(user, 0.5)
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, _Bucket] = {}
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def enter(self, user: User, now_s: float) -> None:
+        """One more request of a user, until ``leave``; ``Refusal`` if that is too many."""
+        self._forget(now_s)
+        bucket = self._buckets.get(user.name, _Bucket())
+        if bucket.under_way >= user.at_once:
+            message = f"{user.at_once} of your requests are under way, which is the most"
+            raise Refusal("at-once", f"{message}; wait for an answer")
+        early_s = bucket.full_s - (user.burst - 1) / user.rate_hz - now_s
+        if early_s > _ROUNDING_S:
+            message = f"{user.rate_hz:g} requests a second are allowed"
+            raise Refusal("rate", message, retry_s=early_s)
+        bucket.under_way += 1
+        bucket.full_s = max(bucket.full_s, now_s) + 1 / user.rate_hz
+        self._buckets[user.name] = bucket
+
+    def leave(self, user: User) -> None:
+        """A request that entered is over."""
+        self._buckets[user.name].under_way -= 1
+
+    def _forget(self, now_s: float) -> None:
+        """Look at two users a call, in turn, so that the number of users stays bounded."""
+        for name in list(islice(self._buckets, 2)):
+            bucket = self._buckets.pop(name)
+            if bucket.under_way or bucket.full_s > now_s:
+                self._buckets[name] = bucket
 
 
 class UserService(rpc.NodeServicer):
@@ -43,14 +163,12 @@ class UserService(rpc.NodeServicer):
     ----------
     users
         Who may ask.
-    limits
-        Of all users together.
+    limits, held_bytes
+        Of all requests together.
     security
         Certificates; a token says who asks.
-    counts
-        Told of every request that is refused before it is a job; jobs tell of themselves.
-    held_bytes
-        That all requests together may take.
+    metrics
+        Count every request that is refused before it is a job.
     """
 
     def __init__(
@@ -58,11 +176,11 @@ class UserService(rpc.NodeServicer):
         users: Users,
         limits: Limits,
         security: Security,
-        counts: Counts,
+        metrics: Metrics | FrontMetrics,
         held_bytes: int = HELD_BYTES,
     ) -> None:
         self.users, self.limits, self.security = users, limits, security
-        self.counts, self.held = counts, HeldBytes(held_bytes)
+        self.metrics, self.held = metrics, HeldBytes(held_bytes)
         self.gate, self.calls = Gate(), OpenCalls()
         self.jobs = Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
@@ -74,9 +192,9 @@ class UserService(rpc.NodeServicer):
 
     @abstractmethod
     async def _begin(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
-        """Receive a request that was never seen, and launch its answer.
+        """Receive a new request, and launch its answer.
 
-        Its place is to be taken before anything is awaited: it may come twice at a time.
+        Its place must be taken before anything is awaited: it may come twice at a time.
         """
 
     async def _finished(self, user: User, start: pb.Start) -> Job | None:
@@ -86,7 +204,7 @@ class UserService(rpc.NodeServicer):
     async def Describe(self, request: pb.Nothing, context: Any) -> pb.Card:
         """What is taken here, for those who may ask."""
         try:
-            self._who(context)
+            self._user(context)
             return self.card()
         except Exception as error:
             await abort(context, error)
@@ -98,7 +216,7 @@ class UserService(rpc.NodeServicer):
         """Tokens of the answer, as they come. Sent again, a request finds its answer."""
         job = None
         try:
-            user = self._who(context)
+            user = self._user(context)
             with self.calls.of(user):
                 start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
                 ends_s = deadline_of(context, self.limits.answer_s)
@@ -107,13 +225,13 @@ class UserService(rpc.NodeServicer):
                     yield event
         except Exception as error:
             if job is None and (reason := _reason(error)):
-                self.counts.shed(reason)
+                self.metrics.shed(reason)
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)
             await abort(context, error)
 
     async def _job(self, user: User, start: pb.Start, pieces: Any, ends_s: float) -> Job:
-        """The one job of a request: that which is here, or was, or a new one."""
+        """The one job of a request: under way, answered before, or new."""
         if not (job := self._found(user, start, ends_s)):
             self._check_taking()
             if job := await self._finished(user, start):
@@ -140,12 +258,12 @@ class UserService(rpc.NodeServicer):
     async def check(self, context: Any) -> User:
         """The user who calls; the call ends here if there is none."""
         try:
-            return self._who(context)
+            return self._user(context)
         except RefusedError as error:
             await abort(context, error)
             raise
 
-    def _who(self, context: Any) -> User:
+    def _user(self, context: Any) -> User:
         """The user whose token came with the call, or on whose behalf a front asks."""
         metadata = dict(context.invocation_metadata() or ())
         token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
@@ -185,7 +303,7 @@ class UserService(rpc.NodeServicer):
 
 
 async def accepting(pieces: AsyncIterator[pb.Piece], context: Any) -> AsyncIterator[pb.Piece]:
-    """The rest of a request. Whoever reads on tells the caller first that it is taken.
+    """The rest of a request; the caller is told first that the request is taken.
 
     A front sends no data before that. What is refused by its start is never uploaded; and a call of
     gRPC's asyncio client that is refused while it sends ends as INTERNAL, whatever it was told.
@@ -201,7 +319,7 @@ def key_of(user: User, start: pb.Start) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """As what a refusal is counted; empty for what is wrong, or no more than a second try."""
+    """The reason a refusal is counted under; empty for an error, or a mere second try."""
     if isinstance(error, Refusal):
         return error.reason
     shed = {Status.RESOURCE_EXHAUSTED: "queue-full", Status.DEADLINE_EXCEEDED: "deadline"}

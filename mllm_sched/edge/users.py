@@ -1,12 +1,12 @@
-"""Who may ask, and how much: one YAML file, which holds digests of tokens and never a token.
+"""Who may ask, and how much.
 
-It is a list of entries, which services read at their start::
+The users' file is YAML, and holds the digest of each token, never a token::
 
     - name: ann
       token_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
       rate_hz: 5.0
 
-See ``User`` for the fields, and ``add``, which writes them.
+Services read it at their start; ``User`` has its fields.
 """
 
 from __future__ import annotations
@@ -73,42 +73,31 @@ class User:
     front: bool = False
 
 
-_NAME = TypeAdapter(Name)
+def _user(number: int, entry: Any) -> User:
+    """A user from an entry of the file.
 
-
-def user_of(number: int, entry: Any) -> User:
-    """An entry of a file.
-
-    Raises
-    ------
-    ValueError
-        Names the entry by its number and what is wrong, but no value: that may be a token.
+    The ValueError names the entry by its number, and no value: that may be a token.
     """
     if not isinstance(entry, dict):
         raise ValueError(f"user {number}: expected fields and their values")
+    name = ""
     try:
-        user = User(**{str(name): value for name, value in entry.items()})
+        name = f" ({TypeAdapter(Name).validate_python(entry.get('name'))})"
+        user = User(**{str(field): value for field, value in entry.items()})
     except ValidationError as error:
-        faults = "; ".join(_said(fault) for fault in error.errors(include_input=False))
-        raise ValueError(f"user {number}{_name_in(entry)}, {faults}") from None
+        faults = "; ".join(_fault(fault) for fault in error.errors(include_input=False))
+        raise ValueError(f"user {number}{name}, {faults}") from None
     if not user.token_sha256:
         raise ValueError(f"user {number} ({user.name}), token_sha256: Field required")
     return user
 
 
-def _said(fault: Any) -> str:
-    where = ".".join(map(str, fault["loc"]))
+def _fault(fault: Any) -> str:
+    where = ".".join(map(str, fault["loc"])) or "name"
     where = where if len(where) <= 32 else "a field"
     if fault["type"] == "unexpected_keyword_argument":
         return f"{where}: no such field; expected {', '.join(User.__dataclass_fields__)}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
-
-
-def _name_in(entry: dict[Any, Any]) -> str:
-    try:
-        return f" ({_NAME.validate_python(entry.get('name'))})"
-    except ValidationError:
-        return ""
 
 
 LONGEST_TOKEN = 256  # characters; what is longer was not made here
@@ -121,14 +110,9 @@ class Users:
     Parameters
     ----------
     users
-        With digests; no name or digest twice.
+        No name or digest twice, else ValueError.
     everyone
-        As whom those without a token are served; nobody is by default.
-
-    Raises
-    ------
-    ValueError
-        For a name or digest that stands there twice.
+        The user that serves for all callers, whatever their token.
     """
 
     def __init__(self, users: Sequence[User], everyone: User | None = None) -> None:
@@ -150,12 +134,12 @@ class Users:
 
     @classmethod
     def read(cls, path: str | Path) -> Users:
-        """The users in a YAML file; a file that others may read is complained of in the log.
+        """The users in a YAML file; the log warns of one that others may read.
 
         Raises
         ------
         ValueError
-            Names the file, the entry and the field; never what could be a token.
+            Names the file, the entry and the field, and never what could be a token.
         OSError
             If it cannot be read.
         """
@@ -166,14 +150,11 @@ class Users:
 
     @classmethod
     def anyone(cls) -> Users:
-        """For a system without tokens: whoever reaches it is one and the same user, unlimited."""
+        """For a system without tokens: all callers are one user, without limits."""
         return cls([], User(ANYONE, rate_hz=math.inf, at_once=1 << 30, front=True))
 
     def who(self, token: str | None) -> User | None:
-        """Whose token it is, if anyone's.
-
-        Takes the same time whoever it is: digests are compared in constant time, with all users.
-        """
+        """The user with that token; its digest is compared with all, in constant time."""
         if self._everyone is not None:
             return self._everyone
         if not token or len(token) > LONGEST_TOKEN or not token.isascii():
@@ -185,12 +166,9 @@ class Users:
         return found
 
     def named(self, name: str) -> User:
-        """Whom a front asks for; one that is not known here was admitted there, so has no limits.
+        """The user a front asks for. One unknown here was admitted there, and has no limits.
 
-        Raises
-        ------
-        ValueError
-            If that can be no user's name.
+        ValueError if that can be no user's name.
         """
         if (user := self._named.get(name)) is not None:
             return user
@@ -200,21 +178,11 @@ class Users:
             raise ValueError(f"name of a user: {error.errors()[0]['msg']}") from None
 
 
-def new_token() -> str:
-    """A token that nobody can guess: 256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
 def add(path: str | Path, name: str, **limits: Any) -> str:
-    """Add a user to a file, which is made if need be.
+    """Add a user to a file, which is made if need be, and return its new token.
 
-    The token is returned to be shown once: the file has its digest only. What already stands in the
-    file stays as it is, comments too. Services read it at their start.
-
-    Parameters
-    ----------
-    limits
-        Fields of ``User``.
+    ``limits`` are fields of ``User``. The file gets the token's digest only. What already stands in
+    it stays, comments too.
 
     Raises
     ------
@@ -223,7 +191,7 @@ def add(path: str | Path, name: str, **limits: Any) -> str:
     OSError
         If it cannot be written; nothing is changed then.
     """
-    path, token = Path(path), new_token()
+    path, token = Path(path), secrets.token_urlsafe(32)
     entry = {"name": name, "token_sha256": _sha256(token), **limits}
     text = yaml.safe_dump([entry], sort_keys=False).encode()
     _parsed(path, text)
@@ -247,33 +215,33 @@ def _sha256(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _parsed(path: Path, content: bytes) -> Users:
+    try:
+        entries = load_yaml(content)
+        if not (isinstance(entries, list) and entries):
+            raise ValueError("expected a list of users, each `- name: ...`")
+        return Users([_user(number, entry) for number, entry in enumerate(entries, 1)])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 class _Loader(yaml.SafeLoader):
     """Takes no field twice, as happens where the dash of an entry is forgotten."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         fields = super().construct_mapping(node, deep)
         if len(fields) < len(node.value):
-            raise ValueError(
-                f"a field stands twice in the entry of line {node.start_mark.line + 1}"
-            )
+            line = node.start_mark.line + 1
+            raise ValueError(f"a field stands twice in the entry of line {line}")
         return fields
 
 
-def _parsed(path: Path, content: bytes) -> Users:
+def load_yaml(content: bytes) -> Any:
+    """What a YAML file holds; the ValueError names the line and does not quote it."""
     try:
-        return Users(_entries(content))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _entries(content: bytes) -> list[User]:
-    try:
-        entries = yaml.load(content.decode(), _Loader)
+        return yaml.load(content.decode(), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:  # whose text quotes the line
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ValueError(f"not YAML{f' in line {mark.line + 1}' if mark else ''}") from None
-    if not (isinstance(entries, list) and entries):
-        raise ValueError("expected a list of users, each `- name: ...`")
-    return [user_of(number, entry) for number, entry in enumerate(entries, 1)]
