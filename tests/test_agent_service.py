@@ -16,12 +16,11 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
-from agent_here import Device, Llm, here, message
+from agent_here import Device, Llm, failed, here, message
 from edge_fakes import until
 
 from mllm_sched.edge.batch_sizes import LOOKS
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline import service
 from mllm_sched.pipeline.node_errors import RequestRefused
@@ -242,9 +241,9 @@ def test_items_of_one_kind_of_several_requests_are_encoded_together(tmp_path):
 class Slowed(Device):
     """Takes, and tells of, 0.15 s for every item of a call."""
 
-    def encode(self, arm, prepared, cut):
-        self.busy_s = 0.15 * len(prepared)
-        return replace(super().encode(arm, prepared, cut), latency_s=self.busy_s)
+    def run(self, arm, task, items):
+        self.busy_s = 0.15 * len(items)
+        return replace(super().run(arm, task, items), latency_s=self.busy_s)
 
 
 def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(tmp_path):
@@ -262,9 +261,9 @@ def test_items_are_not_encoded_together_where_that_takes_longer_than_the_limit(t
 class Small(Device):
     """Has memory for one item at a time."""
 
-    def encode(self, arm, prepared, cut):
-        encoded = super().encode(arm, prepared, cut)
-        return Encoded(failed="out of memory") if len(prepared) > 1 else encoded
+    def run(self, arm, task, items):
+        encoded = super().run(arm, task, items)
+        return failed(encoded, "out of memory") if len(items) > 1 else encoded
 
 
 def test_calls_that_fail_for_their_size_are_not_made_again_and_again(tmp_path):
@@ -483,9 +482,9 @@ class Remembered(Device):
         self.made.append(weakref.ref(prepared))
         return prepared
 
-    def encode(self, arm, prepared, cut):
-        encoded = super().encode(arm, prepared, cut)
-        return Encoded(failed="it fell over") if self.fails else encoded
+    def run(self, arm, task, items):
+        encoded = super().run(arm, task, items)
+        return failed(encoded, "it fell over") if self.fails else encoded
 
 
 @pytest.mark.parametrize("way", ["answered", "failed", "late", "pushed out"])

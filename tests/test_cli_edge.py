@@ -86,7 +86,7 @@ def test_a_log_level_that_is_none_is_refused_by_check_as_well(write, capsys):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"device": "toaster"}, "device 'toaster': expected one of host, agx-orin"),
+        ({"device": "toaster"}, "device 'toaster': expected one of agx-orin-sim, host"),
         ({"model": "huge"}, "model 'huge': expected one of small-llava"),
         ({"modalities": ["audio"]}, "no encoder for audio"),
         ({"device_settings": {"speeed": 2}}, "unknown setting 'speeed'; expected some of"),

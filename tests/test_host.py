@@ -78,11 +78,11 @@ def test_latency_is_measured_and_energy_is_what_the_meter_says(host):
 def test_a_task_is_charged_its_share_of_the_calls(host, batch, size, calls, share):
     device = host(open_meter=CountingMeter)
     arm = device.space.arm(precision="fp32", threads=1, batch=batch)
-    asked, ask = [], device.worker.ask
-    device.worker.ask = lambda request, timeout_s: asked.append(request) or ask(request, timeout_s)
+    asked, ask = [], device.encoders.ask
+    device.encoders.ask = lambda request, *rest: asked.append(request) or ask(request, *rest)
     measurement = device.run(arm, Task("image", "tiny-clip", size=size))
-    (ran,) = [request for request in asked if request["do"] == "run"]
-    assert (ran["batch"], ran["calls"]) == (batch, calls)
+    opened, ran = asked
+    assert (opened["batch"], ran["calls"]) == (batch, calls)
     assert measurement.energy_j == pytest.approx(10 * share)
 
 
@@ -105,7 +105,7 @@ def test_a_larger_batch_makes_each_item_wait_longer(host):
 def test_an_encoder_that_crashes_is_a_failed_measurement_and_the_next_one_runs(host):
     device = host()
     device.run(device.space[0], TASK)
-    os.kill(device.worker.pid, signal.SIGSEGV)
+    os.kill(device.encoders.pid, signal.SIGSEGV)
     time.sleep(0.2)
     measurement = device.run(device.space[0], TASK)
     assert measurement.failed.startswith("the encoder crashed: killed by SIGSEGV")
@@ -116,20 +116,20 @@ def test_an_encoder_that_crashes_is_a_failed_measurement_and_the_next_one_runs(h
 def test_an_encoder_that_hangs_is_a_failed_measurement_and_the_next_one_runs(host):
     device = host(timeout_s=1.0)
     device.run(device.space[0], TASK)
-    hanging = device.worker.pid
+    hanging = device.encoders.pid
     os.kill(hanging, signal.SIGSTOP)
-    device.prepare = lambda arm: {}  # opening has a longer timeout
+    device.prepare = lambda *_: {}  # opening has a longer timeout
     assert device.run(device.space[0], TASK).failed == (
         "the encoder hangs: no answer in 1 s; killed"
     )
     del device.prepare
     assert not device.run(device.space[0], TASK).failed
-    assert device.worker.pid != hanging
+    assert device.encoders.pid != hanging
 
 
 def test_a_window_the_meter_cannot_see_is_a_failed_measurement(host):
     device = host(open_meter=lambda: CountingMeter(joules=0.0))
-    assert "more repeats" in device.run(device.space[0], TASK).failed
+    assert "too short for this meter; give repeats" in device.run(device.space[0], TASK).failed
 
 
 @pytest.mark.parametrize("task", [Task("audio", "tiny-whisper"), Task("audio", "tiny-clip")])

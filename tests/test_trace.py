@@ -7,7 +7,7 @@ import pytest
 from mllm_sched import paths
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices import open_device
-from mllm_sched.devices.published import sweep_trace
+from mllm_sched.devices.calibration import sweep_trace
 from mllm_sched.measurement import TableError, write_table
 from mllm_sched.tasks import Task
 

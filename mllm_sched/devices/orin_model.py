@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from mllm_sched import paths
-from mllm_sched.devices.published import power_modes
 from mllm_sched.pipeline.work import Work
 
 COMPONENTS = ("gpu", "cpu", "dla")
@@ -38,6 +38,33 @@ CPU_FLOPS_PER_CYCLE = 16 * 0.5
 CPU_J_PER_CYCLE = 0.8e-9
 # Assumed. Handing a tensor from GPU to DLA or back: a reformat and a synchronisation.
 CROSSING_S = 1e-4
+
+
+# Modes of the 64GB module by their cap in watts; MAXN has none, and 60 W is the rating.
+POWER_W = {"15W": 15, "30W": 30, "50W": 50, "MAXN": 60}
+
+
+@lru_cache(maxsize=1)
+def power_modes() -> pd.DataFrame:
+    """Clocks and units per power level, indexed by ``power_w``.
+
+    Columns: ``gpu_sm`` and ``cpu_cores`` (counts), ``gpu_ghz``, ``cpu_ghz``, ``dla_ghz``, and
+    ``memory_gbs`` (GB/s of the 256-bit LPDDR5: two transfers of 32 bytes a clock).
+    """
+    raw = pd.read_csv(paths.PUBLISHED / "nvpmodel_agx_orin.csv")
+    raw = raw[raw["module"].str.startswith("devkit")].set_index("mode")
+    raw = raw.drop(columns="module").apply(pd.to_numeric)
+    table = pd.DataFrame(
+        {
+            "gpu_sm": raw["gpu_sm"],
+            "gpu_ghz": raw["gpu_max_mhz_jp6"] / 1e3,
+            "cpu_cores": raw["online_cpu"],
+            "cpu_ghz": raw["cpu_max_mhz"] / 1e3,
+            "dla_ghz": raw["dla_core_mhz"] / 1e3,
+            "memory_gbs": raw["emc_mhz"] * 2 * 32 / 1e3,
+        }
+    )
+    return table.rename(index=POWER_W).rename_axis("power_w").sort_index()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.admission import Admission, LetIn
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.batch_sizes import BatchSizes
@@ -16,7 +17,6 @@ from mllm_sched.edge.closed_loop import ClosedLoop, EncodedJob, EncodingJob
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
 from mllm_sched.pipeline.jobs import Job
@@ -227,7 +227,7 @@ class EncoderStage:
         encode_s = self._encode_s([prepared]) if prepared else TEXT_S
         return Entry(
             user=pending.user.name,
-            kind=self.loop.runtime.kind(prepared) if prepared else None,
+            kind=prepared.kind if prepared and self.loop.device.batches else None,
             arrived_s=now_s(),
             ends_s=pending.ends_s,
             cost_s=self._scarce_s(turn, encode_s),

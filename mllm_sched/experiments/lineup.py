@@ -5,8 +5,8 @@ from __future__ import annotations
 from mllm_sched.devices import Device
 
 # Said once, for studies and the running system alike; studies know them by this module.
-from mllm_sched.devices.trusted import full_power_arms as full_power_arms
-from mllm_sched.devices.trusted import trusted_arms as trusted_arms
+from mllm_sched.devices.base import full_power_arms as full_power_arms
+from mllm_sched.devices.base import trusted_arms as trusted_arms
 from mllm_sched.experiments.hyperparameters import transferred as transferred
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import Hyperparameters
