@@ -19,7 +19,7 @@ import pytest
 from agent_here import Device, Llm, failed, here, message
 from edge_fakes import until
 
-from mllm_sched.edge.batch_sizes import LOOKS
+from mllm_sched.edge.encoder_stage import LOOKS
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline import service

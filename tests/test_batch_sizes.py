@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.edge.batch_sizes import LONGEST_REST, LOOKS, REST, BatchSizes
+from mllm_sched.edge.encoder_stage import LONGEST_REST, LOOKS, REST, BatchSizes
 from mllm_sched.edge.ewma import KINDS
 
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices import open_device
 from mllm_sched.devices.calibration import sweep_trace
 from mllm_sched.measurement import TableError, write_table
@@ -82,14 +81,6 @@ def test_a_trace_that_lacks_arms_names_them(tmp_path):
     path = write_table(rows, tmp_path / "holes.csv")
     with pytest.raises(TableError, match="lacks 1 of 4 arms: component=cpu, power_w=30"):
         open_device(f"trace:{path}")
-
-
-def test_a_trace_that_lacks_arms_of_the_wanted_space(trace):
-    wanted = ArmSpace([Factor("component", ["gpu", "cpu", "dla"]), Factor("power_w", [15, 30])])
-    with pytest.raises(TableError, match="lacks 2 of 6 arms: component=dla, power_w=15"):
-        open_device(trace, space=wanted)
-    with pytest.raises(TableError, match="no column for the factors load"):
-        open_device(trace, space=ArmSpace.agx_orin())
 
 
 def test_failed_repeats_are_replayed_as_failures(tmp_path):

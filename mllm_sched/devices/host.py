@@ -52,7 +52,7 @@ class HostDevice(LiveDevice):
         ``cpu``, or ``gpu`` for its NVIDIA card; that needs onnxruntime-gpu.
     open_meter
         Opens what measures the energy; by default the best there is for the component.
-    repeats, window_s
+    repeats
         See ``LiveDevice``.
 
     Examples
@@ -77,7 +77,6 @@ class HostDevice(LiveDevice):
         component: str = "cpu",
         open_meter: Callable[[], PowerMeter] | None = None,
         repeats: int = 1,
-        window_s: float = 0.0,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         if component not in ("cpu", "gpu"):
@@ -97,7 +96,6 @@ class HostDevice(LiveDevice):
             open_meter or partial(meters.open_meter, kind=kind),
             Thermals(),
             repeats,
-            window_s,
         )
 
     @property

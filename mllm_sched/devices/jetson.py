@@ -55,8 +55,8 @@ class JetsonDevice(LiveDevice):
         Readings per second of the power sensors.
     imitate
         Whether clock caps may stand in for modes that need a reboot.
-    repeats, window_s
-        See ``LiveDevice``; the window is not for items of a model.
+    window_s
+        See ``LiveDevice``; not for items of a model.
 
     Raises
     ------
@@ -77,7 +77,6 @@ class JetsonDevice(LiveDevice):
         root: str | Path = "/",
         rate_hz: float = RATE_HZ,
         imitate: bool = True,
-        repeats: int = 1,
         window_s: float = 1.0,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
@@ -95,8 +94,7 @@ class JetsonDevice(LiveDevice):
                 orin_space(self.clocks, components),
                 lambda: open_meter(root, "ina3221", rate_hz),
                 Thermals(root),
-                repeats,
-                0.0 if model else window_s,
+                window_s=0.0 if model else window_s,
             )
             if model and not self.imitated and set(self.space.factor("component").levels) - {"cpu"}:
                 from mllm_sched.pipeline.export_half import check_exportable  # loads ONNX Runtime

@@ -51,7 +51,6 @@ class LiveDevice(ABC):
 
     name: str
     evidence = "measured"
-    stationary = False  # other programs come and go
     batches = False
 
     def __init__(
