@@ -72,12 +72,12 @@ class KnownDevice(Device, Protocol):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoded(Measurement):
-    """Measurement of a task whose items were encoded, with their features.
+    """Measurement of a task on a device that really encodes.
 
     Attributes
     ----------
     parts
-        Features, in the order of the items; none if encoding failed. A run whose energy alone
+        Features of the items, in their order; none if encoding failed. A run whose energy alone
         could not be measured has failed as a measurement and has features all the same.
     cause
         Kind of failure: ``raised``, ``memory``, ``crashed``, ``hung`` or ``meter``; else empty.
@@ -94,30 +94,14 @@ class Encoded(Measurement):
 
 
 class ModelDevice(Device, Protocol):
-    """A device opened with ``model=...``: it encodes real items of a multimodal model.
-
-    Attributes
-    ----------
-    encoders
-        Of the model.
-    meter_source
-        Where the joules come from, in words.
-    batches
-        Whether several items can be one call.
-    """
+    """A device opened with ``model=...``: it encodes real items of a multimodal model."""
 
     encoders: ModelEncoders
-    meter_source: str
-    batches: bool
+    meter_source: str  # where the joules come from, in words
+    batches: bool  # whether several items can be one call
 
     def run(self, arm: Arm, task: Task, items: Sequence[Prepared] = ()) -> Encoded:
-        """Encode the items, all of one kind, in one call, and measure it.
-
-        Raises
-        ------
-        ValueError
-            If the task is for another encoder, the arm of another space, or the items no batch.
-        """
+        """Encode the items, all of one kind, in one call, and measure it."""
         ...
 
     def load(self, arms: Sequence[Arm]) -> None:

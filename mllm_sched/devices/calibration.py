@@ -139,10 +139,7 @@ def _fit_gpu_latency(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, 
         lambda parameters: np.log(latency(parameters)) - target,
         start,
         bounds=bounds,
-        xtol=1e-14,
-        ftol=1e-14,
-        gtol=1e-14,
-        max_nfev=20_000,
+        **{"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 20_000},
     )
     values = [*np.exp(fit.x[:3]), *fit.x[3:]]
     return {name: float(value) for name, value in zip(names, values, strict=True)}
@@ -236,19 +233,14 @@ def _gpu_predictions(
         | (scale != 1.0)
     )
     pairs = list(zip(sweep["network"], sweep["power_w"], strict=True))
-    latency = [model.latency_s(work[name], "gpu", power) for name, power in pairs]
-    energy = [model.marginal_energy_j(work[name], "gpu", power) for name, power in pairs]
     base = sweep[["network", "power_w"]].assign(source=source, held_out=held_out)
-    return pd.concat(
-        [
-            base.assign(quantity="latency_s", published=sweep["latency_s"], predicted=latency),
-            base.assign(
-                quantity="marginal_energy_j",
-                published=sweep["marginal_energy_j"],
-                predicted=energy,
-            ),
-        ]
-    )
+    quantities = {"latency_s": model.latency_s, "marginal_energy_j": model.marginal_energy_j}
+    tables = []
+    for quantity, predict in quantities.items():
+        predicted = [predict(work[name], "gpu", power) for name, power in pairs]
+        columns = {"quantity": quantity, "published": sweep[quantity], "predicted": predicted}
+        tables.append(base.assign(**columns))
+    return pd.concat(tables)
 
 
 def _dla_predictions() -> pd.DataFrame:
@@ -287,7 +279,6 @@ def main() -> None:
     paths.need_checkout()
     model = calibrate()
     path = paths.DATA / "calibration" / "agx_orin.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(model.to_json())
     print(held_out_errors(model).round(3).to_string(index=False))
 

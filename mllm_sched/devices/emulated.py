@@ -26,10 +26,8 @@ class EmulatedDevice:
 
     Parameters
     ----------
-    device
-        What says latency and energy.
-    model
-        Makes the features.
+    device, model
+        What says latency and energy, and what makes the features.
     encoders
         The device's encoder for each modality; by default its first.
     speed

@@ -43,10 +43,8 @@ class JetsonDevice(LiveDevice):
 
     Parameters
     ----------
-    encoder, timeout_s
-        See ``ExampleEncoder``.
-    model
-        Encoders of a model, in place of ``encoder``.
+    encoder, timeout_s, model
+        See ``HostDevice``.
     components
         Those that may be chosen; all by default.
     root

@@ -37,14 +37,8 @@ class LiveDevice(ABC):
 
     Parameters
     ----------
-    encoders
-        What is run.
-    space
-        The arms.
     open_meter
         Opens the meter; called again after one broke.
-    thermals
-        Of the machine.
     repeats, window_s
         A task is run that often, and for that long at least, per measurement; the mean is taken.
     """
@@ -85,17 +79,8 @@ class LiveDevice(ABC):
         """Run the task on the arm, now.
 
         The first run of an arm may also open its encoder; that is not part of the measurement.
-
-        Parameters
-        ----------
-        arm, task
-            What is run.
-        items
-            Of a model: what is encoded, in one call.
-
-        Returns
-        -------
-        The measurement; ``failed`` says why if the encoder or the meter failed.
+        Items of a model are encoded in one call. If the encoder or the meter failed, the
+        measurement says why.
 
         Raises
         ------
@@ -127,18 +112,9 @@ class LiveDevice(ABC):
         )
 
     def prepare(self, arm: Arm, items: Sequence[Prepared] = ()) -> dict[str, Any]:
-        """Bring the machine and the encoders' process to the arm.
+        """Bring the machine and the encoders' process to the arm; HarnessError if that fails.
 
-        Returns
-        -------
-        ``provider`` and, where it applies, ``dla_share`` and ``clocks``.
-
-        Raises
-        ------
-        HarnessError
-            If the machine cannot be brought there, or the encoder cannot be opened.
-        MissingPackage
-            See ``require_packages``.
+        Returns ``provider`` and, where it applies, ``dla_share`` and ``clocks``.
         """
         facts = self.bring(arm)
         return {**self.encoders.open(self.request(arm), items), **facts}

@@ -34,7 +34,6 @@ from mllm_sched.pipeline.requests import Item, Layout, Part
 
 TORCH = "torch"  # the component that is this machine's CPU, through PyTorch
 FLOAT32 = {"component": TORCH, "precision": "float32", "threads": 1}
-PRECISIONS = ("float32", "bfloat16", "int8")
 LOAD_S = 60.0  # at most for loading before the first task; whoever starts the agent waits
 REMEMBERED = 1024  # kinds that were warmed up
 # Threads that wait for each other sleep. If they spin, a call that shares its cores with another
@@ -62,12 +61,8 @@ class ModelEncoders(EncoderWorker):
 
     Parameters
     ----------
-    name
-        A small model by name, or ``hf:`` and a folder or hub id.
-    seed
-        Of a small model's weights.
-    modalities
-        Those to encode; all of the model by default.
+    name, modalities, seed
+        See ``load_encoders``.
     cut
         Features are taken after the ``encoder`` or after the ``projector``.
     timeout_s, open_timeout_s
@@ -117,8 +112,7 @@ class ModelEncoders(EncoderWorker):
         Parameters
         ----------
         how
-            ``component``, ``torch`` or one of ``pipeline/onnx.py``; ``precision``, one of
-            ``PRECISIONS`` in PyTorch; ``threads`` of PyTorch.
+            ``component``, ``torch`` or one of ``pipeline/onnx.py``; ``precision``; ``threads``.
         items
             At least one.
         warm_up
@@ -161,15 +155,7 @@ Inputs = dict[str, Tensor]
 
 
 class ModelServer(EncoderServer):
-    """The child's side.
-
-    Projectors, which are small, run in float32 whatever the precision of the encoder.
-
-    Parameters
-    ----------
-    name, seed, modalities
-        As for ``load_encoders``.
-    """
+    """The child's side. Projectors run in float32 whatever the precision of the encoder."""
 
     def __init__(self, name: str, seed: int, modalities: Sequence[str]) -> None:
         super().__init__()
@@ -265,7 +251,7 @@ def _converted(model: Any, precision: str) -> Any:
             warnings.simplefilter("ignore")
             linear = {torch.nn.Linear}
             return torch.ao.quantization.quantize_dynamic(model, linear, dtype=torch.qint8)
-    raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    raise ValueError(f"precision={precision!r}: expected float32, bfloat16 or int8")
 
 
 def _joined(items: Sequence[Inputs]) -> Inputs:

@@ -120,7 +120,7 @@ class OrinModel:
         return float(getattr(self, f"_{component}_marginal_j")(work, power_w))
 
     def idle_power_w(self, power_w: float) -> float:
-        """Watts of the idle module, on the log of the power level between those published."""
+        """Watts of the idle module, interpolated on the log of the power level."""
         levels, watts = zip(*self.idle_w, strict=True)
         return float(np.interp(np.log(power_w), np.log(levels), watts))
 
@@ -136,10 +136,9 @@ class OrinModel:
     def tenants_energy_j(
         self, work: Work, component: str, power_w: float, load: float, background: float = 0.0
     ) -> float:
-        """Joules that tenants add who keep the rest of the component busy meanwhile.
+        """Joules of others who have the rest of the component meanwhile.
 
-        The work has a share ``load`` of what ``background`` leaves; others have the rest. Assumed:
-        they draw in their share what this work would draw in it.
+        Assumed: they draw in their share what this work would draw in it.
         """
         power = self.marginal_energy_j(work, component, power_w) / self.latency_s(
             work, component, power_w
@@ -160,6 +159,7 @@ class OrinModel:
         return self._gpu_base_j(work) * self.gpu_energy_factor(power_w)
 
     def _gpu_base_j(self, work: Work) -> float:
+        """At the clock of the 15W mode."""
         return self.gpu_j_per_flop * work.flops + self.gpu_j_per_byte * work.bytes
 
     def gpu_energy_factor(self, power_w: float) -> float:

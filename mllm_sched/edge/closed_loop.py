@@ -1,7 +1,7 @@
-"""One device and its scheduler: asks for an arm, encodes on it, tells what that took.
+"""The loop of an agent: ask the scheduler, run the device, tell the scheduler.
 
-Everything here happens in one thread, one call of the encoder after another. The journal has each
-decision before the encoder starts, and each measurement before anybody is told of it.
+One call of the encoder after another, in one thread. The journal has each decision before the
+encoder starts, and each measurement before anybody is told of it.
 """
 
 from __future__ import annotations
@@ -70,25 +70,14 @@ class EncodedJob:
 
 
 class ClosedLoop:
-    """The loop of one device.
-
-    Parameters
-    ----------
-    name
-        Of the agent.
-    device
-        Encodes.
-    learner
-        Chooses, and remembers.
-    limit_s
-        On the latency of encoding.
-    metrics
-        Told of everything.
+    """The loop of one device, within ``limit_s`` on the latency of encoding.
 
     Attributes
     ----------
     closing
         Once it is set, nothing is waited for, and nothing tried again.
+    infeasible
+        By modality: whether no arm was thought to keep the limit when it was decided last.
     """
 
     def __init__(
@@ -103,7 +92,7 @@ class ClosedLoop:
         self.limit_s, self.metrics = limit_s, metrics
         self._encoders = {takes: encoder for encoder, takes in device.modalities.items()}
         self.closing = threading.Event()
-        self.infeasible: dict[str, bool] = {}  # by modality, of one item, as it was decided last
+        self.infeasible: dict[str, bool] = {}
         self._untold: Callable[[], None] | None = None  # writes what the journal could not take
         self._is_behind = False
         if learner.journal.stepped_back_s:
@@ -136,20 +125,14 @@ class ClosedLoop:
     def settle(self) -> None:
         """Write what the last task took, if the journal could not take it then.
 
-        Raises
-        ------
-        JournalError
-            As long as it cannot be written.
+        Raises JournalError as long as it cannot be written.
         """
         if self._untold:
             self._untold()
             self._untold = None
 
     def _as_before(self, works: Sequence[EncodingJob]) -> list[Arm] | None:
-        """The arm of a task whose answer may have begun, so that it goes on alike.
-
-        A batch is not what it was, and its answers may differ in any case.
-        """
+        """The arm of a single item whose answer may have begun, so that it goes on alike."""
         arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
         return [arm] if arm else None
 
@@ -186,7 +169,7 @@ class ClosedLoop:
             return Encoded(arm, task, math.nan, math.nan, *evidence, why, cause="raised")
 
     def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
-        """Write and learn what it took. A journal that is full or locked is waited for."""
+        """Write and learn what it took; waits for a journal that is full or locked."""
         self._raise_alarms(encoded)
         self._untold = partial(self._write, decision, encoded, works)
         self._patiently(self.settle, _last(works))
@@ -254,7 +237,7 @@ class ClosedLoop:
         }
 
     def _patiently(self, write: Callable[[], None], ends_s: float) -> None:
-        """Write; again and again until somebody's patience is over."""
+        """Write; again and again until the deadline."""
         while True:
             try:
                 return write()

@@ -38,15 +38,7 @@ OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer
 
 @dataclass(frozen=True)
 class Calls:
-    """Latencies of some calls; a window of a fast encoder holds hundreds of thousands.
-
-    Attributes
-    ----------
-    count
-        How many.
-    mean_s, sd_s, median_s, longest_s
-        Of their latencies; the scatter of a single call is 0.
-    """
+    """Latencies of some calls, summed up; the standard deviation of a single call is 0."""
 
     count: int
     mean_s: float
@@ -56,13 +48,7 @@ class Calls:
 
     @classmethod
     def of(cls, latencies_s: Sequence[float]) -> Calls:
-        """Sum up latencies, at least one.
-
-        Examples
-        --------
-        >>> Calls.of([0.1, 0.1, 0.4]).median_s
-        0.1
-        """
+        """Sum up latencies, at least one."""
         return cls(
             len(latencies_s),
             statistics.fmean(latencies_s),
@@ -90,10 +76,10 @@ def pooled_sd_s(parts: Sequence[Calls]) -> float:
 
 
 def timed_calls(call: Callable[[], object], calls: int, seconds: float, load: float) -> Calls:
-    """Call some times, and for some seconds at least.
+    """Call so many times at least, and for so many seconds at least.
 
     With a load below 1 each call is followed by a pause, so that the component is busy for that
-    share of the time; the pause is part of what the call takes.
+    share of the time; the pause is part of the latency.
     """
     pause = 1 / load - 1
     latencies: list[float] = []
@@ -128,12 +114,8 @@ class HangError(WorkerError):
 class Child:
     """The parent's side. The process starts with the first request, and again after a crash.
 
-    Parameters
-    ----------
-    command
-        Runs the other side, which calls ``serve``.
-    environment
-        Variables that it gets beside this process's own.
+    ``command`` runs the other side, which calls ``serve``; ``environment`` is added to that of
+    this process.
     """
 
     def __init__(
@@ -260,8 +242,6 @@ class EncoderWorker(Child, ABC):
 
     Parameters
     ----------
-    command, environment
-        See ``Child``.
     timeout_s
         For a single call at full load, after which it counts as hanging.
     open_timeout_s
