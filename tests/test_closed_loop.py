@@ -203,12 +203,6 @@ def test_a_change_of_the_device_raises_an_alarm(opened):
     assert exposed(loop, 'mllm_sched_alarms_total{kind="drift"}') >= 1
 
 
-def test_contexts_are_what_differs_between_tasks():
-    assert contexts_of(["image"], [1]) == []
-    names = [factor.name for factor in contexts_of(["image", "audio"], [1, 2])]
-    assert names == ["modality", "batch"]
-
-
 def locking(loop):
     """A connection that holds the journal from the moment that an encoder is at work."""
     other = sqlite3.connect(loop.learner.journal.path, check_same_thread=False)

@@ -217,6 +217,7 @@ def test_what_cannot_be_asked_is_refused_at_once(host):
     [
         ("abacus", {}, "expected one of agx-orin-sim, host"),
         ("host", {"timeout": 3}, "unknown setting 'timeout'; expected some of component"),
+        ("host", {"component": "gpu"}, "run on the cpu alone"),
         ("agx-orin-sim", {"speed": -1}, "speed=-1"),
         ("agx-orin-sim", {"components": ["npu"]}, "npu"),
         ("agx-orin-sim", {"encoders": {"image": "whisper-small"}}, r"clip-vit-b32 \(image\)"),

@@ -81,6 +81,8 @@ class HostDevice(LiveDevice):
     ) -> None:
         if component not in ("cpu", "gpu"):
             raise ValueError(f"component={component!r}: expected one of cpu, gpu")
+        if model and component == "gpu":
+            raise ValueError("component='gpu': a model's encoders run on the cpu alone")
         threads = Factor("threads", thread_levels(), log=True)
         if model:
             factors = [Factor("precision", ["float32", "bfloat16", "int8"]), threads]

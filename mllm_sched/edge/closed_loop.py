@@ -272,6 +272,8 @@ def contexts_of(modalities: Sequence[str], batches: Sequence[int]) -> list[Facto
     --------
     >>> [factor.name for factor in contexts_of(["image", "audio"], [1])]
     ['modality']
+    >>> contexts_of(["image"], [1])
+    []
     """
     factors = []
     if len(modalities) > 1:
