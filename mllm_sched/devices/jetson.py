@@ -87,17 +87,18 @@ class JetsonDevice(LiveDevice):
         self._level: tuple[int, str] | None = None  # that is set, and how
         self._cpu = ("torch", "float32") if model else ("cpu", "fp32")
         try:
+            space = orin_space(self.clocks, components)
+            if model and not self.imitated and set(space.factor("component").levels) - {"cpu"}:
+                from mllm_sched.pipeline.export_half import check_exportable  # loads ONNX Runtime
+
+                check_exportable(model.half)
             super().__init__(
                 model or ExampleEncoder(encoder, timeout_s),
-                orin_space(self.clocks, components),
+                space,
                 lambda: open_meter(root, "ina3221", rate_hz),
                 Thermals(root),
                 window_s=0.0 if model else window_s,
             )
-            if model and not self.imitated and set(self.space.factor("component").levels) - {"cpu"}:
-                from mllm_sched.pipeline.export_half import check_exportable  # loads ONNX Runtime
-
-                check_exportable(model.half)
         except BaseException:
             self.clocks.close()
             raise
