@@ -31,7 +31,7 @@ from mllm_sched.edge.config import AgentConfig, read_config
 from mllm_sched.edge.journal import Journal, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.load import LoadUser
-from mllm_sched.edge.run_agent import open_runtime_of, spec_of
+from mllm_sched.edge.run_agent import open_device_of, spec_of
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.experiments.closed_loop import (
     ADAPTIVE,
@@ -46,6 +46,7 @@ from mllm_sched.experiments.closed_loop import (
 from mllm_sched.experiments.provenance import as_csv, provenance
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
+from mllm_sched.tasks import Task
 
 MODEL, TASK_S = "llava-clip-b32", 0.1
 FIXED = {FULL: "float32", INT8: "int8"}
@@ -111,15 +112,16 @@ def deciding_share(config: Path, tasks: int = 1000) -> dict[str, float]:
     """Ask and tell with the journal, around real calls, over 100 ms: mean, 95 % interval, count."""
     read = read_config(config, AgentConfig)
     took_s = []
-    with closing(open_runtime_of(read, start=True)) as runtime:
-        spec, prepared = spec_of(read, runtime), runtime.prepare(item(0)[0])
+    with closing(open_device_of(read)) as device:
+        spec, items = spec_of(read, device), [device.encoders.prepare(item(0)[0])]
+        task = Task("image", f"{MODEL}:image")
         with Journal(config.parent / "timed.journal") as journal:
             learner = Learner(journal, spec)
             for number in range(tasks):
                 asked_s = time.perf_counter()
                 decision = learner.ask([f"user/{number}/0"])
                 decided_s = time.perf_counter()
-                encoded = runtime.encode(decision.arm, [prepared])
+                encoded = device.run(decision.arm, task, items)
                 encoded_s = time.perf_counter()
                 measured = {"latency_s": encoded.latency_s, "energy_j": encoded.energy_j}
                 learner.tell(decision.id, facts={"encoder": MODEL}, **measured)

@@ -32,7 +32,7 @@ from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_schema import open_reader
 from mllm_sched.edge.learner import replay
 from mllm_sched.edge.load import LoadUser, keep_asking
-from mllm_sched.edge.run_agent import open_runtime_of, spec_of
+from mllm_sched.edge.run_agent import open_device_of, spec_of
 from mllm_sched.edge.system import LocalSystem, Supervisor
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
@@ -157,8 +157,8 @@ def kill(system: LocalSystem, kills: int, rng: np.random.Generator) -> Counter[s
 def same_as_journal(path: Path) -> bool:
     """Whether the scheduler as it was at the end is what all its events make of a new one."""
     read = read_config(path.with_suffix(".yaml"), AgentConfig)
-    with closing(open_runtime_of(read, start=False)) as runtime:
-        anew = spec_of(read, runtime).make()
+    with closing(open_device_of(read)) as device:
+        anew = spec_of(read, device).make()
     with Journal(path) as journal:
         snapshot = journal.snapshot()
         for event in journal.events():

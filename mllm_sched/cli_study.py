@@ -127,7 +127,7 @@ def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _trace_of(device: LiveDevice) -> Path:
     """Where a profile goes by default; the name says what its numbers are."""
-    encoder = re.sub(r"[^\w.-]+", "-", device.spec.name)
+    encoder = re.sub(r"[^\w.-]+", "-", "".join(device.modalities))
     evidence = f"latency-{device.evidence}_energy-{device.energy_evidence}"
     return paths.TRACES / f"{device.name}_{encoder}_{evidence}.csv"
 

@@ -6,6 +6,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -13,16 +14,16 @@ import torch
 from edge_fakes import listening
 from test_closed_loop import LIMIT_S, SPACE, TRUSTED
 
+from mllm_sched.devices import Encoded
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.agent import Agent
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import ClosedLoop
-from mllm_sched.edge.encoder_process import Prepared
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.monitor import Metrics
-from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.service import BEHALF
 from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.checkpoints import bare_encoders
@@ -42,29 +43,28 @@ PIXELS = np.zeros((56, 56, 3), np.uint8)
 class Device:
     """Takes ``busy_s`` for a call, and tells of 0.1 s."""
 
-    space, evidence, energy_evidence = SPACE, "measured", "estimated"
-    half, identity, modalities = HALF, HALF.identity, HALF.modalities
+    space, evidence, energy_evidence, batches = SPACE, "measured", "estimated", True
 
     def __init__(self, busy_s=0.0):
-        self.busy_s, self.calls = busy_s, []
-
-    def encoder(self, modality):
-        return f"scripted:{modality}"
+        self.busy_s, self.calls, self.encoders = busy_s, [], self
+        self.half, self.modalities = HALF, {f"scripted:{one}": one for one in HALF.modalities}
 
     def prepare(self, item):
         return Prepared(item.modality, *self.half.prepare(item))
 
-    def kind(self, prepared):
-        return prepared.kind
-
-    def encode(self, arm, prepared, cut):
-        self.calls.append(len(prepared))
+    def run(self, arm, task, items):
+        self.calls.append(len(items))
         time.sleep(self.busy_s)
-        parts = tuple(Part(one.modality, cut, torch.zeros(4, 3), one.layout) for one in prepared)
-        return Encoded(parts, latency_s=0.1, energy_j=1.0)
+        parts = [Part(one.modality, "projector", torch.zeros(4, 3), one.layout) for one in items]
+        return Encoded(arm, task, 0.1, 1.0 * len(items), "measured", "estimated", parts=parts)
 
     def close(self):
         pass
+
+
+def failed(encoded, why):
+    """The same run, as one that came to nothing."""
+    return replace(encoded, failed=why, cause="raised", parts=())
 
 
 class Llm:
@@ -109,7 +109,7 @@ class Here:
 
     def __init__(self, agent, port, journal):
         self.agent, self.journal = agent, journal
-        self.device, self.llm = agent.runtime, agent.answering._client
+        self.device, self.llm = agent.device, agent.answering._client
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         self._threads = ThreadPoolExecutor(64)
 
@@ -152,8 +152,8 @@ async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=No
     device, llm, metrics = device or Device(), llm or Llm(), Metrics(SPACE)
     with Journal(folder / "journal", busy_s=0.2) as journal:
         spec = SchedulerSpec("ucb", SPACE, {"latency_s": LIMIT_S}, [TRUSTED])
-        loop = ClosedLoop("edge-1", device, Learner(journal, spec), LIMIT_S, "projector", metrics)
-        answering = Answering(llm, device.identity, "float32", at_once)
+        loop = ClosedLoop("edge-1", device, Learner(journal, spec), LIMIT_S, metrics)
+        answering = Answering(llm, HALF.identity, "float32", at_once)
         stage = EncoderStage(loop, FairQueue(), sizes, answering, metrics)
         agent = Agent(
             *("edge-1", stage, answering, journal, users or Users.anyone()),

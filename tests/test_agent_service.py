@@ -13,13 +13,12 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
-from agent_here import Device, Llm, here, message
+from agent_here import Device, Llm, failed, here, message
 from edge_fakes import until
 from journals import fill, small_disk
 
-from mllm_sched.edge.batch_sizes import LOOKS
+from mllm_sched.edge.encoder_stage import LOOKS
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.runtime import Encoded
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Limits
@@ -202,9 +201,9 @@ async def test_items_of_one_kind_of_several_requests_are_encoded_together(system
 class Slowed(Device):
     """Takes, and tells of, 0.15 s for every item of a call."""
 
-    def encode(self, arm, prepared, cut):
-        self.busy_s = 0.15 * len(prepared)
-        return replace(super().encode(arm, prepared, cut), latency_s=self.busy_s)
+    def run(self, arm, task, items):
+        self.busy_s = 0.15 * len(items)
+        return replace(super().run(arm, task, items), latency_s=self.busy_s)
 
 
 @serving(device=Slowed(), sizes=(1, 2))  # the limit is 0.2 s
@@ -219,9 +218,9 @@ async def test_items_are_not_encoded_together_where_that_takes_longer_than_the_l
 class Small(Device):
     """Has memory for one item at a time."""
 
-    def encode(self, arm, prepared, cut):
-        encoded = super().encode(arm, prepared, cut)
-        return Encoded(failed="out of memory") if len(prepared) > 1 else encoded
+    def run(self, arm, task, items):
+        encoded = super().run(arm, task, items)
+        return failed(encoded, "out of memory") if len(items) > 1 else encoded
 
 
 @serving(device=Small(0.03), sizes=(1, 2))
@@ -390,9 +389,9 @@ class Remembered(Device):
         self.made.append(weakref.ref(prepared))
         return prepared
 
-    def encode(self, arm, prepared, cut):
-        encoded = super().encode(arm, prepared, cut)
-        return Encoded(failed="it fell over") if self.fails else encoded
+    def run(self, arm, task, items):
+        encoded = super().run(arm, task, items)
+        return failed(encoded, "it fell over") if self.fails else encoded
 
 
 @pytest.mark.parametrize("way", ["answered", "failed", "late", "pushed out"])

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.devices.calibration import calibrate, held_out_errors, predictions
-from mllm_sched.devices.orin_model import OrinModel, calibrated_model
-from mllm_sched.devices.published import dla_gpu_ratio, dla_latency, gpu_sweep, power_modes
+from mllm_sched.devices.calibration import (
+    calibrate,
+    dla_gpu_ratio,
+    dla_latency,
+    gpu_sweep,
+    held_out_errors,
+    predictions,
+)
+from mllm_sched.devices.orin_model import OrinModel, calibrated_model, power_modes
 
 
 def flat(value):

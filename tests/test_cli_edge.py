@@ -79,7 +79,7 @@ def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"device": "toaster"}, "device 'toaster': expected one of host, agx-orin"),
+        ({"device": "toaster"}, "device 'toaster': expected one of agx-orin-sim, host"),
         ({"model": "huge"}, "model 'huge': expected one of small-llava"),
         ({"modalities": ["audio"]}, "no encoder for audio"),
         ({"device_settings": {"speeed": 2}}, "unknown setting 'speeed'; expected some of"),

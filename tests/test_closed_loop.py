@@ -13,14 +13,14 @@ import torch
 
 from mllm_sched import make_scheduler
 from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.devices import Encoded
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge import run_agent
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.closed_loop import ClosedLoop, EncodingFailed, EncodingJob, contexts_of
-from mllm_sched.edge.encoder_process import Prepared
 from mllm_sched.edge.journal import AsyncJournal, Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.monitor import Metrics
-from mllm_sched.edge.runtime import Encoded
 from mllm_sched.pipeline.requests import Layout, Part
 
 SPACE = ArmSpace([Factor("precision", ["float32", "int8"]), Factor("threads", [1, 2])])
@@ -29,25 +29,27 @@ LIMIT_S = 0.2
 
 
 class Scripted:
-    """A runtime that does what a test says, and otherwise takes 0.1 s and 1 J."""
+    """A device that does what a test says, and otherwise takes 0.1 s, and 1 J for an item."""
 
     space, evidence, energy_evidence = SPACE, "measured", "estimated"
+    modalities, batches = {"scripted:image": "image"}, True
 
     def __init__(self):
         self.script, self.ran = [], []
 
-    def encoder(self, modality):
-        return f"scripted:{modality}"
-
-    def encode(self, arm, prepared, cut):
+    def run(self, arm, task, items):
         self.ran.append(arm)
         fields = self.script.pop(0) if self.script else {}
         if callable(fields):
             fields = fields()
+        took = {"latency_s": 0.1, "energy_j": 1.0 * len(items)}
         if fields.get("failed"):
-            return Encoded(**fields)
-        parts = tuple(Part("image", cut, torch.zeros(2, 3), Layout()) for _ in prepared)
-        return Encoded(parts, **{"latency_s": 0.1, "energy_j": 1.0, **fields})
+            took = dict.fromkeys(took, math.nan)
+        if not fields.get("failed") or fields["cause"] == "meter":
+            layout = Layout()
+            took["parts"] = [Part("image", "encoder", torch.zeros(2, 3), layout) for _ in items]
+        fields = {"evidence": self.evidence, "energy_evidence": self.energy_evidence, **fields}
+        return Encoded(arm, task, **{**took, **fields})
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def opened(tmp_path):
         spec = SchedulerSpec(rule, SPACE, {"latency_s": LIMIT_S}, [TRUSTED], contexts=contexts)
         journals.append(Journal(tmp_path / "a.journal", busy_s=0.05, **clocks))
         learner = Learner(journals[-1], spec)
-        return ClosedLoop("edge-1", Scripted(), learner, LIMIT_S, "projector", Metrics(SPACE))
+        return ClosedLoop("edge-1", Scripted(), learner, LIMIT_S, Metrics(SPACE))
 
     yield open_loop
     for journal in journals:
@@ -93,15 +95,15 @@ def test_what_was_measured_is_in_the_journal_and_in_the_answer(opened):
     (row,) = rows(loop).to_dict("records")
     assert (row["latency_s"], row["energy_j"], row["user"]) == (0.1, 1.0, "ana")
     assert (done.run.latency_s, done.run.energy_j, done.run.agent) == (0.1, 1.0, "edge-1")
-    assert done.run.arm == str(loop.runtime.ran[0])
+    assert done.run.arm == str(loop.device.ran[0])
     assert (row["evidence"], row["energy_evidence"]) == ("measured", "estimated")
 
 
 def test_an_arm_that_fails_is_learned_and_the_task_runs_on_another(opened):
     loop = opened()
-    loop.runtime.script = [{"failed": "the encoder crashed: killed by SIGKILL", "why": "crashed"}]
+    loop.device.script = [{"failed": "the encoder crashed: killed by SIGKILL", "cause": "crashed"}]
     (done,) = loop.encode([work()])
-    first, second = loop.runtime.ran
+    first, second = loop.device.ran
     assert first != second and done.run.arm == str(second)
     assert list(rows(loop)["failed"]) == ["the encoder crashed: killed by SIGKILL", ""]
     assert exposed(loop, f'mllm_sched_failures_total{{arm="{first}",why="crashed"}}') == 1
@@ -110,24 +112,24 @@ def test_an_arm_that_fails_is_learned_and_the_task_runs_on_another(opened):
 
 def test_an_arm_that_hangs_counts_as_above_the_time_it_was_waited_for(opened):
     loop = opened("adaptive-safe-gp")
-    loop.runtime.script = [{"failed": "hangs", "hung_s": 2.0}]
+    loop.device.script = [{"failed": "hangs", "cause": "hung", "hung_s": 2.0}]
     loop.encode([work()])
     assert rows(loop)["failed"][0] == "stopped: latency_s above 2"
-    assert loop.runtime.ran[0] == TRUSTED != loop.runtime.ran[1]
+    assert loop.device.ran[0] == TRUSTED != loop.device.ran[1]
 
 
 def test_a_task_fails_when_two_arms_failed(opened):
     loop = opened()
-    loop.runtime.script = [{"failed": "no"}, {"failed": "again no"}, {}]
+    loop.device.script = [{"failed": why, "cause": "raised"} for why in ("no", "again no")]
     with pytest.raises(EncodingFailed, match="again no"):
         loop.encode([work()])
-    assert len(loop.runtime.ran) == 2
+    assert len(loop.device.ran) == 2
     assert not loop.learner.scheduler._open
 
 
 def test_without_a_meter_tasks_go_on_and_nothing_is_learned_of_them(opened):
     loop = opened()
-    loop.runtime.script = [{"energy_j": math.nan, "meter_lost": "the sensor is gone"}, {}]
+    loop.device.script = [{"failed": "the sensor is gone", "cause": "meter", "latency_s": 0.1}]
     (done,) = loop.encode([work("ana/1/0")])
     assert done.run.energy_j == 0.0
     assert loop.learner.scheduler.steps == 0 and rows(loop).empty
@@ -147,7 +149,7 @@ def test_a_task_that_was_under_way_at_a_kill_runs_on_its_arm_again(opened):
     assert again.learner.arm_of("ana/9/0") == begun.arm
     again.encode([work("ana/9/0")])
     again.encode([work("ana/10/0")])
-    assert again.runtime.ran[0] == begun.arm
+    assert again.device.ran[0] == begun.arm
     assert len(rows(again)) == 6
 
 
@@ -163,13 +165,12 @@ def test_a_journal_that_is_locked_is_waited_for_and_nothing_is_lost(opened):
     loop = opened()
     other = sqlite3.connect(loop.learner.journal.path, check_same_thread=False)
 
-    class Locking(Scripted):
-        def encode(self, *args):
-            other.execute("BEGIN EXCLUSIVE")
-            threading.Timer(0.5, other.rollback).start()
-            return super().encode(*args)
+    def lock():
+        other.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.5, other.rollback).start()
+        return {}
 
-    loop.runtime = Locking()
+    loop.device.script = [lock]
     loop.encode([work()])
     assert len(rows(loop)) == 1
     assert exposed(loop, 'mllm_sched_alarms_total{kind="journal"}') >= 1
@@ -183,7 +184,8 @@ def test_a_journal_that_stays_locked_fails_the_task_at_its_deadline_and_is_used_
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(JournalError) as error:
         loop.encode([work("ana/2/0", seconds=0.3)])
-    assert error.value.reason == "locked"
+    assert error.value.reason == "locked" and len(loop.device.ran) == 1
+    assert exposed(loop, 'mllm_sched_alarms_total{kind="journal"}') == 1
     other.rollback()
     other.close()
     loop.encode([work("ana/3/0")])
@@ -194,16 +196,10 @@ def test_a_change_of_the_device_raises_an_alarm(opened):
     loop = opened("adaptive-safe-gp")
     for number in range(30):
         loop.encode([work(f"ana/{number}/0")])
-    loop.runtime.script = [{"latency_s": 0.15, "energy_j": 2.0} for _ in range(30)]
+    loop.device.script = [{"latency_s": 0.15, "energy_j": 2.0} for _ in range(30)]
     for number in range(30):
         loop.encode([work(f"ben/{number}/0")])
     assert exposed(loop, 'mllm_sched_alarms_total{kind="drift"}') >= 1
-
-
-def test_contexts_are_what_differs_between_tasks():
-    assert contexts_of(["image"], [1]) == []
-    names = [factor.name for factor in contexts_of(["image", "audio"], [1, 2])]
-    assert names == ["modality", "batch"]
 
 
 def locking(loop):
@@ -214,7 +210,7 @@ def locking(loop):
         other.execute("BEGIN EXCLUSIVE")
         return {}
 
-    loop.runtime.script = [lock]
+    loop.device.script = [lock]
     return closing(other)
 
 
@@ -248,30 +244,11 @@ def test_a_runtime_that_raises_anything_leaves_no_decision_open(opened, error):
     def raising():
         raise error
 
-    loop.runtime.script = [raising]
+    loop.device.script = [raising]
     loop.encode([work()])
     assert list(rows(loop)["failed"]) == [f"{type(error).__name__}: {error}", ""]
     assert not loop.learner.scheduler._open
     assert exposed(loop, "mllm_sched_failures_total") == 1
-
-
-def test_a_measurement_that_is_no_number_fails_its_arm_and_blocks_nobody(opened):
-    loop = opened()
-    loop.runtime.script = [{"latency_s": math.nan}]
-    loop.encode([work("ana/1/0")])
-    loop.encode([work("ana/2/0")])
-    assert "expected a finite number above 0" in rows(loop)["failed"][0]
-    assert not loop.learner.scheduler._open
-
-
-def test_a_journal_that_takes_no_decision_raises_an_alarm(opened):
-    loop = opened()
-    with closing(sqlite3.connect(loop.learner.journal.path)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(JournalError):
-            loop.encode([work()])
-    assert exposed(loop, 'mllm_sched_alarms_total{kind="journal"}') == 1
-    assert loop.runtime.ran == []
 
 
 def test_who_closes_waits_for_no_journal(opened):
@@ -289,18 +266,18 @@ def test_who_closes_tries_no_other_arm_and_blames_none(opened):
 
     def crashing():
         loop.closing.set()
-        return {"failed": "the encoder crashed: killed by SIGKILL", "why": "crashed"}
+        return {"failed": "the encoder crashed: killed by SIGKILL", "cause": "crashed"}
 
-    loop.runtime.script = [crashing]
+    loop.device.script = [crashing]
     with pytest.raises(EncodingFailed):
         loop.encode([work()])
-    assert len(loop.runtime.ran) == 1
+    assert len(loop.device.ran) == 1
     assert rows(loop).empty and not loop.learner.scheduler._open
 
 
 def test_emulation_that_is_slower_than_what_it_emulates_says_so(opened, caplog):
     loop = opened()
-    loop.runtime.script = [{"behind_s": 0.2}, {"behind_s": 0.3}, {}, {"behind_s": 0.1}]
+    loop.device.script = [{"behind_s": 0.2}, {"behind_s": 0.3}, {}, {"behind_s": 0.1}]
     for number in range(4):
         loop.encode([work(f"ana/{number}/0")])
     assert exposed(loop, 'mllm_sched_alarms_total{kind="behind"}') == 3
@@ -314,8 +291,8 @@ def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(opened):
     again = opened()
     for number in (2, 0, 3, 1):
         again.encode([work(f"ana/{number}/0")])
-    first = loop.runtime.ran
-    assert again.runtime.ran == [first[number] for number in (2, 0, 3, 1)]
+    first = loop.device.ran
+    assert again.device.ran == [first[number] for number in (2, 0, 3, 1)]
     assert len(set(first)) > 1
 
 

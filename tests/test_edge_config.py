@@ -7,7 +7,7 @@ import yaml
 
 from mllm_sched import paths
 from mllm_sched.edge.config import AgentConfig, ConfigError, FrontConfig, read_config
-from mllm_sched.edge.runtimes import open_runtime
+from mllm_sched.edge.run_agent import open_device_of
 
 GOOD = {
     "name": "edge-1",
@@ -129,7 +129,7 @@ def test_the_configurations_of_the_page_are_what_agents_and_fronts_read(tmp_path
         config = read_config(tmp_path / name, kind)
         assert config.token_file and config.users_file and config.metrics
     agent = read_config(tmp_path / "agent.yaml", AgentConfig)
-    open_runtime(agent.device, "small-llava", settings=agent.device_settings, start=False).close()
+    open_device_of(agent).close()
     assert agent.listen in config.agents and agent.siblings[0] in config.agents
 
 

@@ -123,8 +123,13 @@ def failing(device, monkeypatch, spoil):
     monkeypatch.setattr(device, "prepare", spoiled)
 
 
+def killed(device, how):
+    os.kill(device.encoders.pid, how)
+    time.sleep(0.2)
+
+
 def test_an_encoder_that_crashes_is_a_row_and_the_sweep_goes_on(host, tmp_path, monkeypatch):
-    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGSEGV) or time.sleep(0.2))
+    failing(host, monkeypatch, lambda: killed(host, signal.SIGSEGV))
     table = run(host, tmp_path / "t.csv")
     assert table["failed"].tolist().count("") == len(table) - 1
     assert table["failed"][1].startswith("the encoder crashed: killed by SIGSEGV")
@@ -132,8 +137,8 @@ def test_an_encoder_that_crashes_is_a_row_and_the_sweep_goes_on(host, tmp_path, 
 
 
 def test_an_encoder_that_hangs_is_a_row_and_the_sweep_goes_on(host, tmp_path, monkeypatch):
-    host.timeout_s = 1.0
-    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGSTOP))
+    host.encoders.timeout_s = 1.0
+    failing(host, monkeypatch, lambda: os.kill(host.encoders.pid, signal.SIGSTOP))
     table = run(host, tmp_path / "t.csv")
     assert table["failed"][1].startswith("the encoder hangs: no answer in")
     assert table["failed"].tolist().count("") == len(table) - 1
@@ -151,7 +156,7 @@ def test_a_window_in_which_the_encoder_was_suspended_is_measured_again(host, tmp
     plan = Plan(window_s=0.4, idle_s=0, windows=2, max_windows=2, warm_up_s=0.0, target=0.5)
 
     def spoil():
-        threading.Thread(target=suspended, args=(host.worker.pid,)).start()
+        threading.Thread(target=suspended, args=(host.encoders.pid,)).start()
 
     failing(host, monkeypatch, spoil)
     table = run(host, tmp_path / "t.csv", plan, arms=list(host.space)[:3])
@@ -182,7 +187,7 @@ def test_a_meter_that_breaks_is_a_row_and_is_opened_again(cache, tmp_path, monke
 
 
 def test_failed_arms_stay_unless_they_are_asked_for_again(host, tmp_path, monkeypatch):
-    failing(host, monkeypatch, lambda: os.kill(host.worker.pid, signal.SIGKILL) or time.sleep(0.2))
+    failing(host, monkeypatch, lambda: killed(host, signal.SIGKILL))
     assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
     assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
     table = run(host, tmp_path / "t.csv", retry_failed=True)

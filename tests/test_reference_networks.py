@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data.encoders.count_work import REFERENCES, build_reference, count_work, resnet
-from mllm_sched.devices.published import gpu_sweep
+from mllm_sched.devices.calibration import gpu_sweep
 
 # torchvision's own figures, from the weight enums of its models: num_params, and _ops, the
 # billions of multiply-adds at 520 x 520 pixels.

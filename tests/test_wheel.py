@@ -20,7 +20,7 @@ HIDDEN = "import sys, importlib.util as u; print(*filter(u.find_spec, sys.argv[1
 
 EVERY_SCHEDULER = """
 from mllm_sched import Task, make_scheduler, open_device, scheduler_names
-from mllm_sched.devices.trusted import trusted_arms
+from mllm_sched.devices.base import trusted_arms
 
 device, task = open_device("agx-orin-sim", seed=0), Task("image", "clip-vit-l14-336")
 means = device.expected_all(task)

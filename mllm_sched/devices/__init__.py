@@ -1,13 +1,25 @@
-"""Where a task runs on an arm."""
+"""Where a task runs on an arm, and how a device is opened by name."""
 
-from mllm_sched.devices.base import Device, Expected, KnownDevice
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mllm_sched.devices.base import Device, Encoded, Expected, KnownDevice
 from mllm_sched.devices.disturbances import Background, Drift, Noise, Outage, Throttling
-from mllm_sched.devices.registry import device_names, open_device
+from mllm_sched.devices.simulated import SimulatedOrin
+from mllm_sched.devices.trace import TraceDevice
+
+if TYPE_CHECKING:
+    from mllm_sched.devices.model_encoders import ModelEncoders
 
 __all__ = [
     "Background",
     "Device",
     "Drift",
+    "Encoded",
     "Expected",
     "KnownDevice",
     "Noise",
@@ -16,3 +28,73 @@ __all__ = [
     "device_names",
     "open_device",
 ]
+
+
+def device_names() -> tuple[str, ...]:
+    """What ``open_device`` knows; ``trace:`` is followed by the path of a table."""
+    return ("agx-orin-sim", "host", "agx-orin", "trace:PATH.csv")
+
+
+def open_device(
+    name: str, seed: Any = 0, *, model: ModelEncoders | None = None, **settings: Any
+) -> Device:
+    """A device by name.
+
+    Parameters
+    ----------
+    name
+        ``agx-orin-sim``, ``host``, ``agx-orin``, or ``trace:`` and the path of a table.
+    seed
+        Of all randomness of the device; a live one has none.
+    model
+        Encoders of a multimodal model: the device then encodes real items, and a simulated or
+        replayed one emulates, see ``EmulatedDevice``. The device closes them.
+    **settings
+        The device's own; see its class.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or setting; the known ones are listed.
+    OSError
+        If the device is not there, or a trace's file.
+
+    Examples
+    --------
+    >>> open_device("agx-orin-sim", seed=1).space
+    ArmSpace(component(3) x power_w(4) x load(5) = 60 arms)
+    """
+    is_live = name in ("host", "agx-orin")
+    opener = _opener(name)
+    known = set(inspect.signature(opener).parameters) - {"seed", "model"}
+    emulation = {"encoders", "speed"} if model and not is_live else set[str]()
+    if unknown := sorted(settings.keys() - known - emulation):
+        raise ValueError(
+            f"device {name}: unknown setting {unknown[0]!r}; expected some of "
+            f"{', '.join(sorted(known | emulation))}"
+        )
+    if is_live:
+        return opener(model=model, **settings)
+    emulated = {key: settings.pop(key) for key in emulation & settings.keys()}
+    device = opener(seed=seed, **settings)
+    if model is None:
+        return device
+    from mllm_sched.devices.emulated import EmulatedDevice
+
+    return EmulatedDevice(device, model, **emulated)
+
+
+def _opener(name: str) -> Callable[..., Any]:
+    if name.startswith("trace:"):
+        return partial(TraceDevice, name.removeprefix("trace:"))
+    if name == "agx-orin-sim":
+        return SimulatedOrin
+    if name == "host":  # live devices take seconds to import
+        from mllm_sched.devices.host import HostDevice
+
+        return HostDevice
+    if name == "agx-orin":
+        from mllm_sched.devices.jetson import JetsonDevice
+
+        return JetsonDevice
+    raise ValueError(f"device {name!r}: expected one of {', '.join(device_names())}")

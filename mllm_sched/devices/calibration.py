@@ -1,4 +1,6 @@
-"""Fits the device model to published measurements, and tests it on those it has not seen.
+"""Published measurements of a Jetson AGX Orin, and the fit of the device model to them.
+
+The tables are read from ``data/published``; their sources stand in ``data/README.md``.
 
 ``python -m mllm_sched.devices.calibration`` rewrites ``data/calibration/agx_orin.json`` and
 prints the errors on the held-out rows.
@@ -19,8 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
 from mllm_sched import paths
-from mllm_sched.devices.orin_model import OrinModel
-from mllm_sched.devices.published import dla_gpu_ratio, dla_latency, gpu_sweep, power_modes
+from mllm_sched.devices.orin_model import POWER_W, OrinModel, power_modes
 from mllm_sched.pipeline.work import Work, read_work
 
 HELD_OUT_NETWORK = "deeplabv3_resnet101"
@@ -28,6 +29,75 @@ HELD_OUT_POWER_W = 50
 
 # The networks of NVIDIA's DLA table whose work we can count: name there, name in our table.
 DLA_COUNTED = {"ResNet34-backbone": "resnet34_1280x768", "ResNet50": "resnet50_224"}
+
+
+def gpu_sweep(file: str = "orin_module_sweep.csv") -> pd.DataFrame:
+    """Segmentation networks on the GPU, FP32, batch 1, one row per network and power level.
+
+    Columns: ``network``, ``power_w``, ``latency_s``, ``latency_p95_s``, ``idle_w``,
+    ``energy_j`` (module total), ``energy_sd_j``, ``marginal_energy_j`` (idle-subtracted).
+    """
+    raw = pd.read_csv(paths.PUBLISHED / file)
+    return pd.DataFrame(
+        {
+            "network": raw["model"],
+            "power_w": raw["mode"].map(POWER_W),
+            "latency_s": raw["latency_ms"] / 1e3,
+            "latency_p95_s": raw["p95_ms"] / 1e3,
+            "idle_w": raw["idle_W"],
+            "energy_j": raw["E_total_J"],
+            "energy_sd_j": raw["E_total_sd"],
+            "marginal_energy_j": raw["E_marginal_J"],
+        }
+    )
+
+
+def dla_latency() -> pd.DataFrame:
+    """Networks on the DLA, INT8 dense: columns ``network``, ``power_w``, ``latency_s`` per image.
+
+    NVIDIA gives images per second of both cores; one core takes 2 / that.
+    """
+    table = _dla_table("dla2x_dense_ips")
+    table["latency_s"] = 2.0 / table.pop("value")
+    return table
+
+
+def dla_gpu_ratio() -> pd.DataFrame:
+    """Performance per watt of the DLA over the GPU, INT8 dense, accelerator power only.
+
+    Columns ``network``, ``power_w``, ``ratio``.
+    """
+    table = _dla_table("perfW_ratio_DLA_over_GPU", config_prefix="dense")
+    return table.rename(columns={"value": "ratio"})
+
+
+def _dla_table(name: str, config_prefix: str = "") -> pd.DataFrame:
+    raw = pd.read_csv(paths.PUBLISHED / "nvidia_dla_tables.csv")
+    raw = raw[(raw["table"] == name) & raw["config"].str.startswith(config_prefix)]
+    long = raw.melt(id_vars="network", value_vars=list(POWER_W), var_name="mode")
+    long["power_w"] = long.pop("mode").map(POWER_W)
+    return long
+
+
+def sweep_trace() -> pd.DataFrame:
+    """The GPU sweep as a table of measurements that ``trace:`` can replay.
+
+    A task is one inference, so its latency scatters as the published 95th percentile says:
+    sd = (p95 - mean) / 1.645. Of the energy only the sd of three repeats is published.
+    """
+    sweep = gpu_sweep()
+    return pd.DataFrame(
+        {
+            "power_w": sweep["power_w"],
+            "modality": "image",
+            "encoder": sweep["network"],
+            "latency_s": sweep["latency_s"],
+            "latency_sd_s": ((sweep["latency_p95_s"] - sweep["latency_s"]) / 1.645).round(7),
+            "energy_j": sweep["energy_j"],
+            "energy_sd_j": sweep["energy_sd_j"],
+            "evidence": "published",
+        }
+    )
 
 
 def calibrate() -> OrinModel:
@@ -69,10 +139,7 @@ def _fit_gpu_latency(seen: pd.DataFrame, work: Mapping[str, Work]) -> dict[str, 
         lambda parameters: np.log(latency(parameters)) - target,
         start,
         bounds=bounds,
-        xtol=1e-14,
-        ftol=1e-14,
-        gtol=1e-14,
-        max_nfev=20_000,
+        **{"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 20_000},
     )
     values = [*np.exp(fit.x[:3]), *fit.x[3:]]
     return {name: float(value) for name, value in zip(names, values, strict=True)}
@@ -166,19 +233,14 @@ def _gpu_predictions(
         | (scale != 1.0)
     )
     pairs = list(zip(sweep["network"], sweep["power_w"], strict=True))
-    latency = [model.latency_s(work[name], "gpu", power) for name, power in pairs]
-    energy = [model.marginal_energy_j(work[name], "gpu", power) for name, power in pairs]
     base = sweep[["network", "power_w"]].assign(source=source, held_out=held_out)
-    return pd.concat(
-        [
-            base.assign(quantity="latency_s", published=sweep["latency_s"], predicted=latency),
-            base.assign(
-                quantity="marginal_energy_j",
-                published=sweep["marginal_energy_j"],
-                predicted=energy,
-            ),
-        ]
-    )
+    quantities = {"latency_s": model.latency_s, "marginal_energy_j": model.marginal_energy_j}
+    tables = []
+    for quantity, predict in quantities.items():
+        predicted = [predict(work[name], "gpu", power) for name, power in pairs]
+        columns = {"quantity": quantity, "published": sweep[quantity], "predicted": predicted}
+        tables.append(base.assign(**columns))
+    return pd.concat(tables)
 
 
 def _dla_predictions() -> pd.DataFrame:
@@ -217,7 +279,6 @@ def main() -> None:
     paths.need_checkout()
     model = calibrate()
     path = paths.DATA / "calibration" / "agx_orin.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(model.to_json())
     print(held_out_errors(model).round(3).to_string(index=False))
 

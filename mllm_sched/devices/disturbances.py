@@ -13,11 +13,7 @@ class Noise:
     """Log-normal scatter of one task, of mean 1.
 
     Energy is power times time, so it takes the scatter of the latency and adds that of the power.
-
-    Parameters
-    ----------
-    latency_sd, power_sd
-        Standard deviations of log latency and log power, 0 or more.
+    The parameters are standard deviations of log latency and log power.
     """
 
     latency_sd: float
@@ -70,14 +66,8 @@ class Throttling:
 class Drift:
     """One component becomes slower, at once or little by little.
 
-    Parameters
-    ----------
-    component
-        Which.
-    factor
-        Latency, and marginal energy with it, end at this multiple.
-    start, over
-        Task at which it begins, and how many tasks it takes to complete.
+    Latency, and marginal energy with it, end at ``factor`` times what they were. It begins at task
+    ``start`` and takes ``over`` tasks.
     """
 
     component: str
@@ -101,16 +91,9 @@ class Drift:
 
 @dataclass(frozen=True)
 class Background:
-    """Other work takes a share of every component between two tasks.
+    """Other work takes a share of every component, from task ``start`` until before ``stop``.
 
     The other reading of the paper's "load". It adds to the background load of the task itself.
-
-    Parameters
-    ----------
-    share
-        Within [0, 1).
-    start, stop
-        First task with it, and first without.
     """
 
     share: float
@@ -120,8 +103,7 @@ class Background:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise ValueError(f"share={self.share}: expected within [0, 1)")
-        if not 0 <= self.start <= self.stop:
-            raise ValueError(f"start={self.start}, stop={self.stop}: expected 0 <= start <= stop")
+        _check_interval(self.start, self.stop)
 
     def at(self, step: int) -> float:
         """Share taken at a task."""
@@ -130,16 +112,9 @@ class Background:
 
 @dataclass(frozen=True)
 class Outage:
-    """One component does not answer between two tasks: every run on it fails.
+    """Every run on one component fails, from task ``start`` until before ``stop``.
 
-    Parameters
-    ----------
-    component
-        Which.
-    start, stop
-        First task without it, and first with it again.
-    announced
-        Whether the board says so: see ``SimulatedOrin.available``.
+    Where it is ``announced``, ``SimulatedOrin.available`` leaves the component out.
     """
 
     component: str
@@ -148,9 +123,13 @@ class Outage:
     announced: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.stop:
-            raise ValueError(f"start={self.start}, stop={self.stop}: expected 0 <= start <= stop")
+        _check_interval(self.start, self.stop)
 
     def at(self, step: int) -> bool:
         """Whether the component is out at a task."""
         return self.start <= step < self.stop
+
+
+def _check_interval(start: int, stop: int) -> None:
+    if not 0 <= start <= stop:
+        raise ValueError(f"start={start}, stop={stop}: expected 0 <= start <= stop")

@@ -1,50 +1,58 @@
-"""The machine this runs on: an encoder, now, through ONNX Runtime."""
+"""The machine this runs on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
-from mllm_sched.devices.live import CALL_TIMEOUT_S, LiveDevice
+from mllm_sched.devices.example_encoder import ExampleEncoder
+from mllm_sched.devices.live import LiveDevice
 from mllm_sched.harness import meters
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.meters import PowerMeter
+from mllm_sched.harness.subprocess_worker import CALL_TIMEOUT_S
 from mllm_sched.harness.thermals import Thermals
 from mllm_sched.pipeline.onnx import PRECISIONS
 
-BATCHES = (1, 2, 4)
-GPU_BATCHES = (1, 2, 4, 8, 16)
-GPU_PRECISIONS = ("fp32", "fp16")
+if TYPE_CHECKING:
+    from mllm_sched.devices.model_encoders import ModelEncoders
 
 
 class HostDevice(LiveDevice):
-    """Runs one encoder on this machine; its arms are precision x threads x batch.
+    """Runs encoders on this machine.
 
-    On its graphics card the arms are precision x batch, and energy is the card's alone. Never run
-    on one by us.
+    Without a model: one encoder on random input, through ONNX Runtime. Arms are precision x
+    threads x batch. On the graphics card they are precision x batch, and energy is the card's
+    alone; never run on one by us. A batch of ``n`` serves ``n`` items that wait together: each
+    waits for the whole call, and is charged its share of the energy. A task of more items than
+    the batch takes several calls.
 
-    A batch of ``n`` serves ``n`` items that wait together: each waits for the whole call, and is
-    charged its share of the energy. A task of more items than the batch takes several calls.
+    With a model: real items, through PyTorch on the processor. Arms are precision x threads; the
+    items of a task are one batch. All cores in float32 and in int8 are the default arms; bfloat16
+    is slow where the processor has no instructions for it. In float32 features are to the last bit
+    those of ``EncoderHalf.encode`` with as many threads; in a batch they may differ in the last
+    bits.
 
     Latency is measured. Energy is measured where the processor's counters can be read, and is
-    estimated from CPU time elsewhere; ``energy_evidence`` says which. The counters move about
-    once a millisecond: for encoders below 20 ms a call, give ``repeats``.
+    estimated from CPU time elsewhere; ``energy_evidence`` says which. The counters see all that
+    runs meanwhile and move about once a millisecond: for encoders below 20 ms a call, give
+    ``repeats``.
 
     Parameters
     ----------
-    encoder
-        A name of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a real checkpoint.
+    encoder, timeout_s
+        See ``ExampleEncoder``.
+    model
+        Encoders of a model, in place of ``encoder``.
     component
         ``cpu``, or ``gpu`` for its NVIDIA card; that needs onnxruntime-gpu.
-    seed
-        Taken for the sake of ``open_device``; a live device draws nothing.
     open_meter
         Opens what measures the energy; by default the best there is for the component.
-    repeats, window_s, weights_seed, timeout_s
+    repeats
         See ``LiveDevice``.
 
     Examples
@@ -59,62 +67,54 @@ class HostDevice(LiveDevice):
     """
 
     name = "host"
+    batches = True
 
     def __init__(
         self,
         encoder: str = "clip-vit-b32",
-        seed: Any = 0,
+        *,
+        model: ModelEncoders | None = None,
         component: str = "cpu",
         open_meter: Callable[[], PowerMeter] | None = None,
         repeats: int = 1,
-        window_s: float = 0.0,
-        weights_seed: int = 0,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        if component not in SPACES:
-            raise ValueError(f"component={component!r}: expected one of {', '.join(SPACES)}")
-        self.component = component
+        if component not in ("cpu", "gpu"):
+            raise ValueError(f"component={component!r}: expected one of cpu, gpu")
+        if model and component == "gpu":
+            raise ValueError("component='gpu': a model's encoders run on the cpu alone")
+        threads = Factor("threads", thread_levels(), log=True)
+        if model:
+            factors = [Factor("precision", ["float32", "bfloat16", "int8"]), threads]
+        elif component == "cpu":
+            factors = [Factor("precision", PRECISIONS), threads, _batch(1, 2, 4)]
+        else:
+            factors = [Factor("precision", ["fp32", "fp16"]), _batch(1, 2, 4, 8, 16)]
+        self.component = "torch" if model else component
         kind = "nvml" if component == "gpu" else ""
         super().__init__(
-            encoder,
-            ArmSpace(SPACES[component]()),
+            model or ExampleEncoder(encoder, timeout_s),
+            ArmSpace(factors),
             open_meter or partial(meters.open_meter, kind=kind),
             Thermals(),
             repeats,
-            window_s,
-            weights_seed,
-            timeout_s,
         )
 
     @property
     def default_arms(self) -> list[Arm]:
-        """All cores, one item at a time, full precision first: where one would start anyway."""
-        top = {"threads": self.space.factor("threads").levels[-1]} if self._on_cpu else {}
-        precisions = self.space.factor("precision").levels
-        return [self.space.arm(precision=p, batch=1, **top) for p in precisions]
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self.component == "cpu"
+        """All cores, one item at a time, in each precision that is not slow everywhere."""
+        first = {"batch": 1, "threads": thread_levels()[-1]}
+        rest = {name: first[name] for name in self.space.names if name != "precision"}
+        precisions = [p for p in self.space.factor("precision").levels if p != "bfloat16"]
+        return [self.space.arm(precision=precision, **rest) for precision in precisions]
 
     def request(self, arm: Arm) -> dict[str, Any]:
         """The arm itself, on the component."""
         return {"component": self.component, "threads": 1, **arm.levels}
 
 
-def _cpu_factors() -> list[Factor]:
-    return [
-        Factor("precision", PRECISIONS),
-        Factor("threads", thread_levels(), log=True),
-        Factor("batch", BATCHES, log=True),
-    ]
-
-
-def _gpu_factors() -> list[Factor]:
-    return [Factor("precision", GPU_PRECISIONS), Factor("batch", GPU_BATCHES, log=True)]
-
-
-SPACES: Mapping[str, Callable[[], list[Factor]]] = {"cpu": _cpu_factors, "gpu": _gpu_factors}
+def _batch(*sizes: int) -> Factor:
+    return Factor("batch", sizes, log=True)
 
 
 def thread_levels(cores: int | None = None) -> list[int]:

@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
-from mllm_sched.devices.live import CALL_TIMEOUT_S, LiveDevice
+from mllm_sched.devices.example_encoder import ExampleEncoder
+from mllm_sched.devices.live import LiveDevice
+from mllm_sched.devices.orin_model import COMPONENTS
 from mllm_sched.harness.clocks import CONFIGURATION, PROGRAM, Clocks
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.fake_jetson.files import MARKER
 from mllm_sched.harness.ina3221 import find_channels
-from mllm_sched.harness.meters import RATE_HZ, PowerMeter, open_meter
+from mllm_sched.harness.meters import RATE_HZ, open_meter
+from mllm_sched.harness.subprocess_worker import CALL_TIMEOUT_S
 from mllm_sched.harness.thermals import Thermals
 
+if TYPE_CHECKING:
+    from mllm_sched.devices.model_encoders import ModelEncoders
+
 TENSORRT = "TensorrtExecutionProvider"
-PRECISION = {"gpu": "fp16", "dla": "fp16", "cpu": "fp32"}
 
 
 class JetsonDevice(LiveDevice):
-    """Runs one encoder on a Jetson AGX Orin; its arms are component x power level x load.
+    """Runs encoders on a Jetson AGX Orin; its arms are component x power level x load.
 
     A power level is the mode itself where it can be switched live, else clock caps that imitate
     it; ``clocks`` in every row says which. A load is the share of time that the encoder is given:
     after each call it pauses, and the pause is part of what the task takes. Everything is put back
     by ``close``; see ``Clocks``.
 
-    A call of 0.1 s is too short to be measured. A task is therefore repeated for ``window_s``.
+    A call of 0.1 s is too short to be measured: on random input a task is repeated for
+    ``window_s``. Items of a model are encoded once, and the scheduler averages. They are encoded
+    one by one, on the CPU through PyTorch, on the GPU and the DLA through TensorRT, which builds
+    an engine for one shape; models whose inputs have any shape (Qwen's) run on the CPU alone.
 
     On an imitation of the board (a root that holds a file ``IMITATION``) encoders run on this
     machine's CPU, and whatever is measured is labelled *simulated*.
 
     Parameters
     ----------
-    encoder
-        A name of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a real checkpoint.
-    seed
-        Taken for the sake of ``open_device``; a live device draws nothing.
+    encoder, timeout_s, model
+        See ``HostDevice``.
+    components
+        Those that may be chosen; all by default.
     root
         Of the board's file system.
     rate_hz
         Readings per second of the power sensors.
     imitate
         Whether clock caps may stand in for modes that need a reboot.
-    repeats, window_s, weights_seed, timeout_s
-        See ``LiveDevice``.
+    window_s
+        See ``LiveDevice``; not for items of a model.
 
     Raises
     ------
+    ValueError
+        For an unknown component, or one that cannot run the model's encoders.
     OSError
         If this is no such board; one line says all that is missing.
     """
@@ -59,13 +69,13 @@ class JetsonDevice(LiveDevice):
     def __init__(
         self,
         encoder: str = "clip-vit-l14-336",
-        seed: Any = 0,
+        *,
+        model: ModelEncoders | None = None,
+        components: Sequence[str] = (),
         root: str | Path = "/",
         rate_hz: float = RATE_HZ,
         imitate: bool = True,
-        repeats: int = 1,
         window_s: float = 1.0,
-        weights_seed: int = 0,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         root = Path(root)
@@ -74,20 +84,20 @@ class JetsonDevice(LiveDevice):
             raise FileNotFoundError(f"this is no Jetson AGX Orin: {'; '.join(lacking)}")
         self.clocks = Clocks(root)
         self.imitate = imitate
-
-        def meter() -> PowerMeter:
-            return open_meter(root, "ina3221", rate_hz)
-
+        self._level: tuple[int, str] | None = None  # that is set, and how
+        self._cpu = ("torch", "float32") if model else ("cpu", "fp32")
         try:
+            space = orin_space(self.clocks, components)
+            if model and not self.imitated and set(space.factor("component").levels) - {"cpu"}:
+                from mllm_sched.pipeline.onnx import check_exportable  # loads ONNX Runtime
+
+                check_exportable(model.half)
             super().__init__(
-                encoder,
-                orin_space(self.clocks),
-                meter,
+                model or ExampleEncoder(encoder, timeout_s),
+                space,
+                lambda: open_meter(root, "ina3221", rate_hz),
                 Thermals(root),
-                repeats,
-                window_s,
-                weights_seed,
-                timeout_s,
+                window_s=0.0 if model else window_s,
             )
         except BaseException:
             self.clocks.close()
@@ -100,31 +110,39 @@ class JetsonDevice(LiveDevice):
         return self.clocks.state()
 
     def close(self) -> None:
-        """End the encoder's process, close the meter, put the clocks back."""
+        """End the encoders' process, close the meter, put the clocks back."""
         try:
             super().close()
         finally:
+            self._level = None
             self.clocks.close()
 
     def bring(self, arm: Arm) -> dict[str, Any]:
-        """Set the clocks of the arm's power level."""
-        return {"clocks": self.clocks.set_level(int(arm.levels["power_w"]), self.imitate)}
+        """Set the clocks of the arm's power level, unless they are: that may take a second."""
+        power_w = int(arm.levels["power_w"])
+        if self._level is None or self._level[0] != power_w:
+            self._level = None  # unknown, if this fails
+            self._level = power_w, self.clocks.set_level(power_w, self.imitate)
+        return {"clocks": self._level[1]}
 
     def request(self, arm: Arm) -> dict[str, Any]:
         """Component, precision and threads; on an imitation, this machine's CPU."""
-        component = str(arm.levels["component"])
-        if self.imitated:
-            return {"component": "cpu", "precision": "fp32", "threads": 1}
+        component, precision = str(arm.levels["component"]), "fp16"
+        if self.imitated or component == "cpu":
+            component, precision = self._cpu
         return {
             "component": "dla0" if component == "dla" else component,
-            "precision": PRECISION[component],
-            "threads": usable_cores(),
+            "precision": precision,
+            "threads": 1 if self.imitated else usable_cores(),
         }
 
 
-def orin_space(clocks: Clocks) -> ArmSpace:
+def orin_space(clocks: Clocks, components: Sequence[str] = ()) -> ArmSpace:
     """The paper's arms, with the power levels that this board has (the 32GB module has no 50W)."""
-    paper = ArmSpace.agx_orin()
+    if unknown := sorted(set(components) - set(COMPONENTS)):
+        known = ", ".join(COMPONENTS)
+        raise ValueError(f"components: {unknown[0]!r}: expected some of {known}")
+    paper = ArmSpace.agx_orin([name for name in COMPONENTS if name in components or not components])
     levels = clocks.levels
     names = [mode.name.removeprefix("MODE_").replace("MAXN", "MAX") for mode in levels.values()]
     power = Factor("power_w", list(levels), log=True, labels=names)
@@ -133,20 +151,18 @@ def orin_space(clocks: Clocks) -> ArmSpace:
 
 def missing(root: Path, imitated: bool = False) -> list[str]:
     """What a live run on the board needs and is not there."""
-    checks: list[tuple[Callable[[], bool], str]] = [
-        (lambda: bool(find_channels(root)), "no INA3221 power sensors"),
-        (lambda: (root / CONFIGURATION).exists(), f"no {root / CONFIGURATION}"),
-        (lambda: (root / PROGRAM).exists(), f"no {root / PROGRAM}"),
-        (
-            lambda: imitated or _tensorrt(),
-            "no ONNX Runtime with TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)",
+    checks = {
+        "no INA3221 power sensors": find_channels(root),
+        f"no {root / CONFIGURATION}": (root / CONFIGURATION).exists(),
+        f"no {root / PROGRAM}": (root / PROGRAM).exists(),
+        "no ONNX Runtime with TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)": (
+            imitated or _has_tensorrt()
         ),
-    ]
-    return [words for there, words in checks if not there()]
+    }
+    return [words for words, is_there in checks.items() if not is_there]
 
 
-def _tensorrt() -> bool:
-    """Whether there is an ONNX Runtime that was built with it."""
+def _has_tensorrt() -> bool:
     if find_spec("onnxruntime") is None:
         return False
     import onnxruntime

@@ -4,145 +4,120 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from mllm_sched import extras, paths
+from mllm_sched import extras
 from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.devices.base import Device, Encoded
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.meters import MendedMeter, PowerMeter
-from mllm_sched.harness.reading import HarnessError, Reading
-from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S, Calls, Worker
+from mllm_sched.harness.reading import HarnessError, MeterError
+from mllm_sched.harness.subprocess_worker import Calls, CrashError, EncoderWorker, HangError
 from mllm_sched.harness.thermals import Thermals
-from mllm_sched.measurement import Measurement
-from mllm_sched.pipeline.encoders import encoder_spec
 from mllm_sched.pipeline.onnx import PACKAGES
 from mllm_sched.tasks import Task
 
-CALL_TIMEOUT_S = 60.0
+if TYPE_CHECKING:
+    from mllm_sched.devices.model_encoders import Prepared
+
+# How what an encoder raised begins, if it had no memory: in Python, PyTorch, its CPU's allocator.
+NO_MEMORY = ("MemoryError", "OutOfMemoryError", "RuntimeError: [enforce fail at alloc_cpu")
+METER_FAULTS = (MeterError, OSError, ValueError)  # of files that are gone, or hold no number
 
 
 class LiveDevice(ABC):
-    """Runs one encoder in a process of its own, and measures it.
+    """Runs encoders in a process of their own, and measures them.
 
-    A subclass says what its arms are (``space``), what an arm asks of the encoder's process
+    Either one encoder on random input, through ONNX Runtime: what is profiled. Or the encoders of
+    a multimodal model on real items: what an agent serves.
+
+    A subclass says what its arms are (``space``), what an arm asks of the encoders' process
     (``request``), and may do something before each arm (``bring``).
 
     Parameters
     ----------
-    encoder
-        A name of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a real checkpoint.
-    space
-        The arms.
     open_meter
         Opens the meter; called again after one broke.
-    thermals
-        Of the machine.
     repeats, window_s
         A task is run that often, and for that long at least, per measurement; the mean is taken.
-    weights_seed
-        Of the random weights; each value is one exported file of its own.
-    timeout_s
-        For a single call of the encoder, after which it counts as hanging.
-
-    Raises
-    ------
-    ValueError
-        For an unknown encoder, or ``repeats`` below 1.
     """
 
     name: str
     evidence = "measured"
-    stationary = False  # other programs come and go
+    batches = False
 
     def __init__(
         self,
-        encoder: str,
+        encoders: EncoderWorker,
         space: ArmSpace,
         open_meter: Callable[[], PowerMeter],
         thermals: Thermals,
         repeats: int = 1,
         window_s: float = 0.0,
-        weights_seed: int = 0,
-        timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"repeats={repeats}: expected at least 1")
-        self.spec = encoder_spec(encoder)
-        self.modalities = {self.spec.name: self.spec.modality}
+        self.encoders = encoders
+        self.modalities = dict(encoders.modalities)
         self.space = space
         self.thermals = thermals
         self.repeats = repeats
         self.window_s = window_s
-        self.weights_seed = weights_seed
-        self.timeout_s = timeout_s
-        self.worker = Worker()
         self.mended = MendedMeter(open_meter)
-        self.energy_evidence = self.meter.evidence
+        self.energy_evidence = self.mended.meter.evidence
 
     @property
     def meter(self) -> PowerMeter:
-        """What measures the energy; another one after it broke."""
-        return self.mended.meter
+        """What measures the energy, opened anew if it broke; raises as ``MendedMeter.usable``."""
+        meter = self.mended.usable()
+        if isinstance(meter, CpuTimeMeter):
+            meter.pid = self.encoders.pid
+        return meter
 
-    def run(self, arm: Arm, task: Task) -> Measurement:
+    def run(self, arm: Arm, task: Task, items: Sequence[Prepared] = ()) -> Encoded:
         """Run the task on the arm, now.
 
-        The first run of an arm may also export its encoder and open its session; neither is part
-        of the measurement.
-
-        Returns
-        -------
-        The measurement; ``failed`` says why if the encoder or the meter failed.
+        The first run of an arm may also open its encoder; that is not part of the measurement.
+        Items of a model are encoded in one call. If the encoder or the meter failed, the
+        measurement says why.
 
         Raises
         ------
         ValueError
-            If the task is for another encoder or modality, or the arm is not of this space.
+            If the task is for another encoder or modality, the arm is not of this space, or the
+            items are no batch.
         """
-        self._check(task)
+        check_task(self, task, items, self.batches)
         arm = self.space[self.space.index(arm)]
-        batch = self.batch(arm)
+        batch = len(items) or self.batch(arm)
         calls = math.ceil(task.size / batch)
         try:
-            self.prepare(arm)
-            made, reading = self._measured(arm, calls * self.repeats)
+            self.prepare(arm, items)
+            made, energy_j, lost = self._metered(arm, calls * self.repeats)
+            parts = self.encoders.features(items)
         except HarnessError as error:
-            self.note(error)
-            return self._measurement(arm, task, failed=str(error))
-        if not reading.energy_j > 0:
-            return self._measurement(
-                arm, task, failed="window too short for the energy meter; give more repeats"
-            )
+            return failed_run(self, arm, task, error)
         rounds = made.count / calls
-        return self._measurement(
+        return Encoded(
             arm,
             task,
             made.total_s / rounds,
-            reading.energy_j / rounds * task.size / (calls * batch),
+            energy_j / rounds * task.size / (calls * batch),
+            self.evidence,
+            self.energy_evidence,
+            failed=lost,
+            cause="meter" if lost else "",
+            parts=parts,
         )
 
-    def prepare(self, arm: Arm) -> dict[str, Any]:
-        """Bring the machine and the encoder's process to the arm, and say what was found.
+    def prepare(self, arm: Arm, items: Sequence[Prepared] = ()) -> dict[str, Any]:
+        """Bring the machine and the encoders' process to the arm; HarnessError if that fails.
 
-        Returns
-        -------
-        ``provider`` and, where it applies, ``dla_share`` and ``clocks``.
-
-        Raises
-        ------
-        HarnessError
-            If the machine cannot be brought there, or the encoder cannot be opened.
-        MissingPackage
-            See ``require_packages``.
+        Returns ``provider`` and, where it applies, ``dla_share`` and ``clocks``.
         """
-        self.require_packages()
-        meter = self.mended.usable()
         facts = self.bring(arm)
-        opened = self.worker.ask({"do": "open", **self._wanted(arm)}, OPEN_TIMEOUT_S)
-        if isinstance(meter, CpuTimeMeter):
-            meter.pid = self.worker.pid
-        return {**opened, **facts}
+        return {**self.encoders.open(self.request(arm), items), **facts}
 
     def require_packages(self) -> None:
         """Raise MissingPackage unless what exports and runs encoders is installed."""
@@ -150,74 +125,95 @@ class LiveDevice(ABC):
 
     def work(self, arm: Arm) -> Callable[[float], Calls]:
         """Calls the prepared arm for some seconds, and says what the calls took."""
-        return lambda seconds: self._calls(arm, seconds)
+        load = float(arm.levels.get("load", 1.0))
+        return lambda seconds: self.encoders.run(1, seconds, load)
 
     def batch(self, arm: Arm) -> int:
         """Items that one call serves."""
         return int(arm.levels.get("batch", 1))
 
-    def note(self, error: HarnessError) -> None:
+    def load(self, arms: Sequence[Arm]) -> None:
+        """Load a model's encoders as these arms need them; HarnessError if that fails."""
+        self.encoders.load([self.request(arm) for arm in arms])
+
+    @property
+    def meter_source(self) -> str:
+        """Where the joules come from, in words."""
+        return self.mended.meter.source
+
+    def note(self, error: Exception) -> None:
         """Take note of what went wrong: a meter that broke is opened anew before the next arm."""
         self.mended.note(error)
 
-    def state(self) -> dict[str, str]:
+    def state(self) -> Mapping[str, str]:
         """What else decides the numbers, for the record."""
         return {}
 
     def close(self) -> None:
-        """End the encoder's process and close the meter. Closing twice does nothing."""
-        self.worker.close()
+        """End the encoders' process and close the meter. Closing twice does nothing."""
+        self.encoders.close()
         self.mended.close()
 
     @abstractmethod
     def request(self, arm: Arm) -> dict[str, Any]:
-        """What is asked of the encoder's process for this arm: component, precision, threads."""
+        """What is asked of the encoders' process for this arm: component, precision, threads."""
 
     def bring(self, arm: Arm) -> dict[str, Any]:
         """Bring the machine, without the encoder, to the arm; what was done, for the record."""
         return {}
 
-    def _load(self, arm: Arm) -> float:
-        return float(arm.levels.get("load", 1.0))
+    def _metered(self, arm: Arm, calls: int) -> tuple[Calls, float, str]:
+        """What the calls took, their joules, and why these are unknown (NaN) if they are."""
+        load = float(arm.levels.get("load", 1.0))
+        try:
+            meter = self.meter
+            meter.start()
+        except METER_FAULTS as error:
+            self.note(MeterError(str(error)))
+            return self.encoders.run(calls, self.window_s, load), math.nan, str(error)
+        try:
+            made = self.encoders.run(calls, self.window_s, load)
+        finally:  # some meters keep a thread busy while a window is open
+            energy_j, lost = self._stopped(meter)
+        return made, energy_j, lost
 
-    def _wanted(self, arm: Arm) -> dict[str, Any]:
-        """What the encoder's process has to open."""
-        return {
-            "encoder": self.spec.name,
-            "seed": self.weights_seed,
-            "cache": str(paths.CACHE),
-            "batch": 1,
-            **self.request(arm),
-        }
+    def _stopped(self, meter: PowerMeter) -> tuple[float, str]:
+        try:
+            reading = meter.stop()
+        except METER_FAULTS as error:
+            self.note(MeterError(str(error)))
+            return math.nan, str(error)
+        if reading.rate_hz == 0.0 or not reading.energy_j > 0:  # the rate of a counter is NaN
+            return math.nan, f"{reading.duration_s:.3g} s: too short for this meter; give repeats"
+        return reading.energy_j, ""
 
-    def _calls(self, arm: Arm, seconds: float, calls: int = 1) -> Calls:
-        request = {"do": "run", **self._wanted(arm), "load": self._load(arm)}
-        answer = self.worker.ask(
-            {**request, "seconds": seconds, "calls": calls},
-            seconds + self.timeout_s * calls / self._load(arm),
-        )
-        return Calls(**answer)
 
-    def _measured(self, arm: Arm, calls: int) -> tuple[Calls, Reading]:
-        self.meter.start()
-        made = self._calls(arm, self.window_s, calls)
-        return made, self.meter.stop()
+def check_task(device: Device, task: Task, items: Sequence[Prepared], batches: bool) -> None:
+    """ValueError for a task of another encoder, or items that are no batch of it."""
+    if device.modalities.get(task.encoder) != task.modality:
+        held = ", ".join(f"{name!r} ({takes})" for name, takes in device.modalities.items())
+        raise ValueError(f"task for {task.encoder!r} ({task.modality}): this device runs {held}")
+    if not items:
+        return
+    if (len(items), items[0].modality) != (task.size, task.modality):
+        raise ValueError(f"{len(items)} items of {items[0].modality} for another task: {task}")
+    if len(items) > 1 and (not batches or len({item.kind for item in items}) > 1):
+        raise ValueError(f"{len(items)} items that cannot be one batch: give them one by one")
 
-    def _check(self, task: Task) -> None:
-        if (task.encoder, task.modality) != (self.spec.name, self.spec.modality):
-            raise ValueError(
-                f"task for {task.encoder!r} ({task.modality}): this device runs "
-                f"{self.spec.name!r} ({self.spec.modality}); open one with encoder={task.encoder!r}"
-            )
 
-    def _measurement(
-        self,
-        arm: Arm,
-        task: Task,
-        latency_s: float = math.nan,
-        energy_j: float = math.nan,
-        failed: str = "",
-    ) -> Measurement:
-        return Measurement(
-            arm, task, latency_s, energy_j, self.evidence, self.energy_evidence, failed
-        )
+def failed_run(device: Device, arm: Arm, task: Task, error: HarnessError) -> Encoded:
+    """The measurement of a run that came to nothing."""
+    cause = "memory" if str(error).startswith(NO_MEMORY) else "raised"
+    if isinstance(error, CrashError | HangError):
+        cause = "crashed" if isinstance(error, CrashError) else "hung"
+    return Encoded(
+        arm,
+        task,
+        math.nan,
+        math.nan,
+        device.evidence,
+        device.energy_evidence,
+        failed=str(error),
+        cause=cause,
+        hung_s=error.after_s if isinstance(error, HangError) else 0.0,
+    )

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from mllm_sched import paths
-from mllm_sched.devices.published import power_modes
 from mllm_sched.pipeline.work import Work
 
 COMPONENTS = ("gpu", "cpu", "dla")
@@ -38,6 +38,33 @@ CPU_FLOPS_PER_CYCLE = 16 * 0.5
 CPU_J_PER_CYCLE = 0.8e-9
 # Assumed. Handing a tensor from GPU to DLA or back: a reformat and a synchronisation.
 CROSSING_S = 1e-4
+
+
+# Modes of the 64GB module by their cap in watts; MAXN has none, and 60 W is the rating.
+POWER_W = {"15W": 15, "30W": 30, "50W": 50, "MAXN": 60}
+
+
+@lru_cache(maxsize=1)
+def power_modes() -> pd.DataFrame:
+    """Clocks and units per power level, indexed by ``power_w``.
+
+    Columns: ``gpu_sm`` and ``cpu_cores`` (counts), ``gpu_ghz``, ``cpu_ghz``, ``dla_ghz``, and
+    ``memory_gbs`` (GB/s of the 256-bit LPDDR5: two transfers of 32 bytes a clock).
+    """
+    raw = pd.read_csv(paths.PUBLISHED / "nvpmodel_agx_orin.csv")
+    raw = raw[raw["module"].str.startswith("devkit")].set_index("mode")
+    raw = raw.drop(columns="module").apply(pd.to_numeric)
+    table = pd.DataFrame(
+        {
+            "gpu_sm": raw["gpu_sm"],
+            "gpu_ghz": raw["gpu_max_mhz_jp6"] / 1e3,
+            "cpu_cores": raw["online_cpu"],
+            "cpu_ghz": raw["cpu_max_mhz"] / 1e3,
+            "dla_ghz": raw["dla_core_mhz"] / 1e3,
+            "memory_gbs": raw["emc_mhz"] * 2 * 32 / 1e3,
+        }
+    )
+    return table.rename(index=POWER_W).rename_axis("power_w").sort_index()
 
 
 @dataclass(frozen=True)
@@ -93,7 +120,7 @@ class OrinModel:
         return float(getattr(self, f"_{component}_marginal_j")(work, power_w))
 
     def idle_power_w(self, power_w: float) -> float:
-        """Watts of the idle module, on the log of the power level between those published."""
+        """Watts of the idle module, interpolated on the log of the power level."""
         levels, watts = zip(*self.idle_w, strict=True)
         return float(np.interp(np.log(power_w), np.log(levels), watts))
 
@@ -109,10 +136,9 @@ class OrinModel:
     def tenants_energy_j(
         self, work: Work, component: str, power_w: float, load: float, background: float = 0.0
     ) -> float:
-        """Joules that tenants add who keep the rest of the component busy meanwhile.
+        """Joules of others who have the rest of the component meanwhile.
 
-        The work has a share ``load`` of what ``background`` leaves; others have the rest. Assumed:
-        they draw in their share what this work would draw in it.
+        Assumed: they draw in their share what this work would draw in it.
         """
         power = self.marginal_energy_j(work, component, power_w) / self.latency_s(
             work, component, power_w
@@ -133,6 +159,7 @@ class OrinModel:
         return self._gpu_base_j(work) * self.gpu_energy_factor(power_w)
 
     def _gpu_base_j(self, work: Work) -> float:
+        """At the clock of the 15W mode."""
         return self.gpu_j_per_flop * work.flops + self.gpu_j_per_byte * work.bytes
 
     def gpu_energy_factor(self, power_w: float) -> float:

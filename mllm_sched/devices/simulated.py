@@ -23,20 +23,15 @@ class SimulatedOrin:
 
     Parameters
     ----------
-    seed
-        Of the noise.
-    components, power_levels
-        Those that may be chosen.
     accounting
         What energy covers. ``total``: what the module's rails would show while the task runs, idle
         power included, work of other tenants left out. ``marginal``: without idle power.
         ``tenants``: with the work of others who keep the rest of the component busy meanwhile.
     noise
-        Scatter of one task. By default that of the published latencies, and the same again for
-        power (assumed). ``Noise(0, 0)`` switches it off.
+        By default the scatter of the published latencies, and the same again for power (assumed).
     throttling, drift, background, outages
-        Disturbances; none by default. While a component is out its runs fail; its true latency
-        is then infinite, and its energy NaN.
+        Disturbances. While a component is out its runs fail; its true latency is then infinite,
+        and its energy NaN.
 
     Examples
     --------
@@ -92,14 +87,9 @@ class SimulatedOrin:
         expected = self.expected_all(task)
         index = self.space.index(arm)
         latency_factor, energy_factor = self.noise.draw(self.rng)
-        measurement = Measurement(
-            arm,
-            task,
-            float(expected.latency_s[index] * latency_factor),
-            float(expected.energy_j[index] * energy_factor),
-            self.evidence,
-            failed=self._failure(arm),
-        )
+        latency_s = float(expected.latency_s[index] * latency_factor)
+        energy_j = float(expected.energy_j[index] * energy_factor)
+        measurement = self._measurement(arm, task, latency_s, energy_j)
         self.step += 1
         hot = self.throttling  # its ``start`` is a task; ``step`` is already the next one
         if hot and self.step > hot.start and not measurement.failed:
@@ -110,17 +100,11 @@ class SimulatedOrin:
     def expected(self, arm: Arm, task: Task) -> Measurement:
         """The true mean of the arm for the next task."""
         means, index = self.expected_all(task), self.space.index(arm)
-        return Measurement(
-            arm,
-            task,
-            float(means.latency_s[index]),
-            float(means.energy_j[index]),
-            self.evidence,
-            failed=self._failure(arm),
-        )
+        latency_s, energy_j = float(means.latency_s[index]), float(means.energy_j[index])
+        return self._measurement(arm, task, latency_s, energy_j)
 
     def expected_all(self, task: Task) -> Expected:
-        """The true means of all arms for the next task; the same object while they are the same."""
+        """The true means of all arms for the next task; the same object while nothing changes."""
         state: tuple[object, ...] = ()
         if not self.stationary:
             state = (
@@ -155,21 +139,21 @@ class SimulatedOrin:
         return Expected(latency_s, energy_j)
 
     def available(self) -> list[Arm] | None:
-        """The arms that can run the next task, where the board says so; None for all of them."""
+        """Arms that can run the next task, where an outage is announced; None for all of them."""
         if not self.outages:
             return None
         out = {o.component for o in self.outages if o.announced and o.at(self.step)}
         return [arm for arm in self.space if arm.component not in out] if out else None
 
-    def _failure(self, arm: Arm) -> str:
-        """Why the next run of an arm fails; empty if it does not."""
-        for outage in self.outages:
-            if outage.component == arm.component and outage.at(self.step):
-                return f"{arm.component} does not answer"
-        return ""
+    def _measurement(self, arm: Arm, task: Task, latency_s: float, energy_j: float) -> Measurement:
+        out = [outage for outage in self.outages if outage.component == arm.component]
+        failed = ""
+        if any(outage.at(self.step) for outage in out):
+            failed = f"{arm.component} does not answer"
+        return Measurement(arm, task, latency_s, energy_j, self.evidence, failed=failed)
 
     def close(self) -> None:
-        """A simulated board holds nothing."""
+        """Nothing to release."""
 
 
 def task_work(encoder: str, modality: str, size: int) -> Work:

@@ -30,35 +30,23 @@ class TraceDevice:
     ----------
     path
         CSV or Parquet in the schema of ``measurement.py``; relative to the caller's folder or the
-        repository.
+        repository. The arms are every combination of the levels in it.
     seed
         Of the draws.
-    space
-        The arms wanted; by default every combination of the levels in the table.
-
-    Attributes
-    ----------
-    modalities
-        Of every encoder that was measured, by name.
 
     Raises
     ------
     TableError
-        If the table does not hold every arm of the space for every encoder in it.
+        If the table does not hold every arm for every encoder in it.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        seed: int | np.random.Generator | np.random.SeedSequence = 0,
-        *,
-        space: ArmSpace | None = None,
+        self, path: str | Path, seed: int | np.random.Generator | np.random.SeedSequence = 0
     ) -> None:
         self.name = f"trace:{path}"
-        self.stationary = True
         self.rng = np.random.default_rng(seed)
         file = paths.resolve(path)
-        trace = _read(str(path), file.resolve(), file.stat().st_mtime_ns, space)
+        trace = _read(str(path), file.resolve(), file.stat().st_mtime_ns)
         self.space, self.modalities = trace.space, dict(trace.modalities)
         self.evidence, self.energy_evidence = trace.evidence, trace.energy_evidence
         self._draws, self._means = trace.draws, trace.means
@@ -72,16 +60,14 @@ class TraceDevice:
         """Draw a repeat of the arm."""
         self._check(task)
         repeats = self._draws[task.encoder][self.space.index(arm)]
-        latency_s, latency_sd, energy_j, energy_sd, failed = repeats[
-            int(self.rng.integers(len(repeats)))
-        ]
+        drawn = repeats[int(self.rng.integers(len(repeats)))]
+        latency_s, latency_sd, energy_j, energy_sd, failed = drawn
         if latency_sd:
             latency_s = self._scattered(latency_s, latency_sd)
         if energy_sd:
             energy_j = self._scattered(energy_j, energy_sd)
-        return Measurement(
-            arm, task, latency_s, energy_j, self.evidence, self.energy_evidence, failed
-        )
+        evidence = self.evidence, self.energy_evidence
+        return Measurement(arm, task, latency_s, energy_j, *evidence, failed)
 
     def _scattered(self, mean: float, sd: float) -> float:
         """Log-normal of this mean and standard deviation, so that nothing falls below zero."""
@@ -94,9 +80,8 @@ class TraceDevice:
         means, index = self.expected_all(task), self.space.index(arm)
         latency_s, energy_j = float(means.latency_s[index]), float(means.energy_j[index])
         failed = "" if math.isfinite(latency_s) else "every repeat failed"
-        return Measurement(
-            arm, task, latency_s, energy_j, self.evidence, self.energy_evidence, failed
-        )
+        evidence = self.evidence, self.energy_evidence
+        return Measurement(arm, task, latency_s, energy_j, *evidence, failed)
 
     def expected_all(self, task: Task) -> Expected:
         """Means over the repeats, infinite for an arm whose every repeat failed."""
@@ -112,7 +97,7 @@ class TraceDevice:
             raise ValueError(f"encoder {task.encoder!r} takes {right}, not {task.modality}")
 
     def close(self) -> None:
-        """A table in memory holds nothing."""
+        """Nothing to release."""
 
 
 Draw = tuple[float, float, float, float, str]
@@ -131,10 +116,10 @@ class _Trace:
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, file: Path, modified_ns: int, space: ArmSpace | None) -> _Trace:
+def _read(path: str, file: Path, modified_ns: int) -> _Trace:
     """Read a table once, for the many devices of a sweep that replay it."""
     table = read_table(file)
-    space = space or _infer_space(table)
+    space = _infer_space(table)
     arms = {
         str(encoder): _by_arm(rows, space, f"{path}, encoder {encoder}")
         for encoder, rows in table.groupby("encoder", sort=False)
@@ -176,13 +161,7 @@ def _infer_factor(column: pd.Series, known: Factor | None) -> Factor:
 
 
 def _by_arm(rows: pd.DataFrame, space: ArmSpace, where: str) -> list[pd.DataFrame]:
-    missing_columns = [name for name in space.names if name not in rows]
-    if missing_columns:
-        raise TableError(f"{where}: no column for the factors {', '.join(missing_columns)}")
-    groups = {
-        key if isinstance(key, tuple) else (key,): group
-        for key, group in rows.groupby(list(space.names), sort=False)
-    }
+    groups = dict(iter(rows.groupby(list(space.names), sort=False)))
     wanted = list(product(*(factor.levels for factor in space.factors)))
     lacking = [str(space[index]) for index, key in enumerate(wanted) if key not in groups]
     if lacking:

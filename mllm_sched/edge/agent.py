@@ -15,6 +15,7 @@ from functools import partial
 
 import grpc
 
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import EncodedJob
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending
@@ -23,7 +24,6 @@ from mllm_sched.edge.journal_schema import StoredAnswer
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import HELD_BYTES, UserService, key_of, now_s
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
@@ -78,8 +78,9 @@ class Agent(UserService):
         super().__init__(users, limits, security, metrics, held_bytes)
         self.name, self.stage, self.answering = name, stage, answering
         self.journal = AsyncJournal(journal, self._journal_down)
-        self.runtime = stage.loop.runtime
-        self.rules = Rules(self.runtime.half, ["input"], max_new_tokens=limits.new_tokens)
+        self.device = stage.loop.device
+        self.half = self.device.encoders.half
+        self.rules = Rules(self.half, ["input"], max_new_tokens=limits.new_tokens)
 
     @property
     def why_not(self) -> str:
@@ -89,15 +90,15 @@ class Agent(UserService):
     def card(self) -> pb.Card:
         """What the agent takes: raw items of its model."""
         return pb.Card(
-            model=self.runtime.identity,
+            model=self.half.identity,
             name=self.name,
-            encoders=self.runtime.modalities,
+            encoders=self.half.modalities,
             cuts=["input"],
             max_bytes=self.limits.bytes,
             max_new_tokens=self.limits.new_tokens,
             limit=self.limits.requests,
             boot=self.boot,
-            markers=markers_of(self.runtime.half),
+            markers=markers_of(self.half),
         )
 
     async def _finished(self, user: User, start: pb.Start) -> Job | None:
@@ -155,7 +156,7 @@ class Agent(UserService):
             raise WireError(f"the message is of request {message.header.id}, not {start.id}")
         if message.header.logits:  # of a long prompt they are hundreds of megabytes
             raise MismatchError("logits are not relayed: ask a node for them")
-        prepared = tuple(self.runtime.prepare(item) for item in message.items)
+        prepared = tuple(self.device.encoders.prepare(item) for item in message.items)
         layouts = [(one.modality, one.layout) for one in prepared]
         self.rules.check_length(message.prompt, layouts, message.header.max_new_tokens)
         return replace(message, items=()), prepared
@@ -210,7 +211,7 @@ class Agent(UserService):
         job.end(await self._keep(pending.user.name, message.header.id, job, finished))
         before_s = begun_s - pending.came_s
         first_s = before_s + first_token_s if job.tokens else None
-        self.metrics.answered(before_s + took_s, first_s, self.runtime.evidence)
+        self.metrics.answered(before_s + took_s, first_s, self.device.evidence)
 
     async def _keep(self, user: str, name: str, job: Job, finished: pb.Finished) -> pb.Finished:
         """Store the answer, again and again until the deadline if the journal is down.
@@ -252,7 +253,7 @@ class Agent(UserService):
         self.stage.close()
         self.answering.close()
         self.journal.close()
-        self.runtime.close()
+        self.device.close()
 
 
 def _bytes(prepared: Sequence[Prepared]) -> int:

@@ -35,7 +35,7 @@ class AgentTalk(rpc.AgentServicer):
         return pb.AgentStatus(
             name=agent.name,
             boot=agent.boot,
-            model=agent.runtime.identity,
+            model=agent.half.identity,
             taking=not agent.why_not,
             why_not=agent.why_not,
             draining=agent.draining,

@@ -1,7 +1,7 @@
-"""One device and its scheduler: asks for an arm, encodes on it, tells what that took.
+"""The loop of an agent: ask the scheduler, run the device, tell the scheduler.
 
-Everything here happens in one thread, one call of the encoder after another. The journal has each
-decision before the encoder starts, and each measurement before anybody is told of it.
+One call of the encoder after another, in one thread. The journal has each decision before the
+encoder starts, and each measurement before anybody is told of it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from typing import Any
 import grpc
 
 from mllm_sched.arms import Arm, Factor, Level
+from mllm_sched.devices.base import Encoded, ModelDevice
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.journal import JournalError
 from mllm_sched.edge.learner import Learner
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
-from mllm_sched.edge.runtime import Encoded, Prepared, Runtime
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Part
 from mllm_sched.schedulers.decision import Decision
+from mllm_sched.tasks import Task
 
 log = logging.getLogger(__name__)
 TRIES = 2  # arms that a task is tried on before it fails
@@ -68,42 +70,29 @@ class EncodedJob:
 
 
 class ClosedLoop:
-    """The loop of one device.
-
-    Parameters
-    ----------
-    name
-        Of the agent.
-    runtime
-        Encodes.
-    learner
-        Chooses, and remembers.
-    limit_s
-        On the latency of encoding.
-    cut
-        Of the features.
-    metrics
-        Told of everything.
+    """The loop of one device, within ``limit_s`` on the latency of encoding.
 
     Attributes
     ----------
     closing
         Once it is set, nothing is waited for, and nothing tried again.
+    infeasible
+        By modality: whether no arm was thought to keep the limit when it was decided last.
     """
 
     def __init__(
         self,
         name: str,
-        runtime: Runtime,
+        device: ModelDevice,
         learner: Learner,
         limit_s: float,
-        cut: str,
         metrics: Metrics,
     ) -> None:
-        self.name, self.runtime, self.learner = name, runtime, learner
-        self.limit_s, self.cut, self.metrics = limit_s, cut, metrics
+        self.name, self.device, self.learner = name, device, learner
+        self.limit_s, self.metrics = limit_s, metrics
+        self._encoders = {takes: encoder for encoder, takes in device.modalities.items()}
         self.closing = threading.Event()
-        self.infeasible: dict[str, bool] = {}  # by modality, of one item, as it was decided last
+        self.infeasible: dict[str, bool] = {}
         self._untold: Callable[[], None] | None = None  # writes what the journal could not take
         self._is_behind = False
         if learner.journal.stepped_back_s:
@@ -125,31 +114,25 @@ class ClosedLoop:
             decision = self._ask(works, available)
             encoded = self._run(decision.arm, works)
             self._tell(decision, encoded, works)
-            if not encoded.failed:
+            if encoded.parts:
                 return self._done(works, decision.arm, encoded)
             tried.append(decision.arm)
             is_over = self.closing.is_set() or time.monotonic() > _last(works)
             if is_over or len(tried) == TRIES:
                 raise EncodingFailed(encoded.failed)
-            available = [arm for arm in self.runtime.space if arm not in tried] or None
+            available = [arm for arm in self.device.space if arm not in tried] or None
 
     def settle(self) -> None:
         """Write what the last task took, if the journal could not take it then.
 
-        Raises
-        ------
-        JournalError
-            As long as it cannot be written.
+        Raises JournalError as long as it cannot be written.
         """
         if self._untold:
             self._untold()
             self._untold = None
 
     def _as_before(self, works: Sequence[EncodingJob]) -> list[Arm] | None:
-        """The arm of a task whose answer may have begun, so that it goes on alike.
-
-        A batch is not what it was, and its answers may differ in any case.
-        """
+        """The arm of a single item whose answer may have begun, so that it goes on alike."""
         arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
         return [arm] if arm else None
 
@@ -175,22 +158,26 @@ class ClosedLoop:
         return {name: given[name] for name in contexts.names} if contexts else None
 
     def _run(self, arm: Arm, works: Sequence[EncodingJob]) -> Encoded:
+        modality = works[0].prepared.modality
+        task = Task(modality, self._encoders[modality], size=len(works))
         try:
-            return self.runtime.encode(arm, [work.prepared for work in works], self.cut)
+            return self.device.run(arm, task, [work.prepared for work in works])
         except Exception as error:  # whatever it is, the decision must not stay open
-            say(log, "runtime-raised", "error", trace=True, arm=str(arm))
-            return Encoded(failed=f"{type(error).__name__}: {error}")
+            say(log, "device-raised", "error", trace=True, arm=str(arm))
+            evidence = self.device.evidence, self.device.energy_evidence
+            why = f"{type(error).__name__}: {error}"
+            return Encoded(arm, task, math.nan, math.nan, *evidence, why, cause="raised")
 
     def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
-        """Write and learn what it took. A journal that is full or locked is waited for."""
+        """Write and learn what it took; waits for a journal that is full or locked."""
         self._raise_alarms(encoded)
         self._untold = partial(self._write, decision, encoded, works)
         self._patiently(self.settle, _last(works))
 
     def _raise_alarms(self, encoded: Encoded) -> None:
-        if encoded.meter_lost:
+        if encoded.cause == "meter":
             self.metrics.alarm("meter")
-        if encoded.failed and encoded.why in ("crashed", "hung"):
+        if encoded.cause in ("crashed", "hung"):
             self.metrics.alarm("worker")
         if encoded.behind_s:
             self.metrics.alarm("behind")
@@ -206,34 +193,34 @@ class ClosedLoop:
             self._learn(decision, encoded, works)
         except ValueError as error:
             say(log, "measurement-refused", "error", arm=str(decision.arm), why=str(error))
-            encoded = Encoded(failed=str(error))
             with suppress(ValueError):  # it was written after all, though the journal denied it
-                self.learner.tell(decision.id, failed=encoded.failed)
-        if encoded.failed:
-            self.metrics.failed(decision.arm, encoded.why)
-        else:
-            evidence = self.runtime.evidence, self.runtime.energy_evidence
-            took = encoded.latency_s, encoded.energy_j, self.limit_s
+                self.learner.tell(decision.id, failed=str(error))
+        if encoded.parts:
+            took = encoded.latency_s, encoded.energy_j / len(works), self.limit_s
+            evidence = self.device.evidence, self.device.energy_evidence
             for _ in works:
                 self.metrics.measured(decision.arm, modality, *took, *evidence)
+        else:
+            self.metrics.failed(decision.arm, encoded.cause)
         if self.learner.scheduler.changes > before:
             self.metrics.alarm("drift")
             say(log, "drift", "warning", arm=str(decision.arm), modality=modality)
 
     def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
-        if encoded.failed and self.closing.is_set():  # whoever ends the process ends the encoder
+        if encoded.cause == "meter":
+            # Its latency alone teaches no rule of what an arm costs; the arm did nothing wrong.
+            facts = {**self._facts(works), "latency_s": encoded.latency_s}
+            self.learner.cancel(decision.id, f"the meter is gone: {encoded.failed}", facts)
+        elif encoded.failed and self.closing.is_set():  # whoever ends the process ends the encoder
             self.learner.cancel(decision.id, f"the agent ends: {encoded.failed}")
         elif encoded.hung_s:
             above = {"latency_s": encoded.hung_s}
             self.learner.tell(decision.id, above=above, facts={"failed": encoded.failed})
         elif encoded.failed:
             self.learner.tell(decision.id, failed=encoded.failed)
-        elif encoded.meter_lost:
-            # Its latency alone teaches no rule of what an arm costs; the arm did nothing wrong.
-            facts = {**self._facts(works), "latency_s": encoded.latency_s}
-            self.learner.cancel(decision.id, f"the meter is gone: {encoded.meter_lost}", facts)
         else:
-            self.learner.tell(decision.id, latency_s=encoded.latency_s, energy_j=encoded.energy_j)
+            energy_j = encoded.energy_j / len(works)
+            self.learner.tell(decision.id, latency_s=encoded.latency_s, energy_j=energy_j)
 
     def _facts(self, works: Sequence[EncodingJob]) -> dict[str, Any]:
         """What a row of the journal says beside arm, latency and energy."""
@@ -241,16 +228,16 @@ class ClosedLoop:
         users = {work.user for work in works}
         return {
             "modality": modality,
-            "encoder": self.runtime.encoder(modality),
+            "encoder": self._encoders[modality],
             "batch": len(works),
             "user": users.pop() if len(users) == 1 else "several",
-            "evidence": self.runtime.evidence,
-            "energy_evidence": self.runtime.energy_evidence,
+            "evidence": self.device.evidence,
+            "energy_evidence": self.device.energy_evidence,
             "limit_s": self.limit_s,
         }
 
     def _patiently(self, write: Callable[[], None], ends_s: float) -> None:
-        """Write; again and again until somebody's patience is over."""
+        """Write; again and again until the deadline."""
         while True:
             try:
                 return write()
@@ -265,9 +252,9 @@ class ClosedLoop:
             agent=self.name,
             arm=str(arm),
             latency_s=encoded.latency_s,
-            energy_j=0.0 if math.isnan(encoded.energy_j) else encoded.energy_j,
-            evidence=self.runtime.evidence,
-            energy_evidence=self.runtime.energy_evidence,
+            energy_j=0.0 if math.isnan(encoded.energy_j) else encoded.energy_j / len(works),
+            evidence=self.device.evidence,
+            energy_evidence=self.device.energy_evidence,
         )
         assert len(encoded.parts) == len(works)
         return [EncodedJob(part, run) for part in encoded.parts]
@@ -285,6 +272,8 @@ def contexts_of(modalities: Sequence[str], batches: Sequence[int]) -> list[Facto
     --------
     >>> [factor.name for factor in contexts_of(["image", "audio"], [1])]
     ['modality']
+    >>> contexts_of(["image"], [1])
+    []
     """
     factors = []
     if len(modalities) > 1:

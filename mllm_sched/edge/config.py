@@ -201,7 +201,8 @@ class AgentConfig(Listening):
     device
         ``host``, ``agx-orin``, ``agx-orin-sim`` or ``trace:FILE``.
     device_settings
-        See ``open_runtime``.
+        The device's own, see its class; ``seed`` of its randomness; ``timeout_s`` and
+        ``open_timeout_s`` of ``ModelEncoders``.
     model, seed, modalities
         Whose encoders it holds; those of all modalities by default.
     server

@@ -1,25 +1,106 @@
-"""Requests wait for the encoder here: in a fair order, bounded, and not beyond their deadline."""
+"""Where requests wait for the encoder: in a fair order, bounded, and not beyond their deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
+from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.admission import Admission, LetIn
 from mllm_sched.edge.answering import Answering
-from mllm_sched.edge.batch_sizes import BatchSizes
 from mllm_sched.edge.closed_loop import ClosedLoop, EncodedJob, EncodingJob
+from mllm_sched.edge.ewma import KINDS, RunningByKind
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.runtime import Prepared
 from mllm_sched.edge.service import now_s
 from mllm_sched.edge.users import User
 from mllm_sched.pipeline.jobs import Job
+
+LOOKS = 3  # calls of a size before it is judged
+REST, LONGEST_REST = 64, 4096  # calls of a kind before a size that was too slow is tried again
+
+
+@dataclass
+class _Kind:
+    """Calls of one kind of items."""
+
+    calls: int = 0
+    took: RunningByKind = field(default_factory=RunningByKind)  # latency, by size
+    rest: dict[int, int] = field(default_factory=dict)  # by size: for how many calls, last time
+    until: dict[int, int] = field(default_factory=dict)  # by size: and until which call
+
+    def rests(self, size: int) -> None:
+        """Not to be run for a while, and then to be judged afresh."""
+        self.rest[size] = min(2 * self.rest.get(size, REST // 2), LONGEST_REST)
+        self.until[size] = self.calls + self.rest[size]
+        self.took.pop(size, None)
+
+
+class BatchSizes:
+    """Batch sizes whose calls kept the latency limit when they were tried last.
+
+    Every item of a call waits for all of it. A size whose calls take longer than the limit in the
+    mean, or fail, is not used for some calls: twice as many each time, up to ``LONGEST_REST``. A
+    single item is always encoded; which arm keeps the limit is the scheduler's matter.
+
+    Parameters
+    ----------
+    sizes
+        That the encoder can run, 1 among them.
+    limit_s
+        On the latency of a call.
+
+    Examples
+    --------
+    >>> sizes = BatchSizes([1, 2, 4], limit_s=0.3)
+    >>> for latency_s in (0.4, 0.5, 0.4):
+    ...     sizes.took("photograph", 4, latency_s)
+    >>> sizes.of("photograph"), sizes.of("clip")
+    ((1, 2), (1, 2, 4))
+    """
+
+    def __init__(self, sizes: Sequence[int], limit_s: float) -> None:
+        self.sizes, self.limit_s = tuple(sorted(sizes)), limit_s
+        self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
+
+    def of(self, kind: Hashable) -> tuple[int, ...]:
+        """The sizes to choose from now, 1 among them; none beyond one that rests."""
+        if (known := self._kinds.get(kind)) is None:
+            return self.sizes
+        return tuple(takewhile(lambda size: known.calls >= known.until.get(size, 0), self.sizes))
+
+    def took(self, kind: Hashable, size: int, latency_s: float) -> None:
+        """Count a call of that size."""
+        known = self._of(kind)
+        known.calls += 1
+        running = known.took.add(size, latency_s)
+        if size == 1 or running.count < LOOKS:
+            return
+        if running.mean > self.limit_s:
+            known.rests(size)
+        else:
+            known.rest.pop(size, None)
+
+    def failed(self, kind: Hashable, size: int) -> None:
+        """Count a call of that size that failed."""
+        known = self._of(kind)
+        known.calls += 1
+        if size > 1:
+            known.rests(size)
+
+    def _of(self, kind: Hashable) -> _Kind:
+        known = self._kinds.setdefault(kind, _Kind())
+        self._kinds.move_to_end(kind)
+        if len(self._kinds) > KINDS:
+            self._kinds.popitem(last=False)
+        return known
 
 
 @dataclass(eq=False)
@@ -34,20 +115,16 @@ class Pending:
         Its items; none if it is text alone.
     job
         Its answer, which is worth making as long as anyone waits for it.
-    came_s
-        When it came.
     ahead_s
         Seconds that what went before it was predicted to take.
     let_in
-        Why it was.
+        Why it was admitted.
     queued_s
         How long it waited for the encoder.
     free_s
         When its last item was done, so that it waits again.
-    done
-        What became of its items so far.
-    encoded
-        All of them, in the end.
+    done, encoded
+        Its items so far, and all of them in the end.
     """
 
     task: str
@@ -66,7 +143,7 @@ class Pending:
 
     @property
     def ends_s(self) -> float:
-        """When the last of those who asked for it stops waiting."""
+        """Deadline of the last who waits for it."""
         return self.job.ends_s
 
     def hand_out(self, result: Any) -> None:
@@ -81,7 +158,7 @@ class Pending:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """What waits of a request: its item at a place, or only its answer if it has no items."""
+    """The next item of a request, or only its answer if it has no items."""
 
     pending: Pending
     place: int = 0
@@ -93,11 +170,11 @@ class Turn:
 
     @property
     def rest(self) -> Sequence[Prepared]:
-        """Items behind it."""
+        """Items after it."""
         return self.pending.prepared[self.place + 1 :]
 
     def work(self) -> EncodingJob:
-        """The item as the loop takes it."""
+        """The item as ``ClosedLoop.encode`` takes it."""
         pending = self.pending
         assert self.prepared is not None
         name = f"{pending.task}/{self.place}"
@@ -116,16 +193,10 @@ class EncoderStage:
 
     Parameters
     ----------
-    loop
-        Encodes.
-    queue
-        Those who wait.
     sizes
         How many items of a kind may be encoded in one call, as long as it keeps its limit.
     answering
         Takes the features. While it is full, nothing is encoded.
-    metrics
-        Told of the queue.
     """
 
     def __init__(
@@ -152,7 +223,7 @@ class EncoderStage:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds until all that waits or runs will have had its turn, as predicted."""
+        """Predicted seconds until all that waits or runs is encoded."""
         later_s = sum(self._later_s(entry.item.rest) for entry in self._waiting.values())
         return self.admission.wait_s(self.queue.backlog_s + later_s + self._busy_s())
 
@@ -162,9 +233,7 @@ class EncoderStage:
         self.admission.check_first(self._ahead_s(entry), now_s(), ends_s)
 
     async def encode(self, pending: Pending) -> list[EncodedJob]:
-        """The features of all items, once it was the request's turn.
-
-        It has a place among the answers then, which is to be left in any case.
+        """The features of all items. Then it has a place among the answers, to be left in any case.
 
         Raises
         ------
@@ -200,7 +269,7 @@ class EncoderStage:
                 self._end(pending, why)
 
     async def dispatch(self) -> None:
-        """Encode what waits, for ever: the next in the fair order when the encoder is free."""
+        """Encode what waits, for ever, in the fair order."""
         while True:
             await self._arrived.wait()
             await self.answering.room()
@@ -211,7 +280,7 @@ class EncoderStage:
                 self._arrived.clear()
 
     def _sizes(self) -> Sequence[int]:
-        """How many may be encoded together with the one whose turn it is."""
+        """Batch sizes for the kind of item whose turn it is."""
         first = self.queue.first
         return self.sizes.of(first.kind) if first else (1,)
 
@@ -222,12 +291,12 @@ class EncoderStage:
             self._shed_late()
 
     def _entry(self, turn: Turn) -> Entry:
-        """Its cost is encoding, or with the last item its answer, if that is scarcer."""
+        """Its cost is encoding, or with the last item its answer, if that takes longer."""
         pending, prepared = turn.pending, turn.prepared
         encode_s = self._encode_s([prepared]) if prepared else TEXT_S
         return Entry(
             user=pending.user.name,
-            kind=self.loop.runtime.kind(prepared) if prepared else None,
+            kind=prepared.kind if prepared and self.loop.device.batches else None,
             arrived_s=now_s(),
             ends_s=pending.ends_s,
             cost_s=self._scarce_s(turn, encode_s),
@@ -322,10 +391,7 @@ class EncoderStage:
             self._hand_out(turn, one)
 
     async def _encoded(self, turns: list[Turn]) -> list[EncodedJob]:
-        """What the device's thread makes of a batch; nothing if it failed, as those who wait know.
-
-        Whatever was raised, they are told.
-        """
+        """A batch, encoded in the device's thread; nothing if it failed, and who waits is told."""
         self._running = turns
         self._show()
         try:
@@ -349,9 +415,9 @@ class EncoderStage:
             pending.hand_out(pending.done)
 
     def _learn(self, prepared: Prepared, done: EncodedJob, took_s: float, batch: int) -> None:
-        """For how long an item keeps the device busy, which is more than its measured latency.
+        """How long an item keeps the device busy, which is more than its measured latency.
 
-        But the first of a modality, for which its encoder was loaded, says nothing of the next.
+        For the first of a modality the encoder was loaded, which says nothing of the next.
         """
         if prepared.modality not in self._measured:
             self._measured.add(prepared.modality)

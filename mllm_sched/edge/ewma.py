@@ -1,4 +1,4 @@
-"""What a quantity is of late: its mean, and how far single measurements are off."""
+"""Exponentially weighted mean and deviation of a quantity."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ SPREADS = 2.0  # mean deviations to either side that are still to be expected
 class Running:
     """Exponentially weighted mean and mean deviation, as of round trips in RFC 6298.
 
-    A single measurement that is far above pulls little; one that is far below begins anew, since
-    who is taken for slow is asked no more and cannot show many.
-
-    Parameters
-    ----------
-    expected
-        The mean until something is measured; NaN if nothing is known.
+    A single measurement far above the mean counts for ``LEAP`` times the mean; one far below
+    starts the mean anew, since what is taken for slow is not used and cannot show many. The mean
+    is ``expected`` until something is measured, NaN if nothing is known.
 
     Examples
     --------
@@ -36,7 +32,7 @@ class Running:
         self.mean, self.deviation, self.count = expected, 0.0, 0
 
     def add(self, value: float) -> None:
-        """One more measurement; one that is no number above 0 says nothing."""
+        """Add a measurement; one that is no number above 0 is ignored."""
         if not 0 < value < math.inf:
             return
         if not self.count or value * LEAP < self.mean:
@@ -54,20 +50,20 @@ class Running:
 
     @property
     def least(self) -> float:
-        """As little as it may well be; 0 before it was measured, so that nothing is ruled out."""
+        """Lower bound; 0 before it was measured."""
         return max(0.0, self.mean - self.spread) if self.count else 0.0
 
     @property
     def spread(self) -> float:
-        """How far it may well be off its mean."""
+        """Half-width of the range to be expected."""
         return SPREADS * self.deviation
 
 
 class RunningByKind(OrderedDict[Hashable, Running]):
-    """One for each of the kinds that were seen last."""
+    """One for each of the ``KINDS`` seen last."""
 
     def add(self, kind: Hashable, value: float) -> Running:
-        """One more measurement of a kind; what is known of it then."""
+        """Add a measurement of a kind."""
         running = self.setdefault(kind, Running())
         running.add(value)
         self.move_to_end(kind)
@@ -76,6 +72,6 @@ class RunningByKind(OrderedDict[Hashable, Running]):
         return running
 
     def mean(self, kind: Hashable, default: float) -> float:
-        """Of a kind; the default if nothing is known of it."""
+        """Of a kind, or the default."""
         running = self.get(kind)
         return running.mean if running is not None and running.known else default

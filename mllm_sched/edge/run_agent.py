@@ -8,9 +8,13 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from typing import cast
 
 import grpc
 
+from mllm_sched.devices import open_device
+from mllm_sched.devices.base import ModelDevice, trusted_arms
+from mllm_sched.devices.model_encoders import ModelEncoders
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.agent import Agent
 from mllm_sched.edge.agent_talk import AgentTalk
@@ -25,12 +29,11 @@ from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
-from mllm_sched.edge.runtime import Runtime
-from mllm_sched.edge.runtimes import open_runtime
 from mllm_sched.edge.scheduler_spec import differences
 from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
 from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import NodeError
 from mllm_sched.pipeline.options import Limits
@@ -41,6 +44,7 @@ AGENT_SERVICE = "mllm_sched.edge.Agent"
 SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answered
 WATCH_S = 2.0  # between two reports of the journal's size
 PRUNE_S = 60.0  # between two times that old answers are dropped
+TIMEOUTS = ("timeout_s", "open_timeout_s")  # settings of a device that its encoders take
 ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 
 
@@ -55,34 +59,36 @@ def run_agent(config: AgentConfig) -> None:
         If the device, the journal or an address cannot be had.
     """
     with ExitStack() as opened:
-        runtime = open_runtime_of(config, start=True)
-        opened.callback(runtime.close)
+        device = open_device_of(config)
+        opened.callback(device.close)
+        device.encoders.start()
         users = config.read_users()
-        spec = spec_of(config, runtime)
+        spec = spec_of(config, device)
         journal = opened.enter_context(Journal(**dict(config.journal)))
         learner = Learner(journal, spec)
         learn_once(config.siblings, learner, config.scatter, config.client_security)
-        metrics = Metrics(runtime.space, config.scheduler.violations)
+        metrics = Metrics(device.space, config.scheduler.violations)
         opened.callback(metrics.close)
         if config.metrics:
             host, _, port = config.metrics.rpartition(":")
             metrics.serve(host, int(port), open_to_all=config.open)
         try:
-            runtime.load(spec.seeds)
+            device.load(spec.seeds)
         except HarnessError as error:  # it fails again with the first task, and is learned then
             say(log, "encoders-not-loaded", "error", why=str(error))
-        asyncio.run(_serve(config, runtime, learner, users, metrics))
+        asyncio.run(_serve(config, device, learner, users, metrics))
 
 
 async def _serve(
-    config: AgentConfig, runtime: Runtime, learner: Learner, users: Users, metrics: Metrics
+    config: AgentConfig, device: ModelDevice, learner: Learner, users: Users, metrics: Metrics
 ) -> None:
     client = EdgeClient(config.server, config.client_security)
-    answering = Answering(client, runtime.identity, config.wire, config.answers_at_once)
-    loop = ClosedLoop(config.name, runtime, learner, config.scheduler.limit_s, config.cut, metrics)
+    half = device.encoders.half
+    answering = Answering(client, half.identity, config.wire, config.answers_at_once)
+    loop = ClosedLoop(config.name, device, learner, config.scheduler.limit_s, metrics)
     queue = FairQueue(config.queue.waiting, config.queue.per_user)
     stage = EncoderStage(loop, queue, sizes_of(config), answering, metrics)
-    for one in expected_of(learner.scheduler, runtime.modalities):
+    for one in expected_of(learner.scheduler, half.modalities):
         stage.admission.expect(one.modality, one.latency_s, one.energy_j)
     limits = Limits(config.queue.waiting + SPARE)
     agent = Agent(
@@ -136,17 +142,15 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def open_runtime_of(config: AgentConfig, *, start: bool) -> Runtime:
-    """The device of a configuration; ConfigError if it cannot be had."""
+def open_device_of(config: AgentConfig) -> ModelDevice:
+    """The device of a configuration; ConfigError names the field that it does not like."""
+    settings = dict(config.device_settings)
+    timeouts = {name: settings.pop(name) for name in TIMEOUTS if name in settings}
+    if config.device == "agx-orin":
+        timeouts = {"open_timeout_s": OPEN_TIMEOUT_S, **timeouts}  # TensorRT builds engines
     try:
-        return open_runtime(
-            config.device,
-            config.model,
-            seed=config.seed,
-            modalities=config.modalities,
-            settings=config.device_settings,
-            start=start,
-        )
+        model = ModelEncoders(config.model, config.seed, config.modalities, config.cut, **timeouts)
+        return cast(ModelDevice, open_device(config.device, model=model, **settings))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"device {config.device}, model {config.model}: {error}") from error
 
@@ -156,20 +160,20 @@ def sizes_of(config: AgentConfig) -> tuple[int, ...]:
     return tuple(size for size in (1, 2, 4, 8) if size <= config.queue.batch)
 
 
-def spec_of(config: AgentConfig, runtime: Runtime) -> SchedulerSpec:
+def spec_of(config: AgentConfig, device: ModelDevice) -> SchedulerSpec:
     """The scheduler that the configuration asks for, over the device's arms."""
     scheduler = config.scheduler
     try:
-        given = [runtime.space.arm(**levels) for levels in scheduler.trusted]
+        given = [device.space.arm(**levels) for levels in scheduler.trusted]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"scheduler.trusted: {error}") from error
     return SchedulerSpec(
         name=scheduler.name,
-        space=runtime.space,
+        space=device.space,
         limits={"latency_s": scheduler.limit_s},
-        seeds=given or runtime.trusted,
+        seeds=given or trusted_arms(device),
         rng=scheduler.seed,
-        contexts=contexts_of(runtime.modalities, sizes_of(config)),
+        contexts=contexts_of(device.encoders.half.modalities, sizes_of(config)),
         settings=scheduler.settings,
     )
 
@@ -179,25 +183,39 @@ def explain(config: AgentConfig) -> str:
 
     Raises as ``run_agent``, but listens nowhere, and only reads the journal.
     """
-    runtime = open_runtime_of(config, start=False)
+    device = open_device_of(config)
     try:
-        spec = spec_of(config, runtime)
+        spec = spec_of(config, device)
         scheduler = spec.make()
         return "\n".join(
             [
                 f"agent {config.describe()}",
-                runtime.describe(),
+                _describe(config, device),
                 f"scheduler {spec.name}: least {spec.objective}, encoding within "
                 f"{config.scheduler.limit_s:g} s; {scheduler.cells} cells to learn",
                 f"  trusted: {'; '.join(map(str, spec.seeds)) or 'none'}",
                 f"queue: {config.queue.waiting} may wait, {config.queue.per_user} of a user; "
                 f"up to {config.queue.batch} items of a kind in one call",
                 f"journal {config.journal.path}: {_journal_state(config, spec)}",
-                f"LLM server {config.server}: {_server_state(config, runtime)}",
+                f"LLM server {config.server}: {_server_state(config, device)}",
             ]
         )
     finally:
-        runtime.close()
+        device.close()
+
+
+def _describe(config: AgentConfig, device: ModelDevice) -> str:
+    """Device, arms, trusted arms, evidence and encoders, in a few lines."""
+    encoders = [f"{takes} by {name}" for name, takes in device.modalities.items()]
+    state = ", ".join(f"{name} {value}" for name, value in device.state().items())
+    return "\n".join(
+        [
+            f"device {device.name}: {device.space!r}" + (f", {state}" if state else ""),
+            *(f"trusted: {arm}" for arm in trusted_arms(device)),
+            f"latency {device.evidence}, energy {device.energy_evidence}: {device.meter_source}",
+            f"model {config.model} ({device.encoders.half.identity[:12]}): {', '.join(encoders)}",
+        ]
+    )
 
 
 def _journal_state(config: AgentConfig, spec: SchedulerSpec) -> str:
@@ -211,13 +229,13 @@ def _journal_state(config: AgentConfig, spec: SchedulerSpec) -> str:
     return state
 
 
-def _server_state(config: AgentConfig, runtime: Runtime) -> str:
+def _server_state(config: AgentConfig, device: ModelDevice) -> str:
     try:
         with EdgeClient(config.server, config.client_security) as client:
             card = client.describe(ASK_SERVER_S)
     except NodeError as error:
         return f"does not answer now ({error})"
-    if card.model != runtime.identity:
+    if card.model != device.encoders.half.identity:
         raise ConfigError(
             f"server {config.server} holds another model ({card.name}) than {config.model}; "
             "give both the same model and seed"

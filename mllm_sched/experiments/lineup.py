@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mllm_sched.devices import Device, KnownDevice
-from mllm_sched.devices.trusted import full_power_arms as full_power_arms
-from mllm_sched.devices.trusted import trusted_arms as trusted_arms
+from mllm_sched.devices.base import full_power_arms as full_power_arms
+from mllm_sched.devices.base import trusted_arms as trusted_arms
 from mllm_sched.experiments.hyperparameters import all_tasks as all_tasks
 from mllm_sched.experiments.hyperparameters import transferred as transferred
 from mllm_sched.experiments.runner import Rule

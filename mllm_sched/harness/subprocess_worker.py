@@ -1,10 +1,10 @@
-"""A subprocess that runs encoders: one that crashes or hangs stops nothing else.
+"""A child process that runs encoders: one that crashes or hangs stops nothing else.
 
-The two sides talk over the process's standard input and output. A message is a line of JSON, and
+Parent and child talk over the child's standard input and output. A message is a line of JSON, and
 behind it as many bytes as the line announces; there may be none:
 
-    {"do": "open", "encoder": ..., "component": ..., "precision": ..., ..., "bytes": 0}
-    {"do": "run", ..., "calls": 1, "seconds": 10.0, "load": 1.0, "bytes": 0}
+    {"do": "open", ..., "bytes": 0}    be ready to call an encoder; answered by facts about it
+    {"do": "run", "calls": 1, "seconds": 10.0, "load": 1.0, "bytes": 0}    call it
 
 Each is answered by one message: ``{"ok": ..., "bytes": ...}`` or ``{"error": "..."}``.
 """
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -29,18 +30,15 @@ from mllm_sched.endings import end_with
 from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.harness.reading import HarnessError
 
+PIECE = 1 << 16
+END_S = 5.0  # that a process which closed its pipes may take to end
+CALL_TIMEOUT_S = 60.0
+OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
+
 
 @dataclass(frozen=True)
 class Calls:
-    """Latencies of some calls; a window of a fast encoder holds hundreds of thousands.
-
-    Attributes
-    ----------
-    count
-        How many.
-    mean_s, sd_s, median_s, longest_s
-        Of their latencies; the scatter of a single call is 0.
-    """
+    """Latencies of some calls, summed up; the standard deviation of a single call is 0."""
 
     count: int
     mean_s: float
@@ -50,13 +48,7 @@ class Calls:
 
     @classmethod
     def of(cls, latencies_s: Sequence[float]) -> Calls:
-        """Sum up latencies, at least one.
-
-        Examples
-        --------
-        >>> Calls.of([0.1, 0.1, 0.4]).median_s
-        0.1
-        """
+        """Sum up latencies, at least one."""
         return cls(
             len(latencies_s),
             statistics.fmean(latencies_s),
@@ -83,8 +75,24 @@ def pooled_sd_s(parts: Sequence[Calls]) -> float:
     return math.sqrt(squares / (count - 1))
 
 
-PIECE = 1 << 16
-END_S = 5.0  # that a process which closed its pipes may take to end
+def timed_calls(call: Callable[[], object], calls: int, seconds: float, load: float) -> Calls:
+    """Call so many times at least, and for so many seconds at least.
+
+    With a load below 1 each call is followed by a pause, so that the component is busy for that
+    share of the time; the pause is part of the latency.
+    """
+    pause = 1 / load - 1
+    latencies: list[float] = []
+    began = time.perf_counter()
+    ended = began
+    while len(latencies) < calls or ended - began < seconds:
+        called = ended
+        call()
+        if pause:
+            time.sleep(pause * (time.perf_counter() - called))
+        ended = time.perf_counter()
+        latencies.append(ended - called)
+    return Calls.of(latencies)
 
 
 class WorkerError(HarnessError):
@@ -104,14 +112,10 @@ class HangError(WorkerError):
 
 
 class Child:
-    """The side that asks. The process is started when it is first needed, and again after a crash.
+    """The parent's side. The process starts with the first request, and again after a crash.
 
-    Parameters
-    ----------
-    command
-        What runs the other side, which calls ``serve``.
-    environment
-        Variables that it gets beside this process's own.
+    ``command`` runs the other side, which calls ``serve``; ``environment`` is added to that of
+    this process.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs the encoders; None while there is none."""
+        """Of the child; None while there is none."""
         return self._process.pid if self._process else None
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> Any:
@@ -148,11 +152,10 @@ class Child:
         self.start()
         ends_s = time.monotonic() + timeout_s
         try:
-            self._send(json.dumps({**request, "bytes": len(data)}).encode() + b"\n", ends_s)
+            line = json.dumps({**request, "bytes": len(data)}).encode() + b"\n"
+            self._send(line, ends_s)
             self._send(data, ends_s)
-            line, rest = self._line(ends_s)
-            answer = json.loads(line)
-            behind = self._bytes(int(answer.get("bytes", 0)), rest, ends_s)
+            answer, behind = self._receive(ends_s)
         except TimeoutError:
             self.close()
             raise HangError(timeout_s) from None
@@ -174,15 +177,10 @@ class Child:
             stderr=self._log,
             env={**os.environ, **self._environment},
             bufsize=0,
-            start_new_session=True,  # a Ctrl-C is for the side that asks
+            start_new_session=True,  # a Ctrl-C is for the parent
         )
         assert self._process.stdin
-        os.set_blocking(self._process.stdin.fileno(), False)  # else one that hangs holds this side
-
-    def kill(self) -> None:
-        """Kill the process, if there is one; whoever waits for its answer is told."""
-        if process := self._process:
-            process.kill()
+        os.set_blocking(self._process.stdin.fileno(), False)  # else one that hangs holds the parent
 
     def close(self) -> None:
         """End the process. Closing twice does nothing; a later request starts another."""
@@ -205,22 +203,16 @@ class Child:
             except BlockingIOError:  # room for less than was offered
                 continue
 
-    def _line(self, ends_s: float) -> tuple[bytes, bytes]:
-        """The next line, however it comes in pieces, and what came with its end."""
-        pieces = [self._piece(ends_s)]
-        while b"\n" not in pieces[-1]:
-            pieces.append(self._piece(ends_s))
-        line, _, rest = b"".join(pieces).partition(b"\n")
-        return line, rest
-
-    def _bytes(self, count: int, begun: bytes, ends_s: float) -> memoryview:
-        whole, have = bytearray(count), len(begun)
-        whole[:have] = begun
-        while have < count:
-            piece = self._piece(ends_s)
-            whole[have : have + len(piece)] = piece
-            have += len(piece)
-        return memoryview(whole)
+    def _receive(self, ends_s: float) -> tuple[dict[str, Any], memoryview]:
+        """One message, however it comes in pieces."""
+        received, end = bytearray(), -1
+        while end < 0:
+            received += self._piece(ends_s)
+            end = received.find(b"\n")
+        answer = json.loads(received[:end])
+        while len(received) <= end + answer.get("bytes", 0):
+            received += self._piece(ends_s)
+        return answer, memoryview(received)[end + 1 :]
 
     def _piece(self, ends_s: float) -> bytes:
         assert self._process and self._process.stdout
@@ -245,6 +237,79 @@ class Child:
         return f"the encoder crashed: {how}" + (f": {last}" if last else "")
 
 
+class EncoderWorker(Child, ABC):
+    """A child that runs encoders, as its parent sees it.
+
+    Parameters
+    ----------
+    timeout_s
+        For a single call at full load, after which it counts as hanging.
+    open_timeout_s
+        For opening an encoder, which may export, load and warm up.
+
+    Attributes
+    ----------
+    modalities
+        The encoders that it runs, and what each takes.
+    """
+
+    modalities: Mapping[str, str]
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
+    ) -> None:
+        for name, seconds in (("timeout_s", timeout_s), ("open_timeout_s", open_timeout_s)):
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"{name}={seconds}: expected seconds above 0")
+        super().__init__(command, environment)
+        self.timeout_s = timeout_s
+        self.open_timeout_s = open_timeout_s
+
+    @abstractmethod
+    def open(self, how: Mapping[str, Any], items: Sequence[Any] = ()) -> dict[str, Any]:
+        """Be ready to call an encoder on a component; facts about it. Raises as ``exchange``."""
+
+    def load(self, hows: Sequence[Mapping[str, Any]]) -> None:
+        """Load what can be loaded before the first ``open``."""
+
+    def features(self, items: Sequence[Any]) -> tuple[Any, ...]:
+        """What the last call made of the items that were opened; nothing of random input."""
+        return ()
+
+    def run(self, calls: int = 1, seconds: float = 0.0, load: float = 1.0) -> Calls:
+        """Call the opened encoder; see ``timed_calls``. Raises as ``exchange``."""
+        request = {"do": "run", "calls": calls, "seconds": seconds, "load": load}
+        return Calls(**self.ask(request, seconds + self.timeout_s * calls / load))
+
+
+class EncoderServer(ABC):
+    """The child's side of an ``EncoderWorker``."""
+
+    def __init__(self) -> None:
+        self._call: Callable[[], object] | None = None
+
+    def answer(self, request: dict[str, Any], data: bytes) -> tuple[Any, bytes]:
+        """Do what is asked; ``serve`` turns an exception into the answer's error."""
+        do = request.pop("do")
+        if do == "open":
+            self._call = None
+            self._call, facts = self.open(request, data)
+            return facts, b""
+        if self._call is None:
+            raise ValueError("no encoder was opened to run")
+        return asdict(timed_calls(self._call, **request)), b""
+
+    @abstractmethod
+    def open(
+        self, request: dict[str, Any], data: bytes
+    ) -> tuple[Callable[[], object], dict[str, Any]]:
+        """A call of the encoder asked for, and facts about it."""
+
+
 def _wait(pipe: int, event: int, ends_s: float) -> None:
     """Until the pipe is ready, or gone; TimeoutError if that takes too long."""
     poll = select.poll()  # unlike select(), it takes a process with thousands of open files
@@ -254,7 +319,7 @@ def _wait(pipe: int, event: int, ends_s: float) -> None:
 
 
 def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, bytes]]]) -> None:
-    """The side that answers, until there are no more requests, or whoever asks has died.
+    """The child's side, until there are no more requests, or the parent has died.
 
     Parameters
     ----------
@@ -271,63 +336,7 @@ def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, b
             request = json.loads(line)
             said, data = answer(request, sys.stdin.buffer.read(request.pop("bytes")))
             told = {"ok": said, "bytes": len(data)}
-        except Exception as error:  # whatever an encoder raises, the other side is told
+        except Exception as error:  # whatever an encoder raises, the parent is told
             told, data = {"error": f"{type(error).__name__}: {error}"}, b""
         answers.write(json.dumps(told).encode() + b"\n" + data)
         answers.flush()
-
-
-OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
-WHAT = ("encoder", "component", "precision", "threads", "batch", "seed", "cache")
-
-
-class Worker(Child):
-    """The side that asks; the command is by default what runs this module."""
-
-    def __init__(self, command: Sequence[str] = (sys.executable, "-m", __name__)) -> None:
-        super().__init__(command)
-
-
-class Encoders:
-    """The side that answers: encoders that were opened once stay open."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, tuple[Callable[[], Any], Any]] = {}
-
-    def answer(self, request: dict[str, Any]) -> Any:
-        """Do what is asked; any exception is the answer's error."""
-        what = {key: value for key, value in request.items() if key in WHAT}
-        key = json.dumps(what, sort_keys=True)
-        if key not in self._opened:
-            from mllm_sched.pipeline.onnx import open_encoder  # a second to import
-
-            self._opened[key] = open_encoder(**what)
-        call, facts = self._opened[key]
-        if request["do"] == "open":
-            return facts
-        return _run(call, request["calls"], request["seconds"], request["load"])
-
-
-def _run(call: Callable[[], Any], calls: int, seconds: float, load: float) -> dict[str, Any]:
-    """Call the encoder some times, and for some seconds at least; what the calls took.
-
-    With a load below 1 each call is followed by a pause, so that the component is busy for that
-    share of the time; the pause is part of what the task takes.
-    """
-    pause = 1 / load - 1
-    latencies: list[float] = []
-    began = time.perf_counter()
-    ended = began
-    while len(latencies) < calls or ended - began < seconds:
-        called = ended
-        call()
-        if pause:
-            time.sleep(pause * (time.perf_counter() - called))
-        ended = time.perf_counter()
-        latencies.append(ended - called)
-    return asdict(Calls.of(latencies))
-
-
-if __name__ == "__main__":
-    encoders = Encoders()
-    serve(lambda: lambda request, data: (encoders.answer(request), b""))

@@ -1,10 +1,6 @@
 """What the two sides say to each other; the answering side is in this process, where it can be."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,17 +8,19 @@ import torch
 from decoupled import MODALITIES, OMNI, halves, item
 
 from mllm_sched import paths
-from mllm_sched.edge.encoder_process import EncoderProcess, How, LoadedEncoders, Prepared
+from mllm_sched.devices import model_encoders
+from mllm_sched.devices.model_encoders import FLOAT32, ModelEncoders, ModelServer, Prepared
 
 KINDS = [(name, modality) for name, held in MODALITIES.items() for modality in held]
+BFLOAT16, INT8 = ({**FLOAT32, "precision": precision} for precision in ("bfloat16", "int8"))
 
 
-class Beside(EncoderProcess):
-    """Asks as ever, of a side that answers in this process."""
+class Beside(ModelEncoders):
+    """Asks as ever, of a child's side that answers in this process."""
 
-    def __init__(self, name):
-        super().__init__(name, 0, (), 10.0, 10.0)
-        self.side, self.asked = LoadedEncoders(name, 0, ()), []
+    def __init__(self, name, cut="projector", side=None):
+        super().__init__(name, cut=cut)
+        self.side, self.asked = side or ModelServer(name, 0, ()), []
 
     def exchange(self, request, data, timeout_s):
         self.asked.append((request, timeout_s))
@@ -32,36 +30,40 @@ class Beside(EncoderProcess):
 
 @pytest.fixture(scope="module")
 def process():
-    opened = {}
-    return lambda name: opened.setdefault(name, Beside(name))
+    sides = {}
+
+    def opened(name, cut="projector"):
+        beside = Beside(name, cut, sides.get(name))
+        sides[name] = beside.side
+        return beside
+
+    return opened
 
 
 def prepared(name, modality, seed=0):
     return Prepared(modality, *halves(name)[0].prepare(item(modality, seed)))
 
 
-def encoded(process, batch, cut="projector", how=None):
-    process.bring(batch, cut, how or How())
-    assert process.run() > 0
-    return process.features(batch, cut)
+def encoded(process, batch, how=FLOAT32):
+    process.open(how, batch)
+    assert process.run().mean_s > 0
+    return process.features(batch)
 
 
 @pytest.mark.parametrize("cut", ["encoder", "projector"])
 @pytest.mark.parametrize(("name", "modality"), KINDS)
 def test_in_float32_features_are_those_of_the_half_to_the_last_bit(process, name, modality, cut):
-    (part,) = encoded(process(name), [prepared(name, modality)], cut)
+    (part,) = encoded(process(name, cut), [prepared(name, modality)])
     expected = halves(name)[0].encode(item(modality), cut)
     assert torch.equal(part.features, expected.features)
     assert (part.modality, part.cut, part.layout) == (modality, cut, expected.layout)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("how", [BFLOAT16, INT8])
 @pytest.mark.parametrize(("name", "modality"), KINDS)
-def test_lower_precision_gives_nearly_the_same_and_the_same_again(
-    process, name, modality, precision
-):
-    asked, how = [prepared(name, modality)], How(precision)
-    (part,), (again,) = (encoded(process(name), asked, "encoder", how) for _ in range(2))
+def test_lower_precision_gives_nearly_the_same_and_the_same_again(process, name, modality, how):
+    asked, beside = [prepared(name, modality)], process(name, "encoder")
+    (part,), (again,) = (encoded(beside, asked, how) for _ in range(2))
     assert part.features.dtype is torch.float32 and torch.equal(part.features, again.features)
     exact = halves(name)[0].encode(item(modality), "encoder").features
     error = (part.features - exact).norm() / exact.norm()
@@ -83,9 +85,9 @@ def test_items_of_one_kind_are_encoded_in_one_call_as_they_are_alone(process, na
 def test_in_int8_an_item_does_not_feel_whose_else_it_is_encoded_with(process):
     loud = prepared("small-llava", "image", 1)
     loud = Prepared("image", {"pixel_values": 50 * loud.inputs["pixel_values"]}, loud.layout)
-    mine, how = prepared("small-llava", "image"), How("int8")
-    first, _ = encoded(process("small-llava"), [mine, loud], how=how)
-    assert torch.equal(first.features, encoded(process("small-llava"), [mine], how=how)[0].features)
+    mine, beside = prepared("small-llava", "image"), process("small-llava")
+    first, _ = encoded(beside, [mine, loud], INT8)
+    assert torch.equal(first.features, encoded(beside, [mine], INT8)[0].features)
 
 
 def test_what_differs_in_modality_shape_or_layout_is_of_another_kind():
@@ -97,40 +99,38 @@ def test_what_differs_in_modality_shape_or_layout_is_of_another_kind():
 
 
 def test_what_was_loaded_before_is_not_made_when_it_is_first_asked_for(monkeypatch):
-    beside = Beside("small-llava")
-    beside.load(["float32", "int8"])
-    monkeypatch.setattr(
-        "mllm_sched.edge.encoder_process._converted", None
-    )  # whoever converts, fails
-    assert encoded(beside, [prepared("small-llava", "image")], how=How(precision="int8"))
+    beside, asked = Beside("small-llava"), [prepared("small-llava", "image")]
+    beside.load([FLOAT32, INT8])
+    monkeypatch.setattr(model_encoders, "_converted", None)  # whoever converts, fails
+    assert encoded(beside, asked, INT8)
     with pytest.raises(TypeError):
-        encoded(beside, [prepared("small-llava", "image")], how=How(precision="bfloat16"))
+        encoded(beside, asked, BFLOAT16)
 
 
 def test_an_arm_is_warmed_up_once_for_a_kind_and_given_the_time_to_load(process):
-    side, asked = Beside("small-llava"), [prepared("small-llava", "image")]
+    side, asked = process("small-llava"), [prepared("small-llava", "image")]
     side.timeout_s, side.open_timeout_s = 1.0, 60.0
-    for batch, how in [(1, How()), (1, How()), (2, How()), (1, How("int8")), (1, How())]:
-        side.bring(asked * batch, "projector", how)
+    for batch, how in [(1, FLOAT32), (1, FLOAT32), (2, FLOAT32), (1, INT8), (1, FLOAT32)]:
+        side.open(how, asked * batch)
     told = [(request["warm_up"], timeout_s) for request, timeout_s in side.asked]
     cold, warm = (True, 60.0), (False, 1.0)
     assert told == [cold, warm, cold, cold, warm]
     side.close()  # whatever comes next begins cold
-    side.bring(asked, "projector", How())
+    side.open(FLOAT32, asked)
     assert side.asked[-1][0]["warm_up"]
 
 
 def test_a_load_pauses_after_the_call_and_the_pause_counts(process):
-    side, asked = process("small-llava"), [prepared("small-llava", "image")]
-    side.bring(asked, "projector", How())
+    side = process("small-llava")
+    side.open(FLOAT32, [prepared("small-llava", "image")])
     begun_s = time.perf_counter()
-    took_s = side.run(load=0.02)
+    took_s = side.run(load=0.02).mean_s
     assert time.perf_counter() - begun_s >= took_s > 0.02  # a call of a millisecond, 49 of pause
     assert side.asked[-1][1] == side.timeout_s / 0.02
 
 
-def test_nothing_runs_before_it_was_brought():
-    with pytest.raises(ValueError, match="nothing was brought"):
+def test_nothing_runs_before_it_was_opened():
+    with pytest.raises(ValueError, match="no encoder was opened"):
         Beside("small-llava").run()
 
 
@@ -141,7 +141,7 @@ def test_the_way_through_onnx_gives_the_same_features(process, name, tmp_path, m
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     (modality,) = MODALITIES[name]
     asked = [prepared(name, modality)]
-    (part,) = encoded(process(name), asked, how=How("fp32", component="cpu"))
+    (part,) = encoded(process(name), asked, {**FLOAT32, "component": "cpu", "precision": "fp32"})
     exact = halves(name)[0].encode(item(modality)).features
     torch.testing.assert_close(part.features, exact, rtol=1e-3, atol=1e-3)
     assert len(list(tmp_path.glob("*.onnx"))) == 1
@@ -149,34 +149,4 @@ def test_the_way_through_onnx_gives_the_same_features(process, name, tmp_path, m
 
 def test_what_has_no_one_shape_cannot_go_through_onnx(process):
     with pytest.raises(ValueError, match="only the cpu can run them"):
-        process(OMNI).bring([prepared(OMNI, "image")], "projector", How("fp16", component="dla0"))
-
-
-ORPHAN = """
-import sys
-import numpy as np
-from safetensors.numpy import save
-from mllm_sched.harness.subprocess_worker import Child
-held = '{"name": "small-llava", "seed": 0, "modalities": []}'
-child = Child([sys.executable, "-m", "mllm_sched.edge.encoder_process", held])
-layout = {"grid": None, "seconds_per_grid": None, "mel_frames": None}
-child.exchange(
-    {"do": "bring", "precision": "float32", "threads": 1, "component": "torch", "modality": "image",
-     "layouts": [layout], "cut": "encoder", "warm_up": True},
-    save({"pixel_values": np.zeros((1, 1, 3, 56, 56), np.float32)}), 120)
-print(child.pid, flush=True)
-child.ask({"do": "run", "load": 1e-9}, 1e6)
-"""
-
-
-@pytest.mark.slow
-def test_the_encoders_end_with_the_agent_even_in_mid_call():
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-    ends_s = time.monotonic() + 20
-    while time.monotonic() < ends_s and os.path.exists(f"/proc/{pid}"):
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{pid}")
+        process(OMNI).open({**FLOAT32, "component": "dla0"}, [prepared(OMNI, "image")])

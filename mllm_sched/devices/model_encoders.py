@@ -1,14 +1,11 @@
-"""A model's encoders in a process of their own: the side that asks, and the process itself.
+"""The encoders of a multimodal model, run on real items in a child process.
 
-What is asked, in the messages of ``harness/subprocess_worker.py``; tensors go as safetensors,
-nothing is ever unpickled:
+Beside ``open`` and ``run`` (see ``harness/subprocess_worker.py``) the child is asked:
 
     {"do": "load", "precisions": [...]}    hold the model in these
-    {"do": "bring", ...}    inputs behind it: be ready to encode them on an arm
-    {"do": "run"}           encode them; answered by the seconds that took
-    {"do": "features"}      answered with the features behind it
+    {"do": "features"}    features of the last call, behind the answer
 
-Only ``run`` is measured.
+Inputs go behind ``open``. Tensors go as safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import sys
-import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +23,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mllm_sched import paths
-from mllm_sched.harness.subprocess_worker import Child, CrashError, HangError, serve
-from mllm_sched.pipeline.checkpoints import load_encoders
-from mllm_sched.pipeline.requests import Layout, Part
+from mllm_sched.harness.subprocess_worker import (
+    EncoderServer,
+    EncoderWorker,
+    WorkerError,
+    serve,
+)
+from mllm_sched.pipeline.checkpoints import bare_encoders, load_encoders
+from mllm_sched.pipeline.requests import Item, Layout, Part
 
-__all__ = ["CrashError", "EncoderProcess", "HangError", "How", "Prepared"]
-
-TORCH = "torch"
+TORCH = "torch"  # the component that is this machine's CPU, through PyTorch
+FLOAT32 = {"component": TORCH, "precision": "float32", "threads": 1}
 LOAD_S = 60.0  # at most for loading before the first task; whoever starts the agent waits
 REMEMBERED = 1024  # kinds that were warmed up
 # Threads that wait for each other sleep. If they spin, a call that shares its cores with another
@@ -43,7 +43,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An item as its encoder takes it, and the layout of what that gives."""
+    """An item as its encoder takes it, and the layout of its features."""
 
     modality: str
     inputs: Mapping[str, Tensor]
@@ -56,106 +56,94 @@ class Prepared:
         return self.modality, tuple(shapes), self.layout
 
 
-@dataclass(frozen=True)
-class How:
-    """How a call is made.
-
-    Attributes
-    ----------
-    precision
-        ``float32``, ``bfloat16`` or ``int8`` with PyTorch; of ``onnx.open_on`` elsewhere.
-    threads
-        Of PyTorch.
-    component
-        ``torch`` for PyTorch on this machine's CPU; else a component of ``pipeline/onnx.py``.
-    load
-        Share of the time that is spent encoding: after the call it pauses, which counts.
-    """
-
-    precision: str = "float32"
-    threads: int = 1
-    component: str = TORCH
-    load: float = 1.0
-
-
-class EncoderProcess(Child):
-    """The side that asks.
+class ModelEncoders(EncoderWorker):
+    """The parent's side, which holds no weights. The process starts when it is first needed.
 
     Parameters
     ----------
-    model, seed, modalities
-        What it holds; see ``load_encoders``.
-    timeout_s
-        For a call, at full load.
-    open_timeout_s
-        For the first call of an arm for a kind, which may load and warms up.
+    name, modalities, seed
+        See ``load_encoders``.
+    cut
+        Features are taken after the ``encoder`` or after the ``projector``.
+    timeout_s, open_timeout_s
+        See ``EncoderWorker``. The longer one is for the first call of an arm for a kind of items,
+        which may load and warms up.
+
+    Attributes
+    ----------
+    half
+        The encoders without their weights: they know shapes, and prepare items.
     """
 
     def __init__(
         self,
-        model: str,
-        seed: int,
-        modalities: Sequence[str],
-        timeout_s: float,
-        open_timeout_s: float,
+        name: str,
+        seed: int = 0,
+        modalities: Sequence[str] = (),
+        cut: str = "projector",
+        timeout_s: float = 10.0,
+        open_timeout_s: float = 180.0,
     ) -> None:
-        held = json.dumps({"name": model, "seed": seed, "modalities": list(modalities)})
-        command = [sys.executable, "-m", "mllm_sched.edge.encoder_process", held]
-        super().__init__(command, ENVIRONMENT)
-        self.timeout_s = timeout_s
-        self.open_timeout_s = open_timeout_s
+        if cut not in ("encoder", "projector"):
+            raise ValueError(f"cut={cut!r}: an encoder's features are cut at encoder or projector")
+        self.half = bare_encoders(name, modalities, seed)
+        held = {"name": name, "seed": seed, "modalities": list(self.half.modalities)}
+        command = [sys.executable, "-m", __name__, json.dumps(held)]
+        super().__init__(command, ENVIRONMENT, timeout_s, open_timeout_s)
+        self.name, self.cut = name, cut
+        self.modalities = {f"{name}:{modality}": modality for modality in self.half.modalities}
         self._warm: set[Hashable] = set()
 
-    def load(self, precisions: Sequence[str]) -> None:
-        """Wait until the model is held in these precisions; WorkerError as ``Child.exchange``."""
-        self.ask({"do": "load", "precisions": list(precisions)}, min(self.open_timeout_s, LOAD_S))
+    def prepare(self, item: Item) -> Prepared:
+        """What the encoder takes, made from raw input; ValueError for what it cannot take."""
+        return Prepared(item.modality, *self.half.prepare(item))
 
-    def bring(self, batch: Sequence[Prepared], cut: str, how: How, warm_up: bool = True) -> None:
-        """Hand over inputs, and have everything ready to encode them.
+    def load(self, hows: Sequence[Mapping[str, Any]]) -> None:
+        """Wait until the model is held as these need it; WorkerError as ``Child.exchange``."""
+        precisions = [how["precision"] for how in hows if how["component"] == TORCH]
+        request = {"do": "load", "precisions": list(dict.fromkeys(precisions))}
+        self.ask(request, min(self.open_timeout_s, LOAD_S))
+
+    def open(
+        self, how: Mapping[str, Any], items: Sequence[Prepared] = (), warm_up: bool = True
+    ) -> dict[str, Any]:
+        """Hand over items of one kind, and have everything ready to encode them in one call.
 
         Parameters
         ----------
-        batch
-            Items of one kind.
-        cut
-            ``encoder`` or ``projector``.
         how
-            The arm.
+            ``component``, ``torch`` or one of ``pipeline/onnx.py``; ``precision``; ``threads``.
+        items
+            At least one.
         warm_up
             Whether the first call for this kind is made twice, and once unmeasured.
-
-        Raises
-        ------
-        WorkerError
-            As ``Child.exchange``; also from the methods below.
         """
-        first = batch[0]
-        key = how.precision, how.threads, how.component, cut, len(batch), first.kind
-        cold = key not in self._warm
+        if not items:
+            raise ValueError("no items: expected at least one")
+        first = items[0]
+        key = tuple(sorted(how.items())), len(items), first.kind
+        is_cold = key not in self._warm
         request = {
-            "do": "bring",
-            **asdict(how),
-            "modality": first.modality,
-            "layouts": [asdict(each.layout) for each in batch],
-            "cut": cut,
-            "warm_up": warm_up and cold,
+            **{"do": "open", **how, "modality": first.modality, "cut": self.cut},
+            "layouts": [asdict(each.layout) for each in items],
+            "warm_up": warm_up and is_cold,
         }
-        inputs = {name: torch.stack([each.inputs[name] for each in batch]) for name in first.inputs}
-        self.exchange(request, save(inputs), self.open_timeout_s if cold else self.timeout_s)
+        inputs = {name: torch.stack([each.inputs[name] for each in items]) for name in first.inputs}
+        timeout_s = self.open_timeout_s if is_cold else self.timeout_s
+        facts, _ = self.exchange(request, save(inputs), timeout_s)
         if len(self._warm) >= REMEMBERED:
             self._warm.clear()
         self._warm.add(key)
+        return dict(facts)
 
-    def run(self, load: float = 1.0) -> float:
-        """Encode what was brought; the seconds it took, with the pause that a load asks for."""
-        return float(self.ask({"do": "run", "load": load}, self.timeout_s / load))
-
-    def features(self, batch: Sequence[Prepared], cut: str) -> tuple[Part, ...]:
-        """Features of what was run, in the order of the batch."""
+    def features(self, items: Sequence[Prepared]) -> tuple[Part, ...]:
+        """Features of the items that were opened and run; WorkerError if they are not finite."""
         _, data = self.exchange({"do": "features"}, b"", self.timeout_s)
-        rows = load(bytes(data))["features"].unbind()
-        pairs = zip(batch, rows, strict=True)
-        return tuple(Part(each.modality, cut, row, each.layout) for each, row in pairs)
+        rows = load(bytes(data))["features"]
+        if not bool(rows.isfinite().all()):
+            raise WorkerError("features that are not finite")
+        pairs = zip(items, rows.unbind(), strict=True)
+        return tuple(Part(each.modality, self.cut, row, each.layout) for each, row in pairs)
 
     def close(self) -> None:
         """End the process; the next one begins cold."""
@@ -164,57 +152,35 @@ class EncoderProcess(Child):
 
 
 Inputs = dict[str, Tensor]
-INT8 = "int8"
 
 
-class LoadedEncoders:
-    """The side that answers.
-
-    Projectors, which are small, run in float32 whatever the precision of the encoder.
-
-    Parameters
-    ----------
-    name, seed, modalities
-        As for ``load_encoders``.
-    """
+class ModelServer(EncoderServer):
+    """The child's side. Projectors run in float32 whatever the precision of the encoder."""
 
     def __init__(self, name: str, seed: int, modalities: Sequence[str]) -> None:
+        super().__init__()
         self.half = load_encoders(name, modalities, seed)
         self._models: dict[str, Any] = {"float32": self.half.model}
         self._sessions: dict[tuple[str, str, str], Callable[[Inputs], Tensor]] = {}
-        self._call: Callable[[], list[Tensor]] | None = None
         self._features: list[Tensor] = []
 
     def answer(self, request: dict[str, Any], data: bytes) -> tuple[Any, bytes]:
         """Do what is asked."""
-        do = request.pop("do")
-        if do == "bring":
-            self._call, self._features = self._brought(request, load(data)), []
-            if request["warm_up"]:
-                self._call()
-            return None, b""
-        if do == "load":
+        if request["do"] == "load":
             for precision in request["precisions"]:
                 self._model(precision)
             return None, b""
-        if do == "run":
-            return self._run(request["load"]), b""
-        return None, save({"features": torch.stack(self._features)})
+        if request["do"] == "features":
+            return None, save({"features": torch.stack(self._features)})
+        return super().answer(request, data)
 
-    def _run(self, busy_share: float) -> float:
-        if self._call is None:
-            raise ValueError("nothing was brought to run")
-        begun_s = time.perf_counter()
-        self._features = self._call()
-        if pause := 1 / busy_share - 1:
-            time.sleep(pause * (time.perf_counter() - begun_s))
-        return time.perf_counter() - begun_s
-
-    def _brought(self, request: dict[str, Any], inputs: Inputs) -> Callable[[], list[Tensor]]:
-        """What is to be called, ready to be: models loaded, inputs put together."""
+    def open(
+        self, request: dict[str, Any], data: bytes
+    ) -> tuple[Callable[[], object], dict[str, Any]]:
+        """What is to be called: models loaded, inputs put together."""
         modality, cut = request["modality"], request["cut"]
         layouts = [_layout(**fields) for fields in request["layouts"]]
-        rows = {name: stacked.unbind() for name, stacked in inputs.items()}
+        rows = {name: stacked.unbind() for name, stacked in load(data).items()}
         items = [{name: rows[name][place] for name in rows} for place in range(len(layouts))]
         torch.set_num_threads(request["threads"])
         precision, component = request["precision"], request["component"]
@@ -224,15 +190,17 @@ class LoadedEncoders:
             encode = self._with_onnx(precision, component, modality, items)
 
         @torch.inference_mode()
-        def call() -> list[Tensor]:
+        def call() -> None:
             features = encode()
-            if cut == "encoder":
-                return features
-            pairs = zip(features, layouts, strict=True)
-            parts = [Part(modality, "encoder", rows, layout) for rows, layout in pairs]
-            return [self.half.project(part) for part in parts]
+            if cut == "projector":
+                pairs = zip(features, layouts, strict=True)
+                parts = [Part(modality, "encoder", rows, layout) for rows, layout in pairs]
+                features = [self.half.project(part) for part in parts]
+            self._features = features
 
-        return call
+        if request["warm_up"]:
+            call()
+        return call, {}
 
     def _with_torch(
         self, precision: str, modality: str, items: Sequence[Inputs]
@@ -243,7 +211,7 @@ class LoadedEncoders:
         depend on whose else it was encoded with.
         """
         model, encode = self._model(precision), self.half.architecture.encode
-        alone = len(items) == 1 or precision == INT8
+        alone = len(items) == 1 or precision == "int8"
         calls = [dict(item) for item in items] if alone else [_joined(items)]
         if precision == "bfloat16":
             calls = [{name: _lowered(each) for name, each in call.items()} for call in calls]
@@ -278,7 +246,7 @@ def _converted(model: Any, precision: str) -> Any:
     """A copy of a model in float32, in another precision."""
     if precision == "bfloat16":
         return copy.deepcopy(model).to(torch.bfloat16)
-    if precision == INT8:
+    if precision == "int8":
         with warnings.catch_warnings():  # PyTorch's successor to it is a package of its own
             warnings.simplefilter("ignore")
             linear = {torch.nn.Linear}
@@ -299,4 +267,4 @@ def _layout(grid: list[int] | None, **others: Any) -> Layout:
 
 
 if __name__ == "__main__":
-    serve(lambda: LoadedEncoders(**json.loads(sys.argv[1])).answer)
+    serve(lambda: ModelServer(**json.loads(sys.argv[1])).answer)
