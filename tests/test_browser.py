@@ -200,7 +200,7 @@ def test_the_calculator_answers_a_slider_and_refuses_an_absurd_input(app):
 
 
 def _tab(app, title):
-    app.locator(".page .lm-TabBar-tab", has_text=title).click(timeout=RUN_MS)
+    app.locator(".lm-TabBar-tab", has_text=title).click(timeout=RUN_MS)
 
 
 def _type(app, where, text):

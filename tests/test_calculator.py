@@ -3,8 +3,8 @@ import time
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.apps.calculator import Calculator, calculator
-from mllm_sched.apps.fields import Allowed, NumberField, parse
+from mllm_sched.apps.calculator import WHOLE, Calculator, calculator
+from mllm_sched.apps.fields import ABOVE_0, FROM_0, NumberField
 from mllm_sched.experiments import savings_runs
 from mllm_sched.experiments.savings_runs import PlayedRuns
 
@@ -29,14 +29,6 @@ def shown(runs, monkeypatch):
 
 def result(shown):
     return shown.headline.value, shown.table.value, bytes(shown.figure.value)
-
-
-def classes(widget):
-    """CSS classes of a widget and of all within."""
-    found = set(widget._dom_classes)
-    for child in getattr(widget, "children", ()):
-        found |= classes(child)
-    return found
 
 
 def test_at_first_the_calculator_shows_a_saving_a_table_and_a_figure(drawn):
@@ -74,6 +66,7 @@ def test_the_headline_follows_who_is_compared(shown):
 ABSURD = [
     ("tasks_per_day", "0", "tasks per day, a device: 0 — give a number above 0"),
     ("tasks_per_day", "", "tasks per day, a device: empty — give a number above 0"),
+    ("tasks_per_day", "inf", "tasks per day, a device: inf — give a number above 0"),
     ("devices", "2.5", "devices: 2.5 — give a whole number, 1 or more"),
     ("price_per_kwh", "-1", "euro per kWh: -1 — give a number, 0 or more"),
     ("gco2_per_kwh", "nan", "g CO2e per kWh: nan — give a number, 0 or more"),
@@ -103,16 +96,6 @@ def test_inputs_that_do_not_go_together_leave_the_last_good_result(shown):
         widget.value = good
 
 
-def test_nothing_is_shown_of_a_result_whose_tables_fail(shown, monkeypatch):
-    def fails(scenario):
-        raise ValueError("no strategy for this")
-
-    before = result(shown)
-    monkeypatch.setattr("mllm_sched.apps.calculator.strategy_table", fails)
-    shown.fields["devices"].text.value = "7"
-    assert "no strategy for this" in shown.message.value and result(shown) == before
-
-
 def test_a_mix_of_nothing_is_refused(shown):
     for each in shown.mix.values():
         each.text.value = "0"
@@ -129,20 +112,12 @@ def test_a_trusted_arm_beyond_the_limit_is_told(shown):
 
 
 def test_a_change_shows_within_a_second(drawn):
-    taken_s, before = [], result(drawn)
+    taken_s = []
     for devices in (2, 3):
-        begun = time.process_time()  # of this process; its caches are shared all the same
+        begun = time.process_time()
         drawn.fields["devices"].text.value = str(devices)
         taken_s.append(time.process_time() - begun)
     assert min(taken_s) < 1.0
-    assert all(now != then for now, then in zip(result(drawn), before, strict=True))
-
-
-def test_a_browser_test_finds_every_part_by_its_class(shown):
-    parts = ("headline", "message", "notes", "table", "strategies", "figure")
-    inputs = ("tasks-per-day-text", "devices-slider", "limit", "ours", "mix-whisper-small-slider")
-    wanted = {f"calculator-{name}" for name in (*parts, *inputs)} | {"calculator"}
-    assert wanted <= classes(shown.widget)
 
 
 def test_without_runs_it_says_what_to_call(tmp_path, monkeypatch):
@@ -151,11 +126,12 @@ def test_without_runs_it_says_what_to_call(tmp_path, monkeypatch):
 
 
 def test_by_default_it_shows_the_runs_of_notebook_10():
-    assert "calculator" in calculator()._dom_classes
+    assert "Safe GP-UCB takes" in calculator().headline.value
 
 
 def test_a_field_takes_a_value_beyond_its_slider_and_a_slider_whole_numbers():
-    field = NumberField("devices", 5, Allowed(least=1, whole=True), (1, 100), log=True)
+    field = NumberField("devices", 1e6, *WHOLE, (1, 100), log=True, whole=True)
+    assert field.text.value == "1000000"
     field.text.value = "5000"
     assert field.value == 5000 and field.slider.value == 100 and not field.error
     field.slider.value = 12.4
@@ -168,34 +144,18 @@ def test_a_field_takes_a_value_beyond_its_slider_and_a_slider_whole_numbers():
 )
 def test_a_browser_that_rounds_the_slider_does_not_change_the_value(value, ends, log, rounded):
     """As it does when the page opens: a slider knows whole steps alone."""
-    field = NumberField("days", value, Allowed(above=0), ends, log=log)
+    field = NumberField("days", value, *ABOVE_0, ends, log=log)
     field.slider.value = rounded
     assert field.value == value and float(field.text.value) == value
     field.slider.value = ends[1] / 5
     assert field.value == ends[1] / 5
 
 
-def test_a_field_calls_its_followers_once_a_change():
+def test_a_field_tells_of_a_change_once():
     calls = []
-    field = NumberField("price", 0.3, Allowed(least=0), (0, 1))
-    field.on_change(lambda: calls.append(field.value))
+    field = NumberField("price", 0.3, *FROM_0, (0, 1))
+    field.on_change = lambda: calls.append(field.value)
     field.text.value = "0.5"
     field.slider.value = 0.7
     field.text.value = "-1"
     assert calls == [0.5, 0.7, 0.7]
-
-
-def test_large_numbers_read_as_digits():
-    field = NumberField("devices", 1e6, Allowed(least=1, most=1e6, whole=True), (1, 1e6), log=True)
-    assert field.text.value == "1000000"
-    field.text.value = "1e7"
-    assert field.error == "devices: 1e7 — give a whole number from 1 to 1000000"
-
-
-def test_a_field_waits_until_a_number_is_typed_whole():
-    assert not NumberField("load", 0.2, Allowed(least=0), (0, 1)).text.continuous_update
-
-
-def test_infinity_is_no_number_of_tasks():
-    with pytest.raises(ValueError, match="tasks: inf — give a number above 0"):
-        parse("tasks", "inf", Allowed(above=0))

@@ -3,11 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from mllm_sched.experiments import closed_loop
 from mllm_sched.experiments.claims import load_claims
-from mllm_sched.experiments.exploration import while_running
 
 DECIDING = {"value": 0.008, "low": 0.007, "high": 0.009, "n": 300}
 
@@ -76,28 +74,3 @@ def test_a_failed_task_is_a_violation():
     table.loc[0, ["latency_s", "failed"]] = [np.nan, "hangs"]
     assert closed_loop.violated(table).sum() == 1
     assert closed_loop.summary(table, blocks=2)["violations"].iloc[0] == pytest.approx(0.2)
-
-
-def test_names_at_the_ends_of_lines_do_not_cover_each_other():
-    figure = closed_loop.learning(recording(), 0.15, "measured", "estimated")
-    for ax in figure.axes:
-        heights = sorted(text.xy[1] for text in ax.texts if text.xycoords == "axes fraction")
-        assert len(heights) == 3 and min(np.diff(heights)) >= closed_loop.APART - 1e-9
-    assert "(estimated)" in figure.axes[0].get_title()
-    assert "(measured)" in figure.axes[1].get_title()
-    plt.close(figure)
-
-
-def test_the_limit_is_in_the_figure_however_far_below_it_all_tasks_are():
-    figure = closed_loop.learning(recording(), 9.0, "measured", "estimated")
-    low, high = figure.axes[1].get_ylim()
-    assert low < 9.0 < high
-    plt.close(figure)
-
-
-def test_what_work_raises_while_it_is_watched_is_raised():
-    def fail():
-        raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        while_running(fail, lambda: None, every_s=0.01)

@@ -11,18 +11,20 @@ from mllm_sched.schedulers import scheduler_names
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
-LIMITS = {"latency_s": 0.2}
+LIMIT_S = 0.2
 
 
-def followed(name="safe-gp-ucb", steps=70, task=TASK, limits=LIMITS):
-    return explore(open_device("agx-orin-sim"), task, limits, Rule(name, name), steps, seed=3)
+def followed(name="safe-gp-ucb", steps=70, task=TASK, limit_s=LIMIT_S):
+    return explore(open_device("agx-orin-sim"), task, limit_s, Rule(name, name), steps, seed=3)
 
 
 @pytest.mark.parametrize("name", scheduler_names())
 def test_following_a_scheduler_does_not_change_its_run(name):
     device = open_device("agx-orin-sim")
     seeds = trusted_arms(device)
-    alone = run(Rule(name, name), device, TASK, 40, limits=LIMITS, seed=3, seeds=seeds)
+    alone = run(
+        Rule(name, name), device, TASK, 40, limits={"latency_s": LIMIT_S}, seed=3, seeds=seeds
+    )
     seen = followed(name, steps=40)
     assert seen.tasks[alone.columns].equals(alone)
     assert all(values.shape == (40, 60) for values in seen.beliefs.values())
@@ -34,13 +36,13 @@ def test_the_state_after_n_tasks_holds_the_tasks_so_far():
         state = seen.after(n)
         arms = seen.tasks["arm"].iloc[:n]
         assert state["plays"].tolist() == np.bincount(arms, minlength=60).tolist()
-        assert state.index[state["chosen"]].tolist() == [arms.iloc[-1]] == [seen.arm(n).index]
+        assert state.index[state["chosen"]].tolist() == [arms.iloc[-1]]
     certified = [seen.summary(n)["certified"] for n in (1, 20, 70)]
     assert certified == sorted(certified) and certified[-1] > certified[0]
 
 
 def test_one_arm_is_best_and_it_is_the_cheapest_of_those_within_the_limit():
-    board = board_table(open_device("agx-orin-sim"), TASK, LIMITS)
+    board = board_table(open_device("agx-orin-sim"), TASK, LIMIT_S)
     assert (board["within"] == (board["latency_s"] <= 0.2)).all() and board["best"].sum() == 1
     assert (
         board.loc[board["best"], "energy_j"].item() == board.loc[board["within"], "energy_j"].min()
@@ -67,4 +69,4 @@ def test_a_task_that_was_not_played_is_refused(n):
 
 def test_a_limit_that_no_arm_can_meet_names_the_fastest():
     with pytest.raises(ValueError, match=r"no arm can meet it; the least, .*, takes 0\.05"):
-        followed(limits={"latency_s": 0.01})
+        followed(limit_s=0.01)

@@ -1,9 +1,7 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from mllm_sched.experiments import metering
 from mllm_sched.experiments.metering import LOADS, SCHEDULES, summary, windows
 from mllm_sched.harness.fake_jetson.waveforms import Pulses
 
@@ -42,33 +40,3 @@ def test_equal_steps_beat_against_a_load_that_repeats_itself_and_random_ones_do_
     found = summary(drawn, ["schedule"]).set_index("schedule")
     assert found.loc["equal steps", "error"] > 0.1 > 5 * found.loc["random", "error"]
     assert found.loc["random", "covered"] >= 0.93 > found.loc["equal steps", "covered"]
-
-
-def test_the_figures_say_what_their_numbers_are(table):
-    axes = [
-        metering.error_over_window(summary(table, ["load", "window_s"])),
-        metering.error_over_rate(summary(table, ["load", "schedule", "rate_hz"])),
-    ]
-    for ax in axes:
-        assert "simulated" in ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
-    assert len(metering.loads(LOADS)) == len(LOADS)
-    plt.close("all")
-
-
-def test_a_profile_is_drawn_without_its_failed_arms():
-    rows = {
-        "precision": ["fp32", "int8", "int8"],
-        "threads": [1, 1, 2],
-        "batch": [1, 4, 4],
-        "latency_s": [0.2, 0.1, np.nan],
-        "energy_j": [2.0, 1.0, np.nan],
-        "latency_half_s": [0.01, 0.01, np.nan],
-        "energy_half_j": [0.1, 0.1, np.nan],
-        "evidence": "measured",
-        "energy_evidence": "estimated",
-        "failed": ["", "", "the encoder crashed"],
-    }
-    ax = metering.profile(pd.DataFrame(rows), ["precision", "threads", "batch"])
-    assert ax.get_title() == "Every arm (latency measured, energy estimated)"
-    assert len(ax.texts) == 2
-    plt.close("all")

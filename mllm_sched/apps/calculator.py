@@ -8,36 +8,50 @@ from __future__ import annotations
 
 import html
 import io
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
+from mllm_sched.apps.fields import (
+    ABOVE_0,
+    FROM_0,
+    REFUSED,
+    WIDE,
+    NumberField,
+    Wanted,
+    classed,
+)
 from mllm_sched.experiments import plots, savings_plots
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.savings import annual, headline, saved, strategy_annual
 from mllm_sched.experiments.savings_plots import short
 from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario, read_runs
 
+# -- What it shows
+
 
 def bill_table(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> pd.DataFrame:
     """What the calculator shows of the schedulers: text, the least energy first (simulated)."""
-    bill = annual(scenario, played).set_index("scheduler")
+    bill = annual(scenario, played).sort_values("energy_kwh", kind="stable")
     share = saved(scenario, played, ours).set_index("scheduler")["share"]
-    rows = {
-        name: {
+    rows = [
+        {
+            "scheduler": row["scheduler"],
             "kWh": short(row["energy_kwh"]),
             "95 %": _range(row, "energy_kwh"),
             "95 % with the model's error": _range(row, "energy_kwh_wide"),
             "euro": short(row["money"]),
             "kg CO2e": short(row["carbon_kg"]),
             "beyond the limit": _percent(row["beyond"]),
-            f"saved by {ours}": f"{100 * share[name]:z.1f} %" if name in share else "",
+            f"saved by {ours}": f"{100 * share[row['scheduler']]:z.1f} %"
+            if row["scheduler"] in share
+            else "",
         }
-        for name, row in bill.sort_values("energy_kwh", kind="stable").iterrows()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("scheduler").reset_index()
+        for _, row in bill.iterrows()
+    ]
+    return pd.DataFrame(rows)
 
 
 def _range(row: pd.Series, name: str) -> str:
@@ -86,6 +100,30 @@ def remarks(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> 
     return told
 
 
+def _drawn(bill: pd.DataFrame) -> bytes:
+    """The figure of a bill as SVG."""
+    with plt.rc_context():
+        plots.use_style()
+        ax = savings_plots.bill(bill, evidence="simulated")
+        figure, buffer = ax.figure, io.BytesIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight")  # type: ignore[union-attr]
+        plt.close(figure)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+# -- The widget
+
+WHOLE: Wanted = ("a whole number, 1 or more", lambda value: value >= 1 and value == int(value))
+PERCENT: Wanted = ("a number from 0 to 100", lambda value: 0 <= value <= 100)
+NUMBERS = {  # field of a scenario: what it is called, what it may be, the ends of its slider
+    "tasks_per_day": ("tasks per day, a device", ABOVE_0, (0.1, 1e5)),
+    "devices": ("devices", WHOLE, (1, 1e5)),
+    "price_per_kwh": ("euro per kWh", FROM_0, (0, 1)),
+    "gco2_per_kwh": ("g CO2e per kWh", FROM_0, (0, 1000)),
+    "days": ("days", ABOVE_0, (1, 3650)),
+}
+
+
 def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     """The calculator, to be shown as the last value of a cell.
 
@@ -99,26 +137,16 @@ def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     A widget; without runs a note that says what to call.
     """
     try:
-        played = PlayedRuns(read_runs() if runs is None else runs)
+        return Calculator(PlayedRuns(read_runs() if runs is None else runs))
     except FileNotFoundError as error:
-        note = widgets.HTML(html.escape(str(error)))
-        note.add_class("calculator-missing")
-        return note
-    return Calculator(played).widget
+        return classed("calculator-missing", widgets.HTML(html.escape(str(error))))
 
 
-class Calculator:
-    """The widget and its parts.
-
-    Parameters
-    ----------
-    played
-        What was played.
+class Calculator(widgets.Box):
+    """Inputs, and the results beside them, or below where the page is narrow.
 
     Attributes
     ----------
-    widget
-        To be shown.
     fields
         Number fields by the name that ``SavingsScenario`` gives their values.
     mix
@@ -130,90 +158,86 @@ class Calculator:
     """
 
     def __init__(self, played: PlayedRuns) -> None:
-        self.played = played
-        self.fields = _fields()
-        self.mix = _mix_fields(played)
-        self._choices()
-        self._outputs()
-        self.widget = self._laid_out()
+        self.played, start = played, SavingsScenario()
+        self.fields = {
+            key: NumberField(
+                *(name, getattr(start, key), *wanted, ends),
+                log=ends[0] > 0,
+                whole=wanted is WHOLE,
+                css=f"calculator-{key.replace('_', '-')}",
+            )
+            for key, (name, wanted, ends) in NUMBERS.items()
+        }
+        shares = {name: round(100 * start.mix.get(name, 0.0), 3) for name in played.encoders}
+        self.mix = {
+            name: NumberField(name, share, *PERCENT, (0, 100), css=f"calculator-mix-{name}")
+            for name, share in shares.items()
+        }
+        limits, names = played.limits_s, list(played.schedulers)
+        self.limit = widgets.SelectionSlider(
+            options=[(f"{limit_s:g} s", limit_s) for limit_s in limits],
+            value=start.limit_s if start.limit_s in limits else limits[-1],
+            description="latency limit",
+            style=WIDE,
+            layout=widgets.Layout(width="30em"),
+        )
+        self.ours = widgets.Dropdown(options=names, value=OURS, description="saved by", style=WIDE)
+        self.other = widgets.Dropdown(options=names, value="UCB", description="against", style=WIDE)
+        self.headline = widgets.HTML(style={"font_size": "1.3em"})
+        self.message = widgets.HTML(style={"text_color": REFUSED})
+        self.notes, self.table, self.strategies = (widgets.HTML() for _ in range(3))
+        self.figure = widgets.Image(format="svg+xml", layout=widgets.Layout(max_width="52em"))
+        shown = ("headline", "message", "notes", "table", "strategies", "figure")
+        for name in ("limit", "ours", "other", *shown):
+            classed(f"calculator-{name}", getattr(self, name))
+        mix = [_heading("Mix of tasks, in percent"), *self.mix.values()]
+        inputs = [*self.fields.values(), *mix, self.limit, self.ours, self.other]
+        simulated = _heading("Schedulers, encoding alone (simulated)")
+        estimated = _heading("Strategies, whole requests (estimated)")
+        results = [self.headline, self.message, self.notes, simulated, self.table, self.figure]
+        results += [estimated, self.strategies]
+        wide = widgets.Layout(flex="1 1 45em", min_width="0")
+        parts = [widgets.VBox(inputs), widgets.VBox(results, layout=wide)]
+        super().__init__(parts, layout=widgets.Layout(flex_flow="row wrap"))
+        self.add_class("calculator")
         for each in (*self.fields.values(), *self.mix.values()):
-            each.on_change(self.update)
+            each.on_change = self.update
         for choice in (self.limit, self.ours, self.other):
             choice.observe(lambda change: self.update(), "value")
         self.update()
 
     def scenario(self) -> SavingsScenario:
         """What the fields say; ValueError if they make no sense together."""
-        numbers = {name: each.value for name, each in self.fields.items()}
+        numbers: dict[str, Any] = {name: each.value for name, each in self.fields.items()}
         mix = {encoder: each.value for encoder, each in self.mix.items()}
-        return SavingsScenario(**numbers, mix=mix, limit_s=self.limit.value)  # type: ignore[arg-type]
+        return SavingsScenario(**numbers, mix=mix, limit_s=self.limit.value)
 
     def update(self) -> None:
         """Show the result of the fields, or say why there is none and leave the last one."""
         if any(each.error for each in (*self.fields.values(), *self.mix.values())):
             return  # the field says so itself
         try:
-            self._show(self.scenario())
-            self.message.value = ""
+            results = self._results()
         except ValueError as error:
             self.message.value = html.escape(f"{error}. Below is the last good result.")
+            return
+        self.message.value = ""
+        for name, value in results.items():
+            getattr(self, name).value = value
 
-    def _show(self, scenario: SavingsScenario) -> None:
-        ours, other = self.ours.value, self.other.value
+    def _results(self) -> dict[str, str | bytes]:
+        """Values of what is shown, by its name."""
+        scenario, ours, other = self.scenario(), self.ours.value, self.other.value
         if ours == other:
             raise ValueError(f"{ours} is compared to itself; choose two schedulers")
-        told = remarks(scenario, self.played, ours)
-        shown = {  # all of it is there before any of it is shown: what is refused changes nothing
+        notes = remarks(scenario, self.played, ours)
+        return {
             "headline": html.escape(headline(scenario, self.played, ours, other)),
             "table": _as_html(bill_table(scenario, self.played, ours)),
             "strategies": _as_html(strategy_table(scenario)),
             "figure": _drawn(annual(scenario, self.played)),
-            "notes": "".join(f"<p>{html.escape(line)}</p>" for line in told),
+            "notes": "".join(f"<p>{html.escape(line)}</p>" for line in notes),
         }
-        for name, value in shown.items():
-            getattr(self, name).value = value
-
-    def _choices(self) -> None:
-        wide = {"description_width": "12em"}
-        limits = [(f"{limit_s:g} s", limit_s) for limit_s in self.played.limits_s]
-        chosen = SavingsScenario().limit_s
-        chosen = chosen if chosen in self.played.limits_s else self.played.limits_s[-1]
-        self.limit = widgets.SelectionSlider(
-            options=limits,
-            value=chosen,
-            description="latency limit",
-            style=wide,
-            layout=widgets.Layout(width="30em"),
-        )
-        names = list(self.played.schedulers)
-        self.ours = widgets.Dropdown(options=names, value=OURS, description="saved by", style=wide)
-        self.other = widgets.Dropdown(options=names, value="UCB", description="against", style=wide)
-        for name in ("limit", "ours", "other"):
-            getattr(self, name).add_class(f"calculator-{name}")
-
-    def _outputs(self) -> None:
-        self.headline = widgets.HTML(style={"font_size": "1.3em"})
-        self.message = widgets.HTML(style={"text_color": REFUSED})
-        self.notes, self.table, self.strategies = (widgets.HTML() for _ in range(3))
-        self.figure = widgets.Image(format="svg+xml", layout=widgets.Layout(max_width="52em"))
-        for name in ("headline", "message", "notes", "table", "strategies", "figure"):
-            getattr(self, name).add_class(f"calculator-{name}")
-
-    def _laid_out(self) -> widgets.Widget:
-        """Inputs, and the results beside them, or below where the page is narrow."""
-        numbers = [each.widget for each in self.fields.values()]
-        shares = [each.widget for each in self.mix.values()]
-        simulated = _heading("Schedulers, encoding alone (simulated)")
-        estimated = _heading("Strategies, whole requests (estimated)")
-        mix = [_heading("Mix of tasks, in percent"), *shares]
-        inputs = widgets.VBox([*numbers, *mix, self.limit, self.ours, self.other])
-        results = [self.headline, self.message, self.notes, simulated, self.table, self.figure]
-        results += [estimated, self.strategies]
-        beside = widgets.Layout(flex_flow="row wrap")
-        wide = widgets.Layout(flex="1 1 45em", min_width="0")
-        whole = widgets.Box([inputs, widgets.VBox(results, layout=wide)], layout=beside)
-        whole.add_class("calculator")
-        return whole
 
 
 def _as_html(table: pd.DataFrame) -> str:
@@ -225,43 +249,3 @@ def _as_html(table: pd.DataFrame) -> str:
 
 def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f"<b>{html.escape(text)}</b>")
-
-
-def _fields() -> dict[str, NumberField]:
-    """The numbers of a scenario, each with the range of its slider."""
-    start, above, least = SavingsScenario(), Allowed(above=0), Allowed(least=0)
-
-    def made(key: str, name: str, allowed: Allowed, ends: tuple[float, float]) -> NumberField:
-        log, css = ends[0] > 0, f"calculator-{key.replace('_', '-')}"
-        return NumberField(name, getattr(start, key), allowed, ends, log=log, css=css)
-
-    return {
-        "tasks_per_day": made("tasks_per_day", "tasks per day, a device", above, (0.1, 1e5)),
-        "devices": made("devices", "devices", Allowed(least=1, whole=True), (1, 1e5)),
-        "price_per_kwh": made("price_per_kwh", "euro per kWh", least, (0, 1)),
-        "gco2_per_kwh": made("gco2_per_kwh", "g CO2e per kWh", least, (0, 1000)),
-        "days": made("days", "days", above, (1, 3650)),
-    }
-
-
-def _mix_fields(played: PlayedRuns) -> dict[str, NumberField]:
-    start = SavingsScenario().mix
-    return {
-        encoder: NumberField(
-            *(encoder, round(100 * start.get(encoder, 0.0), 3), Allowed(least=0, most=100)),
-            slider=(0, 100),
-            css=f"calculator-mix-{encoder}",
-        )
-        for encoder in played.encoders
-    }
-
-
-def _drawn(bill: pd.DataFrame) -> bytes:
-    """The figure of a bill as SVG."""
-    with plt.rc_context():
-        plots.use_style()
-        ax = savings_plots.bill(bill, evidence="simulated")
-        figure, buffer = ax.figure, io.BytesIO()
-        figure.savefig(buffer, format="svg", bbox_inches="tight")  # type: ignore[union-attr]
-        plt.close(figure)  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.request import urlopen
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from prometheus_client.parser import text_string_to_metric_families
 
-from mllm_sched.arms import Arm, ArmSpace
+from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import KnownDevice
 from mllm_sched.experiments.arm_landscape import (
     arm_table,
@@ -40,15 +36,16 @@ class Exploration:
 
     Attributes
     ----------
+    label
+        Of the scheduler.
     space
         The arms.
-    limits
-        Upper limit of each constrained quantity.
+    limit_s
+        On latency.
     evidence
         What the numbers are, for example ``simulated``.
     board
-        True means, one row an arm: its levels, ``latency_s``, ``energy_j``; ``within`` every limit;
-        ``best``, the one arm of least energy among those within.
+        Of ``board_table``.
     tasks
         Of ``run``, with ``reason`` (the scheduler's own words) and ``safe_arms`` (how many it had
         certified when it chose; NaN for a rule that certifies none).
@@ -57,8 +54,9 @@ class Exploration:
         believed after n tasks.
     """
 
+    label: str
     space: ArmSpace
-    limits: Mapping[str, float]
+    limit_s: float
     evidence: str
     board: pd.DataFrame
     tasks: pd.DataFrame
@@ -76,19 +74,14 @@ class Exploration:
         chosen = np.arange(len(self.space)) == self.tasks["arm"].iloc[n - 1]
         return self.board.assign(**believed, chosen=chosen)
 
-    def arm(self, n: int) -> Arm:
-        """The arm of task n."""
-        arm: Arm = self.space[int(self.tasks["arm"].iloc[n - 1])]
-        return arm
-
     def summary(self, n: int) -> dict[str, float]:
         """Where it stands after n tasks.
 
         Returns
         -------
-        ``tried`` (arms), ``certified`` (arms), ``wrongly certified`` (certified, truly beyond a
+        ``tried`` (arms), ``certified`` (arms), ``wrongly certified`` (certified, truly beyond the
         limit), ``energy, J`` and ``oracle, J`` (sums of true means so far), ``over the oracle``
-        (their ratio less 1), ``beyond the limit`` (tasks so far on an arm truly beyond one).
+        (their ratio less 1), ``beyond the limit`` (tasks so far on an arm truly beyond it).
         """
         state, done = self.after(n), self.tasks.iloc[:n]
         spent, least = done["true_energy_j"].sum(), done["oracle_energy_j"].sum()
@@ -103,35 +96,10 @@ class Exploration:
         }
 
 
-class _Diary:
-    """Takes down what a scheduler knows after each task."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.safe_arms: list[float] = []
-        self.tables: list[pd.DataFrame] = []
-
-    def __call__(self, scheduler: Scheduler, decision: Decision) -> None:
-        self.reasons.append(decision.reason)
-        self.safe_arms.append(np.nan if decision.safe_arms is None else decision.safe_arms)
-        self.tables.append(scheduler.belief_table())
-
-    def beliefs(self) -> dict[str, NDArray[Any]]:
-        columns = self.tables[0].columns
-        return {
-            name: np.stack([table[name].to_numpy() for table in self.tables]) for name in columns
-        }
-
-
 def explore(
-    device: KnownDevice,
-    task: Task,
-    limits: Mapping[str, float],
-    rule: Rule,
-    steps: int,
-    seed: int = 0,
+    device: KnownDevice, task: Task, limit_s: float, rule: Rule, steps: int, seed: int = 0
 ) -> Exploration:
-    """Play one scheduler for some tasks and take down all it believes on the way.
+    """Play one scheduler for some tasks and keep all that it believes on the way.
 
     Parameters
     ----------
@@ -139,8 +107,8 @@ def explore(
         Freshly opened; its true means are known, and stay the same.
     task
         The task, again and again.
-    limits
-        Upper limits, ``latency_s`` among them.
+    limit_s
+        On latency.
     rule
         Who chooses. It trusts the device's ``trusted_arms``.
     steps
@@ -151,33 +119,36 @@ def explore(
     Raises
     ------
     ValueError
-        If ``steps`` is below 1, a limit is not above 0, or no arm can meet the limits.
+        If ``steps`` is below 1, the limit is not above 0, or no arm can meet it.
     """
-    diary = _Diary()
-    tasks = run(
-        rule,
-        device,
-        task,
-        steps,
-        limits=limits,
-        seed=seed,
-        seeds=trusted_arms(device),
-        watch=diary,
-    )
+    decisions: list[Decision] = []
+    tables: list[pd.DataFrame] = []
+
+    def watch(scheduler: Scheduler, decision: Decision) -> None:
+        decisions.append(decision)
+        tables.append(scheduler.belief_table())
+
+    trusted, limits = trusted_arms(device), {"latency_s": limit_s}
+    tasks = run(rule, device, task, steps, limits=limits, seed=seed, seeds=trusted, watch=watch)
+    safe_arms = [np.nan if each.safe_arms is None else each.safe_arms for each in decisions]
     return Exploration(
+        rule.label,
         device.space,
-        dict(limits),
+        limit_s,
         device.evidence,
-        board_table(device, task, limits),
-        tasks.assign(reason=diary.reasons, safe_arms=diary.safe_arms),
-        diary.beliefs(),
+        board_table(device, task, limit_s),
+        tasks.assign(reason=[each.reason for each in decisions], safe_arms=safe_arms),
+        {name: np.stack([table[name] for table in tables]) for name in tables[0].columns},
     )
 
 
-def board_table(device: KnownDevice, task: Task, limits: Mapping[str, float]) -> pd.DataFrame:
-    """True means of every arm, which meet the limits (``within``), and which is ``best``."""
+def board_table(device: KnownDevice, task: Task, limit_s: float) -> pd.DataFrame:
+    """True means of every arm: its levels, ``latency_s``, ``energy_j``; ``within`` the limit.
+
+    ``best`` is the one arm of least energy among those within.
+    """
     table = arm_table(device, task)
-    within = np.logical_and.reduce([table[name] <= limit for name, limit in limits.items()])
+    within = table["latency_s"] <= limit_s
     least = table["energy_j"].where(within)
     return table.assign(within=within, best=least == least.min())
 
@@ -188,31 +159,39 @@ FAR = "#a0a0a0"  # the mark of an arm that does not meet the limit
 VIEW = 5.0  # times the limit: how far beyond it arms are drawn
 
 
-def learned(
-    seen: Exploration, n: int, *, label: str, evidence: str, ax: Axes | None = None
-) -> Axes:
+def learned(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
     """What a scheduler knows after n tasks, on the plane of true latency and energy.
 
     Size grows with plays; filled marks are certified; grey arms are truly beyond the limit; the arm
     of task n is ringed, with the bounds it is believed to be within; the oracle's has a star. Arms
     far beyond the limit are counted, not drawn.
     """
-    state, limit_s = seen.after(n), seen.limits["latency_s"]
-    end = min(state["latency_s"].max(), VIEW * limit_s)
-    ax = empty_plane(state, limit_s, end, ax)
-    near = state[state["latency_s"] <= end]
+    state = seen.after(n)
+    end = min(state["latency_s"].max(), VIEW * seen.limit_s)
+    ax = empty_plane(state, seen.limit_s, end, ax)
+    near, far = state[state["latency_s"] <= end], state[state["latency_s"] > end]
     colours = near["component"].map(COMPONENT_COLOURS).where(near["within"], FAR)
     faces = colours.where(near["certified"].astype(bool), "#ffffff00")
     spots = near["latency_s"], near["energy_j"]
     ax.scatter(*spots, s=_sizes(near), facecolors=faces, edgecolors=colours, lw=1.3, zorder=3)
-    _mark_best(ax, near[near["best"]])
-    _mark_chosen(ax, near[near["chosen"]])
-    _count_far(ax, state[state["latency_s"] > end], end)
-    side_legend(ax, [*component_marks(state), *_state_marks()])
-    return titled(ax, f"{label} after {n} task{'s' * (n > 1)}", evidence)
+    best = near[near["best"]]
+    ax.plot(best["latency_s"], best["energy_j"], "*", color="black", ms=13, mec="white", zorder=5)
+    _ring(ax, near[near["chosen"]])
+    if len(far):
+        _count(ax, far, end)
+    marks = [
+        mark("certified", "0.3"),
+        mark("not certified", "0.3", mfc="none"),
+        mark("beyond the limit", FAR),
+        mark("more plays", "0.3", ms=10),
+        mark("chosen, with its bounds", "black", mfc="none", ms=11, mew=1.8),
+        mark("oracle's", "black", marker="*", ms=10),
+    ]
+    side_legend(ax, [*component_marks(state), *marks])
+    return titled(ax, f"{seen.label} after {n} task{'s' * (n > 1)}", seen.evidence)
 
 
-def energy_strip(seen: Exploration, n: int, *, evidence: str, ax: Axes | None = None) -> Axes:
+def energy_strip(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
     """Energy of each of the first n tasks, with the oracle's; a cross is beyond the limit."""
     ax = ax or plt.subplots(figsize=(4.6, 3.4))[1]
     done, tasks = seen.tasks.iloc[:n], np.arange(1, n + 1)
@@ -232,19 +211,10 @@ def energy_strip(seen: Exploration, n: int, *, evidence: str, ax: Axes | None = 
     handles = [
         mark("within the limit", "0.3"),
         mark("beyond the limit", "0.3", "x"),
-        _dotted("oracle"),
+        Line2D([], [], color="black", ls=":", label="oracle"),
     ]
     ax.legend(handles=handles, loc="upper right", fontsize="small", title=times)
-    return titled(ax, "Energy per task", evidence)
-
-
-def learned_figure(seen: Exploration, n: int, *, label: str) -> Figure:
-    """``learned`` and ``energy_strip`` beside each other."""
-    figure = Figure(figsize=(11.5, 4.1))
-    left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
-    learned(seen, n, label=label, evidence=seen.evidence, ax=left)
-    energy_strip(seen, n, evidence=seen.evidence, ax=right)
-    return figure
+    return titled(ax, "Energy per task", seen.evidence)
 
 
 def _sizes(state: pd.DataFrame) -> pd.Series:
@@ -252,102 +222,19 @@ def _sizes(state: pd.DataFrame) -> pd.Series:
     return 18 + 30 * np.sqrt(state["plays"].astype(float))
 
 
-def _count_far(ax: Axes, far: pd.DataFrame, end: float) -> None:
-    """What cannot be seen, in words."""
-    if not len(far):
-        return
+def _count(ax: Axes, far: pd.DataFrame, end: float) -> None:
+    """Say in words what is too far away to be drawn."""
     said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
-    chosen = far[far["chosen"]]
-    if len(chosen):
-        arm = chosen.iloc[0]
-        said += f"\nchosen: {arm['component'].upper()}, {arm['latency_s']:.2g} s \u2192"
+    for arm in far[far["chosen"]].itertuples():
+        said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"
     ax.text(0.985, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", size="small")
 
 
-def _mark_best(ax: Axes, best: pd.DataFrame) -> None:
-    ax.plot(best["latency_s"], best["energy_j"], "*", color="black", ms=13, mec="white", zorder=5)
-
-
-def _mark_chosen(ax: Axes, chosen: pd.DataFrame) -> None:
+def _ring(ax: Axes, chosen: pd.DataFrame) -> None:
     """A ring, and a cross over the bounds that the scheduler believes in, where it has any."""
-    if not len(chosen):
-        return
-    x, y = chosen["latency_s"].iloc[0], chosen["energy_j"].iloc[0]
-    ring = float(_sizes(chosen).iloc[0]) + 130
-    ax.scatter([x], [y], s=ring, facecolors="none", edgecolors="black", lw=1.8, zorder=4)
-    bounds = chosen.iloc[0][["latency_s_low", "latency_s_high", "energy_j_low", "energy_j_high"]]
-    ax.plot(bounds.iloc[:2], [y, y], "-", color="black", lw=1.2, zorder=4)
-    ax.plot([x, x], bounds.iloc[2:], "-", color="black", lw=1.2, zorder=4)
-
-
-def _state_marks() -> list[Line2D]:
-    return [
-        mark("certified", "0.3"),
-        mark("not certified", "0.3", mfc="none"),
-        mark("beyond the limit", FAR),
-        mark("more plays", "0.3", ms=10),
-        mark("chosen, with its bounds", "black", mfc="none", ms=11, mew=1.8),
-        mark("oracle's", "black", marker="*", ms=10),
-    ]
-
-
-def _dotted(label: str) -> Line2D:
-    return Line2D([], [], color="black", ls=":", label=label)
-
-
-Result = TypeVar("Result")
-
-
-def while_running(
-    work: Callable[[], Result], show: Callable[[], None], every_s: float = 2.0
-) -> Result:
-    """Do some work in a thread, and show how it stands every so many seconds, and at its end.
-
-    Whatever the work raises is raised here.
-
-    Examples
-    --------
-    >>> shown = []
-    >>> while_running(lambda: 7, lambda: shown.append("shown")), shown
-    (7, ['shown'])
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    while True:
-        thread.join(every_s)
-        if not thread.is_alive():
-            break
-        show()
-    if errors:
-        raise errors[0]
-    show()
-    return results[0]
-
-
-def scraped(address: str, wanted: Mapping[str, str]) -> pd.Series:
-    """Metrics as Prometheus would scrape them now, summed over their labels.
-
-    Parameters
-    ----------
-    address
-        ``HOST:PORT`` of an agent's metrics.
-    wanted
-        What to call each sample, by its name.
-    """
-    with urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        families = list(text_string_to_metric_families(answer.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
-    values = {
-        called: sum(sample.value for sample in samples if sample.name == name)
-        for name, called in wanted.items()
-    }
-    return pd.Series(values, name="value")
+    for (_, arm), size in zip(chosen.iterrows(), _sizes(chosen), strict=True):
+        x, y = arm["latency_s"], arm["energy_j"]
+        look: dict[str, Any] = {"color": "black", "lw": 1.2, "zorder": 4}
+        ax.scatter([x], [y], s=size + 130, facecolors="none", edgecolors="black", lw=1.8, zorder=4)
+        ax.plot([arm["latency_s_low"], arm["latency_s_high"]], [y, y], "-", **look)
+        ax.plot([x, x], [arm["energy_j_low"], arm["energy_j_high"]], "-", **look)

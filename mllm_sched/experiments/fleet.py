@@ -1,7 +1,8 @@
-"""Simulated boards that resemble each other: one calibrated AGX Orin, and what differs from it.
+"""Simulated boards that resemble each other, and what the measurements of one are worth to another.
 
-How far boards of one kind lie apart nobody has published, so it is a parameter. Every component of
-a board has a factor of its own on latency and energy, and some boards stand in a warm room.
+All are the calibrated AGX Orin. Every component of a board has a factor of its own on latency and
+energy, and some boards stand in a warm room. How far boards of one kind lie apart nobody has
+published, so it is a parameter.
 """
 
 from __future__ import annotations
@@ -9,30 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, Factor
 from mllm_sched.devices.base import Expected
 from mllm_sched.devices.disturbances import Throttling
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.lineup import SAFE, full_power_arms
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import Scheduler, make_scheduler
 from mllm_sched.tasks import Task
 
-Array = NDArray[np.float64]
-
-# Which encoder stands for a modality: those that notebook 01 prices.
+# Which encoder stands for a modality (those that notebook 01 prices), and its share of the tasks.
 TASKS = {
     "image": Task("image", "clip-vit-l14-336"),
     "audio": Task("audio", "whisper-small"),
     "video": Task("video", "videomae-base"),
 }
 MODALITIES = tuple(TASKS)
+SHARES = (0.6, 0.25, 0.15)
 CONTEXT = Factor("modality", MODALITIES)
 
 
@@ -71,14 +71,12 @@ class Run:
 
 
 class Board:
-    """A simulated AGX Orin with factors of its own, which warms while it works and cools between.
+    """A simulated AGX Orin with factors of its own, which warms at work and cools at rest.
 
     Parameters
     ----------
-    number
-        Among its siblings; with the seed it says what the board is like.
-    seed
-        Of the fleet.
+    number, seed
+        Together they say what the board is like.
     fleet
         How boards differ.
 
@@ -111,7 +109,7 @@ class Board:
         self._idle_w = calibrated_model().idle_power_w(float(self.space[0].power_w))
 
     def run(self, arm: Arm, modality: str, now_s: float) -> Run:
-        """Encode one item; the measurement is kept as experience."""
+        """Encode one item, and keep the measurement in ``rows``."""
         means, slower = self.means[modality], self._slowdown(now_s)
         latency_factor, energy_factor = self.noise.draw(self.rng)
         true_s = float(means.latency_s[arm.index]) * slower
@@ -129,7 +127,7 @@ class Board:
         return done
 
     def least_energy_j(self, modality: str, limit_s: float) -> float:
-        """True energy of the best arm within the limit, as long as the board is cool."""
+        """True energy of the best arm within the limit on a cool board."""
         means = self.means[modality]
         within = means.energy_j[means.latency_s <= limit_s]
         return float(within.min()) if len(within) else float("nan")
@@ -172,3 +170,66 @@ def _orin() -> SimulatedOrin:
 def nominal_means() -> dict[str, Expected]:
     """True means of all arms of the calibrated board, by modality."""
     return {name: _orin().expected_all(task) for name, task in TASKS.items()}
+
+
+# -- A board joins others
+
+SIBLINGS, BEFORE = 4, 100  # boards that are there already, and the tasks that each has done
+COLD, TOLD, TRUSTING = "cold", "warm, told the scatter", "warm, as if the same board"
+
+
+def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str, Any]]:
+    """A board joins siblings that have worked for a while; all have the safe rule.
+
+    Every start meets the same board, tasks and noise. Nobody stands in a warm room.
+
+    Parameters
+    ----------
+    scatter
+        How far boards lie apart; see ``Fleet``.
+    seed
+        Of boards, tasks and schedulers.
+    first
+        Tasks of the board that count.
+    limit_s
+        On the latency of encoding.
+
+    Returns
+    -------
+    One row a start: ``scatter``, ``start``, ``energy_over_oracle`` (of the board's best arm) and
+    ``beyond`` (share of tasks whose arm is truly beyond the limit).
+    """
+    fleet = Fleet(scatter, warm_share=0.0)
+    siblings = [Board(number, seed, fleet) for number in range(1, SIBLINGS + 1)]
+    for number, board in enumerate(siblings, 1):
+        _encode(board, scheduler_for(board, SAFE, limit_s, [seed, 2, number]), BEFORE, seed)
+    table = experience(siblings)
+    rows = []
+    for start in (COLD, TOLD, TRUSTING):
+        board = Board(0, seed, fleet)
+        scheduler = scheduler_for(board, SAFE, limit_s, [seed, 2, 0])
+        if start != COLD:
+            scheduler.warm_start(table, scatter=scatter if start == TOLD else 0.0)
+        done = _encode(board, scheduler, first, seed)
+        best_j = sum(board.least_energy_j(name, limit_s) for name in done["modality"])
+        rows.append(
+            {
+                "scatter": scatter,
+                "start": start,
+                "energy_over_oracle": done["energy_j"].sum() / best_j,
+                "beyond": float((done["true_s"] > limit_s).mean()),
+            }
+        )
+    return rows
+
+
+def _encode(board: Board, scheduler: Scheduler, tasks: int, seed: int) -> pd.DataFrame:
+    """Some tasks one after the other: ``modality``, ``energy_j``, ``true_s``; a row each."""
+    rng, now_s, rows = np.random.default_rng([seed, 4]), 0.0, []
+    for name in rng.choice(MODALITIES, size=tasks, p=SHARES):
+        decision = scheduler.ask(context={"modality": str(name)})
+        run = board.run(decision.arm, str(name), now_s)
+        scheduler.tell(decision.id, latency_s=run.latency_s, energy_j=run.energy_j)
+        now_s += run.latency_s
+        rows.append((str(name), run.energy_j, run.true_latency_s))
+    return pd.DataFrame(rows, columns=["modality", "energy_j", "true_s"])

@@ -1,8 +1,8 @@
 """The running system, simulated: many users, many boards, one pool of LLM servers.
 
 The schedulers and the queue are those of the running system; boards (``fleet.py``), users, link and
-LLM are simulated. A user thinks, asks, and waits for the answer or a refusal; then all over again.
-Such a closed loop keeps the number of users meaningful under overload: who waits asks nothing else.
+LLM are simulated in discrete events. A user thinks, asks, waits for the answer or a refusal, and
+thinks again. In such a closed loop the number of users means something under overload, too.
 
 The front places each task; the board's admission refuses it if it is predicted to come too late;
 its queue orders it; its scheduler picks the arm. What was encoded goes over the link to the pool
@@ -12,19 +12,30 @@ of LLM servers, first come, first served. A task whose deadline passes there is 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import simpy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
-from mllm_sched.experiments.fleet import MODALITIES, TASKS, Board, Fleet, scheduler_for
+from mllm_sched.edge.placement import SAME_ENERGY
+from mllm_sched.experiments.fleet import (
+    MODALITIES,
+    SHARES,
+    TASKS,
+    Board,
+    Fleet,
+    nominal_means,
+    scheduler_for,
+)
 from mllm_sched.experiments.lineup import SAFE
+from mllm_sched.experiments.metrics import mean_interval
+from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.experiments.strategy_costs import A100, ITEMS, Setting, sent_s
 from mllm_sched.schedulers import Scheduler
@@ -34,41 +45,10 @@ Array = NDArray[np.float64]
 ANSWERED, LATE = "answered", "late"  # late: encoded, but its deadline passed before its answer
 SHED = ("too-late", "queue-full", "pushed-out", "expired")  # before anything was spent on it
 UNDER_WAY = "under way"
-OUTCOMES = (ANSWERED, LATE, *SHED, UNDER_WAY)
 PLACES = 4  # answers at once on one A100
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of a task beyond its encoding, by modality: the model of notebook 01.
-
-    Attributes
-    ----------
-    link_s
-        Its features on the way to the LLM server.
-    llm_s
-        On a place of the LLM server: prefill, and an answer of 64 tokens.
-    """
-
-    link_s: dict[str, float]
-    llm_s: dict[str, float]
-
-
-def costs(mbit_s: float) -> Costs:
-    """What a task costs behind its encoder.
-
-    Examples
-    --------
-    >>> {name: round(seconds, 2) for name, seconds in costs(1000.0).llm_s.items()}
-    {'image': 0.69, 'audio': 0.79, 'video': 0.8}
-    """
-    setting = Setting(mbit_s=mbit_s)
-    items = {item.encoder: item for item in ITEMS}
-    mine = {name: items[task.encoder] for name, task in TASKS.items()}
-    return Costs(
-        {name: sent_s(setting, setting.feature_bytes(item)) for name, item in mine.items()},
-        {name: setting.language.seconds(A100, item.rows + 32) for name, item in mine.items()},
-    )
+MBIT_S = 1000.0  # link of every board
+PER_USER = 16  # tasks of one user in a queue
+BOUNDS = np.cumsum(SHARES)[:-1]
 
 
 @dataclass(frozen=True)
@@ -86,13 +66,9 @@ class FleetScenario:
     think_s
         Mean of the exponential time from an answer (or a refusal) to the user's next task.
     deadlines_s
-        A task's deadline is drawn evenly from this range, seconds from its arrival.
-    shares
-        Of image, audio and video among the tasks.
+        A task's deadline is uniform in this range, seconds from its arrival.
     limit_s
         On the latency of encoding.
-    mbit_s
-        Link of every board.
     fleet
         How boards differ.
     heavy_users, heavy_at_once
@@ -107,8 +83,8 @@ class FleetScenario:
         otherwise only the boards refuse, which know what of that goes before a user's task.
     fair
         Whether the queue tells users apart; otherwise it goes by deadline alone.
-    waiting, per_user
-        Bounds of each board's queue, as ``FairQueue`` has them.
+    waiting
+        Bound of each board's queue.
     warm_up_s, horizon_s
         Tasks that end in the ``horizon_s`` after ``warm_up_s`` count.
     seed
@@ -121,9 +97,7 @@ class FleetScenario:
     rule: Rule = SAFE
     think_s: float = 30.0
     deadlines_s: tuple[float, float] = (2.0, 4.0)
-    shares: tuple[float, float, float] = (0.6, 0.25, 0.15)
     limit_s: float = 0.2
-    mbit_s: float = 1000.0
     fleet: Fleet = field(default_factory=Fleet)
     heavy_users: int = 0
     heavy_at_once: int = 10
@@ -132,7 +106,6 @@ class FleetScenario:
     front_refuses: bool = False
     fair: bool = True
     waiting: int = 64
-    per_user: int = 16
     warm_up_s: float = 30.0
     horizon_s: float = 120.0
     seed: int = 0
@@ -147,8 +120,6 @@ class FleetScenario:
             raise ValueError(f"deadlines_s={self.deadlines_s}: expected two rising, above 0")
         if not (self.think_s > 0 and self.horizon_s > 0 and self.warm_up_s >= 0):
             raise ValueError("think_s and horizon_s: expected above 0; warm_up_s: 0 or more")
-        if len(self.shares) != len(MODALITIES) or not math.isclose(sum(self.shares), 1.0):
-            raise ValueError(f"shares={self.shares}: expected {len(MODALITIES)} that sum to 1")
 
     @property
     def asks_at_once(self) -> list[int]:
@@ -156,76 +127,33 @@ class FleetScenario:
         light = self.users - self.heavy_users
         return [self.heavy_at_once] * self.heavy_users + [1] * light
 
-    @property
-    def ends_s(self) -> float:
-        """When the simulation stops."""
-        return self.warm_up_s + self.horizon_s
 
+@cache
+def costs() -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a task behind its encoder, by modality: on the link, and on the LLM server.
 
-@dataclass(frozen=True)
-class FleetRun:
-    """What came out of a scenario.
+    The model of notebook 01: prefill, and an answer of 64 tokens.
 
-    Attributes
-    ----------
-    scenario
-        What was played.
-    tasks
-        One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
-        all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
-        under way), ``begun_s`` (of encoding), ``encode_s``, ``energy_j``, ``true_s`` (mean latency
-        of its arm then; all four NaN if it was not encoded), ``llm_s`` (on a place of the LLM).
+    Examples
+    --------
+    >>> {name: round(seconds, 2) for name, seconds in costs()[1].items()}
+    {'image': 0.69, 'audio': 0.79, 'video': 0.8}
     """
+    setting = Setting(mbit_s=MBIT_S)
+    items = {item.encoder: item for item in ITEMS}
+    mine = {name: items[task.encoder] for name, task in TASKS.items()}
+    return (
+        {name: sent_s(setting, setting.feature_bytes(item)) for name, item in mine.items()},
+        {name: setting.language.seconds(A100, item.rows + 32) for name, item in mine.items()},
+    )
 
-    scenario: FleetScenario
-    tasks: pd.DataFrame
 
-    @property
-    def counted(self) -> pd.DataFrame:
-        """The tasks that ended after the warm-up: arrived they may have before."""
-        return self.tasks[self.tasks["ended_s"] >= self.scenario.warm_up_s]
-
+# -- The front: it places tasks by what boards and the LLM took
 
 WEIGHT = 0.1  # of the latest measurement in a running mean
-SAME_ENERGY = 0.05  # boards whose energy differs by less than this share take turns
-ANY_ENERGY = 1e9  # in its place: the board that is done soonest
+ANY_ENERGY = 1e9  # in the place of SAME_ENERGY: the board that is done soonest
 FORGET_S = 10.0  # of what is said to come too late: older than that, it is tried again
 NOBODY = -1  # no board can be in time
-
-
-class Means:
-    """Running means of latency and energy of each board, for one modality.
-
-    A board that has not measured it yet is taken to be as fast as the median of the others and as
-    frugal as the best, so that it is tried as soon as it is idle.
-    """
-
-    def __init__(self, boards: int, latency_s: float) -> None:
-        self._prior_s = latency_s  # before anything was measured
-        self.latency_s, self.energy_j = np.full(boards, latency_s), np.zeros(boards)
-        self._known = np.zeros(boards, dtype=bool)
-        self._measured_s = np.zeros(boards)  # when
-
-    def forget(self, before_s: float) -> None:
-        """Boards that were last measured before a moment are as good as new.
-
-        Otherwise one slow run could keep all tasks from a board for ever: it would never be
-        measured again.
-        """
-        old = self._measured_s < before_s
-        self._known &= ~old
-        self.latency_s[old], self.energy_j[old] = self._prior_s, 0.0
-
-    def tell(self, board: int, latency_s: float, energy_j: float, now_s: float) -> None:
-        """Take in a measurement of a board."""
-        self._measured_s[board] = now_s
-        weight = WEIGHT if self._known[board] else 1.0
-        for mean, value in ((self.latency_s, latency_s), (self.energy_j, energy_j)):
-            mean[board] += weight * (value - mean[board])
-        self._known[board] = True
-        if not self._known.all():
-            self.latency_s[~self._known] = np.median(self.latency_s[self._known])
-            self.energy_j[~self._known] = self.energy_j[self._known].min()
 
 
 class Forecast:
@@ -234,21 +162,28 @@ class Forecast:
     It places tasks by the rule of ``mllm_sched.edge.placement``, for a thousand boards in
     microseconds; a test holds the two together.
 
-    Parameters
+    A board that has not measured a modality yet is taken to be as fast as the median of the others
+    and as frugal as the best, so that it is tried as soon as it is idle. Before anything was
+    measured an encoding is expected to take its limit.
+
+    Attributes
     ----------
-    scenario
-        Its boards; before anything was measured an encoding is expected to take its limit.
-    costs
-        What is expected behind the encoder before anything was answered.
+    latency_s, energy_j
+        Running means of encoding, shape (modalities, boards).
+    waiting_s, until_s
+        Of each board: work in its queue, and when its encoder is expected to be free.
     """
 
-    def __init__(self, scenario: FleetScenario, costs: Costs) -> None:
-        self.encoding = [Means(scenario.edges, scenario.limit_s) for _ in MODALITIES]
-        self.waiting_s = np.zeros(scenario.edges)
-        self.until_s = np.zeros(scenario.edges)  # when each encoder is expected to be free
+    def __init__(self, scenario: FleetScenario) -> None:
+        shape = len(MODALITIES), scenario.edges
+        self._prior_s = scenario.limit_s
+        self.latency_s, self.energy_j = np.full(shape, self._prior_s), np.zeros(shape)
+        self._known, self._measured_s = np.zeros(shape, dtype=bool), np.zeros(shape)
+        self.waiting_s, self.until_s = np.zeros(scenario.edges), np.zeros(scenario.edges)
         self._refuses = scenario.front_refuses
         self._same = SAME_ENERGY if scenario.frugal_first else ANY_ENERGY
-        self._alone_s = [costs.link_s[name] + costs.llm_s[name] for name in MODALITIES]
+        link_s, llm_s = costs()
+        self._alone_s = [link_s[name] + llm_s[name] for name in MODALITIES]
         self._rest_s = list(self._alone_s)
         self._answered_s = [0.0] * len(MODALITIES)
 
@@ -260,25 +195,26 @@ class Forecast:
         """
         board = self._placed(modality, deadline_s, now_s)
         if board == NOBODY:
-            self.encoding[modality].forget(now_s - FORGET_S)
+            self._forget(modality, now_s - FORGET_S)
             board = self._placed(modality, deadline_s, now_s)
         if board == NOBODY and not self._refuses:
             left_s = deadline_s - now_s - self.rest_s(modality, now_s)
-            board = soonest(self._backlog_s(now_s), self.encoding[modality].latency_s, left_s)
+            board = soonest(self._backlog_s(now_s), self.latency_s[modality], left_s)
         return board
 
     def _placed(self, modality: int, deadline_s: float, now_s: float) -> int:
-        known = self.encoding[modality]
         left_s = deadline_s - now_s - self.rest_s(modality, now_s)
-        total_s = self._backlog_s(now_s) + known.latency_s
-        return placed(total_s, known.energy_j, left_s, self._same)
+        total_s = self._backlog_s(now_s) + self.latency_s[modality]
+        return placed(total_s, self.energy_j[modality], left_s, self._same)
 
     def _backlog_s(self, now_s: float) -> Array:
         return self.waiting_s + np.maximum(self.until_s - now_s, 0.0)
 
-    def encode_s(self, board: int, modality: int) -> float:
-        """Expected time of encoding."""
-        return float(self.encoding[modality].latency_s[board])
+    def _forget(self, modality: int, before_s: float) -> None:
+        """Boards last measured before a moment are as good as new, or none would try them again."""
+        old = self._measured_s[modality] < before_s
+        self._known[modality] &= ~old
+        self.latency_s[modality, old], self.energy_j[modality, old] = self._prior_s, 0.0
 
     def rest_s(self, modality: int, now_s: float) -> float:
         """Expected time from the encoder to the end of the answer."""
@@ -286,24 +222,20 @@ class Forecast:
             self._rest_s[modality] = self._alone_s[modality]
         return self._rest_s[modality]
 
-    def busy_s(self, board: int, now_s: float) -> float:
-        """Until the encoder is expected to be free."""
-        return max(float(self.until_s[board]) - now_s, 0.0)
-
-    def waits(self, board: int, cost_s: float) -> None:
-        """Work was added to a queue, or, if negative, left it."""
-        self.waiting_s[board] += cost_s
-
-    def begins(self, board: int, cost_s: float, now_s: float) -> None:
-        """Work left a queue for the encoder."""
-        self.waiting_s[board] -= cost_s
-        self.until_s[board] = now_s + cost_s
-
     def encoded(
         self, board: int, modality: int, latency_s: float, energy_j: float, now_s: float
     ) -> None:
         """An encoding was measured."""
-        self.encoding[modality].tell(board, latency_s, energy_j, now_s)
+        known = self._known[modality]
+        self._measured_s[modality, board] = now_s
+        weight = WEIGHT if known[board] else 1.0
+        known[board] = True
+        latencies_s, energies_j = self.latency_s[modality], self.energy_j[modality]
+        for mean, value in ((latencies_s, latency_s), (energies_j, energy_j)):
+            mean[board] += weight * (value - mean[board])
+        if not known.all():
+            latencies_s[~known] = np.median(latencies_s[known])
+            energies_j[~known] = energies_j[known].min()
 
     def answered(self, modality: int, seconds: float, now_s: float) -> None:
         """An answer took so long after its encoding, or would have if it had not been given up."""
@@ -348,17 +280,15 @@ def soonest(backlog_s: Array, latency_s: Array, left_s: float) -> int:
     return int(np.where(hope, backlog_s + latency_s, np.inf).argmin()) if hope.any() else NOBODY
 
 
+# -- The simulation
+
 Steps = Generator[simpy.Event, Any, None]
 NAN = float("nan")
-COLUMNS = (
-    *("user", "board", "modality", "arrived_s", "deadline_s", "outcome", "ended_s"),
-    *("begun_s", "encode_s", "energy_j", "true_s", "llm_s"),
-)
 
 
 @dataclass(slots=True, eq=False)
 class SimulatedRequest:
-    """A task on its way; its row of ``FleetRun.tasks`` in the end."""
+    """A task on its way, and its row of ``play`` in the end."""
 
     user: int
     modality: int
@@ -375,13 +305,20 @@ class SimulatedRequest:
     llm_s: float = NAN
 
 
-def play(scenario: FleetScenario) -> FleetRun:
+def play(scenario: FleetScenario) -> pd.DataFrame:
     """Simulate a scenario; the same one has the same outcome, to the last bit.
+
+    Returns
+    -------
+    One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
+    all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
+    under way), ``begun_s`` (of encoding), ``encode_s``, ``energy_j``, ``true_s`` (mean latency of
+    its arm then; all four NaN if it was not encoded), ``llm_s`` (on a place of the LLM).
 
     Examples
     --------
-    >>> played = play(FleetScenario(users=2, edges=1, warm_up_s=0.0, horizon_s=60.0))
-    >>> set(played.tasks["outcome"]) <= {"answered", "under way"}
+    >>> tasks = play(FleetScenario(users=2, edges=1, warm_up_s=0.0, horizon_s=60.0))
+    >>> set(tasks["outcome"]) <= {"answered", "under way"}
     True
     """
     return System(scenario).run()
@@ -389,11 +326,6 @@ def play(scenario: FleetScenario) -> FleetRun:
 
 class System:
     """Users, front, boards and LLM servers in one SimPy environment.
-
-    Parameters
-    ----------
-    scenario
-        What is played.
 
     Attributes
     ----------
@@ -407,12 +339,12 @@ class System:
 
     def __init__(self, scenario: FleetScenario) -> None:
         self.scenario = scenario
-        self.costs = costs(scenario.mbit_s)
+        self.link_s, self.llm_s = costs()
         self.env = simpy.Environment()
         self.llm = simpy.Resource(self.env, scenario.llm_servers * PLACES)
         self.requests: list[SimulatedRequest] = []
         self.under_way = 0
-        self.forecast = Forecast(scenario, self.costs)
+        self.forecast = Forecast(scenario)
         self.edges = [Edge(self, number) for number in range(scenario.edges)]
         loop = 0
         for user, at_once in enumerate(scenario.asks_at_once):
@@ -420,39 +352,32 @@ class System:
                 self.env.process(self._user(user, np.random.default_rng([scenario.seed, 3, loop])))
                 loop += 1
 
-    def run(self) -> FleetRun:
-        """Play to the end of the scenario."""
-        self.env.run(until=self.scenario.ends_s)
-        rows = [[getattr(request, name) for name in COLUMNS] for request in self.requests]
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
-        return FleetRun(
-            self.scenario, table.assign(modality=table["modality"].map(MODALITIES.__getitem__))
-        )
+    def run(self) -> pd.DataFrame:
+        """Play to the end of the scenario; see ``play``."""
+        self.env.run(until=self.scenario.warm_up_s + self.scenario.horizon_s)
+        names = [each.name for each in fields(SimulatedRequest) if each.name != "done"]
+        rows = [[getattr(request, name) for name in names] for request in self.requests]
+        table = pd.DataFrame(rows, columns=names)
+        return table.assign(modality=table["modality"].map(MODALITIES.__getitem__))
 
     def _user(self, user: int, rng: np.random.Generator) -> Steps:
         """One loop of thinking and asking; users begin in the midst of a thought."""
         low, high = self.scenario.deadlines_s
-        bounds = np.cumsum(self.scenario.shares)[:-1]
         while True:
             yield self.env.timeout(rng.exponential(self.scenario.think_s))
-            modality = int(np.searchsorted(bounds, rng.random(), side="right"))
+            modality = int(BOUNDS.searchsorted(rng.random(), side="right"))
             now_s = self.env.now
             request = SimulatedRequest(
                 user, modality, now_s, now_s + rng.uniform(low, high), self.env.event()
             )
             self.requests.append(request)
             self.under_way += 1
-            self._place(request)
+            request.board = self.forecast.place(modality, request.deadline_s, now_s)
+            if request.board == NOBODY:
+                self.end(request, "too-late")
+            else:
+                self.edges[request.board].admit(request)
             yield request.done
-
-    def _place(self, request: SimulatedRequest) -> None:
-        """To a board, unless it would be late on all of them."""
-        board = self.forecast.place(request.modality, request.deadline_s, self.env.now)
-        if board == NOBODY:
-            self.end(request, "too-late")
-        else:
-            request.board = board
-            self.edges[board].admit(request)
 
     def answer(self, request: SimulatedRequest) -> Steps:
         """From the encoder over the link onto a place of the LLM; given up at the deadline.
@@ -460,9 +385,9 @@ class System:
         A server that looks ahead gives up as soon as the answer can no longer be in time.
         """
         name, encoded_s = MODALITIES[request.modality], self.env.now
-        needs_s = self.costs.llm_s[name]
+        needs_s = self.llm_s[name]
         given_up_s = request.deadline_s - (needs_s if self.scenario.looks_ahead else 0.0)
-        yield self.env.timeout(self.costs.link_s[name])
+        yield self.env.timeout(self.link_s[name])
         with self.llm.request() as turn:
             if not turn.triggered:
                 yield turn | self.env.timeout(max(given_up_s - self.env.now, 0.0))
@@ -487,8 +412,7 @@ class Edge:
         scenario = system.scenario
         self.system, self.number = system, number
         self.board = Board(number, scenario.seed, scenario.fleet)
-        per_user = scenario.per_user if scenario.fair else scenario.waiting
-        self.queue = FairQueue(scenario.waiting, per_user)
+        self.queue = FairQueue(scenario.waiting, PER_USER if scenario.fair else scenario.waiting)
         self._work: simpy.Event | None = None  # what an idle encoder waits for
         system.env.process(self._encode())
 
@@ -496,24 +420,24 @@ class Edge:
     def scheduler(self) -> Scheduler:
         """Made when the first task comes."""
         scenario = self.system.scenario
-        return scheduler_for(
-            self.board, scenario.rule, scenario.limit_s, [scenario.seed, 2, self.number]
-        )
+        rng = [scenario.seed, 2, self.number]
+        return scheduler_for(self.board, scenario.rule, scenario.limit_s, rng)
 
     def admit(self, request: SimulatedRequest) -> None:
         """Take a task into the queue, or refuse it."""
         forecast, now_s = self.system.forecast, self.system.env.now
-        cost_s = forecast.encode_s(self.number, request.modality)
+        cost_s = float(forecast.latency_s[request.modality, self.number])
         user = str(request.user) if self.system.scenario.fair else ""
         entry = Entry(user, None, now_s, request.deadline_s, cost_s, request)
-        ahead_s = forecast.busy_s(self.number, now_s) + self.queue.ahead_s(entry)
+        busy_s = max(float(forecast.until_s[self.number]) - now_s, 0.0)
+        ahead_s = busy_s + self.queue.ahead_s(entry)
         if now_s + ahead_s + self._service_s(entry) > request.deadline_s:
             return self.system.end(request, "too-late")
         try:
             pushed = self.queue.put(entry)
         except QueueFull:
             return self.system.end(request, "queue-full")
-        forecast.waits(self.number, cost_s)
+        forecast.waiting_s[self.number] += cost_s
         if pushed is not None:
             self._drop(pushed, "pushed-out")
         if self._work is not None and not self._work.triggered:
@@ -524,7 +448,7 @@ class Edge:
         return entry.cost_s + self.system.forecast.rest_s(entry.item.modality, self.system.env.now)
 
     def _drop(self, entry: Entry, why: str) -> None:
-        self.system.forecast.waits(self.number, -entry.cost_s)
+        self.system.forecast.waiting_s[self.number] -= entry.cost_s
         self.system.end(entry.item, why)
 
     def _encode(self) -> Steps:
@@ -538,7 +462,8 @@ class Edge:
                 continue
             [entry] = self.queue.take(env.now)
             request: SimulatedRequest = entry.item
-            forecast.begins(self.number, entry.cost_s, env.now)
+            forecast.waiting_s[self.number] -= entry.cost_s
+            forecast.until_s[self.number] = env.now + entry.cost_s
             name = MODALITIES[request.modality]
             decision = self.scheduler.ask(context={"modality": name})
             run = self.board.run(decision.arm, name, env.now)
@@ -547,6 +472,183 @@ class Edge:
             request.encode_s, request.energy_j = run.latency_s, run.energy_j
             self.scheduler.tell(decision.id, latency_s=run.latency_s, energy_j=run.energy_j)
             self.queue.charge(entry, run.latency_s)
-            measured = run.latency_s, run.energy_j, env.now
-            forecast.encoded(self.number, request.modality, *measured)
+            forecast.encoded(self.number, request.modality, run.latency_s, run.energy_j, env.now)
             env.process(self.system.answer(request))
+
+
+# -- What is said of a run, and of many
+
+QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
+TASKS_ASKED = 400  # in a scenario of ``lasting``, unless that is too short
+SHORTEST_S = 7.0
+
+
+def counted(scenario: FleetScenario, tasks: pd.DataFrame) -> pd.DataFrame:
+    """The tasks that ended after the warm-up: arrived they may have before."""
+    return tasks[tasks["ended_s"] >= scenario.warm_up_s]
+
+
+def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
+    """What is said of one run, over the tasks that ended after the warm-up.
+
+    Returns
+    -------
+    ``asked_hz`` and ``answered_hz`` (per second); ``answered``, ``late``, ``shed`` and every reason
+    of ``SHED`` (shares of the tasks that ended); ``beyond``, the share of encoded tasks whose arm
+    was truly beyond the limit; ``p50_s``, ``p95_s``, ``p99_s`` of the time to the end of an
+    answer; ``energy_j``, all that encoders took over the answers in time; ``encoders_busy`` and
+    ``llm_busy`` (shares of time); ``jain``, see ``fairness``; ``light_answered`` and
+    ``heavy_answered``, shares of the tasks of light and heavy users (NaN if there are none).
+    """
+    tasks, seconds = counted(scenario, tasks), scenario.horizon_s
+    shares = tasks["outcome"].value_counts() / max(len(tasks), 1)
+    in_time = tasks["outcome"] == ANSWERED
+    answered, encoded = tasks[in_time], tasks[tasks["encode_s"].notna()]
+    took_s = answered["ended_s"] - answered["arrived_s"]
+    reasons = {name: float(shares.get(name, 0.0)) for name in (ANSWERED, LATE, *SHED)}
+    return {
+        "asked_hz": len(tasks) / seconds,
+        "answered_hz": len(answered) / seconds,
+        **reasons,
+        "shed": sum(reasons[name] for name in SHED),
+        "beyond": float((encoded["true_s"] > scenario.limit_s).mean()),
+        **{name: float(took_s.quantile(q)) for name, q in QUANTILES.items()},
+        "energy_j": float(encoded["energy_j"].sum()) / len(answered) if len(answered) else np.nan,
+        "encoders_busy": float(encoded["encode_s"].sum()) / (scenario.edges * seconds),
+        "llm_busy": float(tasks["llm_s"].sum()) / (scenario.llm_servers * PLACES * seconds),
+        "jain": fairness(tasks),
+        "light_answered": float(in_time[tasks["user"] >= scenario.heavy_users].mean()),
+        "heavy_answered": float(in_time[tasks["user"] < scenario.heavy_users].mean()),
+    }
+
+
+def fairness(tasks: pd.DataFrame) -> float:
+    """Jain's index of answers over a max-min fair split of as many; who asked nothing is left out.
+
+    For users who all ask alike it is that of their answers. A user who asks for less than others
+    is not wronged by getting less.
+    """
+    asked = tasks.groupby("user").size()
+    got = tasks[tasks["outcome"] == ANSWERED].groupby("user").size().reindex(asked.index).fillna(0)
+    return jain_index(got / np.maximum(max_min_share(asked, got.sum()), 1e-12))
+
+
+def jain_index(shares: ArrayLike) -> float:
+    """Jain's index: 1 if all have the same, 1/n if one of n has everything; NaN for nobody.
+
+    Jain, Chiu and Hawe, DEC-TR-301 (1984).
+
+    Examples
+    --------
+    >>> jain_index([2, 2, 2]), jain_index([6, 0, 0])
+    (1.0, 0.3333333333333333)
+    """
+    values = np.asarray(shares, dtype=np.float64)
+    squares = float(len(values) * (values**2).sum())
+    return float(values.sum()) ** 2 / squares if squares > 0 else float("nan")
+
+
+def max_min_share(wanted: ArrayLike, total: float) -> Array:
+    """The max-min fair split: nobody gets more than wanted, what is left goes to the others evenly.
+
+    Parameters
+    ----------
+    wanted
+        By each user, 0 or more.
+    total
+        What there is to share; if there is enough, all get what they want.
+
+    Examples
+    --------
+    >>> max_min_share([1, 5, 20], total=12).tolist()
+    [1.0, 5.0, 6.0]
+    """
+    demand = np.asarray(wanted, dtype=np.float64)
+    order = np.argsort(demand, kind="stable")
+    given, left = np.zeros(len(demand)), float(total)
+    for place, user in enumerate(order):
+        given[user] = min(float(demand[user]), left / (len(order) - place))
+        left -= given[user]
+    return given
+
+
+def play_all(
+    cases: Sequence[tuple[Mapping[str, Any], FleetScenario]], seeds: int, first_seed: int = 0
+) -> pd.DataFrame:
+    """Play every scenario with every seed, on all cores.
+
+    Parameters
+    ----------
+    cases
+        Scenarios, each with what names it.
+
+    Returns
+    -------
+    One row a run: what names its case, ``seed``, and ``measures``.
+    """
+    jobs = [
+        (names, replace(scenario, seed=seed))
+        for names, scenario in cases
+        for seed in range(first_seed, first_seed + seeds)
+    ]
+    return pd.DataFrame(spread(_job, jobs, label="runs"))
+
+
+def _job(names: Mapping[str, Any], scenario: FleetScenario) -> dict[str, Any]:
+    return {**names, "seed": scenario.seed, **measures(scenario, play(scenario))}
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, each with its bootstrap interval of 95 %: ``_low``, ``_high``; and ``n``.
+
+    Parameters
+    ----------
+    runs
+        Of ``play_all``.
+    """
+    names, rows = list(runs.columns[: runs.columns.get_loc("seed")]), []
+    for key, group in runs.groupby(names, sort=False, dropna=False):
+        row: dict[str, Any] = {**dict(zip(names, key, strict=True)), "n": len(group)}
+        for name in runs.columns[len(names) + 1 :]:
+            values = group[name].dropna().to_numpy()
+            bounds = mean_interval(values) if len(values) else (np.nan,) * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def lasting(scenario: FleetScenario) -> FleetScenario:
+    """With a horizon in which its users ask some 400 times, after half as long a warm-up.
+
+    At least ``SHORTEST_S`` each: with 10,000 users that is more tasks.
+    """
+    horizon_s = max(SHORTEST_S, TASKS_ASKED * scenario.think_s / sum(scenario.asks_at_once))
+    return replace(scenario, horizon_s=horizon_s, warm_up_s=max(SHORTEST_S, horizon_s / 2))
+
+
+def capacity_hz(scenario: FleetScenario) -> dict[str, float]:
+    """Tasks per second that encoders and LLM servers can do at most, and that users ask at most.
+
+    Encoders run the least-energy arm within the limit of a board like the calibrated one; users
+    get every answer as quickly as if alone.
+    """
+    (on_link_s, on_llm_s), encode_s, llm_s, alone_s = costs(), 0.0, 0.0, 0.0
+    for name, share in zip(MODALITIES, SHARES, strict=True):
+        means = nominal_means()[name]
+        within = np.where(means.latency_s <= scenario.limit_s, means.energy_j, np.inf)
+        encode_s += share * float(means.latency_s[within.argmin()])
+        llm_s += share * on_llm_s[name]
+        alone_s += share * on_link_s[name]
+    alone_s += encode_s + llm_s
+    return {
+        "users": sum(scenario.asks_at_once) / (scenario.think_s + alone_s),
+        "encoders": scenario.edges / encode_s,
+        "LLM servers": scenario.llm_servers * PLACES / llm_s,
+    }
+
+
+def loaded(base: FleetScenario, load: float) -> FleetScenario:
+    """As many users as ask for ``load`` times what encoders and LLM servers can do at most."""
+    one = capacity_hz(replace(base, users=1, heavy_users=0))
+    least_hz = min(one["encoders"], one["LLM servers"])
+    return replace(base, users=max(1, round(load * least_hz / one["users"])))

@@ -28,32 +28,21 @@ from mllm_sched.atomic_io import locked, write_whole
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.experiments.provenance import as_csv, provenance
 from mllm_sched.harness.reading import HarnessError
-from mllm_sched.harness.window import ArmResult, Plan, measure
+from mllm_sched.harness.window import Plan, measure
 from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, Measurement, read_table
 from mllm_sched.tasks import Task
 
+KEPT = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)  # of a result, as they are
 DISK_WAIT_S = 60.0  # at the end, for room to write what could not be written before
 
 
 class ProfileTable:
-    """The table on disk, always whole.
-
-    Parameters
-    ----------
-    path
-        CSV file; made with the first row.
-    space
-        The arms; their factors are the first columns.
+    """The table on disk, always whole; ValueError if the file is something else.
 
     Attributes
     ----------
     done
         Arms that the table holds, by index, and whether they failed.
-
-    Raises
-    ------
-    ValueError
-        If the file is something else.
     """
 
     def __init__(self, path: Path, space: ArmSpace) -> None:
@@ -175,14 +164,10 @@ def profile(
 
     Parameters
     ----------
-    device
-        Where.
     task
-        What; of size 1.
+        Of size 1.
     out
         The table. Arms that it holds are not measured again.
-    plan
-        How each arm is measured.
     arms
         Which; all by default.
     seed
@@ -208,14 +193,21 @@ def profile(
     if out.suffix != ".csv":
         raise ValueError(f"{out}: expected a name that ends in .csv")
     arms = list(device.space if arms is None else arms)
-    settings = _settings(device, task, plan, arms, seed)
+    settings = {  # what must be the same for two sittings to make one table
+        "device": device.name,
+        "encoder": task.encoder,
+        "meter": device.meter.source,
+        "plan": asdict(plan),
+        "arms": [str(arm) for arm in arms],
+        "seed": seed,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         table = ProfileTable(out, device.space)
         record = _record(out, settings, fresh=not table.lines)
         if retry_failed:
             table.drop_failed()
-        todo = remaining(order(arms, seed), table)
+        todo = [each for each in order(arms, seed) if each[1].index not in table.done]
         if todo:
             record["sittings"].append(_sitting(device))
             write_whole(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
@@ -236,11 +228,6 @@ def order(arms: Sequence[Arm], seed: int) -> list[tuple[int, Arm]]:
     """Arms with their positions in the order drawn by seed."""
     drawn = np.random.default_rng(seed).permutation(len(arms))
     return [(position, arms[index]) for position, index in enumerate(drawn)]
-
-
-def remaining(ordered: Sequence[tuple[int, Arm]], table: ProfileTable) -> list[tuple[int, Arm]]:
-    """Those that the table does not hold yet."""
-    return [(position, arm) for position, arm in ordered if arm.index not in table.done]
 
 
 def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> pd.DataFrame:
@@ -276,6 +263,7 @@ def chosen_arms(space: ArmSpace, levels: Mapping[str, Sequence[str]]) -> list[Ar
 
 def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) -> dict[str, Any]:
     """One arm, measured; or the reason why it could not be."""
+    evidence = device.evidence, device.energy_evidence
     facts: dict[str, Any] = {"position": position}
     facts["utc"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
@@ -284,49 +272,20 @@ def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) ->
         result = measure(work, device.meter, device.thermals, plan, items)
     except HarnessError as error:
         device.note(error)
-        return {**_measurement(device, task, arm, failed=str(error)), **facts}
-    done = _measurement(device, task, arm, result.latency_s.mean, result.energy_j.mean)
-    return {**done, **_columns(result), **facts}
-
-
-def _measurement(
-    device: LiveDevice,
-    task: Task,
-    arm: Arm,
-    latency_s: float = math.nan,
-    energy_j: float = math.nan,
-    failed: str = "",
-) -> dict[str, Any]:
-    evidence = device.evidence, device.energy_evidence
-    failed = " ".join(failed.split())  # a row is one line
-    return Measurement(arm, task, latency_s, energy_j, *evidence, failed).row()
-
-
-def _columns(result: ArmResult) -> dict[str, Any]:
-    facts = asdict(result)
-    intervals = {
+        failed = " ".join(str(error).split())  # a row is one line
+        return {**Measurement(arm, task, math.nan, math.nan, *evidence, failed).row(), **facts}
+    done = Measurement(arm, task, result.latency_s.mean, result.energy_j.mean, *evidence, "")
+    numbers = {name: value for name, value in asdict(result).items() if name in KEPT}
+    return {
+        **done.row(),
+        **numbers,
         "latency_half_s": result.latency_s.half,
         "energy_half_j": result.energy_j.half,
         "marginal_energy_j": result.marginal_j.mean,
         "marginal_half_j": result.marginal_j.half,
         "throttled": "yes" if result.throttled else "no",
         "notes": "; ".join(result.notes),
-    }
-    kept = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)
-    return {**{name: facts[name] for name in kept if name in facts}, **intervals}
-
-
-def _settings(
-    device: LiveDevice, task: Task, plan: Plan, arms: Sequence[Arm], seed: int
-) -> dict[str, Any]:
-    """What must be the same for two sittings to make one table."""
-    return {
-        "device": device.name,
-        "encoder": task.encoder,
-        "meter": device.meter.source,
-        "plan": asdict(plan),
-        "arms": [str(arm) for arm in arms],
-        "seed": seed,
+        **facts,
     }
 
 
