@@ -14,11 +14,19 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from mllm_sched.apps.fields import REFUSED, Allowed, NumberField
-from mllm_sched.experiments import plots, savings_plots
+from mllm_sched.experiments import plots
 from mllm_sched.experiments.plots import OURS
-from mllm_sched.experiments.savings import annual, headline, saved, strategy_annual
-from mllm_sched.experiments.savings_plots import short
-from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario, read_runs
+from mllm_sched.experiments.savings import (
+    PlayedRuns,
+    SavingsScenario,
+    annual,
+    bill_figure,
+    headline,
+    read_runs,
+    saved,
+    short,
+    strategy_annual,
+)
 
 
 def bill_table(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> pd.DataFrame:
@@ -80,7 +88,7 @@ def remarks(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> 
         "asked to save that."
     ]
     for encoder in scenario.mix:
-        names = played.trusted_beyond(encoder, scenario.limit_s)
+        names = played.curves(encoder, scenario.limit_s).trusted_beyond
         if names:
             told.append(f"{encoder}: trusted at the start, but beyond the limit itself: {names}.")
     return told
@@ -92,7 +100,7 @@ def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     Parameters
     ----------
     runs
-        Of ``savings_runs.play``; by default those that notebook 10 wrote.
+        Of ``savings.play``; by default those that notebook 10 wrote.
 
     Returns
     -------
@@ -260,7 +268,7 @@ def _drawn(bill: pd.DataFrame) -> bytes:
     """The figure of a bill as SVG."""
     with plt.rc_context():
         plots.use_style()
-        ax = savings_plots.bill(bill, evidence="simulated")
+        ax = bill_figure(bill)
         figure, buffer = ax.figure, io.BytesIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight")  # type: ignore[union-attr]
         plt.close(figure)  # type: ignore[arg-type]

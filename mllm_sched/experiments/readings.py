@@ -25,7 +25,6 @@ from mllm_sched.experiments import (
     arm_landscape,
     comparison,
     savings,
-    savings_runs,
     stability,
     strategy_costs,
 )
@@ -34,7 +33,7 @@ from mllm_sched.experiments.comparison import OTHER_SEEDS, Variant, all_tasks
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.plots import OURS, titled
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.experiments.savings_runs import DEFAULT_MIX, PlayedRuns, SavingsScenario
+from mllm_sched.experiments.savings import DEFAULT_MIX, PlayedRuns, SavingsScenario
 from mllm_sched.experiments.strategy_costs import Setting
 from mllm_sched.experiments.time_varying import safe_under_change
 from mllm_sched.tasks import Task
@@ -297,7 +296,7 @@ def _a_year(
 ) -> pd.DataFrame:
     """The numbers of notebook 10."""
     scenario = SavingsScenario(**changes)
-    runs = savings_runs.play(
+    runs = savings.play(
         list(scenario.mix),
         [scenario.limit_s],
         seeds=seeds,
