@@ -409,24 +409,19 @@ def _resamples(seeds: int) -> Array:
 
 
 @lru_cache(maxsize=1)
-def model_sd() -> float:
-    """Standard deviation of the log of the model's energy, from its errors on held-out rows.
+def model_factor() -> float:
+    """The factor by which the model's energy is off at either end of its interval of 95 %.
 
-    The mean absolute error of a normal is sqrt(2 / pi) of its standard deviation. Schedulers end
-    up on the DLA, whose energy is that of the GPU over a ratio; the errors of the two add up as
-    independent ones.
+    From its errors on held-out rows: the mean absolute error of a normal is sqrt(2 / pi) of its
+    standard deviation. Schedulers end up on the DLA, whose energy is that of the GPU over a ratio;
+    the errors of the two add up as independent ones.
     """
     errors = held_out_errors(calibrated_model())
-    scaled = []
+    sds = []
     for quantity in ("marginal_energy_j", "perf_per_watt_ratio"):
         rows = errors[errors["quantity"] == quantity]
-        scaled.append(np.average(rows["mean"], weights=rows["rows"]) * math.sqrt(math.pi / 2))
-    return float(np.hypot(*scaled))
-
-
-def model_factor() -> float:
-    """The factor by which the model is off at either end of its interval of 95 %."""
-    return math.exp(1.96 * model_sd())
+        sds.append(np.average(rows["mean"], weights=rows["rows"]) * math.sqrt(math.pi / 2))
+    return math.exp(1.96 * float(np.hypot(*sds)))
 
 
 def headline(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: str) -> str:
