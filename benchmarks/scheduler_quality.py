@@ -13,7 +13,7 @@ import argparse
 import os
 from itertools import product
 
-from mllm_sched.experiments.ablations import PENALISED, Trial, play_all, summary
+from mllm_sched.experiments.random_tables import PENALISED, Trial, play_all, summary
 from mllm_sched.experiments.runner import Rule
 
 RULES = {
@@ -39,10 +39,8 @@ def main() -> None:
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=list(RULES))
     options = parser.parse_args()
     trials = [
-        Trial(Rule(name, name, RULES[name]), family, arms, noise, drift, options.tasks)
-        for (family, arms), noise, drift, name in product(
-            CASES, NOISES, (False, True), options.rules
-        )
+        Trial(Rule(name, name, RULES[name]), family, arms, noise, options.tasks)
+        for (family, arms), noise, name in product(CASES, NOISES, options.rules)
     ]
     rows = summary(play_all(trials, options.tables), ["drift", "family", "noise", "scheduler"])
     rows["cell"] = [

@@ -5,14 +5,13 @@ import pytest
 from mllm_sched import paths
 from mllm_sched.apps.calculator import WHOLE, Calculator, calculator
 from mllm_sched.apps.fields import ABOVE_0, FROM_0, NumberField
-from mllm_sched.experiments import savings_runs
-from mllm_sched.experiments.savings_runs import PlayedRuns
+from mllm_sched.experiments import savings
+from mllm_sched.experiments.savings import PlayedRuns
 
 
 @pytest.fixture(scope="module")
 def runs():
-    encoders = ("clip-vit-l14-336", "whisper-small", "videomae-base")
-    return savings_runs.play(encoders, (0.05, 0.2), steps=65, seeds=2, n_jobs=1)
+    return savings.read_runs(paths.COMMITTED / savings.RUNS)
 
 
 @pytest.fixture

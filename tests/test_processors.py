@@ -20,9 +20,9 @@ PROCESSORS = {
 PLAY = """
 import json
 from threadpoolctl import threadpool_info
-from mllm_sched.schedulers import base
-from mllm_sched.experiments.ablations import CHOICES, FIELD, SAFE, ablation_trials
-from mllm_sched.experiments.ablations import Trial
+from mllm_sched.schedulers import Hyperparameters, base
+from mllm_sched.experiments.random_tables import FIELD, Trial
+from mllm_sched.experiments.runner import Rule
 
 arms, ask = [], base.Scheduler.ask
 def noted(self, *args, **kwargs):
@@ -31,15 +31,14 @@ def noted(self, *args, **kwargs):
     return decision
 base.Scheduler.ask = noted
 
+values = Hyperparameters(1.0, 0.05**2, (0.95, 1.0, 1.0))
+kernel = {"hyperparameters": {"energy_j": values, "latency_s": values}}
 taken = {}
-trials = [Trial(rule, family, size, tasks=120) for rule in FIELD
-          for family, size in (("rough", 48), ("board", 60))]
-alike = {"components alike": CHOICES["components alike"]}
-trials += ablation_trials(SAFE, alike, [("board", 60)])
-for trial in trials:
-    arms.clear()
-    trial.play(seed=3)
-    taken[f"{trial.rule.label}, {trial.label}, {trial.family}, {trial.drift}"] = list(arms)
+for rule in [*FIELD, Rule("Components alike", "safe-gp-ucb", kernel)]:
+    for family, size in (("rough", 48), ("board", 60)):
+        arms.clear()
+        Trial(rule, family, size, tasks=120).play(seed=3)
+        taken[f"{rule.label}, {family}"] = list(arms)
 print(json.dumps([[found["architecture"] for found in threadpool_info()], taken]))
 """
 

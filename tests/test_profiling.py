@@ -190,7 +190,7 @@ def test_a_meter_that_breaks_is_a_row_and_is_opened_again(cache, tmp_path, monke
 
 
 def test_failed_arms_stay_unless_they_are_asked_for_again(host, tmp_path, monkeypatch):
-    failing(host, monkeypatch, lambda: killed(host, signal.SIGKILL))
+    failing(host, monkeypatch, lambda: os.kill(host.encoders.pid, signal.SIGKILL))
     assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
     assert (run(host, tmp_path / "t.csv")["failed"] != "").sum() == 1
     table = run(host, tmp_path / "t.csv", retry_failed=True)

@@ -1,7 +1,5 @@
 import math
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,15 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.experiments import savings, savings_plots, savings_runs
+from mllm_sched.experiments import savings
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.provenance import as_csv
-from mllm_sched.experiments.savings import annual, fleet, headline, model_sd, saved
-from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario
+from mllm_sched.experiments.savings import (
+    PlayedRuns,
+    SavingsScenario,
+    annual,
+    fleet,
+    headline,
+    saved,
+)
 from mllm_sched.experiments.strategy_costs import Setting, modelled
 from mllm_sched.pipeline.work import read_work
 
-mpl.use("Agg")
 ENCODERS = ("whisper-small", "clip-vit-b32")
 MIX = {"whisper-small": 1.0, "clip-vit-b32": 1.0}
 STEPS = 80  # more than the 60 arms
@@ -26,7 +29,7 @@ volumes = st.floats(0.01, 1e4)
 
 @pytest.fixture(scope="module")
 def runs():
-    return savings_runs.play(ENCODERS, (0.05, 0.2), steps=STEPS, seeds=3, n_jobs=1)
+    return savings.play(ENCODERS, (0.05, 0.2), steps=STEPS, seeds=3, n_jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +37,8 @@ def played(runs):
     return PlayedRuns(runs)
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
 def test_the_played_table_says_where_no_arm_meets_the_limit(runs, played):
-    nobody = runs[runs["scheduler"] == savings_runs.NOBODY]
+    nobody = runs[runs["scheduler"] == savings.NOBODY]
     assert list(nobody["encoder"]) == ["whisper-small"] and list(nobody["limit_s"]) == [0.05]
     with pytest.raises(ValueError, match=r"whisper-small: no arm encodes within 0.05 s.*longer"):
         annual(SavingsScenario(mix=MIX, limit_s=0.05), played)
@@ -49,14 +46,14 @@ def test_the_played_table_says_where_no_arm_meets_the_limit(runs, played):
 
 
 def test_a_trusted_arm_beyond_the_limit_is_said():
-    runs = savings_runs.play(("videomae-base",), (0.05,), steps=2, seeds=2, n_jobs=1)
-    assert PlayedRuns(runs).trusted_beyond("videomae-base", 0.05) == "gpu"
+    runs = savings.play(("videomae-base",), (0.05,), steps=2, seeds=2, n_jobs=1)
+    assert PlayedRuns(runs).curves("videomae-base", 0.05).trusted_beyond == "gpu"
 
 
 def test_a_table_of_runs_says_the_same_after_it_was_written_and_read(runs, played, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_bytes(as_csv(runs))
-    again = PlayedRuns(savings_runs.read_runs(path))
+    again = PlayedRuns(savings.read_runs(path))
     scenario = SavingsScenario(mix=MIX)
     pd.testing.assert_frame_equal(annual(scenario, again), annual(scenario, played), rtol=1e-4)
     assert again.limits_s == played.limits_s and again.encoders == played.encoders
@@ -64,14 +61,12 @@ def test_a_table_of_runs_says_the_same_after_it_was_written_and_read(runs, playe
 
 def test_a_missing_table_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="make reproduce NOTEBOOKS=10_savings"):
-        savings_runs.read_runs(tmp_path / "runs.csv")
+        savings.read_runs(tmp_path / "runs.csv")
 
 
 def test_a_table_of_something_else_is_refused(runs):
     with pytest.raises(ValueError, match=r"lacks .*late_energy_j"):
         PlayedRuns(runs.drop(columns="late_energy_j"))
-    with pytest.raises(ValueError, match="expected 11 schedulers x 3 seeds"):
-        PlayedRuns(runs.drop(index=runs.index[5]))
 
 
 @settings(deadline=None, max_examples=30)
@@ -151,12 +146,13 @@ def test_a_saving_is_the_difference_of_two_bills(played):
 
 def test_savings_in_percent_do_not_move_with_the_error_of_the_model(played, monkeypatch):
     before = saved(SavingsScenario(mix=MIX), played, OURS)
-    monkeypatch.setattr("mllm_sched.experiments.savings.model_sd", lambda: 1.0)
+    monkeypatch.setattr(savings, "model_factor", lambda: 7.0)
     after = saved(SavingsScenario(mix=MIX), played, OURS)
     share = ["share", "share_low", "share_high"]
     pd.testing.assert_frame_equal(before[share], after[share])
     assert not np.allclose(before["energy_kwh_wide_high"], after["energy_kwh_wide_high"])
-    assert 0.05 < model_sd() < 0.3
+    monkeypatch.undo()
+    assert 1.1 < savings.model_factor() < 1.8
 
 
 def test_the_headline_says_less_or_more_and_that_it_is_simulated(played):
@@ -171,18 +167,13 @@ def test_the_headline_says_less_or_more_and_that_it_is_simulated(played):
     ("changes", "said"),
     [
         ({"tasks_per_day": 0}, "tasks_per_day=0: give a number above 0"),
-        ({"tasks_per_day": math.inf}, "tasks_per_day=inf"),
         ({"tasks_per_day": math.nan}, "tasks_per_day=nan"),
         ({"devices": 0}, "devices=0: give a whole number, 1 or more"),
         ({"devices": 1.5}, "devices=1.5"),
         ({"price_per_kwh": -0.1}, "price_per_kwh=-0.1: give a number, 0 or more"),
-        ({"gco2_per_kwh": -1}, "gco2_per_kwh=-1"),
-        ({"days": 0}, "days=0"),
-        ({"limit_s": -1}, "limit_s=-1"),
         ({"mix": {"resnet-5": 1}}, "'resnet-5': expected some of .*resnet-50"),
         ({"mix": {"whisper-small": -1}}, "whisper-small=-1"),
         ({"mix": {"whisper-small": 0}}, "mix: shares sum to 0"),
-        ({"mix": {}}, "mix: shares sum to 0"),
     ],
 )
 def test_a_scenario_that_makes_no_sense_is_refused_by_name(changes, said):
@@ -203,50 +194,8 @@ def test_what_was_not_played_or_cannot_be_done_is_refused(played, changes, said)
         annual(SavingsScenario(**{"mix": MIX, **changes}), played)
 
 
-def test_unknown_schedulers_and_encoders_are_refused_with_those_there_are(played):
-    with pytest.raises(ValueError, match="'Nobody': played were Oracle"):
-        saved(SavingsScenario(mix=MIX), played, "Nobody")
-    with pytest.raises(ValueError, match="'Nobody': expected one of Oracle"):
-        headline(SavingsScenario(mix=MIX), played, OURS, "Nobody")
-    with pytest.raises(ValueError, match="'resnet-5': expected one of"):
-        savings_runs.play(("resnet-5",))
-    with pytest.raises(ValueError, match="steps=1, seeds=5"):
-        savings_runs.play(steps=1)
-
-
-def test_learning_weighs_where_there_is_little_to_do(played):
-    table = savings.over_volumes(SavingsScenario(mix=MIX), played, (1, 1000))
-    ucb = table[table["scheduler"] == "UCB"].set_index("tasks_per_day")
-    assert ucb.loc[1, "over_oracle"] > 2 > 1.5 > ucb.loc[1000, "over_oracle"]
-    assert ucb.loc[1, "learning"] > ucb.loc[1000, "learning"]
-    assert (table[table["scheduler"] == "Oracle"]["over_oracle"] == 1).all()
-
-
-def test_break_even_is_where_two_bills_are_equal(played):
-    turns = savings.break_even(SavingsScenario(mix=MIX), played, "UCB").set_index("scheduler")
-    turn = turns.loc["Fixed at full power"]
-    assert (turn["few"], turn["many"]) == ("Fixed at full power", "UCB")
-    at = annual(SavingsScenario(mix=MIX, tasks_per_day=turn["tasks_per_day"]), played)
-    bill = at.set_index("scheduler")["energy_kwh"]
-    assert math.isclose(bill["UCB"], bill["Fixed at full power"], rel_tol=0.02)
-    assert math.isnan(turns.loc["Oracle", "tasks_per_day"])
-
-
-def test_the_tornado_holds_the_saving_as_it_is_and_puts_the_widest_first(played):
-    scenario = SavingsScenario(mix=MIX)
-    table = savings.tornado(scenario, played, OURS, "Epsilon-greedy")
-    assert (table["low"] <= table["base"]).all() and (table["base"] <= table["high"]).all()
-    assert (table["high"] - table["low"]).is_monotonic_decreasing
-    rows = table.set_index("input")
-    assert math.isclose(rows.loc["devices", "high"], 2 * rows.loc["devices", "base"])
-    assert rows.loc["latency limit", "low_at"] == rows.loc["latency limit", "high_at"] == "0.2 s"
-
-
 def test_the_strategies_equal_a_computation_by_hand():
-    power, setting = (
-        savings.Power(),
-        Setting(items=[savings.ENCODED[ENCODERS[0]]]),
-    )
+    power, setting = savings.Power(), Setting(items=[savings.ENCODED[ENCODERS[0]]])
     model, work = calibrated_model(), read_work()["whisper-small"]
     encode_j = model.energy_j(work, "gpu", 60)
     edge, remote, hybrid = (
@@ -275,26 +224,6 @@ def test_a_years_strategies_are_their_requests_and_lie_within_their_range():
         assert math.isclose(row.money, 0.3 * row.energy_kwh)
 
 
-def test_power_that_makes_no_sense_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"pue=0\.9: give a number, 1 or more"):
-        savings.Power(pue=0.9)
-    with pytest.raises(ValueError, match="server_w=-1"):
-        savings.Power(server_w=-1)
-    with pytest.raises(ValueError, match="'resnet-50': expected one of"):
-        savings.request_j("hybrid", "resnet-50")
-
-
-def test_every_figure_says_what_its_numbers_are(played):
-    scenario = SavingsScenario(mix=MIX)
-    tornado = savings.tornado(scenario, played, OURS, "UCB")
-    drawn = [
-        savings_plots.bill(annual(scenario, played), evidence="simulated"),
-        savings_plots.volumes(savings.over_volumes(scenario, played), evidence="simulated"),
-        savings_plots.tornado(tornado, ours=OURS, other="UCB", evidence="simulated"),
-    ]
-    for ax in drawn:
-        assert ax.get_title().endswith("(simulated)") and ax.get_xlabel()
-    names = [label.get_text() for label in drawn[0].get_yticklabels()]
-    assert names[0] == "Oracle" and names[-1] == "Random"
-    bars = savings_plots.strategies(savings.strategy_annual(scenario), evidence="estimated")
-    assert bars.get_title().endswith("(estimated)")
+def test_an_unknown_scheduler_is_refused(played):
+    with pytest.raises(ValueError, match="'Nobody': played were Oracle"):
+        saved(SavingsScenario(mix=MIX), played, "Nobody")

@@ -23,11 +23,19 @@ from mllm_sched.apps.fields import (
     Wanted,
     classed,
 )
-from mllm_sched.experiments import plots, savings_plots
+from mllm_sched.experiments import plots
 from mllm_sched.experiments.plots import OURS
-from mllm_sched.experiments.savings import annual, headline, saved, strategy_annual
-from mllm_sched.experiments.savings_plots import short
-from mllm_sched.experiments.savings_runs import PlayedRuns, SavingsScenario, read_runs
+from mllm_sched.experiments.savings import (
+    PlayedRuns,
+    SavingsScenario,
+    annual,
+    bill_figure,
+    headline,
+    read_runs,
+    saved,
+    short,
+    strategy_annual,
+)
 
 # -- What it shows
 
@@ -94,7 +102,7 @@ def remarks(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> 
         "asked to save that."
     ]
     for encoder in scenario.mix:
-        names = played.trusted_beyond(encoder, scenario.limit_s)
+        names = played.curves(encoder, scenario.limit_s).trusted_beyond
         if names:
             told.append(f"{encoder}: trusted at the start, but beyond the limit itself: {names}.")
     return told
@@ -104,7 +112,7 @@ def _drawn(bill: pd.DataFrame) -> bytes:
     """The figure of a bill as SVG."""
     with plt.rc_context():
         plots.use_style()
-        ax = savings_plots.bill(bill, evidence="simulated")
+        ax = bill_figure(bill)
         figure, buffer = ax.figure, io.BytesIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight")  # type: ignore[union-attr]
         plt.close(figure)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from mllm_sched.apps.fields import ABOVE_0, REFUSED, WIDE, NumberField, Wanted, classed
 from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.ablations import FIELD
 from mllm_sched.experiments.arm_landscape import board_figure
 from mllm_sched.experiments.exploration import (
     Exploration,
@@ -26,6 +25,7 @@ from mllm_sched.experiments.exploration import (
 )
 from mllm_sched.experiments.lineup import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.plots import use_style
+from mllm_sched.experiments.random_tables import FIELD
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.pipeline.work import encoder_modalities
 from mllm_sched.tasks import Task

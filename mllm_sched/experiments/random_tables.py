@@ -1,4 +1,4 @@
-"""Random tables to try schedulers on: boards of several kinds of physics, drawn by seed.
+"""Random tables: boards drawn by seed from five kinds of physics, and trials of schedulers on them.
 
 *Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on, and their deviations are of
 the kind that its kernel assumes. *Queueing* and *published* were kept apart. So was *board*, until
@@ -8,7 +8,9 @@ log-normal, and no arm of a component is tried on which none is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,11 +20,17 @@ from numpy.typing import NDArray
 from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.experiments.lineup import ADAPTIVE, PENALTY, SAFE
+from mllm_sched.experiments.metrics import mean_interval
+from mllm_sched.experiments.parallel import spread
+from mllm_sched.experiments.runner import Rule
 from mllm_sched.pipeline.work import read_work
+from mllm_sched.schedulers import Scheduler, make_scheduler
 from mllm_sched.schedulers.gp import matern
 
 Array = NDArray[np.float64]
 SIZES = {48: (3, 4, 4), 60: (3, 4, 5), 240: (4, 6, 10)}  # components, power levels, loads
+SLOWER = 1.35  # a drift multiplies the latency of the best arm's component by this
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,13 @@ class Table:
     limit_s: float
     trusted: Sequence[Arm]
 
+    def best(self) -> int:
+        """Arm of least energy within the limit."""
+        return int(np.where(self.latency_s <= self.limit_s, self.energy_j, np.inf).argmin())
+
     def best_j(self) -> float:
         """Least energy within the limit."""
-        return float(self.energy_j[self.latency_s <= self.limit_s].min())
+        return float(self.energy_j[self.best()])
 
     def noise_sds(self, share: float) -> tuple[float, float]:
         """Deviations of log latency and log power, as a share of what the arms vary by."""
@@ -53,7 +65,7 @@ class Table:
         return share * float(np.log(self.latency_s).std()), share * float(np.log(power_w).std())
 
     def with_slower(self, component: str, factor: float) -> Table:
-        """The same, with one component slower; the limit stays."""
+        """The same table with one component slower; the limit stays."""
         slower = np.array([factor if arm.component == component else 1.0 for arm in self.space])
         return replace(self, latency_s=self.latency_s * slower, energy_j=self.energy_j * slower)
 
@@ -211,3 +223,172 @@ def _table(
     limit_s = max(float(np.sqrt(ordered[place] * ordered[place + 1])), 1.1 * quickest)
     trusted = [arm for arm in tops if latency_s[arm.index] <= 0.98 * limit_s]
     return Table(space, latency_s, latency_s * power_w, limit_s, trusted)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scheduler on the tables of one family.
+
+    Attributes
+    ----------
+    family, arms
+        Of ``FAMILIES``.
+    noise
+        Standard deviation of log latency and of log power of one measurement, in units of those of
+        the table.
+    heavy
+        Noise of Student's t with 3 degrees of freedom, of the same deviation.
+    raw
+        The rule models the outcomes, not their logarithms: it is told their exponentials.
+    seeds
+        Number of trusted arms given to the rule; all by default.
+    label
+        What is different in this trial.
+    """
+
+    rule: Rule
+    family: str
+    arms: int
+    noise: float = 0.03
+    tasks: int = 500
+    heavy: bool = False
+    raw: bool = False
+    seeds: int | None = None
+    label: str = ""
+
+    def play(self, seed: int) -> list[tuple[float, float]]:
+        """Mean energy over the oracle's, and share of tasks truly beyond the limit.
+
+        First without drift; then with the best arm's component slower from half-time on. Both
+        share their first half.
+        """
+        table = FAMILIES[self.family](seed, self.arms)
+        limit_s, first_j = table.limit_s, float(table.energy_j[table.trusted[0].index])
+        sds, half = np.array(table.noise_sds(self.noise)), self.tasks // 2
+        scheduler = make_scheduler(
+            self.rule.name,
+            table.space,
+            limits={"latency_s": 1.0 if self.raw else limit_s},
+            seeds=table.trusted[: self.seeds],
+            rng=seed,
+            **self.rule.settings,
+        )
+        rng = np.random.default_rng([6, seed])
+
+        def run(
+            table: Table, scheduler: Scheduler, rng: np.random.Generator, tasks: int
+        ) -> Iterator[tuple[float, bool]]:
+            best_j = table.best_j()
+            for _ in range(tasks):
+                decision = scheduler.ask()
+                arm, noise = decision.arm.index, sds * self._draw(rng)
+                latency_s = table.latency_s[arm] * math.exp(noise[0])
+                energy_j = table.energy_j[arm] * math.exp(noise.sum())
+                if self.raw:  # the limit is then 1
+                    latency_s = math.exp(latency_s / limit_s - 1)
+                    energy_j = math.exp(energy_j / first_j - 1)
+                scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
+                yield table.energy_j[arm] / best_j, table.latency_s[arm] > limit_s
+
+        before, outcomes = list(run(table, scheduler, rng, half)), []
+        slower = table.with_slower(str(table.space[table.best()].component), SLOWER)
+        for after in (table, slower):
+            late = run(after, *deepcopy((scheduler, rng)), self.tasks - half)
+            energies, violations = zip(*before, *late, strict=True)
+            outcomes.append((float(np.mean(energies)), float(np.mean(violations))))
+        return outcomes
+
+    def _draw(self, rng: np.random.Generator) -> Array:
+        return rng.standard_t(3, 2) / math.sqrt(3.0) if self.heavy else rng.standard_normal(2)
+
+
+def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
+    """Every trial on so many tables, the same for all, without drift and with it.
+
+    Returns
+    -------
+    One row per drift, trial and table: ``scheduler``, ``label``, ``family`` (with its arms),
+    ``noise``, ``drift``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
+    """
+    trials = list(trials)
+    jobs = [(trial, tables) for trial in trials]
+    played = spread(_play, jobs, label="random tables", n_jobs=n_jobs)
+    rows = [
+        {
+            "scheduler": trial.rule.label,
+            "label": trial.label,
+            "family": f"{trial.family} {trial.arms}",
+            "noise": trial.noise,
+            "drift": drift,
+            "table": seed,
+            "energy": outcomes[drift][0],
+            "violations": outcomes[drift][1],
+        }
+        for drift in (False, True)
+        for trial, seeds in zip(trials, played, strict=True)
+        for seed, outcomes in enumerate(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _play(trial: Trial, tables: int) -> list[list[tuple[float, float]]]:
+    return [trial.play(seed) for seed in range(tables)]
+
+
+def summary(played: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean energy and violations with 95 % intervals; median and worst tenth of the energy.
+
+    Parameters
+    ----------
+    played
+        Of ``play_all``.
+    by
+        Columns that make a row of the result.
+    """
+    rows = []
+    for key, group in played.groupby(by, sort=False):
+        energy, energy_low, energy_high = mean_interval(group["energy"].to_numpy())
+        share, share_low, share_high = mean_interval(group["violations"].to_numpy())
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "median": group["energy"].median(),
+                "energy": energy,
+                "energy_low": energy_low,
+                "energy_high": energy_high,
+                "worst_tenth": group["energy"].quantile(0.9),
+                "violations": share,
+                "violations_low": share_low,
+                "violations_high": share_high,
+                "n": len(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+PENALISED = {"penalty": PENALTY}
+FIELD = [
+    ADAPTIVE,
+    SAFE,
+    Rule("UCB + penalty", "ucb", PENALISED),
+    Rule("Thompson + penalty", "thompson", PENALISED),
+    Rule("Epsilon-greedy + penalty", "epsilon-greedy", PENALISED),
+    Rule("Fixed at full power", "fixed"),
+    Rule("SafeOpt", "safeopt"),
+    Rule("StageOpt", "stageopt"),
+    Rule("GoOSE", "goose"),
+    Rule("Safe Thompson", "safe-thompson"),
+    Rule("EdgeBOL", "edgebol"),
+    Rule("Safe LinUCB", "safe-linucb"),
+    Rule("Conformal 5 %", "conformal"),
+    Rule("Conformal 0.5 %", "conformal", {"violation_rate": 0.005}),
+    Rule("Risk budget", "risk-budget"),
+    Rule("CONFIG", "config"),
+    Rule("Primal-dual", "primal-dual"),
+    Rule("Constrained UCB", "constrained-ucb"),
+    Rule("Profile, then commit", "profile-then-commit"),
+    Rule("Sliding-window UCB + penalty", "sliding-window-ucb", PENALISED),
+    Rule("Discounted UCB + penalty", "discounted-ucb", PENALISED),
+    Rule("EXP3 + penalty", "exp3", PENALISED),
+    Rule("Safe GP-UCB, forgets", "safe-gp-ucb", {"forget_rate": 0.002}),
+]

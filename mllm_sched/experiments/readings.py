@@ -21,7 +21,6 @@ from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments import (
     arm_landscape,
     savings,
-    savings_runs,
     stability,
     strategy_costs,
 )
@@ -29,7 +28,7 @@ from mllm_sched.experiments.comparison import compare, with_numbers_without_cpu
 from mllm_sched.experiments.hyperparameters import NO_CPU
 from mllm_sched.experiments.lineup import OURS, PENALTY, all_tasks, full_power_arms, transferred
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.experiments.savings_runs import DEFAULT_MIX, PlayedRuns, SavingsScenario
+from mllm_sched.experiments.savings import DEFAULT_MIX, PlayedRuns, SavingsScenario
 from mllm_sched.experiments.strategy_costs import Setting
 from mllm_sched.experiments.time_varying import safe_under_change
 from mllm_sched.pipeline.work import encoder_modalities
@@ -283,7 +282,7 @@ def _a_year(
 ) -> pd.DataFrame:
     """The numbers of notebook 10; ``rules`` are arguments of ``_rules``."""
     billed = SavingsScenario(**scenario)
-    runs = savings_runs.play(
+    runs = savings.play(
         list(billed.mix),
         [billed.limit_s],
         seeds=seeds,

@@ -1,70 +1,306 @@
-"""What a year costs: energy, money, carbon, under each scheduler and under each strategy.
+"""What a year costs: energy, money and carbon, under each scheduler and under each strategy.
 
-The first is simulated, the second estimated.
-
-Every device has schedulers of its own, one per encoder, and learns anew. A scheduler changes only
-what the module draws while tasks run. What it draws between them stands in a column of its own:
-at a few watts all year it is most of the bill.
+Schedulers are simulated. Every device has one of its own for each encoder, and learns anew: its
+first tasks cost what the played run says, all later ones what the second half of that run took on
+average. A scheduler changes only what the module draws while tasks run; what it draws between them
+stands in a column of its own.
 
 Two intervals of 95 % are given. The inner one is a bootstrap over seeds, of the expected cost; a
-single device scatters more. The wider one adds the error of the model of the board. That error is
-taken as one factor on all schedulers (normal in its log), so percentages do not move. This is a
-simplification: errors that differ between components would move them, and nothing published says
-how far off the CPU is.
+single device scatters more. The wider one adds the error of the model of the board, as one factor
+on all schedulers (normal in its log), so percentages do not move. This is a simplification: errors
+that differ between components would move them, and nothing published says how far off the CPU is.
 
-Of the strategies, times come from ``strategy_costs``. Watts and joules per bit are assumptions,
-each with a default and a range; ``PLAUSIBLE`` says where they come from. A request is one item of
-the mix and its answer. Devices and server wait for free; a server without batching is dear, one
-that serves many at once is several times cheaper. The latency limit is about encoding, and does not
-act here.
+Strategies are estimated: times by ``strategy_costs``, watts and joules per bit assumed. A request
+is one item of the mix and its answer. Devices and server wait for free, and the server serves one
+request at a time; batching would make it several times cheaper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+from numpy.typing import NDArray
 
+from mllm_sched import paths
+from mllm_sched.arms import ArmSpace
+from mllm_sched.devices import KnownDevice
 from mllm_sched.devices.calibration import held_out_errors
 from mllm_sched.devices.orin_model import calibrated_model
+from mllm_sched.devices.simulated import SimulatedOrin
+from mllm_sched.experiments.lineup import fitted_lineup, full_power_arms
 from mllm_sched.experiments.metrics import CONFIDENCE, RESAMPLES
-from mllm_sched.experiments.savings_runs import Array, PlayedRuns, SavingsScenario
-from mllm_sched.experiments.strategy_costs import ITEMS, Cost, EncodingPrice, Setting, modelled
-from mllm_sched.pipeline.work import read_work
+from mllm_sched.experiments.plots import PENALTY, scheduler_colour, titled
+from mllm_sched.experiments.runner import Rule, sweep
+from mllm_sched.experiments.strategy_costs import ITEMS, EncodingPrice, Setting, modelled
+from mllm_sched.pipeline.work import encoder_modalities, read_work
+from mllm_sched.tasks import Task
 
+Array = NDArray[np.float64]
+DEFAULT_MIX = {"clip-vit-l14-336": 6, "whisper-small": 3, "videomae-base": 1}
 J_PER_KWH = 3.6e6
 DAY_S = 86400.0
-Z = 1.96  # of a normal, 95 %
+
+
+@dataclass(frozen=True)
+class SavingsScenario:
+    """Who encodes how much, where; ValueError names a value outside of its range.
+
+    Examples
+    --------
+    >>> SavingsScenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
+    {'whisper-small': 0.75, 'clip-vit-b32': 0.25}
+    """
+
+    tasks_per_day: float = 10_000  # of one device
+    devices: int = 100
+    price_per_kwh: float = 0.30  # of electricity, in any currency; the examples say euro
+    gco2_per_kwh: float = 300.0  # carbon intensity
+    mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))  # sums to 1 then
+    limit_s: float = 0.2  # latency limit of encoding; it must be one that was played
+    days: float = 365.0
+
+    def __post_init__(self) -> None:
+        for name in ("tasks_per_day", "limit_s", "days"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
+        for name in ("price_per_kwh", "gco2_per_kwh"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number, 0 or more")
+        if not 1 <= self.devices < math.inf or self.devices != int(self.devices):
+            raise ValueError(f"devices={self.devices}: give a whole number, 1 or more")
+        known = encoder_modalities()
+        for encoder, share in self.mix.items():
+            if encoder not in known:
+                raise ValueError(f"mix: encoder {encoder!r}: expected some of {', '.join(known)}")
+            if not 0 <= share < math.inf:
+                raise ValueError(f"mix: {encoder}={share}: give a share, 0 or more")
+        total = sum(self.mix.values())
+        if not 0 < total < math.inf:
+            raise ValueError(f"mix: shares sum to {total:g}: give at least one a number above 0")
+        shares = {encoder: share / total for encoder, share in self.mix.items() if share > 0}
+        object.__setattr__(self, "mix", shares)
+
+    def tasks(self, encoder: str) -> float:
+        """Tasks of an encoder on one device in the whole period."""
+        return self.tasks_per_day * self.days * self.mix.get(encoder, 0.0)
+
+
+# -- Runs of every scheduler
+
+ENCODERS = ("clip-vit-l14-336", "whisper-small", "videomae-base", "clip-vit-b32")
+LIMITS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+RUNS = Path("10_savings") / "runs.csv"  # under the folder of results
+NOBODY = "nobody"  # in the place of a scheduler, where no arm meets the limit
+NO_ARM = "no arm"  # of the trusted ones violates the limit
+SUMS = ["energy_j", "beyond", "busy_s"]
+COUNTS = 15  # of tasks, at which the sums over a run's first tasks are kept
+RUN = ["scheduler", "seed"]
+
+
+def play(
+    encoders: Sequence[str] = ENCODERS,
+    limits_s: Sequence[float] = LIMITS_S,
+    *,
+    steps: int = 500,
+    seeds: int = 5,
+    first_seed: int = 0,
+    rules: Callable[[KnownDevice, Task], list[Rule]] = fitted_lineup,
+    board: Mapping[str, Any] | None = None,
+    n_jobs: int | None = None,
+) -> pd.DataFrame:
+    """Play every encoder under every limit on the simulated board.
+
+    Parameters
+    ----------
+    steps, seeds, first_seed
+        Tasks in a run, runs of each scheduler, and the seed of the first.
+    rules, board
+        The schedulers for a board and its task; further arguments of the board.
+
+    Returns
+    -------
+    One row a run: ``encoder``, ``limit_s``, ``arms_within`` the limit, ``trusted_beyond`` (the
+    trusted components that are not), ``scheduler``, ``seed``, ``late_energy_j``, ``late_beyond``,
+    ``late_busy_s`` (means per task of the second half), ``late_idle_w`` (idle power of the module
+    at the power levels chosen then), and ``energy_j@n``, ``beyond@n``, ``busy_s@n`` (sums over the
+    first n tasks). Where no arm meets the limit nobody plays, and one row says so.
+    """
+    known, settings, tables = encoder_modalities(), dict(board or {}), []
+    for encoder in encoders:
+        task, device = Task(known[encoder], encoder), SimulatedOrin(**settings)
+        latency_s, trusted = device.expected_all(task).latency_s, full_power_arms(device.space)
+        for limit_s in limits_s:
+            beyond = [str(arm.component) for arm in trusted if latency_s[arm.index] > limit_s]
+            facts = {
+                "encoder": encoder,
+                "limit_s": limit_s,
+                "arms_within": int((latency_s <= limit_s).sum()),
+                "trusted_beyond": ", ".join(beyond) or NO_ARM,
+            }
+            if not facts["arms_within"]:
+                tables.append(pd.DataFrame([{**facts, "scheduler": NOBODY, "seed": 0}]))
+                continue
+            table = sweep(
+                rules(device, task),
+                device.name,
+                task,
+                steps,
+                range(first_seed, first_seed + seeds),
+                limits={"latency_s": limit_s},
+                trusted=trusted,
+                device_settings=settings,
+                n_jobs=n_jobs,
+                label=f"{encoder}, {limit_s:g} s",
+            )
+            runs = _compact(table, limit_s, device.space)
+            tables.append(pd.DataFrame(facts, index=runs.index).join(runs))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _compact(table: pd.DataFrame, limit_s: float, space: ArmSpace) -> pd.DataFrame:
+    """One row a run; sums are kept at counts that are dense at first, where most is learnt."""
+    model = calibrated_model()
+    idle_w = np.array([model.idle_power_w(float(arm.power_w)) for arm in space])
+    table = table.assign(
+        beyond=(table["true_latency_s"] > limit_s).astype(float),
+        busy_s=table["latency_s"],
+        idle_w=idle_w[table["arm"].to_numpy()],
+    )
+    steps = int(table["step"].max()) + 1
+    late = table[table["step"] >= steps // 2].groupby(RUN, observed=True)
+    means = late[[*SUMS, "idle_w"]].mean().add_prefix("late_")
+    sums = table[[*RUN, "step"]].join(table.groupby(RUN, observed=True)[SUMS].cumsum())
+    counts = {round(count) for count in np.geomspace(1, steps, COUNTS)}
+    kept = sums[sums["step"].isin([count - 1 for count in counts])]
+    wide = kept.pivot(index=RUN, columns="step", values=SUMS).loc[means.index]
+    wide.columns = pd.Index([f"{name}@{step + 1}" for name, step in wide.columns])
+    runs = means.join(wide).reset_index()
+    return runs.assign(scheduler=runs["scheduler"].astype(str))
+
+
+def read_runs(path: Path | None = None) -> pd.DataFrame:
+    """The table that notebook 10 wrote; FileNotFoundError says how to make it."""
+    path = path or paths.RESULTS / RUNS
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no table of runs ({path.name}): run `make reproduce NOTEBOOKS=10_savings`"
+        )
+    return pd.read_csv(path)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Runs of all schedulers with one encoder under one limit; quantities are those of ``SUMS``."""
+
+    counts: Array  # tasks at which the sums are known, from 0; (points,)
+    sums: Mapping[str, Array]  # of a quantity over the first tasks; (schedulers, seeds, points)
+    late: Mapping[str, Array]  # what every task after the last count adds; (schedulers, seeds)
+    idle_w: Array  # of the module between tasks, at the power levels chosen in the end
+    trusted_beyond: str  # trusted components that violate the limit; empty if none does
+
+    def after(self, quantity: str, tasks: float) -> Array:
+        """The sum over so many tasks, linear between counts; shape (schedulers, seeds)."""
+        counts, sums = self.counts, self.sums[quantity]
+        if tasks >= counts[-1]:
+            return sums[..., -1] + (tasks - counts[-1]) * self.late[quantity]
+        right = int(np.searchsorted(counts, tasks, side="right"))
+        part = (tasks - counts[right - 1]) / (counts[right] - counts[right - 1])
+        return (1 - part) * sums[..., right - 1] + part * sums[..., right]
+
+
+class PlayedRuns:
+    """A table of ``play``, ready for questions.
+
+    Attributes
+    ----------
+    encoders, limits_s, schedulers
+        What it holds.
+    seeds
+        Runs of each scheduler.
+    """
+
+    def __init__(self, runs: pd.DataFrame) -> None:
+        missing = {"encoder", "limit_s", "scheduler", "seed", "late_energy_j"} - set(runs.columns)
+        if missing or runs.empty:
+            lacks = ", ".join(sorted(missing)) or "its rows"
+            raise ValueError(
+                f"the table of runs lacks {lacks}: take that of `make reproduce "
+                "NOTEBOOKS=10_savings`, or of mllm_sched.experiments.savings.play"
+            )
+        done = runs[runs["scheduler"] != NOBODY]
+        self.encoders = tuple(dict.fromkeys(runs["encoder"]))
+        self.limits_s = tuple(sorted(map(float, runs["limit_s"].unique())))
+        self.schedulers = tuple(dict.fromkeys(done["scheduler"]))
+        self.seeds = int(done["seed"].nunique())
+        self._curves = {
+            (str(encoder), float(limit_s)): self._read(group)
+            for (encoder, limit_s), group in done.groupby(["encoder", "limit_s"], sort=False)
+        }
+
+    def curves(self, encoder: str, limit_s: float) -> Curves:
+        """What was played of an encoder under a limit.
+
+        Raises
+        ------
+        ValueError
+            If that was not played, or no arm meets the limit; the message says what to choose.
+        """
+        if encoder not in self.encoders:
+            raise ValueError(f"encoder {encoder!r}: played were {', '.join(self.encoders)}")
+        if limit_s not in self.limits_s:
+            known = ", ".join(f"{limit:g}" for limit in self.limits_s)
+            raise ValueError(f"limit_s={limit_s}: played were {known}")
+        if not self.can(encoder, limit_s):
+            raise ValueError(
+                f"{encoder}: no arm encodes within {limit_s:g} s (simulated); "
+                "choose a longer limit, or leave this encoder out of the mix"
+            )
+        return self._curves[encoder, limit_s]
+
+    def can(self, encoder: str, limit_s: float) -> bool:
+        """Whether some arm meets the limit."""
+        return (encoder, limit_s) in self._curves
+
+    def _read(self, group: pd.DataFrame) -> Curves:
+        order = pd.Categorical(group["scheduler"], self.schedulers)
+        group = group.assign(scheduler=order).sort_values(["scheduler", "seed"])
+        shape = (len(self.schedulers), self.seeds)
+        counts = [name.split("@")[1] for name in group if name.startswith(f"{SUMS[0]}@")]
+        columns = {name: [f"{name}@{count}" for count in counts] for name in SUMS}
+        sums = {name: group[columns[name]].to_numpy(float).reshape(*shape, -1) for name in SUMS}
+        late = {name: group[f"late_{name}"].to_numpy(float).reshape(shape) for name in SUMS}
+        beyond = str(group["trusted_beyond"].iloc[0])
+        return Curves(
+            counts=np.array([0.0, *map(float, counts)]),
+            sums={name: np.insert(values, 0, 0.0, axis=-1) for name, values in sums.items()},
+            late=late,
+            idle_w=group["late_idle_w"].to_numpy(float).reshape(shape),
+            trusted_beyond="" if beyond == NO_ARM else beyond,
+        )
+
+
+# -- The bill of the schedulers
 
 
 @dataclass(frozen=True)
 class FleetBill:
-    """What all devices take over the period; arrays are (schedulers, seeds).
+    """What all devices take over the period; arrays are (schedulers, seeds)."""
 
-    Attributes
-    ----------
-    energy_kwh
-        While tasks run.
-    late_kwh
-        The part that is left if all tasks cost what late ones do; the rest is learning.
-    beyond
-        Share of tasks truly beyond the limit.
-    busy
-        Share of the period in which a device runs tasks; above 1 it cannot keep up.
-    idle_kwh
-        Between tasks, at the power levels chosen in the end.
-    """
-
-    energy_kwh: Array
-    late_kwh: Array
-    beyond: Array
-    busy: Array
-    idle_kwh: Array
+    energy_kwh: Array  # while tasks run
+    late_kwh: Array  # the same if all tasks cost what late ones do; the rest is learning
+    beyond: Array  # share of tasks truly beyond the limit
+    busy: Array  # share of the period in which a device runs tasks; above 1 it cannot keep up
+    idle_kwh: Array  # between tasks, at the power levels chosen in the end
 
 
 def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
@@ -79,10 +315,10 @@ def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
     energy_j, late_j, beyond, busy_s, idle_w = np.zeros((5, len(played.schedulers), played.seeds))
     for encoder, share in scenario.mix.items():
         curves, tasks = played.curves(encoder, scenario.limit_s), scenario.tasks(encoder)
-        energy_j += curves.energy_j.after(tasks)
-        late_j += tasks * curves.energy_j.late
-        beyond += curves.beyond.after(tasks)
-        busy_s += curves.busy_s.after(tasks)
+        energy_j += curves.after("energy_j", tasks)
+        late_j += tasks * curves.late["energy_j"]
+        beyond += curves.after("beyond", tasks)
+        busy_s += curves.after("busy_s", tasks)
         idle_w += share * curves.idle_w
     period_s = scenario.days * DAY_S
     busy = busy_s / period_s
@@ -110,12 +346,9 @@ def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
     ``beyond`` with its interval, ``busy`` and ``idle_kwh``.
     """
     sums = fleet(scenario, played)
-    columns: dict[str, Array] = {}
-    units = {"money": scenario.price_per_kwh, "carbon_kg": scenario.gco2_per_kwh / 1000}
-    for name, per_kwh in {"energy_kwh": 1.0, **units}.items():
-        columns |= _named(name, sums.energy_kwh * per_kwh, wide=True)
+    columns = _in_units(scenario, sums.energy_kwh)
     columns["learning_kwh"] = (sums.energy_kwh - sums.late_kwh).mean(axis=1)
-    columns |= _named("beyond", sums.beyond)
+    columns |= _with_intervals("beyond", sums.beyond)
     columns |= {"busy": sums.busy.mean(axis=1), "idle_kwh": sums.idle_kwh.mean(axis=1)}
     return pd.DataFrame({"scheduler": list(played.schedulers), **columns})
 
@@ -136,27 +369,31 @@ def saved(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFr
     less_kwh = np.delete(sums.energy_kwh - sums.energy_kwh[place], place, axis=0)
     theirs_kwh = np.delete(sums.energy_kwh, place, axis=0)
     whole_kwh = sums.energy_kwh + sums.idle_kwh
-    units = {"money": scenario.price_per_kwh, "carbon_kg": scenario.gco2_per_kwh / 1000}
-    columns = _named("share", less_kwh / theirs_kwh)
-    for name, per_kwh in {"energy_kwh": 1.0, **units}.items():
-        columns |= _named(name, less_kwh * per_kwh, wide=True)
     always_on = np.delete((whole_kwh - whole_kwh[place]).mean(axis=1), place)
     others = [name for name in played.schedulers if name != ours]
+    columns = _with_intervals("share", less_kwh / theirs_kwh) | _in_units(scenario, less_kwh)
     table = pd.DataFrame({"scheduler": others, **columns, "always_on_kwh": always_on})
     return table.assign(seeds=played.seeds)
 
 
-def _named(name: str, values: Array, wide: bool = False) -> dict[str, Array]:
-    """Mean over seeds, and its intervals, as columns; independent errors add in quadrature."""
-    mean, tail = values.mean(axis=1), 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(values @ _resamples(values.shape[1]), [tail, 100 - tail], axis=1)
-    columns = {name: mean, f"{name}_low": low, f"{name}_high": high}
-    if wide:
-        off = model_factor()
-        down, up = np.sort([mean / off, mean * off], axis=0)
+def _in_units(scenario: SavingsScenario, kwh: Array) -> dict[str, Array]:
+    """Energy, money and carbon with both intervals; independent errors add in quadrature."""
+    columns: dict[str, Array] = {}
+    units = {"money": scenario.price_per_kwh, "carbon_kg": scenario.gco2_per_kwh / 1000}
+    for name, per_kwh in {"energy_kwh": 1.0, **units}.items():
+        columns |= _with_intervals(name, kwh * per_kwh)
+        mean, low, high = (columns[f"{name}{end}"] for end in ("", "_low", "_high"))
+        down, up = np.sort([mean / model_factor(), mean * model_factor()], axis=0)
         columns[f"{name}_wide_low"] = mean - np.hypot(mean - low, mean - down)
         columns[f"{name}_wide_high"] = mean + np.hypot(high - mean, up - mean)
     return columns
+
+
+def _with_intervals(name: str, values: Array) -> dict[str, Array]:
+    """Mean over seeds and its bootstrap interval, as columns."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values @ _resamples(values.shape[1]), [tail, 100 - tail], axis=1)
+    return {name: values.mean(axis=1), f"{name}_low": low, f"{name}_high": high}
 
 
 @lru_cache(maxsize=8)
@@ -167,35 +404,24 @@ def _resamples(seeds: int) -> Array:
 
 
 @lru_cache(maxsize=1)
-def model_sd() -> float:
-    """Standard deviation of the log of the model's energy, from its errors on held-out rows.
+def model_factor() -> float:
+    """The factor by which the model's energy is off at either end of its interval of 95 %.
 
-    The mean absolute error of a normal is sqrt(2 / pi) of its standard deviation. Schedulers end
-    up on the DLA, whose energy is that of the GPU over a ratio; the errors of the two add up as
-    independent ones.
+    From its errors on held-out rows: the mean absolute error of a normal is sqrt(2 / pi) of its
+    standard deviation. Schedulers end up on the DLA, whose energy is that of the GPU over a ratio;
+    the errors of the two add up as independent ones.
     """
     errors = held_out_errors(calibrated_model())
-    scaled = [
-        np.average(rows["mean"], weights=rows["rows"]) * math.sqrt(math.pi / 2)
-        for rows in (
-            errors[errors["quantity"] == "marginal_energy_j"],
-            errors[errors["quantity"] == "perf_per_watt_ratio"],
-        )
-    ]
-    return float(np.hypot(*scaled))
-
-
-def model_factor() -> float:
-    """The factor by which the model is off at either end of its interval of 95 %."""
-    return math.exp(Z * model_sd())
+    sds = []
+    for quantity in ("marginal_energy_j", "perf_per_watt_ratio"):
+        rows = errors[errors["quantity"] == quantity]
+        sds.append(np.average(rows["mean"], weights=rows["rows"]) * math.sqrt(math.pi / 2))
+    return math.exp(1.96 * float(np.hypot(*sds)))
 
 
 def headline(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: str) -> str:
     """The saving in one sentence; money is called euro."""
-    table = saved(scenario, played, ours).set_index("scheduler")
-    if other not in table.index:
-        raise ValueError(f"scheduler {other!r}: expected one of {', '.join(table.index)}")
-    row = table.loc[other]
+    row = saved(scenario, played, ours).set_index("scheduler").loc[other]
     word = "less" if row["energy_kwh"] >= 0 else "more"
     kwh, money, carbon = (abs(row[name]) for name in ("energy_kwh", "money", "carbon_kg"))
     period = "a year" if scenario.days == 365 else f"in {scenario.days:g} days"
@@ -206,142 +432,66 @@ def headline(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: st
     )
 
 
-CLAIMED = ("UCB", "Epsilon-greedy", "Fixed at full power")
-VOLUMES = tuple(float(f"{volume:.3g}") for volume in np.geomspace(0.1, 10_000, 31))
-
-
 def claim_numbers(savings: pd.DataFrame) -> pd.DataFrame:
-    """The numbers that claims refer to: shares of a year's energy that are saved.
-
-    Parameters
-    ----------
-    savings
-        Of ``saved``.
-    """
-    rows = savings[savings["scheduler"].isin(CLAIMED)]
-    names = {"share": "value", "share_low": "low", "share_high": "high"}
-    table = rows[list(names)].rename(columns=names)
-    table.insert(0, "key", "a year against " + rows["scheduler"].astype(str))
-    return table.assign(n=savings["seeds"].iloc[0], evidence="simulated").reset_index(drop=True)
-
-
-def over_volumes(
-    scenario: SavingsScenario, played: PlayedRuns, volumes: Sequence[float] = VOLUMES
-) -> pd.DataFrame:
-    """Energy of every scheduler over the oracle's, by tasks a day of one device.
-
-    With few tasks a device pays for learning alone; with many, for what it has learnt. All other
-    values are the scenario's.
-
-    Returns
-    -------
-    ``scheduler``, ``tasks_per_day``, ``over_oracle`` and ``learning``, the share of its energy
-    that tasks cost more than late ones do.
-    """
-    oracle = played.schedulers.index("Oracle")
-    tables = []
-    for volume in volumes:
-        sums = fleet(replace(scenario, tasks_per_day=volume), played)
-        energy_kwh, late_kwh = sums.energy_kwh.mean(axis=1), sums.late_kwh.mean(axis=1)
-        columns = {
-            "scheduler": list(played.schedulers),
-            "tasks_per_day": volume,
-            "over_oracle": energy_kwh / energy_kwh[oracle],
-            "learning": 1 - late_kwh / energy_kwh,
+    """The numbers that claims refer to: shares of a year's energy that are saved, of ``saved``."""
+    claimed = savings["scheduler"].isin(["UCB", "Epsilon-greedy", "Fixed at full power"])
+    rows = savings[claimed].reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "key": "a year against " + rows["scheduler"].astype(str),
+            "value": rows["share"],
+            "low": rows["share_low"],
+            "high": rows["share_high"],
+            "n": rows["seeds"],
+            "evidence": "simulated",
         }
-        tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True)
+    )
 
 
-def break_even(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFrame:
-    """Where others come to take less than ``ours``, or cease to, as tasks become more.
+def short(value: float) -> str:
+    """Three digits, without a power of ten.
 
-    Returns
-    -------
-    One row per other ``scheduler``: ``few`` and ``many``, who takes less at the ends of
-    ``VOLUMES``, and ``tasks_per_day`` of one device where that turns; NaN if it does not.
+    Examples
+    --------
+    >>> short(1234.5), short(0.04567), short(182.13)
+    ('1230', '0.0457', '182')
     """
-    table = over_volumes(scenario, played)
-    wide = table.pivot(index="tasks_per_day", columns="scheduler", values="over_oracle")
-    rows = []
-    for other in played.schedulers:
-        if other != ours:
-            ahead = wide[other] - wide[ours]  # above 0 ours takes less
-            few, many = (ours if ahead.iloc[end] > 0 else other for end in (0, -1))
-            rows.append((other, few, many, _turn(ahead) if few != many else math.nan))
-    return pd.DataFrame(rows, columns=["scheduler", "few", "many", "tasks_per_day"])
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.0f}" if abs(rounded) >= 100 else f"{rounded:.6g}"
 
 
-def _turn(ahead: pd.Series) -> float:
-    """Where a line last crosses zero, by interpolation on the log of its index."""
-    values, volumes = ahead.to_numpy(), np.log(ahead.index.to_numpy(float))
-    at = int(np.flatnonzero(np.sign(values[:-1]) != np.sign(values[1:]))[-1])
-    part = values[at] / (values[at] - values[at + 1])
-    return float(np.exp(volumes[at] + part * (volumes[at + 1] - volumes[at])))
+def bill_figure(bill: pd.DataFrame) -> Axes:
+    """Energy of every scheduler of ``annual`` with both intervals, the least on top."""
+    ax = plt.subplots(figsize=(8.5, 0.36 * len(bill) + 1.2))[1]
+    rows = bill.sort_values("energy_kwh", kind="stable").reset_index(drop=True)
+    for place, row in rows.iterrows():
+        label, value = str(row["scheduler"]), row["energy_kwh"]
+        colour = scheduler_colour(label)
+        for ends, width in (("_wide", 1.2), ("", 5.0)):
+            low, high = row[f"energy_kwh{ends}_low"], row[f"energy_kwh{ends}_high"]
+            ax.plot([low, high], [place, place], color=colour, lw=width, solid_capstyle="butt")
+        ax.plot(value, place, "o", ms=8, color=colour, mfc="white" if PENALTY in label else colour)
+        ax.annotate(
+            f"{short(value)} kWh, {row['money']:.2f} euro",
+            (row["energy_kwh_wide_high"], place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            size="small",
+        )
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(rows)), rows["scheduler"])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlim(right=ax.get_xlim()[1] * 4)  # room for the last value
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.minorticks_off()
+    ax.set_xlabel("energy of all devices over the period, kWh")
+    ax.grid(visible=False, axis="y")
+    return titled(ax, "Energy while tasks run; thin lines with the model's error", "simulated")
 
 
-def tornado(scenario: SavingsScenario, played: PlayedRuns, ours: str, other: str) -> pd.DataFrame:
-    """Money that ``ours`` saves against ``other``, with one input changed at a time.
-
-    Numbers are halved and doubled; the limit and the mix (one encoder alone) take each value that
-    was played; the model's error takes the ends of its interval of 95 %.
-
-    Returns
-    -------
-    ``input``; ``low`` and ``high``, the least and the greatest money; ``low_at`` and ``high_at``,
-    the input there; ``base``, the money as it is. The greatest spread comes first.
-    """
-
-    def money(**changes: Any) -> float:
-        table = saved(replace(scenario, **changes), played, ours).set_index("scheduler")
-        return float(table.loc[other, "money"])
-
-    base, tasks, off = money(), scenario.tasks_per_day, model_factor()
-    cases = {
-        "tasks per day": {
-            f"{volume:g}": money(tasks_per_day=volume) for volume in (tasks / 2, 2 * tasks)
-        },
-        "devices": {f"{scenario.devices * by:g}": base * by for by in (0.5, 2)},
-        "price per kWh": {f"{scenario.price_per_kwh * by:g}": base * by for by in (0.5, 2)},
-        "latency limit": {
-            f"{limit_s:g} s": money(limit_s=limit_s)
-            for limit_s in played.limits_s
-            if all(played.can(encoder, limit_s) for encoder in scenario.mix)
-        },
-        "mix of tasks": {
-            f"{encoder} alone": money(mix={encoder: 1.0})
-            for encoder in played.encoders
-            if played.can(encoder, scenario.limit_s)
-        },
-        "error of the model": {"too high": base / off, "too low": base * off},
-    }
-    rows = [(name, *_ends(values), base) for name, values in cases.items()]
-    table = pd.DataFrame(rows, columns=["input", "low", "high", "low_at", "high_at", "base"])
-    order = (table["high"] - table["low"]).sort_values(ascending=False, kind="stable").index
-    return table.loc[order].reset_index(drop=True)
-
-
-def _ends(values: dict[str, float]) -> tuple[float, float, str, str]:
-    """Least and greatest value, and what each is at."""
-    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    return values[low], values[high], low, high
-
-
-def played_limits(played: PlayedRuns) -> pd.DataFrame:
-    """What each limit allows: ``encoder``, ``limit_s``, ``arms_within``, ``trusted_beyond``.
-
-    Where no arm meets the limit nobody was played, and ``arms_within`` is 0.
-    """
-    rows = []
-    for encoder in played.encoders:
-        for limit_s in played.limits_s:
-            if played.can(encoder, limit_s):
-                curves = played.curves(encoder, limit_s)
-                rows.append((encoder, limit_s, curves.arms_within, curves.trusted_beyond))
-            else:
-                rows.append((encoder, limit_s, 0, "all"))
-    return pd.DataFrame(rows, columns=["encoder", "limit_s", "arms_within", "trusted_beyond"])
-
+# -- The bill of the strategies
 
 STRATEGIES = {"All Edge": "all-edge", "All Remote": "all-remote", "Hybrid Edge": "hybrid"}
 # The strategies' own items, and a 1080p image for the small CLIP, whose 49 patches are sent.
@@ -352,52 +502,24 @@ ENCODED = {
 
 @dataclass(frozen=True)
 class Power:
-    """Assumed power of what the calibrated board does not cover.
+    """Assumed power of what the calibrated board does not cover."""
 
-    Attributes
-    ----------
-    edge_llm_w
-        Of the edge module while it runs the LLM.
-    server_w
-        Of the server's GPU by its data sheet.
-    server_share
-        Of that, while it works on a request.
-    pue
-        What the data centre draws over what its servers draw.
-    network_j_per_bit
-        Of a bit on its way, both directions.
-    """
-
-    edge_llm_w: float = 40.0
-    server_w: float = 300.0
-    server_share: float = 0.7
-    pue: float = 1.2
-    network_j_per_bit: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            least = 1.0 if each.name == "pue" else 0.0
-            if not least <= value < math.inf:
-                raise ValueError(f"{each.name}={value}: give a number, {least:g} or more")
+    edge_llm_w: float = 40.0  # of the edge module while it runs the LLM
+    server_w: float = 300.0  # of the server's GPU, by its data sheet
+    server_share: float = 0.7  # of that, while it works on a request
+    pue: float = 1.2  # what the data centre draws over what its servers draw
+    network_j_per_bit: float = 1e-6  # both directions
 
 
-# Assumed ranges. Edge: well above idle, at most the 60 W of MAXN. Server: the data sheet of an
-# A100 80GB PCIe says 300 W; decoding leaves its arithmetic idle. PUE: a new hall to an old one.
-# Network: 0.06 kWh/GB in 2015, fixed lines, halving every two years (Aslan et al., J. Ind. Ecol.
-# 2018) is 2.7e-5 J/bit then and 1e-6 ten years later; what one more bit adds is less than either.
-PLAUSIBLE = {
-    "edge_llm_w": (25.0, 60.0),
-    "server_w": (300.0, 300.0),
-    "server_share": (0.4, 1.0),
-    "pue": (1.05, 1.6),
-    "network_j_per_bit": (1e-7, 2.7e-5),
-}
+# Ends of the plausible range, assumed. Edge: well above idle, at most the 60 W of MAXN. Server: the
+# data sheet of an A100 80GB PCIe says 300 W; decoding leaves its arithmetic idle. PUE: a new hall
+# to an old one. Network: 0.06 kWh/GB in 2015, fixed lines, halving every two years (Aslan et al.,
+# J. Ind. Ecol. 2018) is 2.7e-5 J/bit then and 1e-6 ten years later; what one more bit adds is less.
+LEAST = Power(edge_llm_w=25.0, server_share=0.4, pue=1.05, network_j_per_bit=1e-7)
+MOST = Power(edge_llm_w=60.0, server_share=1.0, pue=1.6, network_j_per_bit=2.7e-5)
 
 
-def request_j(
-    strategy: str, encoder: str, power: Power = Power(), setting: Setting = Setting()
-) -> dict[str, float]:
+def request_j(strategy: str, encoder: str, power: Power = Power()) -> dict[str, float]:
     """Joules of one request by where they are spent: ``edge``, ``server`` and ``network``.
 
     Parameters
@@ -406,75 +528,47 @@ def request_j(
         ``all-edge``, ``all-remote`` or ``hybrid``.
     encoder
         Of its one item, among ``ENCODED``.
-    setting
-        Link, wire, LLM, and the component and power level of the board; its items do not count.
-
-    Raises
-    ------
-    ValueError
-        For an unknown strategy or encoder.
     """
-    if encoder not in ENCODED:
-        raise ValueError(f"encoder {encoder!r}: expected one of {', '.join(ENCODED)}")
-    cost = modelled(strategy, replace(setting, items=[ENCODED[encoder]]))
-    edge_j = 0.0 if strategy == "all-remote" else _encode_j(encoder, setting)
+    setting = Setting(items=[ENCODED[encoder]])
+    cost, work = modelled(strategy, setting), read_work()[encoder]
+    edge_j, server_s = 0.0, 0.0
+    if strategy != "all-remote":
+        edge_j = calibrated_model().energy_j(work, setting.component, setting.power_w)
     if strategy == "all-edge":
         edge_j += power.edge_llm_w * cost.llm_s
+    else:
+        server_s = cost.llm_s if strategy == "hybrid" else cost.encode_s + cost.llm_s
     server_w = power.server_w * power.server_share * power.pue
     network_j = power.network_j_per_bit * 8 * (cost.up_bytes + cost.down_bytes)
-    return {"edge": edge_j, "server": server_w * _server_s(cost), "network": network_j}
+    return {"edge": edge_j, "server": server_w * server_s, "network": network_j}
 
 
-def _encode_j(encoder: str, setting: Setting) -> float:
-    """Joules of the edge module while it encodes, by the calibrated board."""
-    work = read_work()[encoder]
-    return calibrated_model().energy_j(work, setting.component, setting.power_w)
-
-
-def _server_s(cost: Cost) -> float:
-    """Seconds for which the server works on a request."""
-    return {
-        "all-edge": 0.0,
-        "all-remote": cost.encode_s + cost.llm_s,
-        "hybrid": cost.llm_s,
-    }[cost.strategy]
-
-
-def strategy_annual(
-    scenario: SavingsScenario, power: Power = Power(), setting: Setting = Setting()
-) -> pd.DataFrame:
+def strategy_annual(scenario: SavingsScenario) -> pd.DataFrame:
     """The bill, one row a strategy.
 
     Returns
     -------
     ``strategy``; ``edge_kwh``, ``server_kwh``, ``network_kwh`` and their sum ``energy_kwh``;
-    ``low_kwh`` and ``high_kwh``, the least and the greatest sum within ``PLAUSIBLE``; ``money``
-    and ``carbon_kg`` at the scenario's price and carbon intensity, wherever the energy is drawn.
+    ``low_kwh`` and ``high_kwh``, the sums at the ends of the plausible range; ``money`` and
+    ``carbon_kg`` at the scenario's price and carbon intensity, wherever the energy is drawn.
     """
-    least, most = (Power(**{key: ends[end] for key, ends in PLAUSIBLE.items()}) for end in (0, 1))
+
+    def kwh(strategy: str, power: Power) -> dict[str, float]:
+        parts = {"edge_kwh": 0.0, "server_kwh": 0.0, "network_kwh": 0.0}
+        for encoder in scenario.mix:
+            requests = scenario.devices * scenario.tasks(encoder)
+            for place, joules in request_j(strategy, encoder, power).items():
+                parts[f"{place}_kwh"] += requests * joules / J_PER_KWH
+        return parts
+
     rows = []
     for name, strategy in STRATEGIES.items():
-        parts = _parts_kwh(scenario, strategy, power, setting)
-        sums = [
-            sum(_parts_kwh(scenario, strategy, other, setting).values())
-            for other in (power, least, most)
-        ]
-        kwh = {f"{place}_kwh": value for place, value in parts.items()}
+        parts, least, most = (kwh(strategy, power) for power in (Power(), LEAST, MOST))
+        sums = (sum(each.values()) for each in (parts, least, most))
         named = dict(zip(("energy_kwh", "low_kwh", "high_kwh"), sums, strict=True))
-        rows.append({"strategy": name, **kwh, **named})
+        rows.append({"strategy": name, **parts, **named})
     table = pd.DataFrame(rows)
     return table.assign(
         money=scenario.price_per_kwh * table["energy_kwh"],
         carbon_kg=scenario.gco2_per_kwh / 1000 * table["energy_kwh"],
     )
-
-
-def _parts_kwh(
-    scenario: SavingsScenario, strategy: str, power: Power, setting: Setting
-) -> dict[str, float]:
-    parts = {"edge": 0.0, "server": 0.0, "network": 0.0}
-    for encoder in scenario.mix:
-        requests = scenario.devices * scenario.tasks(encoder)
-        for place, joules in request_j(strategy, encoder, power, setting).items():
-            parts[place] += requests * joules / J_PER_KWH
-    return parts
