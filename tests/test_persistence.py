@@ -12,7 +12,7 @@ from safetensors.numpy import save as to_bytes
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, Scheduler, make_scheduler, scheduler_names
 from mllm_sched.schedulers.bandits import UCB
-from mllm_sched.schedulers.persistence import StateError, _metadata
+from mllm_sched.schedulers.persistence import StateError, metadata
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
 SPACE = ArmSpace.agx_orin(("gpu", "dla"))
@@ -75,7 +75,7 @@ def test_everything_that_changes_is_part_of_the_state(name):
     """So that a rule cannot be given a memory that its files do not hold."""
     fresh, played = make(name), make(name)
     play(played, 60)
-    kept = {*type(played)._state_names(), "_log_limits"}  # that one follows from the limits
+    kept = {*type(played).state_names(), "_log_limits"}  # that one follows from the limits
     for attribute, value in vars(fresh).items():
         if attribute not in kept:
             assert repr(vars(played)[attribute]) == repr(value), attribute
@@ -131,7 +131,7 @@ def test_any_edited_byte_is_noticed(saved):
 
 def rewritten(path, **words):
     data = path.read_bytes()
-    path.write_bytes(to_bytes(from_bytes(data), metadata={**_metadata(data), **words}))
+    path.write_bytes(to_bytes(from_bytes(data), metadata={**metadata(data), **words}))
 
 
 @pytest.mark.parametrize(

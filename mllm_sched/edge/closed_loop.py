@@ -27,7 +27,7 @@ from mllm_sched.edge.runtime import Encoded, Prepared, Runtime
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Part
-from mllm_sched.schedulers.decision import Decision
+from mllm_sched.schedulers import Decision
 
 log = logging.getLogger(__name__)
 TRIES = 2  # arms that a task is tried on before it fails

@@ -1,20 +1,18 @@
-"""A safe rule that spends a budget of risk where it pays, learns its kernel, and notices change.
+"""Adaptive safe GP: a budget of risk, a kernel learned online, and detection of change.
 
-What it does beyond safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
+What it adds to safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
 
 - An arm that is not certified may be tried, if it promises to save more than it costs, and as long
-  as a budget of expected violations lasts. Without that a safe rule stays where it began: what
-  holds it back is expansion, not noise.
+  as a budget of expected violations lasts.
 - The kernel is learned from the first few measurements (``variance_components.py``), for the logs
   of latency and of power; energy is their sum, since E = P T.
-- Measurements that contradict what a well-known arm did before are evidence of change (cumulative
-  sums of deviations by cell: Page, Continuous inspection schemes, Biometrika 1954; deviations are
-  clipped, so that one outlier proves nothing). Then what was measured on arms of the same *kind*,
-  that is of the same combination of categorical levels, is dropped.
+- Change is detected by cumulative sums of clipped deviations per cell (Page, Continuous inspection
+  schemes, Biometrika 1954). The measurements of all arms of the same *kind*, that is of the same
+  combination of categorical levels, are then dropped.
 
 The value of trying an arm is expected improvement times the probability that the arm is feasible
 (Gardner et al., ICML 2014; Gelbart et al., arXiv 1403.5607), for as many tasks as a discovery is
-taken to be worth and as far as one trial shows it, less what the trial costs.
+worth and as far as one trial shows it, less what the trial costs.
 """
 
 from __future__ import annotations
@@ -24,17 +22,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, from_logs, greatest, least
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.base import (
+    NONE,
+    Array,
+    Decision,
+    Indices,
+    LogBounds,
+    Mask,
+    Scheduler,
+    Values,
+    expect,
+    from_logs,
+    greatest,
+    least,
+)
+from mllm_sched.schedulers.persistence import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
-
-Array = NDArray[np.float64]
-NONE = np.zeros(0, dtype=np.int64)
 
 MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
 LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
@@ -104,12 +110,9 @@ class AdaptiveSafeGP(Scheduler):
     ) -> None:
         super().__init__(space, **common)
         self._trusted = self._trusted_cells()
-        if not 0 <= violation_rate < 1:
-            raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
-        if not horizon >= 1:
-            raise ValueError(f"horizon={horizon}: expected 1 or more")
-        if not 0.5 < certainty < 1:
-            raise ValueError(f"certainty={certainty}: expected within (0.5, 1)")
+        expect(0 <= violation_rate < 1, f"violation_rate={violation_rate}", "within [0, 1)")
+        expect(horizon >= 1, f"horizon={horizon}", "1 or more")
+        expect(0.5 < certainty < 1, f"certainty={certainty}", "within (0.5, 1)")
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
         self.learn_kernel, self.model_power = learn_kernel, model_power
         self.notice_change = notice_change
@@ -142,7 +145,7 @@ class AdaptiveSafeGP(Scheduler):
         """See ``Scheduler``."""
         return self.memory.changes
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         self._try_again(cells)
         self.memory.learn()
         feasible, suspect = self.memory.feasible(cells, self._log_limits)
@@ -183,7 +186,7 @@ class AdaptiveSafeGP(Scheduler):
                 self.memory.forget(int(kind))
                 self._rest[kind] *= 2.0
 
-    def _fallback(self, cells: Indices, feasible: Array) -> Choice:
+    def _fallback(self, cells: Indices, feasible: Array) -> Decision:
         """Nobody chose this risk, so the budget is not charged for it."""
         known = self._known(cells)
         known = known if known.any() else ~known
@@ -198,13 +201,13 @@ class AdaptiveSafeGP(Scheduler):
         reason = "no arm can meet the limits: least beyond them"
         return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
 
-    def _known(self, cells: Indices) -> NDArray[np.bool_]:
+    def _known(self, cells: Indices) -> Mask:
         """Whether any arm of the same kind is trusted or was tried."""
         found = np.bincount(self.memory.kinds, self._trusted | (self.memory.trials > 0))
-        known: NDArray[np.bool_] = (found > 0)[self.memory.kinds[cells]]
+        known: Mask = (found > 0)[self.memory.kinds[cells]]
         return known
 
-    def _on_trial(self, cells: Indices) -> NDArray[np.bool_]:
+    def _on_trial(self, cells: Indices) -> Mask:
         """Whether an uncertain arm of the same kind is still running: its result comes first."""
         running = self._running()
         if not len(running):
@@ -222,30 +225,27 @@ class AdaptiveSafeGP(Scheduler):
         *,
         charged: bool = True,
         infeasible: bool = False,
-    ) -> Choice:
+    ) -> Decision:
         probability = float(feasible[position])
         self._asked += 1
         self._rested_since[self.memory.kinds[cells[position]]] = self._asked
         if charged and not self._trusted[cells[position]]:
             self.risked += 1.0 - probability
             self._charge(1.0 - probability)
-        return Choice(
+        width, bounds = float(ndtri(self.certainty)), {}
+        for name in self.quantities:
+            mean, variance = self.memory.moments_of(name, int(cells[position]))
+            spread = width * math.sqrt(variance)
+            bounds[name] = from_logs(mean - spread, mean + spread)
+        return self._decision(
             int(cells[position]),
             reason,
             certified=probability >= self.certainty,
             p_feasible=probability,
-            bounds=self._bounds_of(int(cells[position])),
+            bounds=bounds,
             safe_arms=int((feasible >= self.certainty).sum()),
             infeasible=infeasible,
         )
-
-    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
-        width, bounds = float(ndtri(self.certainty)), {}
-        for name in self.quantities:
-            mean, variance = self.memory.moments_of(name, cell)
-            spread = width * math.sqrt(variance)
-            bounds[name] = from_logs(mean - spread, mean + spread)
-        return bounds
 
     def _believed(self, cells: Indices) -> LogBounds:
         width, bounds = float(ndtri(self.certainty)), {}
@@ -254,7 +254,7 @@ class AdaptiveSafeGP(Scheduler):
             bounds[name] = (mean - width * np.sqrt(variance), mean + width * np.sqrt(variance))
         return bounds
 
-    def _certified_cells(self) -> NDArray[np.bool_]:
+    def _certified_cells(self) -> Mask:
         feasible, _ = self.memory.feasible(np.arange(self.cells), self._log_limits)
         return feasible >= self.certainty
 
@@ -298,10 +298,10 @@ class AdaptiveSafeGP(Scheduler):
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective; it counts as twice every limit."""
-        self.memory.tell_failed(cell, self._beyond_all())
+        self.memory.tell_failed(cell, self._twice_the_limits())
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        self.memory.recall(cell, values or self._beyond_all(), scatter, measured=bool(values))
+        self.memory.recall(cell, values or self._twice_the_limits(), scatter, measured=bool(values))
 
     def _refund(self, amount: float) -> None:
         self.risked -= amount
@@ -377,7 +377,7 @@ class AdaptiveMemory(Stateful):
         mean = sum(float(belief.mean[cell]) for belief in beliefs)
         return mean, sum(float(belief.sd()[cell]) ** 2 for belief in beliefs)
 
-    def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, NDArray[np.bool_]]:
+    def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, Mask]:
         """Probability of being within every limit, and which arms are likely beyond one."""
         probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)
         for name, limit in log_limits.items():
@@ -484,7 +484,7 @@ class ChangeDetector(Stateful):
             sums[side, cell] = max(0.0, sums[side, cell] + moved - SLACK)
         return bool(max(sums[:, cell]) >= ALARM)
 
-    def reset(self, cells: NDArray[np.bool_]) -> None:
+    def reset(self, cells: Mask) -> None:
         """Begin anew on some cells."""
         for sums in self._sums.values():
             sums[:, cells] = 0.0
