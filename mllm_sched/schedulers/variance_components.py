@@ -1,16 +1,15 @@
-"""A belief over all cells whose kernel is learned while it is used: a sum with learned weights.
+"""A Gaussian process whose kernel is learned online: a sum of kernels with learned weights.
 
-Latency and power of an arm are close to products of what its factors contribute, so their logs are
-close to sums: a constant, a trend along each ordered factor, a smooth deviation from it, and a
-rest. Each term comes twice, once shared by all arms and once for each component by itself. What is
-not known beforehand is how much each term matters, so the prior covariance is
+The logs of latency and power are close to sums over the factors: a constant, a trend along each
+ordered factor, a smooth deviation from it, and a rest. Each term comes twice, once shared by all
+arms and once for each component by itself. The prior covariance is
 
     K = sum over terms b of weight_b K_b                                                     (1)
 
-and the weights are averaged over fixed draws from a broad prior, each by its marginal likelihood
+with the weights averaged over fixed draws from a broad prior, each by its marginal likelihood
 given the arms measured so far (Bayesian quadrature by importance sampling; the weighted sum of
-kernels is the exact covariance of the mixture). Count, mean and scatter per cell are all that is
-kept of the measurements.
+kernels is the exact covariance of the mixture). Of the measurements only count, mean and scatter
+per cell are kept.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ LENGTH_SCALE = 0.5  # of smooth deviations, in units of a factor's range
 NOISE_SD, NOISE_WEIGHT = 0.05, 2.0  # of one log measurement, as if seen that many times
 KEPT_CELLS = 400  # up to which the kernels between all cells are kept, some ten matrices
 REFIT_GROWTH = 1.1  # weights are learned anew whenever there are a tenth more measurements
+AT_ONCE = 2**16  # numbers in the covariances that are factorised at once: they stay in the cache
 
 
 class VarianceComponents(Stateful):
@@ -170,13 +170,23 @@ class VarianceComponents(Stateful):
     def _learned(self) -> Array:
         """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
         seen, means, variances = self._evidence()
-        terms = self._terms(seen, seen).reshape(-1, len(seen) ** 2)
-        noise = np.diag(variances)
-        likelihood = np.empty(len(self._draws))
-        for start in range(0, len(self._draws), 32):  # in parts, for many cells fill the memory
-            part = slice(start, start + 32)
-            covariance = (self._draws[part] @ terms).reshape(-1, len(seen), len(seen)) + noise
-            likelihood[part] = _log_likelihood(covariance, means - self._prior_mean)
+        size, diagonal = len(seen), np.arange(len(seen))
+        terms = self._terms(seen, seen).reshape(-1, size**2)
+        likelihood = np.empty(DRAWS)
+        part = 32 * max(1, AT_ONCE // (32 * size**2))
+        for start in range(0, DRAWS, part):
+            covariances = self._draws[start : start + part] @ terms
+            # With the values as one more row, the last row of the Cholesky factor is the values
+            # whitened. The corner is used by nothing and only has to exist.
+            bordered = np.empty((len(covariances), size + 1, size + 1))
+            bordered[:, :size, :size] = covariances.reshape(-1, size, size)
+            bordered[:, diagonal, diagonal] += variances
+            bordered[:, size, :size] = means - self._prior_mean
+            bordered[:, :, size] = 1e300
+            factors = np.linalg.cholesky(bordered)
+            whitened = factors[:, size, :size]
+            determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
+            likelihood[start : start + part] = -0.5 * (whitened**2).sum(axis=1) - determinants
         share = np.exp(likelihood - likelihood.max())
         weights: Array = share @ self._draws / share.sum()
         return weights
@@ -259,18 +269,3 @@ def _draws(space: ArmSpace) -> Array:
     draws: Array = medians * np.exp(spreads * ndtri(np.clip(evenly, 1e-4, 1 - 1e-4)))
     draws.flags.writeable = False
     return draws
-
-
-def _log_likelihood(covariances: Array, values: Array) -> Array:
-    """Of the same values under every covariance, without the constant; shape (covariances,)."""
-    # With the values as one more row and column, the last row of the Cholesky factor is the values
-    # whitened. Its last number is used by nothing and only has to exist.
-    size = len(values)
-    bordered = np.full((len(covariances), size + 1, size + 1), 1e300)
-    bordered[:, :size, :size] = covariances
-    bordered[:, size, :size] = bordered[:, :size, size] = values
-    factors = np.linalg.cholesky(bordered)
-    whitened = factors[:, size, :size]
-    determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
-    result: Array = -0.5 * (whitened**2).sum(axis=1) - determinants
-    return result
