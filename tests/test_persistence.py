@@ -1,9 +1,5 @@
 """Schedulers in files: the same decisions to the last bit, and bad files refused."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from safetensors.numpy import load as from_bytes
@@ -79,29 +75,6 @@ def test_everything_that_changes_is_part_of_the_state(name):
     for attribute, value in vars(fresh).items():
         if attribute not in kept:
             assert repr(vars(played)[attribute]) == repr(value), attribute
-
-
-@pytest.mark.slow
-def test_another_process_makes_the_same_decisions(tmp_path):
-    schedulers = {name: make(name) for name in ("safe-gp-ucb", "adaptive-safe-gp", "exp3")}
-    for name, scheduler in schedulers.items():
-        play(scheduler, 80)
-        scheduler.save(tmp_path / name)
-    script = (
-        "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from test_persistence import Scheduler, play\n"
-        "print(json.dumps([play(Scheduler.load(path), 40, start=80) for path in sys.argv[1:]]))"
-    )
-    command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in schedulers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    here = [play(scheduler, 40, start=80) for scheduler in schedulers.values()]
-    assert json.loads(done.stdout) == here
-
-
-def test_limits_that_were_changed_are_kept(tmp_path):
-    scheduler = make("safe-gp-ucb")
-    scheduler.change_limits({"latency_s": 0.15})
-    assert SafeGPUCB.load(scheduler.save(tmp_path / "state")).limits == {"latency_s": 0.15}
 
 
 @pytest.fixture
