@@ -32,7 +32,7 @@ def noted(self, *args, **kwargs):
 base.Scheduler.ask = noted
 
 taken = {}
-trials = [Trial(rule, family, size, tasks=120) for rule in FIELD
+trials = [Trial(rule, family, size, tasks=60) for rule in FIELD
           for family, size in (("rough", 48), ("board", 60))]
 alike = {"components alike": CHOICES["components alike"]}
 trials += ablation_trials(SAFE, alike, [("board", 60)])
