@@ -68,8 +68,8 @@ class CostStatistics(Scheduler):
         return means
 
     def _believed(self, cells: Indices) -> LogBounds:
-        told = self.counts[cells]
-        means = np.where(told > 0, self.totals[cells] / np.maximum(told, 1e-12), np.nan)
+        counts = self.counts[cells]
+        means = np.where(counts > 0, self.totals[cells] / np.maximum(counts, 1e-12), np.nan)
         spread = self._spread(cells)
         return {self.objective: (means - spread, means + spread)}
 
@@ -114,15 +114,21 @@ class CostBandit(CostStatistics):
         """Position to play, and why, from trials and mean costs, each of shape (cells,)."""
 
 
+def _confidence(counts: Array) -> Array:
+    """The confidence term of UCB1, sqrt(2 ln t / n), from runs of each cell."""
+    term: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
+    return term
+
+
 class UCB(CostBandit):
     """UCB1 (Auer, Cesa-Bianchi and Fischer, Machine Learning 2002).
 
     Parameters
     ----------
     exploration
-        Factor on the confidence term sqrt(2 ln t / n). The textbook's 1 is for rewards that fill
-        [0, 1] with noise; here it plays dozens of arms almost evenly for 1000 tasks. Measurements
-        scatter by some percent, so the default is 0.1, which favours this baseline.
+        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1], and plays
+        dozens of arms almost evenly for 1000 tasks. Measurements scatter by some percent, so the
+        default is 0.1, which favours this baseline.
     """
 
     name: ClassVar[str] = "ucb"
@@ -139,8 +145,7 @@ class UCB(CostBandit):
         return self._bonus(np.maximum(self.counts[cells], 1e-12))
 
     def _bonus(self, counts: Array) -> Array:
-        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
-        return self.exploration * bonus
+        return self.exploration * _confidence(counts)
 
 
 class Thompson(CostBandit):
@@ -225,7 +230,7 @@ class SlidingWindowUCB(UCB):
             return
         self.counts[old] -= 1
         self.totals[old] -= self._logs[self._place]
-        if self.checked[old] > self.counts[old]:  # else it was told before the limits changed
+        if self.checked[old] > self.counts[old]:  # else it is from before the limits changed
             self.checked[old] -= 1
             self.beyond[old] -= self._beyond_then[self._place]
         if self.counts[old] == 0:
@@ -317,9 +322,9 @@ class MeanBandit(Scheduler):
             self.totals[quantity][cell] += math.log(value)
 
     def _believed(self, cells: Indices) -> LogBounds:
-        told = np.maximum(self.counts[cells], 1e-12)
-        slack = np.where(self.counts[cells] > 0, self._slack(told), np.nan)
-        means = {name: total[cells] / told for name, total in self.totals.items()}
+        counts = np.maximum(self.counts[cells], 1e-12)
+        slack = np.where(self.counts[cells] > 0, self._slack(counts), np.nan)
+        means = {name: total[cells] / counts for name, total in self.totals.items()}
         return {name: (mean - slack, mean + slack) for name, mean in means.items()}
 
     def _slack(self, counts: Array) -> Array:
@@ -333,11 +338,11 @@ class MeanBandit(Scheduler):
 
     def _best(self, cells: Indices, slack: Array, reason: str) -> Decision:
         """Least mean objective within the limits, every mean lowered by its slack."""
-        told = np.flatnonzero(self.counts[cells])
-        if not len(told):  # all of them are still running
+        observed = np.flatnonzero(self.counts[cells])
+        if not len(observed):  # all of them are still running
             return self._decision(int(cells[0]), "nothing told yet")
-        everyone = len(told) == len(cells)  # else some may yet turn out to be within
-        cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
+        everyone = len(observed) == len(cells)  # else some may yet turn out to be within
+        cells, slack, counts = cells[observed], slack[observed], self.counts[cells[observed]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
         excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
         if not within(excess, 0.0).any():
@@ -354,7 +359,7 @@ class ConstrainedUCB(MeanBandit):
     Parameters
     ----------
     exploration
-        Factor on the confidence term sqrt(2 ln t / n) of logs; see ``UCB``.
+        Factor on the confidence term; see ``UCB``.
     """
 
     name: ClassVar[str] = "constrained-ucb"
@@ -371,8 +376,7 @@ class ConstrainedUCB(MeanBandit):
         return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
 
     def _slack(self, counts: Array) -> Array:
-        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
-        return self.exploration * bonus
+        return self.exploration * _confidence(counts)
 
 
 class ProfileThenCommit(MeanBandit):

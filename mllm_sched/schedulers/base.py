@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -88,8 +88,8 @@ class Decision:
     safe_arms
         How many of the arms that could be chosen are certified, if the scheduler certifies any.
     infeasible
-        The verdict that no arm can meet the limits. The arm is then the one that violates them
-        least; bandits that know costs alone choose as always.
+        The verdict that no arm can meet the limits. The arm then violates them least, but for
+        bandits that know costs alone.
 
     Examples
     --------
@@ -103,11 +103,11 @@ class Decision:
     id: int
     arm: Arm
     reason: str
-    certified: bool
-    p_feasible: float | None
-    bounds: Intervals
-    safe_arms: int | None
-    infeasible: bool
+    certified: bool = False
+    p_feasible: float | None = None
+    bounds: Intervals = field(default_factory=dict)
+    safe_arms: int | None = None
+    infeasible: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.arm}: {self.reason}"]
@@ -445,7 +445,7 @@ class Scheduler(Stateful, ABC):
         """How often the scheduler noticed, since it was made, that an arm has changed."""
         return 0
 
-    # What subclasses implement or extend
+    # What subclasses implement or extend.
 
     @abstractmethod
     def _choose(self, cells: Indices, now: float) -> Decision:
@@ -491,23 +491,11 @@ class Scheduler(Stateful, ABC):
         """Which cells are certified to be within every limit, shape (cells,)."""
         return np.zeros(self.cells, dtype=bool)
 
-    # What they use
+    # What they use.
 
-    def _decision(
-        self,
-        cell: int,
-        reason: str,
-        *,
-        certified: bool = False,
-        p_feasible: float | None = None,
-        bounds: Intervals | None = None,
-        safe_arms: int | None = None,
-        infeasible: bool = False,
-    ) -> Decision:
+    def _decision(self, cell: int, reason: str, **known: Any) -> Decision:
         """The next decision: this cell, and what is known of it."""
-        arm = self.space[cell % len(self.space)]
-        said = (certified, p_feasible, bounds or {}, safe_arms, infeasible)
-        return Decision(self._next_id, arm, reason, *said)
+        return Decision(self._next_id, self.space[cell % len(self.space)], reason, **known)
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         if self.objective in values:

@@ -137,15 +137,15 @@ class GoOSE(SafeGPUCB):
         goal = int(hopeful[least(self.lower(self.objective)[hopeful])])
         if goal in safe:
             return goal, "what an optimist would take, and safe"
-        told = np.zeros(len(safe))
+        information = np.zeros(len(safe))
         for name in self.limits:
             belief = self.beliefs[name]
             sd = belief.sd_after(self._running())[safe]
-            told += belief.covariance[safe, goal] ** 2 / (sd**2 + belief.noise_variance)
-        informative = told > 0.01 * sum(self.beliefs[q].noise_variance for q in self.limits)
-        if not informative.any():
+            information += belief.covariance[safe, goal] ** 2 / (sd**2 + belief.noise_variance)
+        noise = sum(self.beliefs[name].noise_variance for name in self.limits)
+        if not (information > 0.01 * noise).any():
             return super()._pick(safe, cells)
-        return int(safe[greatest(told)]), "tells most of what an optimist would take"
+        return int(safe[greatest(information)]), "tells most of what an optimist would take"
 
 
 class Conformal(SafeGPUCB):

@@ -30,9 +30,9 @@ def truly_best(
 ) -> tuple[int, bool]:
     """The arm of least objective within the limits, and whether there is one.
 
-    If no arm meets them, it is the one least beyond: the least, over arms, of the largest ratio of
-    a quantity to its limit. Ties break to the first arm; NaN counts as infinite, and an arm of
-    infinite objective as beyond every limit.
+    If no arm meets them, it is the one of the least excess: the largest ratio of a quantity to its
+    limit. Ties break to the first arm; NaN counts as infinite, and an arm of infinite objective
+    violates every limit.
 
     Parameters
     ----------

@@ -69,7 +69,7 @@ class VarianceComponents(Stateful):
         self.counts = np.zeros(len(space))
         self._means = np.zeros(len(space))
         self._squares = np.zeros(len(space))  # sums of squared deviations from the mean
-        self._elsewhere = np.zeros(len(space))  # precision of what another board said
+        self._elsewhere = np.zeros(len(space))  # precision of measurements of other devices
         self._elsewhere_means = np.zeros(len(space))
         self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
         self._noise_variance: float | None = None  # until it is asked for, after each measurement
@@ -88,7 +88,7 @@ class VarianceComponents(Stateful):
         return self.posterior.sd()
 
     def sd_after(self, cells: NDArray[np.int64]) -> Array:
-        """The same once these cells will have been told; see ``FinitePosterior``."""
+        """The same once these cells will have been observed; see ``FinitePosterior``."""
         return self.posterior.sd_after(cells)
 
     @property
@@ -97,8 +97,8 @@ class VarianceComponents(Stateful):
         if self._noise_variance is None:
             variance, weight = self._noise_prior
             freedom = self.counts.sum() - np.count_nonzero(self.counts)  # all but one of each cell
-            told = float((weight * variance + self._squares.sum()) / (weight + freedom))
-            self._noise_variance = told
+            pooled = (weight * variance + self._squares.sum()) / (weight + freedom)
+            self._noise_variance = float(pooled)
         return self._noise_variance
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class VarianceComponents(Stateful):
         return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
 
     def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
-        """Take in one log measurement, or what stands in for one."""
+        """Observe one log measurement, or what stands in for one."""
         if measured:
             self._centre(value)
         self._told += 1
@@ -129,9 +129,9 @@ class VarianceComponents(Stateful):
     def tell_elsewhere(
         self, cell: int, value: float, scatter: float, *, measured: bool = True
     ) -> None:
-        """Take in a measurement of another board, whose arms lie ``scatter`` from ours.
+        """Observe a measurement of another device, whose arms lie ``scatter`` from ours.
 
-        It says nothing of our own noise, and stays as vague as it is however much is learned.
+        It says nothing of the noise, and stays as vague however much is learned.
         """
         if measured:
             self._centre(value)
@@ -152,17 +152,17 @@ class VarianceComponents(Stateful):
         return self.posterior.expected_above(cell, bound)
 
     def learn(self) -> None:
-        """Learn the weights of (1) anew, if enough was told since the last time."""
+        """Learn the weights of (1) anew, if enough was observed since the last time."""
         if self._told >= self._due:
             self._due = max(self._told + 1, int(self._told * REFIT_GROWTH) + 1)
             self._rebuild(self._learned())
 
     def forget(self, cells: NDArray[np.bool_]) -> None:
-        """Drop what was measured of some cells, save what it told of weights and noise."""
+        """Drop the measurements of some cells, but not what they say of weights and noise."""
         variance, weight = self._noise_prior
         freedom = float(weight + np.maximum(self.counts[cells] - 1, 0).sum())
-        told = float((weight * variance + self._squares[cells].sum()) / freedom)
-        self._noise_prior, self._noise_variance = (told, min(freedom, 10.0)), None
+        pooled = float((weight * variance + self._squares[cells].sum()) / freedom)
+        self._noise_prior, self._noise_variance = (pooled, min(freedom, 10.0)), None
         for statistic in (self.counts, self._means, self._squares, self._elsewhere):
             statistic[cells] = 0.0
         self._rebuild(self._weights)
@@ -192,7 +192,7 @@ class VarianceComponents(Stateful):
         return weights
 
     def _evidence(self) -> tuple[NDArray[np.int64], Array, Array]:
-        """Cells of which anything was told, what their means are, and how uncertain these are."""
+        """Observed cells, their means, and the variances of these."""
         here = self.counts / self.noise_variance
         precision = here + self._elsewhere
         seen = np.flatnonzero(precision)
