@@ -1,9 +1,8 @@
-"""What came back: one measurement, and the table that many of them make."""
+"""One measurement, and the table of many."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -131,11 +130,6 @@ SCHEMA = pa.DataFrameSchema(
 """Columns of a table of measurements. Every column that is not named here is a factor of the
 arm. A table of summaries instead of repeats carries the spread in ``*_sd_*`` columns; a profile
 made by ``experiments.profiling`` carries the columns of the harness as well."""
-
-
-def to_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
-    """Measurements as a table, one row each."""
-    return pd.DataFrame([measurement.row() for measurement in measurements])
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:

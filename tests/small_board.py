@@ -1,8 +1,9 @@
-"""A board of twelve arms whose truth is known: what tests of rules play on."""
+"""A device of twelve arms whose truth is known: what tests of schedulers play on."""
 
 import numpy as np
 
 from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.schedulers import make_scheduler
 
 SPACE = ArmSpace(
     [
@@ -15,3 +16,26 @@ X = SPACE.features()
 LATENCY_S = 0.29 * np.exp(-0.8 * X[:, 1] - 0.6 * X[:, 2])
 ENERGY_J = np.exp(0.5 * X[:, 1] + 0.4 * X[:, 0] + (X[:, 2] - 0.3) ** 2)
 FAST = SPACE.arm(component="gpu", power_w=60, load=1.0)
+
+
+def make(name, **changes):
+    arguments = {"limits": {"latency_s": 0.2}, "seeds": [FAST], "rng": 0, **changes}
+    return make_scheduler(name, SPACE, **arguments)
+
+
+def tell(scheduler, decision, slower=1.0, noise=0.0, rng=None):
+    """What the device measures; the noise is that of log latency and of log power."""
+    first, second = np.exp(noise * rng.standard_normal(2)) if rng else (1.0, 1.0)
+    index = decision.arm.index
+    latency_s, energy_j = LATENCY_S[index] * slower * first, ENERGY_J[index] * first * second
+    scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
+
+
+def play(scheduler, tasks, noise=0.02, seed=0, slower=1.0):
+    """The arms of some tasks, one after another."""
+    rng, arms = np.random.default_rng(seed), []
+    for _ in range(tasks):
+        decision = scheduler.ask()
+        tell(scheduler, decision, slower, noise, rng)
+        arms.append(decision.arm.index)
+    return np.array(arms)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_schedulers import FAST, LIMITS, make, play, truth
 
-from mllm_sched.arms import ArmSpace, Factor
-from mllm_sched.schedulers import make_scheduler, scheduler_names
+from mllm_sched.arms import Factor
+from mllm_sched.schedulers import scheduler_names
 
 COLUMNS = [
     *("arm", "energy_j_low", "energy_j_high", "latency_s_low", "latency_s_high"),
@@ -91,13 +91,6 @@ def test_the_oracle_knows_the_truth_and_certifies_what_meets_the_limit():
     assert table["certified"].tolist() == (means["latency_s"] <= LIMITS["latency_s"]).tolist()
 
 
-def test_means_of_a_bandit_are_those_of_what_it_was_told():
-    scheduler = make_scheduler("epsilon-greedy", ArmSpace([Factor("a", [1, 2])]), limits=LIMITS)
-    for energy in (1.0, 4.0):
-        scheduler.tell(scheduler.ask().id, energy_j=energy, latency_s=0.1)
-    assert scheduler.belief_table()["energy_j_low"].tolist() == pytest.approx([1.0, 4.0])
-
-
 def test_each_context_has_a_table_of_its_own():
     contexts = [Factor("encoder", ["small", "large"])]
     scheduler = make("safe-gp-ucb", contexts=contexts)
@@ -108,10 +101,3 @@ def test_each_context_has_a_table_of_its_own():
     assert scheduler.belief_table({"encoder": "small"})["plays"].sum() == 0
     with pytest.raises(ValueError, match="expected a level for encoder"):
         scheduler.belief_table()
-
-
-def test_plays_survive_a_file(tmp_path):
-    scheduler = make("ucb")
-    play(scheduler, truth(), 30)
-    again = type(scheduler).load(scheduler.save(tmp_path / "ucb.safetensors"))
-    assert again.belief_table().equals(scheduler.belief_table())

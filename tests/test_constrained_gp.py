@@ -1,33 +1,16 @@
-"""The field's rules, each held to what its paper says of it."""
+"""The field's schedulers, each held to what its paper says of it."""
 
 import copy
 import math
 
 import numpy as np
 import pytest
-from small_board import ENERGY_J, FAST, LATENCY_S, SPACE
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE, make, play, tell
 
-from mllm_sched.schedulers import Hyperparameters, make_scheduler
+from mllm_sched.schedulers import Hyperparameters
 
 CELLS = np.arange(len(SPACE))
 SMOOTH = {"latency_s": Hyperparameters(0.3, 0.0004, (0.95, 2.0, 2.0))}  # one arm tells of others
-
-
-def make(name, **changes):
-    arguments = {"limits": {"latency_s": 0.2}, "seeds": [FAST], "rng": 0, **changes}
-    return make_scheduler(name, SPACE, **arguments)
-
-
-def play(scheduler, tasks, noise=0.02, seed=0, slower=1.0):
-    rng, arms = np.random.default_rng(seed), []
-    for _ in range(tasks):
-        decision = scheduler.ask()
-        first, second = np.exp(noise * rng.standard_normal(2))
-        latency_s = LATENCY_S[decision.arm.index] * slower * first
-        energy_j = ENERGY_J[decision.arm.index] * first * second
-        scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
-        arms.append(decision.arm.index)
-    return np.array(arms)
 
 
 @pytest.mark.parametrize("tasks", [1, 5, 20])
@@ -59,8 +42,7 @@ def test_stageopt_expands_first_and_then_takes_the_least_energy_bound():
     for _ in range(20):
         decision = scheduler.ask()
         reasons.append(decision.reason)
-        index = decision.arm.index
-        scheduler.tell(decision.id, energy_j=ENERGY_J[index], latency_s=LATENCY_S[index])
+        tell(scheduler, decision)
     assert reasons[0] == "trusted seed"
     assert "first stage: least known expander" in reasons[1:10]
     assert set(reasons[10:]) == {"least energy bound in the safe set"}
@@ -80,7 +62,7 @@ def test_goose_goes_for_what_an_optimist_would_take_and_for_what_tells_most_of_i
             belief = scheduler.beliefs["latency_s"]
             told = belief.covariance[goal] ** 2 / (belief.sd() ** 2 + belief.noise_variance)
             assert told[index] == pytest.approx(told[certified | trusted].max())
-        scheduler.tell(decision.id, energy_j=ENERGY_J[index], latency_s=LATENCY_S[index])
+        tell(scheduler, decision)
     assert LATENCY_S[index] <= 0.2
 
 
@@ -109,11 +91,7 @@ def test_the_risk_budget_is_what_was_put_in_less_what_was_risked():
         decision = scheduler.ask()
         if decision.reason.endswith("paid from the budget of risk"):
             risked += 1.0 - decision.p_feasible
-        scheduler.tell(
-            decision.id,
-            latency_s=LATENCY_S[decision.arm.index],
-            energy_j=ENERGY_J[decision.arm.index],
-        )
+        tell(scheduler, decision)
     assert scheduler.budget == pytest.approx(2.0 + 0.01 * 200 - risked)
     assert scheduler.budget >= 0 < risked
 
@@ -217,26 +195,3 @@ def test_profile_then_commit_profiles_in_order_and_never_looks_back():
     best = np.where(LATENCY_S <= 0.2, ENERGY_J, np.inf).argmin()
     assert (arms[36:] == best).all()
     assert (play(scheduler, 50, slower=9.0) == best).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("stageopt", {"expansion": -1}, "expansion=-1"),
-        ("conformal", {"violation_rate": 0}, "violation_rate=0"),
-        ("conformal", {"step": 0}, "step=0"),
-        ("risk-budget", {"violation_rate": 1}, "violation_rate=1"),
-        ("risk-budget", {"start": -1}, "start=-1"),
-        ("primal-dual", {"step": 0}, "step=0"),
-        ("primal-dual", {"dearest": math.inf}, "dearest=inf"),
-        ("sliding-window-ucb", {"window": 0}, "window=0"),
-        ("discounted-ucb", {"discount": 0}, "discount=0"),
-        ("exp3", {"exploration": 0}, "exploration=0"),
-        ("constrained-ucb", {"exploration": -1}, "exploration=-1"),
-        ("profile-then-commit", {"rounds": 0}, "rounds=0"),
-        ("goose", {"seeds": []}, "goose needs at least one arm"),
-    ],
-)
-def test_bad_settings_of_the_field_s_rules_are_named(name, settings, message):
-    with pytest.raises(ValueError, match=message):
-        make(name, **settings)

@@ -1,16 +1,13 @@
 """When garbage is searched for, and through what."""
 
-import asyncio
 import gc
-import socket
 import sys
 
 import pytest
-from edge_fakes import FakeAgent
 
 from mllm_sched.garbage import uncollected
 from mllm_sched.harness.subprocess_worker import Child
-from mllm_sched.pipeline import checkpoints, service
+from mllm_sched.pipeline import checkpoints
 
 COUNTS = """
 import gc
@@ -76,12 +73,3 @@ def test_what_a_child_loads_before_its_first_answer_is_not_searched_again():
     child = Child([sys.executable, "-c", COUNTS])
     assert child.ask({"do": "count"}, 60) > 50_000
     child.close()
-
-
-def test_a_service_leaves_out_what_it_loaded_before_it_listens(monkeypatch):
-    calls = []
-    monkeypatch.setattr(service, "leave_out_loaded", lambda: calls.append("left out"))
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the service ends at once
-        with pytest.raises(OSError, match="cannot listen"):
-            asyncio.run(service.serve(FakeAgent(), "127.0.0.1", taken.getsockname()[1]))
-    assert calls == ["left out"]

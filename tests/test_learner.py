@@ -20,7 +20,6 @@ from mllm_sched.edge.journal import Journal, JournalError, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB
 from mllm_sched.schedulers.base import SCHEDULERS
-from mllm_sched.schedulers.decision import Choice
 
 CALLS = ["ask", "ask", "tell", "tell", "cancel", "failed", "above", "limits", "warm", "clock"]
 OTHER_BOARD = pd.DataFrame(
@@ -174,7 +173,7 @@ class OtherUCB(UCB):
     """A later version of the rule, which chooses otherwise."""
 
     def _choose(self, cells, now):
-        return Choice(int(cells[-1]), "the last")
+        return self._decision(int(cells[-1]), "the last")
 
 
 def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(

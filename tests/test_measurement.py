@@ -11,7 +11,6 @@ from mllm_sched.measurement import (
     TableError,
     factor_columns,
     read_table,
-    to_table,
     write_table,
 )
 from mllm_sched.tasks import Task
@@ -56,7 +55,7 @@ def test_energy_evidence_follows_the_latency_unless_said():
 )
 def test_a_table_survives_the_file(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("table") / "t.csv"
-    table = to_table(measurement(*row) for row in rows)
+    table = pd.DataFrame([measurement(*row).row() for row in rows])
     write_table(table, path)
     back = read_table(path)
     pd.testing.assert_frame_equal(back[list(table)], table, check_dtype=False)
@@ -64,7 +63,7 @@ def test_a_table_survives_the_file(tmp_path_factory, rows):
 
 
 def table_with(tmp_path, edit):
-    table = to_table([measurement(0), measurement(1), measurement(2)]).astype(object)
+    table = pd.DataFrame([measurement(index).row() for index in range(3)]).astype(object)
     path = tmp_path / "bad.csv"
     edit(table).to_csv(path, index=False)
     return path

@@ -59,10 +59,6 @@ def test_rapl_survives_one_wrap_around(tmp_path_factory, before, used):
     assert reading.low_j <= reading.energy_j <= reading.high_j
 
 
-def test_rapl_is_opened_where_it_can_be_read(powercap):
-    assert open_meter(powercap).evidence == "measured"
-
-
 def test_no_permission_leads_to_the_estimate_with_the_reason(powercap, monkeypatch):
     text = rapl._text
 
@@ -75,11 +71,6 @@ def test_no_permission_leads_to_the_estimate_with_the_reason(powercap, monkeypat
     meter = open_meter(powercap)
     assert meter.evidence == "estimated"
     assert "rapl: " in meter.source and "Permission denied" in meter.source
-
-
-def test_no_counters_lead_to_the_estimate_with_the_reason(tmp_path):
-    meter = open_meter(tmp_path)
-    assert meter.evidence == "estimated" and "no RAPL package counters" in meter.source
 
 
 def test_a_counter_that_is_no_number_leads_to_the_estimate(powercap):
@@ -112,11 +103,6 @@ def test_the_estimate_sees_the_work_of_all_threads():
     for thread in threads:
         thread.join()
     assert meter.stop().energy_j >= 0.09 * meter.watts_per_core
-
-
-def test_the_estimate_names_its_assumption():
-    assert "assumed" in CpuTimeMeter(watts_per_core=7).source
-    assert "7 W" in CpuTimeMeter(watts_per_core=7).source
 
 
 def test_a_meter_that_was_not_started_says_so(powercap):

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mllm_sched import ArmSpace, Factor, paths
 from mllm_sched.edge import monitor
 from mllm_sched.edge.monitor import FrontMetrics, Metrics, MetricsServer
-from mllm_sched.schedulers.decision import Decision
+from mllm_sched.schedulers import Decision
 
 SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30])])
 SECRETS = ("Bearer t0k3n-of-ann", "ann@example.org", "request-4711")

@@ -108,8 +108,3 @@ def test_a_driver_that_was_reloaded_is_told(card):
     card("reset")
     with pytest.raises(MeterError, match="went back: its driver was reloaded"):
         meter.stop()
-
-
-def test_a_meter_that_was_not_started_says_so(card):
-    with pytest.raises(RuntimeError, match="call start"):
-        NvmlCounterMeter().stop()

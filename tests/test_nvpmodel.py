@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.harness.fake_jetson.files import configuration
+from mllm_sched.harness.fake_jetson.board import configuration
 from mllm_sched.harness.nvpmodel import needs_reboot, parse
 
 SMALL = """

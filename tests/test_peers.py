@@ -3,7 +3,6 @@
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from mllm_sched import paths
@@ -12,7 +11,6 @@ from mllm_sched.experiments.random_tables import FAMILIES
 sys.path.insert(0, str(paths.ROOT / "benchmarks"))
 against_peers = pytest.importorskip("against_peers")
 import peers  # noqa: E402
-import peers_cost  # noqa: E402
 import peers_plots  # noqa: E402
 
 TABLE = FAMILIES["queueing"](0, 48)
@@ -92,20 +90,6 @@ def test_the_runner_compares_like_with_like():
     assert peers_plots.quality(table).axes
 
 
-def test_slow_peers_are_compared_with_ours_on_the_same_tables_and_tasks():
-    slow = "BoTorch constrained EI, refit"
-    games = against_peers.games([slow, against_peers.OURS[0]], tables=5, tasks=120)
-    energies = {}
-    for game in games:
-        energies[game] = np.ones((2, game.tasks))
-        energies[game][0, 100:] = 9.0  # what came after the slow one stopped does not count
-        energies[game][1] = 0.0
-    table = against_peers.summary(energies, 5, 120)
-    few = table[(table["tasks"] == 100) & (table["tables"] == against_peers.SLOW[slow])]
-    assert set(few["rule"]) == {slow, against_peers.OURS[0]}
-    assert (few["energy_mean"] == 1.0).all() and (few["ahead"] == "").all()
-
-
 def test_ahead_says_where_another_rule_is_better():
     games = against_peers.games(["adaptive-safe-gp", "river UCB + penalty"], tables=1, tasks=4)
     worse = {game: np.array([[2.0] * 4, [0.0] * 4]) for game in games}
@@ -114,22 +98,6 @@ def test_ahead_says_where_another_rule_is_better():
             worse[game] = np.array([[1.5] * 4, [1.0] * 4])
     table = against_peers.summary(worse, 1, 4)
     assert set(table["ahead"][table["rule"] == "river UCB + penalty"]) == {"energy regret"}
-
-
-def test_a_quicker_rule_is_said_to_be_ahead():
-    cells = {"arms": [60, 60, 60], "measurements": [50] * 3}
-    rules = ["adaptive-safe-gp", "safe-gp-ucb", "SafeOpt"]
-    table = pd.DataFrame({"rule": rules, **cells, "ms": [2.0, 1.0, np.nan]})
-    assert list(against_peers.quicker(table)) == ["", "time", ""]
-
-
-def test_costs_are_measured_and_what_is_given_up_says_why(monkeypatch):
-    table = peers_cost.costs(["safe-gp-ucb", "river UCB + penalty"], [60], [50], repeats=1)
-    assert (table["ms"] > 0).all() and (table["not_run"] == "").all()
-    monkeypatch.setattr(peers_cost, "LONGEST_S", 0.0)
-    given_up = peers_cost.costs(["safe-gp-ucb"], [60, 240], [50], repeats=1)
-    assert given_up["ms"].isna().all() and given_up["not_run"].str.contains("took over").all()
-    assert peers_plots.cost(pd.concat([table, given_up])).axes
 
 
 def test_every_library_that_is_compared_is_pinned_or_in_the_lock():

@@ -37,7 +37,7 @@ taken = {}
 for rule in [*FIELD, Rule("Components alike", "safe-gp-ucb", kernel)]:
     for family, size in (("rough", 48), ("board", 60)):
         arms.clear()
-        Trial(rule, family, size, tasks=120).play(seed=3)
+        Trial(rule, family, size, tasks=60).play(seed=3)
         taken[f"{rule.label}, {family}"] = list(arms)
 print(json.dumps([[found["architecture"] for found in threadpool_info()], taken]))
 """

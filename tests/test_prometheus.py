@@ -11,7 +11,7 @@ from waiting import until
 
 from mllm_sched import ArmSpace, paths
 from mllm_sched.edge.monitor import FrontMetrics, Metrics
-from mllm_sched.schedulers.decision import Decision
+from mllm_sched.schedulers import Decision
 
 pytestmark = pytest.mark.slow
 

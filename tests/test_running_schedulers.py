@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from small_board import ENERGY_J, FAST, LATENCY_S, SPACE, X
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE, X, make, play, tell
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import make_scheduler, scheduler_names
@@ -21,30 +21,6 @@ VERDICTS.sort()
 
 every_learner = pytest.mark.parametrize("name", LEARNERS)
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def make(name, **changes):
-    arguments = {"limits": {"latency_s": 0.2}, "seeds": [FAST], "rng": 0, **changes}
-    return make_scheduler(name, SPACE, **arguments)
-
-
-def tell(scheduler, decision, slower=1.0, noise=0.0, rng=None):
-    first, second = noise * rng.standard_normal(2) if rng else (0.0, 0.0)
-    index = decision.arm.index
-    scheduler.tell(
-        decision.id,
-        energy_j=ENERGY_J[index] * math.exp(first + second),
-        latency_s=LATENCY_S[index] * slower * math.exp(first),
-    )
-
-
-def play(scheduler, tasks, seed=0, **how):
-    rng, arms = np.random.default_rng(seed), []
-    for _ in range(tasks):
-        decision = scheduler.ask()
-        tell(scheduler, decision, noise=0.02, rng=rng, **how)
-        arms.append(decision.arm.index)
-    return np.array(arms)
 
 
 @every_learner

@@ -12,7 +12,7 @@ import pytest
 from mllm_sched.experiments.metering import LOADS
 from mllm_sched.harness.meters import SampledMeter
 from mllm_sched.harness.reading import MeterError
-from mllm_sched.harness.sampler import Sampler, Samples, integrate
+from mllm_sched.harness.sampler import Samples, integrate
 
 HIGHEST_W = 75.0
 
@@ -72,22 +72,6 @@ def test_ten_seconds_are_measured_to_one_percent(name):
     assert max(errors) <= 0.01
 
 
-def test_the_mean_error_of_spikes_falls_with_the_rate():
-    load, rng = LOADS["spikes of 5 ms"], np.random.default_rng(9)
-    errors = {
-        rate: np.mean(
-            [abs(np.divide(*_pair(window(load, 10.0, rate, rng))) - 1) for _ in range(40)]
-        )
-        for rate in (20, 80, 320)
-    }
-    assert errors[20] > errors[80] > errors[320]
-
-
-def _pair(result):
-    reading, truth_j = result
-    return reading.energy_j, truth_j
-
-
 def test_nested_rails_are_kept_but_not_counted():
     reading, _ = window(LOADS["constant"], 1.0, 100, np.random.default_rng(0))
     assert reading.rails_j == pytest.approx({"MODULE": 12.0, "MEMORY": 3.0})
@@ -134,25 +118,6 @@ def test_a_real_second_is_measured():
     reading = meter.stop()
     assert reading.low_j <= load.energy_j(begun_s, ended_s) <= reading.high_j
     assert reading.duration_s == pytest.approx(ended_s - begun_s, abs=0.2)
-
-
-@pytest.mark.slow
-def test_ten_real_seconds_of_every_load_are_measured_to_one_percent():
-    """All at once, each in a thread of its own, as on a board with several rails."""
-    meters = {name: SampledMeter(LoadRails(load), "test") for name, load in LOADS.items()}
-    spans = {}
-    for name, meter in meters.items():
-        spans[name] = time.monotonic()
-        meter.start()
-    time.sleep(10)
-    for name, meter in meters.items():
-        ended_s = time.monotonic()
-        reading = meter.stop()
-        truth_j = LOADS[name].energy_j(spans[name], ended_s)
-        assert reading.energy_j == pytest.approx(truth_j, rel=0.01), name
-        assert reading.low_j <= truth_j <= reading.high_j, name
-        assert reading.duration_s == pytest.approx(ended_s - spans[name], abs=0.2)
-        assert reading.rate_hz > 90
 
 
 def test_a_meter_slower_than_asked_is_asked_less_often_and_told():
@@ -215,14 +180,6 @@ def test_no_thread_is_left_behind():
     meter.close()
     meter.close()
     assert threading.active_count() == before and rails.closed
-
-
-def test_a_meter_that_was_not_started_says_so():
-    meter = SampledMeter(LoadRails(LOADS["constant"]), "test")
-    with pytest.raises(RuntimeError, match="call start"):
-        meter.stop()
-    with pytest.raises(ValueError, match="rate_hz=0"):
-        Sampler(LoadRails(LOADS["constant"]), 0, np.random.default_rng())
 
 
 SUSPENDED = """

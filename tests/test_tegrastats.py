@@ -32,35 +32,35 @@ XAVIER = (
 )
 
 
-def test_a_line_of_an_agx_orin():
-    line = parse(ORIN)
-    assert line.ram_mb == (3154, 62841) and line.gpu_percent == 12
-    assert line.power_w["VDD_GPU_SOC"] == (3.183, 3.1)
-    assert line.power_w["VDDQ_VDD2_1V8AO"] == (0.705, 0.705) and len(line.power_w) == 4
-    assert line.temperatures_c == {"cpu": 47.843, "soc2": 43.593, "tj": 47.843}
-
-
-def test_a_line_of_an_older_board_without_units():
-    line = parse(NANO)
-    assert set(line.power_w) == {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"}
-    assert line.power_w["POM_5V_IN"] == (2.22, 2.199)
-    assert line.temperatures_c == {"PLL": 32.0, "CPU": -1.5}
-
-
-def test_a_rail_below_zero_counts_and_channels_and_zones_without_power_do_not():
-    line = parse(JETPACK_5)
-    assert line.power_w["VDD_CPU_CV"] == (-0.398, -0.398)
-    assert "NC" not in line.power_w and len(line.power_w) == 4
-    assert line.temperatures_c == {"CPU": 43.5}
-
-
-def test_a_line_of_an_agx_xavier_whose_rails_have_short_names():
-    assert set(parse(XAVIER).power_w) == {"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}
-
-
-def test_what_a_line_lacks_is_left_out():
-    line = parse("RAM 1/2MB")
-    assert line.gpu_percent is None and not line.power_w and not line.temperatures_c
+@pytest.mark.parametrize(
+    ("line", "power_w"),
+    [
+        (
+            ORIN,
+            {
+                "VDD_GPU_SOC": 3.183,
+                "VDD_CPU_CV": 0.795,
+                "VIN_SYS_5V0": 4.028,
+                "VDDQ_VDD2_1V8AO": 0.705,
+            },
+        ),
+        (NANO, {"POM_5V_IN": 2.22, "POM_5V_GPU": 0.0, "POM_5V_CPU": 0.493}),
+        (
+            JETPACK_5,
+            {
+                "VDD_GPU_SOC": 4.788,
+                "VDD_CPU_CV": -0.398,
+                "VIN_SYS_5V0": 3.842,
+                "VDDQ_VDD2_1V8AO": 0.707,
+            },
+        ),
+        (XAVIER, {"GPU": 0, "CPU": 0.216, "SOC": 0.864, "CV": 0, "VDDRQ": 0.144, "SYS5V": 1.889}),
+        ("RAM 1/2MB", {}),
+    ],
+    ids=["AGX Orin", "Nano, without units", "a rail below zero", "short names", "no rails"],
+)
+def test_every_rail_of_a_line_is_read(line, power_w):
+    assert parse(line) == power_w
 
 
 @given(st.text(max_size=80).filter(lambda text: "RAM" not in text))

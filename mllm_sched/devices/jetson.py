@@ -13,7 +13,7 @@ from mllm_sched.devices.live import LiveDevice
 from mllm_sched.devices.orin_model import COMPONENTS
 from mllm_sched.harness.clocks import CONFIGURATION, PROGRAM, Clocks
 from mllm_sched.harness.cpu_time import usable_cores
-from mllm_sched.harness.fake_jetson.files import MARKER
+from mllm_sched.harness.fake_jetson.board import MARKER
 from mllm_sched.harness.ina3221 import find_channels
 from mllm_sched.harness.meters import RATE_HZ, open_meter
 from mllm_sched.harness.subprocess_worker import CALL_TIMEOUT_S

@@ -28,7 +28,7 @@ from mllm_sched.edge.monitor import Metrics
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Part
-from mllm_sched.schedulers.decision import Decision
+from mllm_sched.schedulers import Decision
 from mllm_sched.tasks import Task
 
 log = logging.getLogger(__name__)

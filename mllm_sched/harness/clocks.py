@@ -1,16 +1,14 @@
 """Power levels of a Jetson: switched where that is possible live, imitated by clock caps elsewhere.
 
 ``nvpmodel`` does not switch between modes with different numbers of GPU cores without a reboot.
-Between those, a level is imitated: the clocks and CPU cores of the mode are set through the same
-files that ``nvpmodel`` writes, except those that need a reboot. That is not the mode; the label
-``caps:MODE_15W`` says so in every row.
+Between those, the clocks and CPU cores of the mode are set through the files that ``nvpmodel``
+writes, except those that need a reboot. The label ``caps:MODE_15W`` says so in every row.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,10 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mllm_sched.atomic_io import locked
+from mllm_sched.atomic_io import locked, write_whole
 from mllm_sched.harness.nvpmodel import MASK, Mode, NvpModelConf, needs_reboot, parse
 from mllm_sched.harness.reading import HarnessError
-from mllm_sched.harness.sysfs import KnobError, read, write_all
 
 CONFIGURATION = "etc/nvpmodel.conf"
 PROGRAM = "usr/sbin/nvpmodel"
@@ -37,6 +34,9 @@ BESIDE = {
 }
 MAXN_W = 60  # where the level without a cap is placed; see ArmSpace.agx_orin
 SWITCH_TIMEOUT_S = 30.0
+# What -1 means since JetPack 6. The highest number of 32 bits would be a cap on the memory's clock:
+# 2147 MHz of 3199.
+UNLIMITED = 2**63 - 1
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # Ctrl-C raises KeyboardInterrupt by itself
 
 
@@ -49,12 +49,11 @@ class RebootNeeded(ClockError):
 
 
 class Clocks:
-    """The board's power levels.
+    """The device's power levels.
 
-    The state found at first is recorded on disk before anything is changed, and put back by
-    ``close``, at the end of the process, and on SIGINT, SIGTERM and SIGHUP. After ``kill -9`` the
-    next ``Clocks`` finds the record and restores it. A record from before a reboot is dropped,
-    since the reboot has reset the clocks.
+    The initial state is recorded on disk before anything is changed, and put back by ``close``, at
+    the end of the process, and on SIGINT, SIGTERM and SIGHUP. After ``kill -9`` the next ``Clocks``
+    finds the record and restores it. A record from before a reboot is dropped.
 
     Parameters
     ----------
@@ -200,10 +199,16 @@ class Clocks:
         return self.root / path.lstrip("/")
 
     def _write(self, wanted: Iterable[tuple[str, str]]) -> None:
-        try:
-            write_all((self._file(path), value) for path, value in wanted)
-        except KnobError as error:
-            raise ClockError(str(error)) from error
+        """Write values to the files that are there, in order.
+
+        A kernel refuses a minimum above the maximum, and shows no clocks of a core that is off. So
+        all is written twice, and only the second time must succeed.
+        """
+        pairs = [(self._file(path), value) for path, value in wanted]
+        for last in (False, True):
+            for file, value in pairs:
+                if file.exists():
+                    _write(file, _possible(file, value), last)
 
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._record.read_text())
@@ -220,12 +225,7 @@ class Clocks:
             "mode": self.current().id,
             "files": {path: text for path, text in files.items() if text},
         }
-        unfinished = self._record.with_suffix(".unfinished")
-        with unfinished.open("w") as file:
-            json.dump(found, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._record)
+        write_whole(self._record, json.dumps(found, indent=1).encode())
         self._catch_signals()
 
     def _catch_signals(self) -> None:
@@ -279,3 +279,41 @@ class Clocks:
 def _stop(number: int, frame: FrameType | None) -> None:
     """A signal that would end the process raises instead, so that ``finally`` and exit run."""
     raise SystemExit(128 + number)
+
+
+def read(file: Path) -> str:
+    """The text of a file; empty if it is not there or may not be read."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _write(file: Path, text: str, last: bool) -> None:
+    """Write a value and read a clock back; ClockError if it was not taken the last time."""
+    try:
+        if read(file) != text:
+            file.write_text(text)
+    except OSError as error:
+        if last:
+            raise ClockError(f"{file}: {text} was refused: {error.strerror}") from error
+        return
+    if last and "freq" in file.name and (now := read(file)) != text:
+        raise ClockError(f"{file}: wrote {text}, it shows {now or 'nothing'}")
+
+
+def _possible(file: Path, value: str) -> str:
+    """The value that the kernel will show: clocks come in steps, and -1 means no limit."""
+    if not re.fullmatch(r"-?\d+", value):
+        return value
+    wanted = int(value) if int(value) >= 0 else UNLIMITED
+    steps = _steps(file)
+    return str(max((step for step in steps if step <= wanted), default=min(steps, default=wanted)))
+
+
+def _steps(file: Path) -> list[int]:
+    """The clocks that a file beside this one lists; none for most files."""
+    for name in ("scaling_available_frequencies", "available_frequencies"):
+        if "freq" in file.name and (text := read(file.with_name(name))):
+            return sorted(int(step) for step in text.split())
+    return []

@@ -6,7 +6,7 @@ import ctypes
 import os
 import time
 
-from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 
 # Assumed. The rated power of today's servers and desktops, over their cores, is 4 to 10 W; a
 # busy core draws most of its share, and an idle one a tenth of it or so.
@@ -14,13 +14,12 @@ WATTS_PER_BUSY_CORE = 6.0
 WATTS_PER_IDLE_CORE = 0.6
 
 
-class CpuTimeMeter:
+class CpuTimeMeter(PowerMeter):
     """An estimate from the CPU time of one process and the time that passed.
 
-    Energy = busy core seconds x ``watts_per_core`` + idle core seconds x ``idle_watts_per_core``,
-    over the cores this process may use. The watts are assumed, the same whatever the core does;
-    so it ranks arms by CPU time, and cannot see the clock, the memory or other programs. Its
-    readings have no bounds: what is unsure are the watts, and nobody knows by how much.
+    Energy = busy core seconds x ``watts_per_core`` + idle core seconds x ``idle_watts_per_core``.
+    The watts are assumed, whatever the core does: arms are ranked by CPU time, and clocks, memory
+    and other programs are not seen. The readings have no bounds.
 
     Parameters
     ----------
@@ -60,25 +59,16 @@ class CpuTimeMeter:
             f"CPU time x {watts_per_core:g} W a busy core, {idle_watts_per_core:g} W an idle one "
             f"(assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
         )
-        self._started: tuple[float, float] | None = None
 
-    def start(self) -> None:
-        """Begin a window."""
-        self._started = self._busy_s(), time.perf_counter()
+    def _begin(self) -> tuple[float, float]:
+        return self._busy_s(), time.perf_counter()
 
-    def stop(self) -> Reading:
-        """Energy since ``start``, estimated."""
-        if self._started is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        busy_s = self._busy_s() - self._started[0]
-        duration_s = time.perf_counter() - self._started[1]
-        self._started = None
+    def _end(self, began: tuple[float, float]) -> Reading:
+        busy_s = self._busy_s() - began[0]
+        duration_s = time.perf_counter() - began[1]
         idle_s = max(0.0, self.cores * duration_s - busy_s)
         energy_j = busy_s * self.watts_per_core + idle_s * self.idle_watts_per_core
         return Reading(energy_j, energy_j, energy_j, duration_s)
-
-    def close(self) -> None:
-        """Nothing is kept open."""
 
     def _busy_s(self) -> float:
         if self.pid is None:
@@ -90,7 +80,7 @@ class CpuTimeMeter:
 
 
 def _cpu_clock(pid: int) -> int:
-    """The clock of another process's CPU time, fine enough for a single call of an encoder."""
+    """The clock of another process's CPU time."""
     clock = ctypes.c_int()
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error))

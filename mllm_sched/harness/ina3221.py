@@ -39,21 +39,16 @@ class Channel:
 
 
 class Ina3221Rails:
-    """Power of every labelled rail, and which of them make up the module.
+    """Power of every labelled rail, as ``sampler.Rails``.
 
     Parameters
     ----------
     root
-        Of the file system; another one for an imitation of the board.
+        Of the file system.
     counted
         Rails that make up the total; by default what ``TOTALS`` says.
     highest_w
         What the module is assumed never to exceed, for the bounds of a window.
-
-    Attributes
-    ----------
-    names, counted, range_w
-        See ``sampler.Rails``.
 
     Raises
     ------
@@ -90,12 +85,7 @@ class Ina3221Rails:
     def read(self) -> list[float]:
         """Watts of every rail now.
 
-        Raises
-        ------
-        OSError
-            If a rail vanished; it is named.
-        ValueError
-            If a rail shows no number, or a current far below zero.
+        Raises OSError if a rail vanished, ValueError if one shows nonsense; the rail is named.
         """
         if not self._files:
             raise OSError("the power sensors were closed")
@@ -127,8 +117,7 @@ class Ina3221Rails:
 def find_channels(root: Path) -> list[Channel]:
     """The labelled rails under a root, in the order of their chips and channels.
 
-    Channels that measure nothing are left out, and so is the seventh input of newer kernels: it
-    adds shunt voltages and has no current.
+    The seventh input of newer kernels is left out: it adds shunt voltages and has no current.
     """
     found = [channel for folder in sorted(root.glob(HWMON)) for channel in _hwmon(folder)]
     found = found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]

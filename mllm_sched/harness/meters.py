@@ -1,8 +1,4 @@
-"""Energy meters: what the machine used between ``start`` and ``stop``, and how sure that is.
-
-A meter says where its joules come from: ``evidence`` is ``measured`` for a sensor or a counter in
-hardware and ``estimated`` for anything else; ``source`` says it in words.
-"""
+"""Opens the energy meter of a machine: sampled rails, a counter in hardware, or an estimate."""
 
 from __future__ import annotations
 
@@ -10,14 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.ina3221 import Ina3221Rails
 from mllm_sched.harness.rapl import RaplMeter
-from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 from mllm_sched.harness.sampler import Rails, Sampler, integrate
 
 RATE_HZ = 100.0
@@ -25,40 +20,7 @@ READINGS = 1000  # in a window at least: what a steady load needs to be known to
 SET_BY_S = 0.1  # of the system's clock within a window: more than a time server corrects
 
 
-class PowerMeter(Protocol):
-    """What every meter can do.
-
-    Attributes
-    ----------
-    evidence
-        ``measured`` or ``estimated``.
-    source
-        Where the joules come from, in words.
-    min_window_s
-        Shortest window that the meter is good for.
-    """
-
-    evidence: str
-    source: str
-    min_window_s: float
-
-    def start(self) -> None:
-        """Begin a window; one that is open already begins anew."""
-        ...
-
-    def stop(self) -> Reading:
-        """Energy since ``start``.
-
-        Raises RuntimeError if the meter was not started, MeterError if it broke.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give back what the meter holds. Closing twice does nothing."""
-        ...
-
-
-class SampledMeter:
+class SampledMeter(PowerMeter):
     """Power of rails, sampled at random times and integrated.
 
     Parameters
@@ -78,8 +40,6 @@ class SampledMeter:
         Of one core, that sampling took in the last window.
     """
 
-    evidence = "measured"
-
     def __init__(
         self,
         rails: Rails,
@@ -93,18 +53,14 @@ class SampledMeter:
         self.min_window_s = READINGS / rate_hz
         self.cpu_share = 0.0
         self._sampler = Sampler(rails, rate_hz, rng or np.random.default_rng())
-        self._began: tuple[float, float] | None = None
 
-    def start(self) -> None:
-        """Begin a window."""
-        self._began = time.monotonic(), time.time()
+    def _begin(self) -> tuple[float, float]:
+        began = time.monotonic(), time.time()
         self._sampler.start()
+        return began
 
-    def stop(self) -> Reading:
-        """Energy since ``start``; MeterError if a rail could not be read."""
-        if self._began is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        (began_s, date_s), self._began = self._began, None
+    def _end(self, began: tuple[float, float]) -> Reading:
+        began_s, date_s = began
         ended_s, set_by_s = time.monotonic(), time.time() - date_s
         samples = self._sampler.stop()
         self.cpu_share = self._sampler.cpu_s / (ended_s - began_s)
@@ -127,8 +83,8 @@ def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ)
     """The best meter of the machine for work on its processor, or the one that is named.
 
     In this order: the rails of a Jetson, the counters of the processor (RAPL), an estimate from
-    CPU time. ``source`` says what was found, and why nothing better was. A graphics card's meter
-    sees the card alone, so it has to be asked for by name.
+    CPU time, whose ``source`` says why nothing better was found. A graphics card's meter sees the
+    card alone, so it has to be asked for by name.
 
     Parameters
     ----------
@@ -185,18 +141,7 @@ METERS: Mapping[str, Callable[[Path, float], PowerMeter]] = {
 
 
 class MendedMeter:
-    """Holds a meter, and another like it once that one broke.
-
-    Parameters
-    ----------
-    open_meter
-        Opens one; called again after a meter broke.
-
-    Attributes
-    ----------
-    meter
-        The one that is open.
-    """
+    """A meter that is opened anew once it broke; ``meter`` is the one that is open."""
 
     def __init__(self, open_meter: Callable[[], PowerMeter]) -> None:
         self._open = open_meter

@@ -13,7 +13,7 @@ from typing import Any
 
 import pynvml
 
-from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 
 REFRESH_S = 0.1  # of the counter where it cannot be seen; cards refresh it every 20 to 100 ms
 POLL_S = 0.5  # how long to look for its steps
@@ -21,21 +21,10 @@ ABOVE_LIMIT = 1.25  # peaks go beyond the power limit for a moment
 
 
 class Card:
-    """One graphics card.
-
-    Parameters
-    ----------
-    index
-        As ``nvidia-smi`` counts.
-
-    Raises
-    ------
-    OSError
-        If there is no driver, or no such card.
-    """
+    """One graphics card, numbered as by ``nvidia-smi``; OSError without a driver or such a card."""
 
     def __init__(self, index: int = 0) -> None:
-        with _told(OSError, "no NVIDIA graphics card can be read"):
+        with _as(OSError, "no NVIDIA graphics card can be read"):
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             self.name = _text(pynvml.nvmlDeviceGetName(self._handle))
@@ -49,31 +38,16 @@ class Card:
             return None
 
     def power_w(self) -> float:
-        """Watts now. Where the card gives only a mean of the last second, that.
-
-        From Ampere on the plain query is such a mean; the field "instant" is not.
-        """
+        """Watts now, or where the card has no field "instant" a mean of the last second."""
         (field,) = pynvml.nvmlDeviceGetFieldValues(self._handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
         if field.nvmlReturn == pynvml.NVML_SUCCESS:
             return float(field.value.uiVal) / 1000
         return float(pynvml.nvmlDeviceGetPowerUsage(self._handle)) / 1000
 
 
-class NvmlCounterMeter:
-    """The card's own energy counter; it covers the whole card, memory included.
+class NvmlCounterMeter(PowerMeter):
+    """The energy counter of a whole card, memory included; OSError if it has none."""
 
-    Parameters
-    ----------
-    index
-        Of the card.
-
-    Raises
-    ------
-    OSError
-        If there is no such card, or it has no counter.
-    """
-
-    evidence = "measured"
     min_window_s = 10.0  # a hundred times the refresh period
 
     def __init__(self, index: int = 0) -> None:
@@ -82,28 +56,20 @@ class NvmlCounterMeter:
             raise OSError(f"{self._card.name} has no energy counter")
         self._refresh_s = _refresh_s(self._card)
         self.source = f"energy counter of {self._card.name} (NVML)"
-        self._started: tuple[float, float] | None = None
 
-    def start(self) -> None:
-        """Begin a window."""
-        self._started = time.monotonic(), self._read()
+    def _begin(self) -> tuple[float, float]:
+        return time.monotonic(), self._read()
 
-    def stop(self) -> Reading:
-        """Energy since ``start``; MeterError if the card was lost or its counter reset."""
-        if self._started is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        (began_s, before_j), self._started = self._started, None
+    def _end(self, began: tuple[float, float]) -> Reading:
+        began_s, before_j = began
         energy_j, duration_s = self._read() - before_j, time.monotonic() - began_s
         if energy_j < 0:
             raise MeterError("the card's energy counter went back: its driver was reloaded")
         unsure_j = self._card.limit_w * ABOVE_LIMIT * self._refresh_s
         return Reading(energy_j, max(0.0, energy_j - unsure_j), energy_j + unsure_j, duration_s)
 
-    def close(self) -> None:
-        """Nothing is kept open; the library stays loaded for other meters."""
-
     def _read(self) -> float:
-        with _told(MeterError, "the graphics card cannot be read any more"):
+        with _as(MeterError, "the graphics card cannot be read any more"):
             energy_j = self._card.energy_j()
         if energy_j is None:
             raise MeterError("the card's energy counter is gone")
@@ -111,18 +77,7 @@ class NvmlCounterMeter:
 
 
 class NvmlRails:
-    """Power of a card without a counter, for ``SampledMeter``.
-
-    Parameters
-    ----------
-    index
-        Of the card.
-
-    Attributes
-    ----------
-    names, counted, range_w
-        See ``sampler.Rails``.
-    """
+    """Power of a card without a counter, as ``sampler.Rails``."""
 
     def __init__(self, index: int = 0) -> None:
         self._card = Card(index)
@@ -133,7 +88,7 @@ class NvmlRails:
 
     def read(self) -> list[float]:
         """Watts now; OSError if the card cannot be read."""
-        with _told(OSError, "the graphics card cannot be read any more"):
+        with _as(OSError, "the graphics card cannot be read any more"):
             return [self._card.power_w()]
 
     def close(self) -> None:
@@ -159,8 +114,8 @@ def _refresh_s(card: Card) -> float:
 
 
 @contextmanager
-def _told(kind: type[Exception], what: str) -> Iterator[None]:
-    """The library's errors as one of ours, in words."""
+def _as(kind: type[Exception], what: str) -> Iterator[None]:
+    """The library's errors as another kind, with what failed."""
     try:
         yield
     except pynvml.NVMLError as error:

@@ -30,21 +30,11 @@ class Mode:
 
 @dataclass(frozen=True)
 class NvpModelConf:
-    """The knobs of a board, and its modes.
+    """The knobs of a board, and its modes in the order of the file."""
 
-    Attributes
-    ----------
-    knobs
-        Files of every knob, the older kernel's first.
-    modes
-        In the order of the file.
-    default
-        Id of the mode after installation; None if the file does not say.
-    """
-
-    knobs: Mapping[Knob, tuple[str, ...]]
+    knobs: Mapping[Knob, tuple[str, ...]]  # files of each, the older kernel's first
     modes: tuple[Mode, ...]
-    default: int | None
+    default: int | None  # id of the mode after installation, if the file says
 
     def mode(self, wanted: str | int) -> Mode:
         """A mode by id or name, with or without ``MODE_``; ValueError lists those there are."""
@@ -67,19 +57,7 @@ def needs_reboot(now: Mode, then: Mode) -> bool:
 
 
 def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
-    r"""Read a configuration.
-
-    Parameters
-    ----------
-    text
-        Of the file.
-    name
-        What errors call it.
-
-    Raises
-    ------
-    ValueError
-        Names the line, and what was expected there; or says that there is no mode.
+    r"""Read a configuration; ValueError names the line and what was expected there.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mllm_sched.harness.meters import PowerMeter
+    from mllm_sched.harness.reading import PowerMeter
 
 DISCARDS = 3  # windows with a pause in them that are measured again, before the arm is given up
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mllm_sched.harness.reading import Reading
+from mllm_sched.harness.reading import PowerMeter, Reading
 
 ZONES = "sys/class/powercap"
 
@@ -15,12 +15,10 @@ REFRESH_S = 0.001
 HIGHEST_PACKAGE_W = 500.0
 
 
-class RaplMeter:
-    """Energy of the processor packages, summed.
+class RaplMeter(PowerMeter):
+    """Energy of the processor packages, whatever runs on them.
 
-    The counters cover everything that runs on the processor, not this process alone. A counter
-    wraps around after minutes to an hour; a window longer than that cannot be told from a short
-    one.
+    One wrap-around of each counter within a window is allowed for; they take minutes to an hour.
 
     Parameters
     ----------
@@ -33,7 +31,6 @@ class RaplMeter:
         If there are no counters, or they may not be read (most systems let only root do so).
     """
 
-    evidence = "measured"
     min_window_s = 1.0  # a thousand times the refresh period
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -45,20 +42,14 @@ class RaplMeter:
             raise FileNotFoundError(f"no RAPL package counters in {folder}")
         self._ranges_uj = [int(_text(zone / "max_energy_range_uj")) for zone in self._zones]
         self._highest_w = sum(_highest_w(zone) for zone in self._zones)
-        self._started: tuple[float, list[int]] | None = None
         self._read()  # fails now rather than in the first window
         self.source = f"RAPL counters of {len(self._zones)} processor package(s)"
 
-    def start(self) -> None:
-        """Begin a window."""
-        self._started = time.monotonic(), self._read()
+    def _begin(self) -> tuple[float, list[int]]:
+        return time.monotonic(), self._read()
 
-    def stop(self) -> Reading:
-        """Energy since ``start``, one wrap-around of each counter allowed for."""
-        if self._started is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        began_s, before_uj = self._started
-        self._started = None
+    def _end(self, began: tuple[float, list[int]]) -> Reading:
+        began_s, before_uj = began
         used_uj = [
             (after - before) % wrap
             for before, after, wrap in zip(before_uj, self._read(), self._ranges_uj, strict=True)
@@ -71,9 +62,6 @@ class RaplMeter:
             time.monotonic() - began_s,
             {f"package-{k}": used / 1e6 for k, used in enumerate(used_uj)},
         )
-
-    def close(self) -> None:
-        """Nothing is kept open."""
 
     def _read(self) -> list[int]:
         return [int(_text(zone / "energy_uj")) for zone in self._zones]

@@ -1,10 +1,12 @@
-"""What a meter says of one window."""
+"""What every energy meter can do, what it says of one window, and how it fails."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class HarnessError(RuntimeError):
@@ -24,20 +26,20 @@ class Reading:
     energy_j
         Joules used in the window.
     low_j, high_j
-        95 % interval of what sampling or a coarse counter may have missed. A fault of the sensor's
-        own scale, the same in every window, is not in it.
+        95 % interval of what sampling or a coarse counter may have missed. An error of the sensor's
+        scale, the same in every window, is not in it.
     duration_s
         Length of the window.
     rails_j
-        Joules of every rail, those that the total leaves out among them.
+        Joules of every rail, also of those that the total leaves out.
     samples
         Readings taken within the window; 0 for a counter.
     rate_hz, asked_hz
         Readings per second: reached and asked for; NaN for a counter.
     longest_gap_s
-        Longest time without a reading, the window's ends among them.
+        Longest time without a reading, the window's ends included.
     unmoved_w
-        Counted rails whose every reading was the same, and what it was in watts. A sensor of a
+        Counted rails whose every reading was the same, and what it was in watts. The sensor of a
         working rail flickers; one that shows the same idle and loaded is stuck.
     notes
         What a reader should know: a meter slower than asked, a clock that was set, ...
@@ -59,3 +61,47 @@ class Reading:
     def power_w(self) -> float:
         """Mean power over the window; NaN for a window of no length."""
         return self.energy_j / self.duration_s if self.duration_s > 0 else math.nan
+
+
+class PowerMeter(ABC):
+    """Energy that the machine used between ``start`` and ``stop``.
+
+    Attributes
+    ----------
+    evidence
+        ``measured`` for a sensor or a counter in hardware, else ``estimated``.
+    source
+        Where the joules come from, in words.
+    min_window_s
+        Shortest window that the meter is good for.
+    """
+
+    evidence = "measured"
+    source: str
+    min_window_s: float
+    _began: Any = None  # what ``_begin`` returned, within a window
+
+    def start(self) -> None:
+        """Begin a window; one that is open already begins anew."""
+        self._began = self._begin()
+
+    def stop(self) -> Reading:
+        """Energy since ``start``.
+
+        Raises RuntimeError if the meter was not started, MeterError if it broke.
+        """
+        if self._began is None:
+            raise RuntimeError("the meter was not started; call start() first")
+        began, self._began = self._began, None
+        return self._end(began)
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
+        """Release what the meter holds. Closing twice does nothing."""
+
+    @abstractmethod
+    def _begin(self) -> Any:
+        """State at the start of a window."""
+
+    @abstractmethod
+    def _end(self, began: Any) -> Reading:
+        """Energy since then."""

@@ -1,9 +1,8 @@
-"""Samples the power of rails in a thread of its own, at random times, and integrates it.
+"""Samples the power of rails in a thread, at random times, and integrates it.
 
-Time is cut into strata of one period. Each is read once, at a time drawn uniformly within it:
-equal steps would beat against a load that repeats itself, as an encoder in a loop does, and be
-wrong by the same amount for ever. Random ones are right on average, whatever the load, and
-``mean_bounds`` says how far their mean can be from the truth.
+Time is cut into strata of one period, and each is read once, at a uniform random time within it:
+equal steps would beat against a periodic load, as an encoder in a loop is. Random ones are unbiased
+whatever the load, and ``mean_bounds`` bounds their error.
 """
 
 from __future__ import annotations
@@ -33,12 +32,11 @@ def mean_bounds(
     widths: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Bounds on the mean of a function of time from one random reading in each of its strata.
+    """Bounds on the mean of a function of time from one uniform random reading in each stratum.
 
-    Time is cut into strata and the function is read once in each, at a time drawn uniformly. The
-    dice are ours, so the bounds assume nothing of the function but its range: a spike between two
-    readings is allowed for, however rare. A load that never changes is known to about
-    6 x (distance to the end of the range) / readings.
+    They assume nothing of the function but its range: a spike between two readings is allowed for,
+    however rare. A load that never changes is known to about 6 x (distance to the end of the range)
+    / readings.
 
     The readings minus the means of their strata are martingale differences, whatever the means.
     The empirical Bernstein inequality bounds their sum by the squared errors of a prediction of
@@ -117,67 +115,38 @@ PAUSE_S = 0.25  # without a reading: longer than any scheduler makes a thread wa
 
 
 class RailFacts(Protocol):
-    """What is known of some rails without reading them.
-
-    Attributes
-    ----------
-    names
-        Of the rails.
-    counted
-        Those that make up the total; the others lie within them.
-    range_w
-        What the total cannot fall below or rise above, watts.
-    """
+    """What is known of some rails without reading them."""
 
     names: tuple[str, ...]
-    counted: tuple[str, ...]
-    range_w: tuple[float, float]
+    counted: tuple[str, ...]  # those that make up the total; the others lie within them
+    range_w: tuple[float, float]  # what the total cannot fall below or rise above
 
 
 class Rails(RailFacts, Protocol):
-    """Power that can be read, at once and as often as wanted."""
+    """Power that can be read at any time."""
 
     def read(self) -> Sequence[float]:
         """Watts now, one of every name; OSError or ValueError if a rail cannot be read."""
         ...
 
     def close(self) -> None:
-        """Give back what the rails hold. Closing twice does nothing."""
+        """Release what the rails hold. Closing twice does nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Readings in the order of time.
+    """Readings in the order of time."""
 
-    Attributes
-    ----------
-    time_s
-        When each was taken, ``time.monotonic()``, shape (n,).
-    width_s
-        Length of the stratum it stands for, shape (n,).
-    power_w
-        Watts, shape (n, rails).
-    """
-
-    time_s: NDArray[np.float64]
-    width_s: NDArray[np.float64]
-    power_w: NDArray[np.float64]
+    time_s: NDArray[np.float64]  # ``time.monotonic()`` of each, shape (n,)
+    width_s: NDArray[np.float64]  # of the stratum it stands for, shape (n,)
+    power_w: NDArray[np.float64]  # watts, shape (n, rails)
 
 
 class Sampler:
-    """Reads rails from ``start`` to ``stop``.
+    """Reads rails from ``start`` to ``stop``, at ``rate_hz`` readings per second.
 
-    A meter that cannot keep up is asked half as often, again and again until it can.
-
-    Parameters
-    ----------
-    rails
-        What is read.
-    rate_hz
-        Readings per second that are asked for.
-    rng
-        Draws the times.
+    The rate is halved while the rails cannot keep up.
     """
 
     def __init__(self, rails: Rails, rate_hz: float, rng: np.random.Generator) -> None:
@@ -202,7 +171,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> Samples:
-        """End, and hand over what was read; MeterError if a rail could not be read."""
+        """End, and return what was read; MeterError if a rail could not be read."""
         if self._thread is None:
             raise RuntimeError("the meter was not started; call start() first")
         self._stopping.set()
@@ -251,8 +220,8 @@ def integrate(
 ) -> Reading:
     """Energy between two times: trapezoids over the readings at their own times.
 
-    Before the first reading and after the last, power is taken to be theirs. Times that no
-    reading stands for count with the whole range in the bounds.
+    The first and last reading extend to the ends. In the bounds, time that no reading stands for
+    counts with the whole range.
 
     Parameters
     ----------

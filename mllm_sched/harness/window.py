@@ -1,9 +1,8 @@
-"""One arm, measured: idle, warm-up, windows until the mean is known well enough, idle again.
+"""Measures one arm: idle, warm-up, windows until the mean is known well enough, idle again.
 
-To stop as soon as an interval looks narrow would favour the moments in which it is too narrow by
-chance. So the first windows decide how many there will be, and their scatter alone makes the
-interval: Stein's two-stage rule ("A two-sample test for a linear hypothesis whose power is
-independent of the variance", Annals of Mathematical Statistics 16, 1945), which covers exactly.
+Stopping as soon as an interval looks narrow would bias it. So the first windows decide how many
+there will be, and their scatter alone makes the interval: Stein's two-stage procedure (Annals of
+Mathematical Statistics 16, 1945), whose coverage is exact.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
-from mllm_sched.harness.meters import PowerMeter
 from mllm_sched.harness.plan import DISCARDS, Plan
-from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 from mllm_sched.harness.sampler import PAUSE_S
 from mllm_sched.harness.subprocess_worker import Calls, pooled_sd_s
 from mllm_sched.harness.thermals import Thermals
@@ -50,7 +48,7 @@ class Window:
 
     @property
     def tasks(self) -> int:
-        """How many were served."""
+        """Tasks served."""
         return self.calls.count * self.items
 
     @property
@@ -65,11 +63,7 @@ class Window:
 
     @property
     def pause_s(self) -> float:
-        """Longest time in which something stood still that should not have.
-
-        The meter, if it is sampled; the encoder in the middle of a call; or this process between
-        the last call and the end of the window.
-        """
+        """Longest stall of the sampling, of a call, or between the last call and the end."""
         reading, calls = self.reading, self.calls
         gap_s = reading.longest_gap_s - 10 / reading.rate_hz if reading.samples else 0.0
         stalled_s = calls.longest_s - 3 * calls.median_s
@@ -77,10 +71,7 @@ class Window:
 
 
 def energy_of(windows: Sequence[Window], first: int) -> Interval:
-    """Joules per task: how windows differ, and what the meter may have missed within them.
-
-    The first windows decided how many there are; their scatter counts.
-    """
+    """Joules per task: scatter of the ``first`` windows, and what the meter may have missed."""
     spread = _stein([window.energy_j for window in windows], first)
     return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / tasks_of(windows)))
 
@@ -112,7 +103,7 @@ def marginal_of(
 def _stein(values: Sequence[float], first: int) -> Interval:
     """Mean of all values; its half-width by the scatter of those that decided on their number."""
     scatter = float(np.std(values[:first], ddof=1))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, first - 1))
+    quantile = float(stdtrit(first - 1, (1 + CONFIDENCE) / 2))  # of Student's t
     return Interval(float(np.mean(values)), quantile * scatter / math.sqrt(len(values)))
 
 
@@ -149,35 +140,15 @@ STEADY_CHUNKS = 3
 class ArmResult:
     """What measuring an arm gave, per task.
 
-    Attributes
-    ----------
-    latency_s, energy_j, marginal_j
-        With their intervals; marginal energy is without what the machine takes idle.
-    latency_sd_s
-        Scatter of single tasks.
-    energy_sd_j
-        Scatter of the mean between windows; that of single tasks cannot be seen.
-    idle_w
-        Idle power: the mean of before and after; NaN if it was not measured.
-    windows, tasks
-        How many were measured.
-    rate_hz, longest_gap_s
-        Of the sampling; NaN and 0 for a counter.
-    temperature_start_c, temperature_end_c
-        Of the hottest zone; NaN without any.
-    throttled
-        Whether the machine held itself back in any window.
-    warm_up_s
-        How long that took.
-    notes
-        What a reader should know.
+    ``marginal_j`` is without what the machine takes idle; temperatures are of the hottest zone.
+    NaN: idle power that was not measured, the rate of a counter, temperatures without any zone.
     """
 
     latency_s: Interval
     energy_j: Interval
     marginal_j: Interval
-    latency_sd_s: float
-    energy_sd_j: float
+    latency_sd_s: float  # scatter of single tasks
+    energy_sd_j: float  # scatter of means between windows; that of single tasks cannot be seen
     idle_w: float
     windows: int
     tasks: int
@@ -199,10 +170,6 @@ def measure(
     ----------
     work
         Calls the encoder on the arm.
-    meter, thermals
-        Of the machine.
-    plan
-        How.
     items
         Tasks that one call serves.
 
@@ -305,10 +272,7 @@ def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
 
 
 def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:
-    """A rail that showed one value idle and under load alike; a working sensor flickers.
-
-    Nested rails may stand still: they do not count.
-    """
+    """Refuse a counted rail that showed one value, idle and under load; a sensor flickers."""
     readings = [*(window.reading for window in windows), *idle]
     if not idle or not all(reading.samples for reading in readings):
         return

@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mllm_sched.extras import require
-from mllm_sched.schedulers.base import Scheduler
-from mllm_sched.schedulers.decision import Decision
+from mllm_sched.schedulers.base import Decision, Scheduler
 from mllm_sched.schedulers.gp import Hyperparameters
 from mllm_sched.schedulers.registry import make_scheduler, scheduler_names
 

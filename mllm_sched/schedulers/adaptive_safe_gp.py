@@ -1,20 +1,18 @@
-"""A safe rule that spends a budget of risk where it pays, learns its kernel, and notices change.
+"""Adaptive safe GP: a budget of risk, a kernel learned online, and detection of change.
 
-What it does beyond safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
+What it adds to safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
 
 - An arm that is not certified may be tried, if it promises to save more than it costs, and as long
-  as a budget of expected violations lasts. Without that a safe rule stays where it began: what
-  holds it back is expansion, not noise.
+  as a budget of expected violations lasts.
 - The kernel is learned from the first few measurements (``variance_components.py``), for the logs
   of latency and of power; energy is their sum, since E = P T.
-- Measurements that contradict what a well-known arm did before are evidence of change (cumulative
-  sums of deviations by cell: Page, Continuous inspection schemes, Biometrika 1954; deviations are
-  clipped, so that one outlier proves nothing). Then what was measured on arms of the same *kind*,
-  that is of the same combination of categorical levels, is dropped.
+- Change is detected by cumulative sums of clipped deviations per cell (Page, Continuous inspection
+  schemes, Biometrika 1954). The measurements of all arms of the same *kind*, that is of the same
+  combination of categorical levels, are then dropped.
 
 The value of trying an arm is expected improvement times the probability that the arm is feasible
 (Gardner et al., ICML 2014; Gelbart et al., arXiv 1403.5607), for as many tasks as a discovery is
-taken to be worth and as far as one trial shows it, less what the trial costs.
+worth and as far as one trial shows it, less what the trial costs.
 """
 
 from __future__ import annotations
@@ -24,67 +22,73 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, from_logs, greatest, least
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.base import (
+    NONE,
+    Array,
+    Decision,
+    Indices,
+    LogBounds,
+    Mask,
+    Scheduler,
+    Values,
+    expect,
+    from_logs,
+    greatest,
+    least,
+)
+from mllm_sched.schedulers.persistence import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
-Array = NDArray[np.float64]
-NONE = np.zeros(0, dtype=np.int64)
-
-MOST_RISK = 0.4  # an arm that is more likely than that beyond a limit is never tried
+MOST_RISK = 0.4  # an arm that violates a limit with more probability is never tried
 LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
 PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
-WORTH = 0.3  # of the horizon, for which a discovery counts
-HOPE = 0.001  # an arm that is less likely than that within the limits is not expected to be
+WORTH = 0.3  # share of the horizon for which a discovery counts
+HOPE = 0.001  # an arm that is within the limits with less probability is not expected to be
 UP_FRONT = 0.8  # of the budget of the first horizon, which may be spent at once
-REST = 100  # tasks after which a component that was given up is tried again, at first
+REST = 100  # tasks after which a kind that was given up is tried again, at first
 
-# What is known, and when it is no longer believed.
+# Detection of change, in standard deviations but for the first.
 KNOWN = 3  # measurements of an arm from which on another may contradict them
-SUSPECT = 2.0  # standard deviations beyond a limit, from which an arm is no longer trusted
-CLIP = 4.0  # standard deviations
+SUSPECT = 2.0  # above a limit, from which an arm is no longer trusted
+CLIP = 4.0  # of every deviation, so that one outlier proves nothing
 SLACK = 0.75  # of every deviation: changes smaller than twice that are found late or never
 ALARM = 6.5  # two of the largest deviations in a row
 
 
 class AdaptiveSafeGP(Scheduler):
-    """The rule.
+    """Least expected energy among the certified arms, or a trial that pays.
 
     Parameters
     ----------
     violation_rate
-        Share of tasks that trials may put on an arm beyond a limit, over the first ``horizon``
-        tasks; from then on a fifth of it. What the certified arm risks that runs otherwise, at most
-        1 - ``certainty`` a task, is charged too, but never stops it; seed arms are trusted.
+        Expected share of violations by trials, over the first ``horizon`` tasks; from then on a
+        fifth of it. What the certified arm risks that runs otherwise, at most 1 - ``certainty`` a
+        task, is charged too, but never stops it; seed arms are trusted.
     horizon
         Tasks over which finding a better arm should pay off.
     certainty
         Probability of being within every limit from which an arm is certified.
     learn_kernel, model_power, notice_change
-        Parts that can be switched off, to see what each brings: weights of the kernel from the
-        measurements, power modelled instead of energy, forgetting what changed.
+        Parts that can be switched off for an ablation: learned weights of the kernel, power
+        modelled instead of energy, forgetting what changed.
     **common
         See ``Scheduler``. At least one seed arm is needed.
 
     Notes
     -----
-    The budget counts probabilities as the model sees them; they are right on average where its
-    prior fits. Nothing is drawn at random.
+    The budget counts probabilities of the model. Nothing is random.
 
-    No arm is tried if the violations expected of the trial exceed what the budget has left, and
-    none of a kind, that is a combination of categorical levels, of which no arm is trusted or was
-    tried: give a seed arm for every kind that may be used.
+    No arm is tried whose expected violations exceed what the budget has left, and none of a kind of
+    which no arm is trusted or was tried: give a seed arm for every kind that may be used.
 
-    A kind whose trusted arms were all found beyond a limit, or failed, is forgotten after a rest of
-    100 tasks, so that its trusted arms are tried again; each further rest is twice as long.
+    A kind whose trusted arms all violated a limit, or failed, is forgotten after a rest of 100
+    tasks, so that its trusted arms are tried again; each further rest is twice as long.
 
-    When no arm is certified or trusted, the one most likely to be within the limits runs; and when
-    none can be, the one that is least beyond them. ``reason`` says which.
+    When no arm is certified or trusted, the one most likely to be within the limits runs; when none
+    can be, the one that violates them least.
     """
 
     name: ClassVar[str] = "adaptive-safe-gp"
@@ -104,12 +108,9 @@ class AdaptiveSafeGP(Scheduler):
     ) -> None:
         super().__init__(space, **common)
         self._trusted = self._trusted_cells()
-        if not 0 <= violation_rate < 1:
-            raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
-        if not horizon >= 1:
-            raise ValueError(f"horizon={horizon}: expected 1 or more")
-        if not 0.5 < certainty < 1:
-            raise ValueError(f"certainty={certainty}: expected within (0.5, 1)")
+        expect(0 <= violation_rate < 1, f"violation_rate={violation_rate}", "within [0, 1)")
+        expect(horizon >= 1, f"horizon={horizon}", "1 or more")
+        expect(0.5 < certainty < 1, f"certainty={certainty}", "within (0.5, 1)")
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
         self.learn_kernel, self.model_power = learn_kernel, model_power
         self.notice_change = notice_change
@@ -134,7 +135,7 @@ class AdaptiveSafeGP(Scheduler):
 
     @property
     def beliefs(self) -> dict[str, VarianceComponents]:
-        """Of the logs of the quantities; of power instead of energy, if that is modelled."""
+        """Of the log of each quantity; of power instead of energy, if that is modelled."""
         return self.memory.beliefs
 
     @property
@@ -142,7 +143,7 @@ class AdaptiveSafeGP(Scheduler):
         """See ``Scheduler``."""
         return self.memory.changes
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         self._try_again(cells)
         self.memory.learn()
         feasible, suspect = self.memory.feasible(cells, self._log_limits)
@@ -168,10 +169,7 @@ class AdaptiveSafeGP(Scheduler):
         return self._take(cells, kept, feasible, "least energy among the safe arms")
 
     def _try_again(self, cells: Indices) -> None:
-        """Forget a kind whose trusted arms were given up, once it rested; then rest it longer.
-
-        Judged by the arms of the context that is asked for.
-        """
+        """Forget a kind whose trusted arms in this context were given up, once it rested."""
         due = np.flatnonzero(self._asked - self._rested_since >= self._rest)
         for kind in due:
             here = np.arange(self.cells) // len(self.space) == cells[0] // len(self.space)
@@ -183,8 +181,8 @@ class AdaptiveSafeGP(Scheduler):
                 self.memory.forget(int(kind))
                 self._rest[kind] *= 2.0
 
-    def _fallback(self, cells: Indices, feasible: Array) -> Choice:
-        """Nobody chose this risk, so the budget is not charged for it."""
+    def _fallback(self, cells: Indices, feasible: Array) -> Decision:
+        """Where no arm is safe; the budget is not charged."""
         known = self._known(cells)
         known = known if known.any() else ~known
         best = greatest(np.where(known, feasible, -1.0))
@@ -198,13 +196,13 @@ class AdaptiveSafeGP(Scheduler):
         reason = "no arm can meet the limits: least beyond them"
         return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
 
-    def _known(self, cells: Indices) -> NDArray[np.bool_]:
+    def _known(self, cells: Indices) -> Mask:
         """Whether any arm of the same kind is trusted or was tried."""
         found = np.bincount(self.memory.kinds, self._trusted | (self.memory.trials > 0))
-        known: NDArray[np.bool_] = (found > 0)[self.memory.kinds[cells]]
+        known: Mask = (found > 0)[self.memory.kinds[cells]]
         return known
 
-    def _on_trial(self, cells: Indices) -> NDArray[np.bool_]:
+    def _on_trial(self, cells: Indices) -> Mask:
         """Whether an uncertain arm of the same kind is still running: its result comes first."""
         running = self._running()
         if not len(running):
@@ -222,30 +220,27 @@ class AdaptiveSafeGP(Scheduler):
         *,
         charged: bool = True,
         infeasible: bool = False,
-    ) -> Choice:
+    ) -> Decision:
         probability = float(feasible[position])
         self._asked += 1
         self._rested_since[self.memory.kinds[cells[position]]] = self._asked
         if charged and not self._trusted[cells[position]]:
             self.risked += 1.0 - probability
             self._charge(1.0 - probability)
-        return Choice(
+        width, bounds = float(ndtri(self.certainty)), {}
+        for name in self.quantities:
+            mean, variance = self.memory.moments_of(name, int(cells[position]))
+            spread = width * math.sqrt(variance)
+            bounds[name] = from_logs(mean - spread, mean + spread)
+        return self._decision(
             int(cells[position]),
             reason,
             certified=probability >= self.certainty,
             p_feasible=probability,
-            bounds=self._bounds_of(int(cells[position])),
+            bounds=bounds,
             safe_arms=int((feasible >= self.certainty).sum()),
             infeasible=infeasible,
         )
-
-    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
-        width, bounds = float(ndtri(self.certainty)), {}
-        for name in self.quantities:
-            mean, variance = self.memory.moments_of(name, cell)
-            spread = width * math.sqrt(variance)
-            bounds[name] = from_logs(mean - spread, mean + spread)
-        return bounds
 
     def _believed(self, cells: Indices) -> LogBounds:
         width, bounds = float(ndtri(self.certainty)), {}
@@ -254,7 +249,7 @@ class AdaptiveSafeGP(Scheduler):
             bounds[name] = (mean - width * np.sqrt(variance), mean + width * np.sqrt(variance))
         return bounds
 
-    def _certified_cells(self) -> NDArray[np.bool_]:
+    def _certified_cells(self) -> Mask:
         feasible, _ = self.memory.feasible(np.arange(self.cells), self._log_limits)
         return feasible >= self.certainty
 
@@ -264,27 +259,30 @@ class AdaptiveSafeGP(Scheduler):
         return self.violation_rate * share - self.risked
 
     def _worth(self, cells: Indices, kept: int, mean: Array, sd: Array, feasible: Array) -> Array:
-        """What trying each arm is worth beyond running the kept one, per trial; at most 0 if not.
+        """What trying each arm is worth beyond running the kept one, in units of its energy.
 
-        In units of the kept arm's energy. Arms that are not worth a trial have -1; so have those
-        that the budget does not allow, and those of a component on which no arm is trusted, since
-        nothing is known of it.
+        -1 for arms that are not worth a trial, that the budget does not allow, or of whose kind
+        nothing is known.
         """
-        gain, spread = mean[kept] - mean, np.maximum(sd, 1e-9)
-        score = gain / spread
-        improvement = gain * ndtr(score) + spread * np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
-        value = WORTH * self.horizon * feasible * improvement
-        risk = 1.0 - feasible
-        # The mean of a log-normal: who knows little of an arm must reckon with its being dear.
-        cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
         worth = np.full(len(cells), -1.0)
+        risk = 1.0 - feasible
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
         allowed &= self._known(cells) & ~self._on_trial(cells)
-        worthy = np.flatnonzero(allowed & (value > cost))  # mostly none, once all is known
-        worthy = worthy[worthy != kept]
-        if not len(worthy):
+        allowed[kept] = False
+        trials = np.flatnonzero(allowed)
+        if not len(trials):
             return worth
-        value, cost, risk = value[worthy], cost[worthy], risk[worthy]
+        gain, spread, risk = mean[kept] - mean[trials], np.maximum(sd[trials], 1e-9), risk[trials]
+        score = gain / spread
+        improvement = gain * ndtr(score) + spread * np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
+        value = WORTH * self.horizon * feasible[trials] * improvement
+        # The mean of a log-normal: an uncertain arm is expected to be more expensive.
+        cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
+        pays = value > cost  # mostly none, once all is known
+        if not pays.any():
+            return worth
+        worthy = trials[pays]
+        value, cost, risk = value[pays], cost[pays], risk[pays]
         net = np.maximum(value * self.memory.learned(cells[worthy], self._running()) - cost, -1.0)
         # Where a little of the budget buys most: it is better kept until more is known.
         worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
@@ -297,18 +295,18 @@ class AdaptiveSafeGP(Scheduler):
         self.memory.tell_above(cell, values, above)
 
     def _fail(self, cell: int, now: float) -> None:
-        """A failed run says nothing of the objective; it counts as twice every limit."""
-        self.memory.tell_failed(cell, self._beyond_all())
+        """A failed run says nothing of the objective."""
+        self.memory.tell_failed(cell, self._twice_the_limits())
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        self.memory.recall(cell, values or self._beyond_all(), scatter, measured=bool(values))
+        self.memory.recall(cell, values or self._twice_the_limits(), scatter, measured=bool(values))
 
     def _refund(self, amount: float) -> None:
         self.risked -= amount
 
 
 class AdaptiveMemory(Stateful):
-    """Beliefs over all cells.
+    """Beliefs of ``AdaptiveSafeGP`` over all cells, and the detection of change.
 
     Parameters
     ----------
@@ -320,15 +318,13 @@ class AdaptiveMemory(Stateful):
         Of these quantities.
     by_power
         Whether the objective is an energy that is modelled as power times latency.
-    learn_kernel, notice_change
-        See ``AdaptiveSafeGP``.
 
     Attributes
     ----------
     beliefs
         By quantity.
     trials
-        Runs of each cell that were told, failed ones among them, shape (cells,).
+        Observed runs of each cell, failed ones included, shape (cells,).
     kinds
         A number for each combination of categorical levels, shape (cells,).
     changes
@@ -356,13 +352,13 @@ class AdaptiveMemory(Stateful):
         self.changes = 0
 
     def learn(self) -> None:
-        """Learn the kernels anew where enough was told."""
+        """Learn the kernels anew where enough was observed."""
         if self.learn_kernel:
             for belief in self.beliefs.values():
                 belief.learn()
 
     def moments(self, name: str, cells: Indices, running: Indices = NONE) -> tuple[Array, Array]:
-        """Mean and variance of the log of a quantity, once what is running will be told."""
+        """Mean and variance of the log of a quantity, once what is running will be observed."""
         belief = self.beliefs[name]
         mean, variance = belief.mean[cells], belief.sd_after(running)[cells] ** 2
         if name == self.objective and self.by_power:
@@ -377,8 +373,8 @@ class AdaptiveMemory(Stateful):
         mean = sum(float(belief.mean[cell]) for belief in beliefs)
         return mean, sum(float(belief.sd()[cell]) ** 2 for belief in beliefs)
 
-    def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, NDArray[np.bool_]]:
-        """Probability of being within every limit, and which arms are likely beyond one."""
+    def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, Mask]:
+        """Probability of being within every limit, and which cells likely violate one."""
         probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)
         for name, limit in log_limits.items():
             mean, variance = self.moments(name, cells)
@@ -396,11 +392,11 @@ class AdaptiveMemory(Stateful):
         return least
 
     def tell(self, cell: int, values: Values) -> None:
-        """Take in what was measured."""
+        """Observe a run that ended well."""
         self._take_in(cell, self._logs(values))
 
     def tell_above(self, cell: int, values: Values, above: Values) -> None:
-        """Take in a run that was stopped: what is known, and what to expect beyond the bounds."""
+        """Observe a stopped run: what was measured, and what to expect above the bounds."""
         logs = self._logs(values)
         for name in sorted(above, key=lambda name: name == self.objective):  # latency first
             bound = math.log(above[name])
@@ -410,11 +406,11 @@ class AdaptiveMemory(Stateful):
         self._take_in(cell, logs, measured=False)
 
     def tell_failed(self, cell: int, values: Values) -> None:
-        """Take in what a failed run counts as."""
+        """Observe what a failed run counts as."""
         self._take_in(cell, self._logs(values), measured=False)
 
     def recall(self, cell: int, values: Values, scatter: float, *, measured: bool = True) -> None:
-        """Take in what another table says, which is no change, whatever it says."""
+        """Observe a row of another table, which is never a change."""
         self.trials[cell] += scatter == 0.0
         for name, value in self._logs(values).items():
             if scatter:
@@ -423,7 +419,7 @@ class AdaptiveMemory(Stateful):
                 self.beliefs[name].tell(cell, value, measured=measured)
 
     def forget(self, kind: int) -> None:
-        """Drop what was measured of arms of a kind."""
+        """Drop the measurements of a kind."""
         alike = self.kinds == kind
         self._detector.reset(alike)
         self.trials[alike] = 0.0
@@ -431,7 +427,7 @@ class AdaptiveMemory(Stateful):
             belief.forget(alike)
 
     def _logs(self, values: Values) -> Values:
-        """Logs, energy as power if it is modelled so; without a latency it says nothing."""
+        """Logs, energy as power if it is modelled so; dropped if there is no latency."""
         logs = {name: math.log(value) for name, value in values.items()}
         if self.by_power and self.objective in logs:
             energy = logs.pop(self.objective)
@@ -440,7 +436,7 @@ class AdaptiveMemory(Stateful):
         return logs
 
     def _take_in(self, cell: int, logs: Values, *, measured: bool = True) -> None:
-        """Tell the beliefs, unless it contradicts them: then it is a change, or an outlier."""
+        """Update the beliefs; what contradicts them is a change, or an outlier to be clipped."""
         if self.notice_change and self.trials[cell] >= KNOWN:
             surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
             changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
@@ -478,18 +474,18 @@ class ChangeDetector(Stateful):
         self._sums = {name: np.zeros((2, cells)) for name in quantities}
 
     def changed(self, quantity: str, cell: int, deviation: float) -> bool:
-        """Take in a deviation, in standard deviations; whether there is enough evidence now."""
+        """Add a deviation, in standard deviations; whether there is enough evidence now."""
         sums, step = self._sums[quantity], clipped(deviation)
         for side, moved in enumerate((step, -step)):
             sums[side, cell] = max(0.0, sums[side, cell] + moved - SLACK)
         return bool(max(sums[:, cell]) >= ALARM)
 
-    def reset(self, cells: NDArray[np.bool_]) -> None:
+    def reset(self, cells: Mask) -> None:
         """Begin anew on some cells."""
         for sums in self._sums.values():
             sums[:, cells] = 0.0
 
 
 def clipped(deviation: float) -> float:
-    """A deviation as far as it is believed."""
+    """A deviation within +/- ``CLIP``."""
     return min(max(deviation, -CLIP), CLIP)

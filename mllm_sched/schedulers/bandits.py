@@ -3,11 +3,10 @@
 UCB, Thompson sampling and epsilon-greedy minimise one cost, on the same logarithmic scale as the
 Gaussian processes:
 
-    mean log energy  +  penalty x share of tasks beyond a limit
+    mean log energy  +  penalty x share of tasks that violate a limit
 
-Without a penalty it knows nothing of the limits. Every arm is tried once, in order, before any is
-tried twice. Sliding-window UCB, discounted UCB and EXP3 are for a world that changes. Constrained
-UCB and profile-then-commit know the limits.
+Every arm is tried once, in order, before any is tried twice. Sliding-window UCB, discounted UCB
+and EXP3 are for environments that change. Constrained UCB and profile-then-commit know the limits.
 """
 
 from __future__ import annotations
@@ -17,42 +16,46 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, least, within
-
-Array = NDArray[np.float64]
+from mllm_sched.schedulers.base import (
+    Array,
+    Decision,
+    Indices,
+    LogBounds,
+    Scheduler,
+    Values,
+    expect,
+    least,
+    within,
+)
 
 
 class CostStatistics(Scheduler):
-    """What was told of every cell, as a cost.
+    """Mean cost of every cell.
 
     Parameters
     ----------
     penalty
-        Cost of a task beyond a limit, in log energy: 1 makes it count as e times its energy.
-        0: energy alone.
+        Cost of a task that violates a limit, in log energy: 1 counts as e times its energy.
+        0: energy alone, whatever the limits.
 
     Notes
     -----
-    After a change of limits, shares of tasks beyond them begin anew. The verdict that no arm can
-    meet the limits is given when every arm was tried and none ever met them; the choice is then as
-    always.
+    After a change of limits, shares of violations begin anew. The verdict that no arm can meet the
+    limits is given when every arm was tried and none ever met them; the choice is then as always.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("counts", "totals", "checked", "beyond")
 
     def __init__(self, space: ArmSpace, *, penalty: float = 0.0, **common: Any) -> None:
         super().__init__(space, **common)
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty={penalty}: expected 0 or more")
+        expect(0 <= penalty < math.inf, f"penalty={penalty}", "0 or more")
         self.penalty = penalty
         self.counts = np.zeros(self.cells)
         self.totals = np.zeros(self.cells)  # of log energy
         self.checked = np.zeros(self.cells)  # against the limits as they are now
-        self.beyond = np.zeros(self.cells)
+        self.beyond = np.zeros(self.cells)  # those that violated one
 
     def costs(self) -> Array:
         """Mean cost of every cell, shape (cells,); of one without a result, the mean of all."""
@@ -65,25 +68,22 @@ class CostStatistics(Scheduler):
         return means
 
     def _believed(self, cells: Indices) -> LogBounds:
-        told = self.counts[cells]
-        means = np.where(told > 0, self.totals[cells] / np.maximum(told, 1e-12), np.nan)
+        counts = self.counts[cells]
+        means = np.where(counts > 0, self.totals[cells] / np.maximum(counts, 1e-12), np.nan)
         spread = self._spread(cells)
         return {self.objective: (means - spread, means + spread)}
 
     def _spread(self, cells: Indices) -> Array | float:
-        """How far a mean cost may be off, as far as the rule reckons with it."""
+        """Half-width of the bounds on a mean cost."""
         return 0.0
 
     def hopeless(self, cells: Indices) -> bool:
-        """Whether each of these cells was tried and was always beyond a limit."""
+        """Whether each of these cells was tried and always violated a limit."""
         beyond = self.beyond[cells]
         return bool(beyond.all() and (beyond == self.checked[cells]).all())
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
-        self._count(cell, math.log(values[self.objective]), self._is_beyond(values))
-
-    def _is_beyond(self, values: Values) -> bool:
-        return any(values[name] > limit for name, limit in self.limits.items())
+        self._count(cell, math.log(values[self.objective]), self._violates(values))
 
     def _count(self, cell: int, log_value: float, beyond: bool) -> None:
         self.counts[cell] += 1
@@ -97,24 +97,27 @@ class CostStatistics(Scheduler):
 
 
 class CostBandit(CostStatistics):
-    """Every arm is tried once; then a rule picks by mean costs.
+    """Every arm is tried once, running ones included; then ``_pick`` decides by mean costs."""
 
-    An arm that is still running counts as tried.
-    """
-
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         counts = self.counts[cells]
         if len(running := self._running()):
             counts = counts + np.bincount(running, minlength=self.cells)[cells]
         fewest = int(counts.argmin())
         if counts[fewest] == 0:
-            return Choice(int(cells[fewest]), "not tried yet")
+            return self._decision(int(cells[fewest]), "not tried yet")
         position, reason = self._pick(counts, self.costs()[cells])
-        return Choice(int(cells[position]), reason, infeasible=self.hopeless(cells))
+        return self._decision(int(cells[position]), reason, infeasible=self.hopeless(cells))
 
     @abstractmethod
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         """Position to play, and why, from trials and mean costs, each of shape (cells,)."""
+
+
+def _confidence(counts: Array) -> Array:
+    """The confidence term of UCB1, sqrt(2 ln t / n), from runs of each cell."""
+    term: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
+    return term
 
 
 class UCB(CostBandit):
@@ -123,16 +126,17 @@ class UCB(CostBandit):
     Parameters
     ----------
     exploration
-        Factor on the confidence term sqrt(2 ln t / n). The textbook's 1 is for rewards that fill
-        [0, 1] with noise; here it plays dozens of arms almost evenly for 1000 tasks. Measurements
-        scatter by some percent, so the default is 0.1, which favours this baseline.
+        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1], and plays
+        dozens of arms almost evenly for 1000 tasks. Measurements scatter by some percent, so the
+        default is 0.1, which favours this baseline.
     """
 
     name: ClassVar[str] = "ucb"
 
     def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
         super().__init__(space, **common)
-        self.exploration = _checked_exploration(exploration)
+        expect(0 <= exploration < math.inf, f"exploration={exploration}", "0 or more")
+        self.exploration = exploration
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         return least(costs - self._bonus(counts)), "least cost bound"
@@ -141,8 +145,7 @@ class UCB(CostBandit):
         return self._bonus(np.maximum(self.counts[cells], 1e-12))
 
     def _bonus(self, counts: Array) -> Array:
-        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
-        return self.exploration * bonus
+        return self.exploration * _confidence(counts)
 
 
 class Thompson(CostBandit):
@@ -159,7 +162,8 @@ class Thompson(CostBandit):
 
     def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
         super().__init__(space, **common)
-        self.exploration = _checked_exploration(exploration)
+        expect(0 <= exploration < math.inf, f"exploration={exploration}", "0 or more")
+        self.exploration = exploration
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
@@ -175,27 +179,20 @@ class EpsilonGreedy(CostBandit):
     Parameters
     ----------
     epsilon
-        Share of tasks spent on an arm drawn evenly, within [0, 1].
+        Share of tasks spent on a uniform random arm, within [0, 1].
     """
 
     name: ClassVar[str] = "epsilon-greedy"
 
     def __init__(self, space: ArmSpace, *, epsilon: float = 0.1, **common: Any) -> None:
         super().__init__(space, **common)
-        if not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon={epsilon}: expected within [0, 1]")
+        expect(0 <= epsilon <= 1, f"epsilon={epsilon}", "within [0, 1]")
         self.epsilon = epsilon
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
         if self.rng.random() < self.epsilon:
-            return int(self.rng.integers(len(costs))), "drawn evenly"
+            return int(self.rng.integers(len(costs))), "uniform random"
         return least(costs), "least mean cost"
-
-
-def _checked_exploration(exploration: float) -> float:
-    if not 0 <= exploration < math.inf:
-        raise ValueError(f"exploration={exploration}: expected 0 or more")
-    return exploration
 
 
 class SlidingWindowUCB(UCB):
@@ -212,8 +209,7 @@ class SlidingWindowUCB(UCB):
 
     def __init__(self, space: ArmSpace, *, window: int = 500, **common: Any) -> None:
         super().__init__(space, **common)
-        if not window >= 1:
-            raise ValueError(f"window={window}: expected 1 or more")
+        expect(window >= 1, f"window={window}", "1 or more")
         self.window = window
         self._cells = np.full(window, -1)
         self._logs = np.zeros(window)
@@ -222,7 +218,7 @@ class SlidingWindowUCB(UCB):
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._drop_oldest()
-        log_value, beyond = math.log(values[self.objective]), self._is_beyond(values)
+        log_value, beyond = math.log(values[self.objective]), self._violates(values)
         self._cells[self._place], self._logs[self._place] = cell, log_value
         self._beyond_then[self._place] = beyond
         self._place = (self._place + 1) % self.window
@@ -234,7 +230,7 @@ class SlidingWindowUCB(UCB):
             return
         self.counts[old] -= 1
         self.totals[old] -= self._logs[self._place]
-        if self.checked[old] > self.counts[old]:  # else it was told before the limits changed
+        if self.checked[old] > self.counts[old]:  # else it is from before the limits changed
             self.checked[old] -= 1
             self.beyond[old] -= self._beyond_then[self._place]
         if self.counts[old] == 0:
@@ -258,8 +254,7 @@ class DiscountedUCB(UCB):
 
     def __init__(self, space: ArmSpace, *, discount: float = 0.998, **common: Any) -> None:
         super().__init__(space, **common)
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount={discount}: expected within (0, 1]")
+        expect(0 < discount <= 1, f"discount={discount}", "within (0, 1]")
         self.discount = discount
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
@@ -276,7 +271,7 @@ class EXP3(CostStatistics):
     Parameters
     ----------
     exploration
-        Share of tasks drawn evenly, within (0, 1]; the learning rate as well.
+        Share of uniform random tasks, within (0, 1]; the learning rate as well.
     """
 
     name: ClassVar[str] = "exp3"
@@ -284,24 +279,25 @@ class EXP3(CostStatistics):
 
     def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
         super().__init__(space, **common)
-        if not 0 < exploration <= 1:
-            raise ValueError(f"exploration={exploration}: expected within (0, 1]")
+        expect(0 < exploration <= 1, f"exploration={exploration}", "within (0, 1]")
         self.exploration = exploration
         self._log_weights = np.zeros(self.cells)
         self._probability = np.ones(self.cells)  # with which each cell was last drawn
         self._least, self._most = math.inf, -math.inf
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         weights = np.exp(self._log_weights[cells] - self._log_weights[cells].max())
         even = self.exploration / len(cells)
         shares = (1.0 - self.exploration) * weights / weights.sum() + even
         position = int(self.rng.choice(len(cells), p=shares / shares.sum()))
         self._probability[cells[position]] = shares[position]
-        return Choice(int(cells[position]), "drawn by weight", infeasible=self.hopeless(cells))
+        return self._decision(
+            int(cells[position]), "drawn by weight", infeasible=self.hopeless(cells)
+        )
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         super()._learn(cell, values, now)
-        cost = math.log(values[self.objective]) + self.penalty * self._is_beyond(values)
+        cost = math.log(values[self.objective]) + self.penalty * self._violates(values)
         self._least, self._most = min(self._least, cost), max(self._most, cost)
         spread = max(self._most - self._least, 1e-12)
         reward = (self._most - cost) / spread
@@ -311,7 +307,7 @@ class EXP3(CostStatistics):
 
 
 class MeanBandit(Scheduler):
-    """Mean log of every quantity of every cell; a failed run counts as twice every limit."""
+    """Mean log of every quantity of every cell."""
 
     STATE: ClassVar[tuple[str, ...]] = ("counts", "totals")
 
@@ -326,35 +322,35 @@ class MeanBandit(Scheduler):
             self.totals[quantity][cell] += math.log(value)
 
     def _believed(self, cells: Indices) -> LogBounds:
-        told = np.maximum(self.counts[cells], 1e-12)
-        slack = np.where(self.counts[cells] > 0, self._slack(told), np.nan)
-        means = {name: total[cells] / told for name, total in self.totals.items()}
+        counts = np.maximum(self.counts[cells], 1e-12)
+        slack = np.where(self.counts[cells] > 0, self._slack(counts), np.nan)
+        means = {name: total[cells] / counts for name, total in self.totals.items()}
         return {name: (mean - slack, mean + slack) for name, mean in means.items()}
 
     def _slack(self, counts: Array) -> Array:
-        """How far means of so many runs may be off, as far as the rule reckons with it."""
+        """Half-width of the bounds on means of so many runs."""
         return np.zeros(len(counts))
 
     def _trials(self, cells: Indices) -> Array:
-        """Runs of each cell, those that are not told yet among them."""
+        """Runs of each cell, running ones included."""
         running = np.bincount(self._running(), minlength=self.cells)
         return self.counts[cells] + running[cells]
 
-    def _best(self, cells: Indices, slack: Array, reason: str) -> Choice:
+    def _best(self, cells: Indices, slack: Array, reason: str) -> Decision:
         """Least mean objective within the limits, every mean lowered by its slack."""
-        told = np.flatnonzero(self.counts[cells])
-        if not len(told):  # all of them are still running
-            return Choice(int(cells[0]), "nothing told yet")
-        everyone = len(told) == len(cells)  # else some may yet turn out to be within
-        cells, slack, counts = cells[told], slack[told], self.counts[cells[told]]
+        observed = np.flatnonzero(self.counts[cells])
+        if not len(observed):  # all of them are still running
+            return self._decision(int(cells[0]), "nothing told yet")
+        everyone = len(observed) == len(cells)  # else some may yet turn out to be within
+        cells, slack, counts = cells[observed], slack[observed], self.counts[cells[observed]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
         excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
         if not within(excess, 0.0).any():
             reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
             cell = int(cells[least(excess)])
-            return Choice(cell, f"{reason}: least beyond them", infeasible=everyone)
+            return self._decision(cell, f"{reason}: least beyond them", infeasible=everyone)
         best = least(np.where(within(excess, 0.0), low[self.objective], np.inf))
-        return Choice(int(cells[best]), reason)
+        return self._decision(int(cells[best]), reason)
 
 
 class ConstrainedUCB(MeanBandit):
@@ -363,32 +359,28 @@ class ConstrainedUCB(MeanBandit):
     Parameters
     ----------
     exploration
-        Factor on the confidence term sqrt(2 ln t / n) of logs; see ``UCB``.
+        Factor on the confidence term; see ``UCB``.
     """
 
     name: ClassVar[str] = "constrained-ucb"
 
     def __init__(self, space: ArmSpace, *, exploration: float = 0.1, **common: Any) -> None:
         super().__init__(space, **common)
-        if not 0 <= exploration < math.inf:
-            raise ValueError(f"exploration={exploration}: expected 0 or more")
+        expect(0 <= exploration < math.inf, f"exploration={exploration}", "0 or more")
         self.exploration = exploration
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         trials = self._trials(cells)
         if trials.min() == 0:
-            return Choice(int(cells[trials.argmin()]), "not tried yet")
+            return self._decision(int(cells[trials.argmin()]), "not tried yet")
         return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
 
     def _slack(self, counts: Array) -> Array:
-        bonus: Array = np.sqrt(2.0 * math.log(max(counts.sum(), 1.0)) / counts)
-        return self.exploration * bonus
+        return self.exploration * _confidence(counts)
 
 
 class ProfileThenCommit(MeanBandit):
     """Every arm some times, in order; then for good the least mean energy within the limits.
-
-    What an engineer would do by hand.
 
     Parameters
     ----------
@@ -400,14 +392,13 @@ class ProfileThenCommit(MeanBandit):
 
     def __init__(self, space: ArmSpace, *, rounds: int = 2, **common: Any) -> None:
         super().__init__(space, **common)
-        if not rounds >= 1:
-            raise ValueError(f"rounds={rounds}: expected 1 or more")
+        expect(rounds >= 1, f"rounds={rounds}", "1 or more")
         self.rounds = rounds
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         trials = self._trials(cells)
         if trials.min() < self.rounds:
-            return Choice(int(cells[trials.argmin()]), "profiled first")
+            return self._decision(int(cells[trials.argmin()]), "profiled first")
         return self._best(cells, self._slack(trials), "least mean energy within the limits")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:

@@ -10,47 +10,125 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.atomic_io import write_whole
 from mllm_sched.measurement import check_quantity
-from mllm_sched.schedulers.decision import Choice, Decision, from_logs
-from mllm_sched.schedulers.persistence import (
-    StateError,
-    factor_words,
-    pack,
-    plain,
-    restored,
-    unpack,
-)
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.gp import Hyperparameters
+from mllm_sched.schedulers.persistence import StateError, Stateful, pack, unpack
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 Context = Mapping[str, Level]
 Values = dict[str, float]  # by quantity
+Intervals = Mapping[str, tuple[float, float]]  # of one arm, in the unit of each quantity
 LogBounds = dict[str, tuple[Array, Array]]  # by quantity: lower and upper bounds of its log
 NONE: Indices = np.zeros(0, dtype=np.int64)
 TWICE = 2.0  # times every limit: what a failed run counts as
 SCHEDULERS: dict[str, type[Scheduler]] = {}  # by name; ``registry.py`` enters them
 
+# Scores, logs of quantities mostly, are compared to nine decimals: processors and libraries differ
+# from the 13th on, and arms that are alike by symmetry have to tie everywhere. Comparisons with a
+# number that no symmetry meets, such as a budget or a probability, stay exact.
+DECIMALS = 9
+
+
+def least(scores: ArrayLike) -> int:
+    """Index of the least score; ties to nine decimals break to the lowest index.
+
+    >>> least([2.0, 0.1 + 0.2, 0.3])
+    1
+    """
+    return int(np.round(np.asarray(scores), DECIMALS).argmin())
+
+
+def greatest(scores: ArrayLike) -> int:
+    """Index of the greatest score; ties as in ``least``."""
+    return int(np.round(np.asarray(scores), DECIMALS).argmax())
+
+
+def within(scores: ArrayLike, limit: float) -> Mask:
+    """Whether each score is at most the limit, or equal to it within rounding."""
+    return np.asarray(scores) <= limit + 0.5 * 10.0**-DECIMALS
+
+
+def from_logs(log_low: float, log_high: float) -> tuple[float, float]:
+    """Bounds of a value from those of its log; overflow is infinite."""
+    return math.exp(min(log_low, 700.0)), math.exp(log_high) if log_high < 700.0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An arm to run now, and why.
+
+    Attributes
+    ----------
+    id
+        Hand it back to ``tell``.
+    arm
+        What to run.
+    reason
+        One short phrase: why this arm.
+    certified
+        Whether the scheduler holds the arm to be within every limit.
+    p_feasible
+        The scheduler's probability that it is, if it has one.
+    bounds
+        Bounds on the true mean of each quantity of this arm, in its unit; empty for a scheduler
+        without bounds.
+    safe_arms
+        How many of the arms that could be chosen are certified, if the scheduler certifies any.
+    infeasible
+        The verdict that no arm can meet the limits. The arm then violates them least, but for
+        bandits that know costs alone.
+
+    Examples
+    --------
+    >>> from mllm_sched import ArmSpace, make_scheduler
+    >>> space = ArmSpace.agx_orin()
+    >>> scheduler = make_scheduler("fixed", space, limits={"latency_s": 0.2}, seeds=[space[59]])
+    >>> print(scheduler.ask())
+    component=dla, power_w=60, load=1.0: fixed
+    """
+
+    id: int
+    arm: Arm
+    reason: str
+    certified: bool = False
+    p_feasible: float | None = None
+    bounds: Intervals = field(default_factory=dict)
+    safe_arms: int | None = None
+    infeasible: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.arm}: {self.reason}"]
+        if self.p_feasible is not None:
+            parts.append(f"within the limits with probability {self.p_feasible:.3f}")
+        parts += [f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in self.bounds.items()]
+        if self.safe_arms is not None:
+            parts.append(f"{self.safe_arms} arms certified")
+        return "; ".join(parts)
+
 
 class Scheduler(Stateful, ABC):
     """Chooses arms, one decision at a time.
 
-    A rule sees *cells*: cell = context x number of arms + arm. Without contexts a cell is an arm.
+    Subclasses see *cells*: cell = context x number of arms + arm. Without contexts a cell is an
+    arm. They implement ``_choose`` and ``_learn``.
 
     Parameters
     ----------
     space
-        The arms: all that may ever be there. Which of them can run now is said with each ``ask``.
+        All arms that may ever be available.
     objective
         The quantity to minimise.
     limits
@@ -58,7 +136,7 @@ class Scheduler(Stateful, ABC):
     seeds
         Arms trusted to be within the limits before anything is known.
     rng
-        Seed or generator; all randomness of the rule comes from it.
+        Seed or generator of all randomness.
     contexts
         Factors that are given with each task instead of chosen.
     """
@@ -79,24 +157,23 @@ class Scheduler(Stateful, ABC):
         rng: int | np.random.Generator = 0,
         contexts: Sequence[Factor] = (),
     ) -> None:
-        self.objective, self.limits = objective, checked_limits(limits)
-        self._log_limits = log_limits(self.limits)
-        self.space = space
+        self._set_limits(limits)
+        self.space, self.objective = space, objective
         self.quantities = tuple(dict.fromkeys([objective, *limits]))
         self.seeds: Indices = np.array([space.index(arm) for arm in seeds], dtype=np.int64)
         self.rng = np.random.default_rng(rng)
         self.contexts = ArmSpace(contexts) if contexts else None
         self.joint = _joint(tuple(contexts), space.factors) if contexts else space  # cells as arms
         self.cells = len(self.joint)
-        self.steps = 0  # measurements told so far
+        self.steps = 0  # runs observed so far
         self.plays = np.zeros(self.cells, dtype=np.int64)  # the same, of each cell
         self._all_arms: Indices = np.arange(len(space))
         self._open: dict[int, int] = {}  # decision id -> cell
         self._next_id = 0
-        self._charged: dict[int, float] = {}  # decision id -> what ``_charge`` noted for it
-        self._latest = 0.0  # latest time that was said
-        self._worst_objective = 0.0  # what a run counts as that failed
-        self._held: list[list[Any]] = []  # cells and values that wait for a worst objective
+        self._charged: dict[int, float] = {}  # decision id -> what it took of a budget of risk
+        self._latest = 0.0  # latest time that was given
+        self._worst_objective = 0.0  # what a failed run counts as
+        self._held: list[list[Any]] = []  # [cell, values] that wait for a worst objective
 
     def ask(
         self,
@@ -104,7 +181,7 @@ class Scheduler(Stateful, ABC):
         available: Iterable[Arm] | None = None,
         now: float | None = None,
     ) -> Decision:
-        """The arm to run next. Rules that can, allow for the arms that still run.
+        """The arm to run next.
 
         Parameters
         ----------
@@ -113,27 +190,17 @@ class Scheduler(Stateful, ABC):
         available
             The arms that can run now; all by default.
         now
-            Time in the unit of the forgetting rate; by default the number of tasks told, or the
-            latest time that was said.
+            Time in the unit of the forgetting rate; by default the number of observed runs, or the
+            latest time that was given.
         """
-        offset = self._first_cell(context)
+        first = self._first_cell(context)
         arms = self._all_arms
         if available is not None:
             arms = np.unique([self.space.index(arm) for arm in available]).astype(np.int64)
             if not len(arms):
                 raise ValueError("available=[]: no arm to choose from")
-        choice = self._choose(arms + offset if offset else arms, self._note_time(now))
-        decision = Decision(
-            self._next_id,
-            self.space[choice.cell - offset],
-            choice.reason,
-            choice.certified,
-            choice.p_feasible,
-            choice.bounds,
-            choice.safe_arms,
-            choice.infeasible,
-        )
-        self._open[decision.id] = choice.cell
+        decision = self._choose(arms + first if first else arms, self._note_time(now))
+        self._open[decision.id] = first + decision.arm.index
         self._next_id += 1
         return decision
 
@@ -146,11 +213,10 @@ class Scheduler(Stateful, ABC):
         now: float | None = None,
         **quantities: float,
     ) -> None:
-        """What the arm of that decision took.
+        """Observe what the arm of a decision took; in any order, and late.
 
-        Decisions may be told in any order, and late. Give every quantity of the objective and the
-        limits, or the reason in ``failed``. Quantities the rule has no use for are checked and
-        ignored.
+        Give every quantity of the objective and the limits, or the reason in ``failed``. Other
+        quantities are checked and ignored.
 
         Parameters
         ----------
@@ -159,7 +225,7 @@ class Scheduler(Stateful, ABC):
         failed
             Why there is no result.
         above
-            For a run that was stopped: what is only known to be more than this, for example
+            For a run that was stopped: lower bounds of what it would have taken, for example
             ``{"latency_s": 2.0}``. Quantities that nobody measured may then be left out.
         now
             When it was measured; by default now.
@@ -172,8 +238,9 @@ class Scheduler(Stateful, ABC):
             For an unknown or finished decision, or a value that is missing, NaN or not above 0.
             The decision then stays open and can be told again.
         """
-        told = self.would_learn(decision_id, failed=failed, above=above, **quantities)
-        cell, values, bounds = told
+        cell, values, bounds = self.would_learn(
+            decision_id, failed=failed, above=above, **quantities
+        )
         del self._open[decision_id]
         self._charged.pop(decision_id, None)
         self._observe(cell, values, bounds, self._note_time(now))
@@ -188,17 +255,21 @@ class Scheduler(Stateful, ABC):
         above: Mapping[str, float] | None = None,
         **quantities: float,
     ) -> tuple[int, Values, Values]:
-        """The cell, values and bounds that ``tell`` would learn; nothing is changed.
-
-        Raises
-        ------
-        ValueError
-            As ``tell`` does.
-        """
-        cell = self._cell_of(decision_id)
-        bounds = told_bounds(self.quantities, above or {}, quantities)
-        values = {} if failed else told_values(self.quantities, quantities, partial=bool(bounds))
-        return cell, values, {} if failed else bounds
+        """The cell, values and bounds that ``tell`` would learn; raises as ``tell`` does."""
+        cell, bounds = self._cell_of(decision_id), {}
+        if above:
+            if both := sorted(set(above) & set(quantities)):
+                raise ValueError(f"tell: {', '.join(both)} both as measured and in above=")
+            bounds = {name: check_quantity(f"above {name}", value) for name, value in above.items()}
+            bounds = {name: bounds[name] for name in self.quantities if name in bounds}
+        if failed:
+            return cell, {}, {}
+        checked = {name: check_quantity(name, value) for name, value in quantities.items()}
+        values = {name: checked[name] for name in self.quantities if name in checked}
+        if len(values) < len(self.quantities) and not bounds:
+            missing = ", ".join(name for name in self.quantities if name not in values)
+            raise ValueError(f"tell: no value for {missing}; or say failed='why'")
+        return cell, values, bounds
 
     def cancel(self, decision_id: int) -> None:
         """The arm of that decision never ran, so nothing is learned of it.
@@ -215,12 +286,11 @@ class Scheduler(Stateful, ABC):
             raise ValueError(
                 f"limits on {', '.join(limits)}: expected one on each of {', '.join(self.limits)}"
             )
-        self.limits = {name: checked_limits(limits)[name] for name in self.limits}
-        self._log_limits = log_limits(self.limits)
+        self._set_limits({name: limits[name] for name in self.limits})
         self._limits_changed()
 
-    def belief_table(self, context: Mapping[str, Level] | None = None) -> pd.DataFrame:
-        """What is believed of every arm now. Looking changes nothing.
+    def belief_table(self, context: Context | None = None) -> pd.DataFrame:
+        """Posterior bounds per arm; changes nothing.
 
         Parameters
         ----------
@@ -229,27 +299,27 @@ class Scheduler(Stateful, ABC):
 
         Returns
         -------
-        One row an arm, in the order of the space: ``arm`` (index); for each quantity, such as
-        ``energy_j``, ``energy_j_low`` and ``energy_j_high``, between which the rule believes its
-        true mean to be (NaN where it has no belief); ``certified``; ``plays`` (runs told so far).
-        A rule that keeps means alone has both bounds there.
+        One row an arm, in the order of the space: ``arm`` (index); for each quantity bounds on its
+        true mean, such as ``energy_j_low`` and ``energy_j_high`` (NaN where there is no belief; the
+        same mean twice from a scheduler that keeps means alone); ``certified``; ``plays`` (runs
+        observed so far).
 
         Examples
         --------
         >>> from mllm_sched import make_scheduler
         >>> space = ArmSpace.agx_orin()
-        >>> rule = make_scheduler("ucb", space, limits={"latency_s": 0.2})
-        >>> rule.tell(rule.ask().id, energy_j=3.2, latency_s=0.13)
-        >>> rule.belief_table().loc[0, ["energy_j_low", "energy_j_high", "plays"]].round(3).tolist()
+        >>> ucb = make_scheduler("ucb", space, limits={"latency_s": 0.2})
+        >>> ucb.tell(ucb.ask().id, energy_j=3.2, latency_s=0.13)
+        >>> ucb.belief_table().loc[0, ["energy_j_low", "energy_j_high", "plays"]].round(3).tolist()
         [3.2, 3.2, 1.0]
         """
         arms = np.arange(len(self.space))
         cells = arms + self._first_cell(context)
-        nothing = (np.full(len(arms), np.nan),) * 2
+        unknown = (np.full(len(arms), np.nan),) * 2
         bounds, columns = self._believed(cells), {}
         for name in self.quantities:
-            low, high = bounds.get(name, nothing)
-            with np.errstate(over="ignore"):  # what no number can hold is infinite
+            low, high = bounds.get(name, unknown)
+            with np.errstate(over="ignore"):
                 columns[f"{name}_low"], columns[f"{name}_high"] = np.exp(low), np.exp(high)
         certified = self._certified_cells()[cells]
         return pd.DataFrame(
@@ -264,21 +334,37 @@ class Scheduler(Stateful, ABC):
         table
             Of measurements, as ``read_table`` returns it.
         scatter
-            For a table of another board: how far its arms are from ours, as a standard deviation
-            in logs; 0.2 means some 20 %. All that it says of an arm then counts as one vague
-            measurement. 0: it is the same board, and every row counts, as far as the rule learns
-            from so many.
+            For a table of another device: how far its arms are from ours, as a standard deviation
+            in logs; 0.2 means some 20 %. All rows of an arm then count as one vague measurement.
+            0: the same device, and every row counts.
         """
         if not 0 <= scatter < np.inf:
             raise ValueError(f"scatter={scatter}: expected 0 or more")
         missing = [name for name in (*self.joint.names, *self.quantities) if name not in table]
         if missing:
             raise ValueError(f"warm start: the table lacks the columns {', '.join(missing)}")
-        for cell, values in rows_of(table, self.joint, self.quantities, merged=scatter > 0):
+        runs: Iterable[tuple[int, Values]] = self._runs_of(table)
+        if scatter:
+            by_cell: dict[int, list[Values]] = {}
+            for cell, values in runs:
+                by_cell.setdefault(cell, []).append(values)
+            runs = [(cell, _geometric_mean(values)) for cell, values in by_cell.items()]
+        for cell, values in runs:
             self._recall(cell, values, scatter)
 
+    def _runs_of(self, table: pd.DataFrame) -> list[tuple[int, Values]]:
+        """Cell and values of every row; no values where it failed."""
+        runs = []
+        for row in table.to_dict("records"):
+            cell = self.joint.arm(**{name: row[name] for name in self.joint.names}).index
+            reason = row.get("failed")  # an empty one reads as NaN from a file
+            failed = bool(reason) and not pd.isna(reason)
+            names = () if failed else self.quantities
+            runs.append((cell, {name: check_quantity(name, row[name]) for name in names}))
+        return runs
+
     def save(self, path: str | Path) -> Path:
-        """Write all that is known to a file, from which ``load`` goes on to the last bit.
+        """Write the scheduler to a file, from which ``load`` goes on to the last bit.
 
         An interrupted call leaves the file as it was. Raises ValueError if the scheduler holds
         something that no file can, such as a function.
@@ -293,8 +379,8 @@ class Scheduler(Stateful, ABC):
         Raises
         ------
         StateError
-            A ValueError, if the file is truncated, edited, of a newer version, no such file at
-            all, or of another rule.
+            A ValueError, if the file is truncated, edited, of a newer version, missing, or of
+            another scheduler.
         """
         try:
             data = Path(path).read_bytes()
@@ -317,7 +403,7 @@ class Scheduler(Stateful, ABC):
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str = "these bytes") -> Self:
-        """The scheduler in what ``to_bytes`` made; errors call it by its ``path``."""
+        """The scheduler in what ``to_bytes`` made; errors name its ``path``."""
         name, made, state = unpack(data, path)
         kind = SCHEDULERS.get(name)
         if kind is None:
@@ -332,7 +418,7 @@ class Scheduler(Stateful, ABC):
                 limits=made["limits"],
                 seeds=[space[seed] for seed in made["seeds"]],
                 contexts=[Factor(**factor) for factor in made["contexts"]],
-                **{name: restored(value, space) for name, value in made["settings"].items()},
+                **{name: _restored(value, space) for name, value in made["settings"].items()},
             )
             scheduler.set_state(state)
         except (KeyError, TypeError, ValueError) as error:
@@ -341,7 +427,7 @@ class Scheduler(Stateful, ABC):
 
     @classmethod
     def _settings(cls) -> Iterator[str]:
-        """Names of a rule's own settings: keywords of its classes, without those of all rules."""
+        """Names of the scheduler's own settings: the keywords that not every scheduler has."""
         for base in cls.__mro__[: cls.__mro__.index(Scheduler)]:
             if "__init__" in vars(base):
                 for parameter in inspect.signature(base).parameters.values():
@@ -349,23 +435,67 @@ class Scheduler(Stateful, ABC):
                         yield parameter.name
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """See ``Stateful``; ids of decisions are numbers, which no key of a file is."""
+        """See ``Stateful``; decision ids are numbers, which JSON has not as keys."""
         super().set_state(state)
         self._open = {int(decision): int(cell) for decision, cell in state["_open"].items()}
         self._charged = {int(decision): risk for decision, risk in state["_charged"].items()}
 
     @property
     def changes(self) -> int:
-        """How often the rule noticed, since it was made, that an arm is not what it was."""
+        """How often the scheduler noticed, since it was made, that an arm has changed."""
         return 0
 
+    # What subclasses implement or extend.
+
     @abstractmethod
-    def _choose(self, cells: Indices, now: float) -> Choice:
-        """Pick one of these cells; ties break to the lowest index."""
+    def _choose(self, cells: Indices, now: float) -> Decision:
+        """A decision for one of these cells; ties break to the lowest index."""
 
     @abstractmethod
     def _learn(self, cell: int, values: Values, now: float) -> None:
-        """Take in what was measured, by quantity: all ``quantities``, but for censored runs."""
+        """Learn from a measurement: all ``quantities``, but for stopped runs."""
+
+    def _fail(self, cell: int, now: float) -> None:
+        """Learn from a failed run: by default twice every limit, and the worst objective known."""
+        self._learn_at_worst(cell, self._twice_the_limits(), now)
+
+    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
+        """Learn from a stopped run: by default its bounds as values, the worst objective known.
+
+        A run that was stopped at a limit violates it, and counts as twice the limit, like a failed
+        one. A limited quantity without value and bound counts as the limit.
+        """
+        bounds = {
+            name: max(bound, TWICE * self.limits[name])
+            if bound >= self.limits.get(name, np.inf)
+            else bound
+            for name, bound in above.items()
+        }
+        self._learn_at_worst(cell, {**self.limits, **values, **bounds}, now)
+
+    def _recall(self, cell: int, values: Values, scatter: float) -> None:
+        """Learn from a row of another table; ``values`` is empty where the run failed."""
+        self._observe(cell, values, {}, self._note_time(None))
+
+    def _refund(self, amount: float) -> None:
+        """Called with what a cancelled decision took of a budget."""
+
+    def _limits_changed(self) -> None:
+        """Called when ``limits`` has new values."""
+
+    def _believed(self, cells: Indices) -> LogBounds:
+        """Bounds of the logs of the quantities of some cells; none by default."""
+        return {}
+
+    def _certified_cells(self) -> Mask:
+        """Which cells are certified to be within every limit, shape (cells,)."""
+        return np.zeros(self.cells, dtype=bool)
+
+    # What they use.
+
+    def _decision(self, cell: int, reason: str, **known: Any) -> Decision:
+        """The next decision: this cell, and what is known of it."""
+        return Decision(self._next_id, self.space[cell % len(self.space)], reason, **known)
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         if self.objective in values:
@@ -380,28 +510,6 @@ class Scheduler(Stateful, ABC):
         else:
             self._fail(cell, now)
 
-    def _fail(self, cell: int, now: float) -> None:
-        """Take in a failed run: by default as twice every limit, and the worst objective known."""
-        self._learn_at_worst(cell, self._beyond_all(), now)
-
-    def _beyond_all(self) -> Values:
-        """What a failed run counts as."""
-        return {name: TWICE * limit for name, limit in self.limits.items()}
-
-    def _censor(self, cell: int, values: Values, above: Values, now: float) -> None:
-        """Take in a stopped run: by default its bounds as the values, the worst objective known.
-
-        A run that was stopped at a limit did not meet it, and counts as twice the limit, like a
-        failed one. A limited quantity of which nothing is said counts as the limit.
-        """
-        bounds = {
-            name: max(bound, TWICE * self.limits[name])
-            if bound >= self.limits.get(name, np.inf)
-            else bound
-            for name, bound in above.items()
-        }
-        self._learn_at_worst(cell, {**self.limits, **values, **bounds}, now)
-
     def _learn_at_worst(self, cell: int, values: Values, now: float) -> None:
         """With the worst objective known where there is none; wait for one as long as none is."""
         if self.objective in values:
@@ -411,36 +519,18 @@ class Scheduler(Stateful, ABC):
         else:
             self._held.append([cell, values])
 
-    def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        """Take in a row of another table; ``values`` is empty where the run failed."""
-        self._observe(cell, values, {}, self._note_time(None))
+    def _twice_the_limits(self) -> Values:
+        """What a failed run counts as."""
+        return {name: TWICE * limit for name, limit in self.limits.items()}
+
+    def _violates(self, values: Values) -> bool:
+        return any(values.get(name, 0.0) > limit for name, limit in self.limits.items())
 
     def _charge(self, amount: float) -> None:
         """Note what the decision that is being made takes of a budget."""
         self._charged[self._next_id] = amount
 
-    def _refund(self, amount: float) -> None:
-        """Called with what a cancelled decision took."""
-
-    def _limits_changed(self) -> None:
-        """Called when ``limits`` has new values."""
-
-    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
-        """Between which values each quantity of a cell is believed to be."""
-        believed = self._believed(np.array([cell]))
-        return {
-            name: from_logs(float(low[0]), float(high[0])) for name, (low, high) in believed.items()
-        }
-
-    def _believed(self, cells: NDArray[np.int64]) -> LogBounds:
-        """Bounds of the logs of the quantities of some cells; nothing by default."""
-        return {}
-
-    def _certified_cells(self) -> NDArray[np.bool_]:
-        """Whether the rule holds each cell to be within every limit, shape (cells,)."""
-        return np.zeros(len(self.plays), dtype=bool)
-
-    def _trusted_cells(self) -> NDArray[np.bool_]:
+    def _trusted_cells(self) -> Mask:
         """Whether the arm of each cell is a seed, shape (cells,); ValueError if there is none."""
         if not len(self.seeds):
             raise ValueError(f"seeds=[]: {self.name} needs at least one arm trusted to be safe")
@@ -459,7 +549,7 @@ class Scheduler(Stateful, ABC):
             raise ValueError(f"decision {decision_id}: {state}; open decisions: {[*self._open]}")
         return self._open[decision_id]
 
-    def _first_cell(self, context: Mapping[str, Level] | None) -> int:
+    def _first_cell(self, context: Context | None) -> int:
         """First cell of a context."""
         if self.contexts is None:
             if context:
@@ -470,98 +560,66 @@ class Scheduler(Stateful, ABC):
         return self.contexts.arm(**context).index * len(self.space)
 
     def _note_time(self, now: float | None) -> float:
-        """The time to go by; remembers the latest that was said."""
+        """The time to go by; remembers the latest that was given."""
         if now is None:
             return max(float(self.steps), self._latest)
         self._latest = max(self._latest, float(now))
         return float(now)
 
-
-def checked_limits(limits: Mapping[str, float]) -> Values:
-    """The limits as numbers; ValueError if there are none, or one is not finite and above 0."""
-    if not limits:
-        raise ValueError("limits={}: give at least one, for example {'latency_s': 0.2}")
-    return {name: check_quantity(f"limit {name}", limit) for name, limit in limits.items()}
-
-
-def log_limits(limits: Values) -> Values:
-    """Logs of checked limits."""
-    return {name: math.log(limit) for name, limit in limits.items()}
+    def _set_limits(self, limits: Mapping[str, float]) -> None:
+        if not limits:
+            raise ValueError("limits={}: give at least one, for example {'latency_s': 0.2}")
+        self.limits = {name: check_quantity(f"limit {name}", v) for name, v in limits.items()}
+        self._log_limits = {name: math.log(limit) for name, limit in self.limits.items()}
 
 
-def told_values(names: Sequence[str], quantities: Mapping[str, Any], *, partial: bool) -> Values:
-    """The named quantities of a run, checked; ValueError if one is missing and all are wanted."""
-    checked = {name: check_quantity(name, value) for name, value in quantities.items()}
-    told = {name: checked[name] for name in names if name in checked}
-    if len(told) < len(names) and not partial:
-        missing = ", ".join(name for name in names if name not in told)
-        raise ValueError(f"tell: no value for {missing}; or say failed='why'")
-    return told
+def expect(holds: bool, setting: str, expected: str) -> None:
+    """Raise ValueError for a setting, written as ``name=value``, unless the condition holds."""
+    if not holds:
+        raise ValueError(f"{setting}: expected {expected}")
 
 
-def told_bounds(
-    names: Sequence[str], above: Mapping[str, float], quantities: Mapping[str, float]
-) -> Values:
-    """What a stopped run is known to be above, checked; ValueError if it was measured as well."""
-    if not above:
-        return {}
-    twice = sorted(set(above) & set(quantities))
-    if twice:
-        raise ValueError(f"tell: {', '.join(twice)} both as measured and in above=")
-    bounds = {name: check_quantity(f"above {name}", value) for name, value in above.items()}
-    return {name: bounds[name] for name in names if name in bounds}
+def factor_words(factor: Factor) -> dict[str, Any]:
+    """A factor as JSON; ``Factor(**words)`` is the factor again."""
+    return {
+        "name": factor.name,
+        "levels": list(factor.levels),
+        "log": factor.log,
+        "labels": list(factor.labels),
+    }
 
 
-def rows_of(
-    table: pd.DataFrame, cells: ArmSpace, quantities: Sequence[str], *, merged: bool
-) -> list[tuple[int, dict[str, float]]]:
-    """Cell and values of every run; no values where it failed.
-
-    Parameters
-    ----------
-    table
-        With a column for every factor of the cells and every quantity.
-    cells
-        Contexts and arms.
-    quantities
-        What to take from the table.
-    merged
-        Make one run of all on the same cell: their geometric mean, or a failure if all failed.
-
-    Raises
-    ------
-    ValueError
-        For a level that the cells do not have, or a value that is not above 0.
-    """
-    runs = [
-        (
-            cells.arm(**{name: row[name] for name in cells.names}).index,
-            {} if _failed(row) else {name: check_quantity(name, row[name]) for name in quantities},
-        )
-        for row in table.to_dict("records")
-    ]
-    if not merged:
-        return runs
-    by_cell: dict[int, list[dict[str, float]]] = {}
-    for cell, values in runs:
-        by_cell.setdefault(cell, []).append(values)
-    return [(cell, _mean([v for v in values if v])) for cell, values in by_cell.items()]
+def plain(value: Any) -> Any:
+    """A setting with its arms and hyperparameters as JSON; arrays stay arrays."""
+    if isinstance(value, Arm):
+        return {"arm": value.index}
+    if isinstance(value, Hyperparameters):
+        return {"hyperparameters": asdict(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
-def _failed(row: dict[str, object]) -> bool:
-    """An empty reason reads as NaN from a file."""
-    reason = row.get("failed")
-    return bool(reason) and not pd.isna(reason)
+def _restored(value: Any, space: ArmSpace) -> Any:
+    """The inverse of ``plain``."""
+    if not isinstance(value, dict):
+        return value
+    if list(value) == ["arm"]:
+        return space[value["arm"]]
+    if list(value) == ["hyperparameters"]:
+        given = value["hyperparameters"]
+        return Hyperparameters(**{**given, "factors": tuple(given["factors"])})
+    return {key: _restored(item, space) for key, item in value.items()}
 
 
-def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Geometric mean of every quantity; nothing of nothing."""
-    if not runs:
-        return {}
-    return {name: float(np.exp(np.mean(np.log([run[name] for run in runs])))) for name in runs[0]}
+def _geometric_mean(runs: list[Values]) -> Values:
+    """Of every quantity over the runs that did not fail; empty if all failed."""
+    done = [run for run in runs if run]
+    names = done[0] if done else ()
+    return {name: float(np.exp(np.mean(np.log([run[name] for run in done])))) for name in names}
 
 
 @lru_cache(maxsize=16)
 def _joint(contexts: tuple[Factor, ...], factors: tuple[Factor, ...]) -> ArmSpace:
-    """One space for all schedulers of alike boards, of which a study may have thousands."""
+    """One space for all schedulers of alike devices, of which a study may have thousands."""
     return ArmSpace([*contexts, *factors])

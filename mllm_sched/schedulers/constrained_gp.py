@@ -1,7 +1,7 @@
-"""The field's rules on Gaussian processes with limits.
+"""The field's schedulers on Gaussian processes with limits.
 
-Safe rules differ from safe GP-UCB in the arm they take within the safe set, or in how wide their
-bounds are. The last two, CONFIG and primal-dual, need no seed arm: they may violate the limits
+The safe ones differ from safe GP-UCB in the arm they take within the safe set, or in the width of
+their bounds. The last two, CONFIG and primal-dual, need no seed arm: they may violate the limits
 while they learn.
 """
 
@@ -11,30 +11,35 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, Values
-from mllm_sched.schedulers.decision import Choice, greatest, least, within
+from mllm_sched.schedulers.base import (
+    Array,
+    Decision,
+    Indices,
+    Mask,
+    Values,
+    expect,
+    greatest,
+    least,
+    within,
+)
 from mllm_sched.schedulers.gp import Hyperparameters
-from mllm_sched.schedulers.safe_gp_ucb import Array, GPScheduler, SafeGPUCB
+from mllm_sched.schedulers.safe_gp_ucb import GPScheduler, SafeGPUCB
 
 JITTER = 1e-9  # of a covariance, in squared logs: far below any noise, far above rounding
 
 
 class EdgeBOL(SafeGPUCB):
-    """EdgeBOL's form of the rule (Ayala-Romero et al., CoNEXT 2021): seed arms stay trusted.
-
-    Their bounds lie 2.5 standard deviations from the mean, which is the default here.
-    """
+    """EdgeBOL (Ayala-Romero et al., CoNEXT 2021): seed arms stay trusted, and beta is 2.5^2."""
 
     name: ClassVar[str] = "edgebol"
 
     def __init__(self, space: ArmSpace, *, beta: float = 6.25, **common: Any) -> None:
         super().__init__(space, beta=beta, **common)
 
-    def _still_trusted(self, possible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _still_trusted(self, possible: Mask) -> Mask:
         return self._trusted
 
 
@@ -43,28 +48,28 @@ class SafeThompson(SafeGPUCB):
 
     name: ClassVar[str] = "safe-thompson"
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
         belief = self.beliefs[self.objective]
-        covariance = belief.covariance[np.ix_(candidates, candidates)]
+        covariance = belief.covariance[np.ix_(safe, safe)]
         # By Cholesky: eigenvectors, NumPy's default, have signs that differ between processors.
-        root = np.linalg.cholesky(covariance + JITTER * np.eye(len(candidates)))
-        drawn = belief.mean[candidates] + root @ self.rng.standard_normal(len(candidates))
-        return int(candidates[least(drawn)]), "least sampled energy in the safe set"
+        root = np.linalg.cholesky(covariance + JITTER * np.eye(len(safe)))
+        drawn = belief.mean[safe] + root @ self.rng.standard_normal(len(safe))
+        return int(safe[least(drawn)]), "least sampled energy in the safe set"
 
 
 class SafeOpt(SafeGPUCB):
     """SafeOpt (Sui et al., ICML 2015; Berkenkamp et al., arXiv 1602.04450), without Lipschitz.
 
-    The least known of the minimisers, arms that may still be best, and the expanders, arms that
-    may still certify another one.
+    Takes the least known of the minimisers, which may still be best, and the expanders, which may
+    still certify another arm.
     """
 
     name: ClassVar[str] = "safeopt"
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
-        least_upper = self.upper(self.objective)[candidates].min()
-        minimisers = candidates[within(self.lower(self.objective)[candidates], least_upper)]
-        expanders = self._expanders(candidates, cells)
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
+        least_upper = self.upper(self.objective)[safe].min()
+        minimisers = safe[within(self.lower(self.objective)[safe], least_upper)]
+        expanders = self._expanders(safe, cells)
         widths = self._widths()
         cell = _widest(np.union1d(minimisers, expanders), widths)
         return cell, f"least known: {'expander' if cell in expanders else 'minimiser'}"
@@ -80,19 +85,19 @@ class SafeOpt(SafeGPUCB):
             axis=0,
         )
 
-    def _expanders(self, candidates: Indices, cells: Indices) -> Indices:
+    def _expanders(self, safe: Indices, cells: Indices) -> Indices:
         """Safe cells that would certify another, were they as good as they may be."""
         outside = np.setdiff1d(cells, cells[self.certified()[cells]])
-        certifies = np.ones((len(candidates), len(outside)), dtype=bool)
+        certifies = np.ones((len(safe), len(outside)), dtype=bool)
         for name, limit in self._log_limits.items():
             belief = self.beliefs[name]
-            between = belief.covariance[np.ix_(candidates, outside)]
-            variance = belief.sd()[candidates, None] ** 2 + belief.noise_variance
-            hoped = -self.width * belief.sd()[candidates, None]  # the lower bound, off the mean
+            between = belief.covariance[np.ix_(safe, outside)]
+            variance = belief.sd()[safe, None] ** 2 + belief.noise_variance
+            hoped = -self.width * belief.sd()[safe, None]  # the lower bound, off the mean
             mean = belief.mean[outside] + between * hoped / variance
             left = np.maximum(belief.sd()[outside] ** 2 - between**2 / variance, 0.0)
             certifies &= within(mean + self.width * np.sqrt(left), limit)
-        return candidates[certifies.any(axis=1)]
+        return safe[certifies.any(axis=1)]
 
 
 class StageOpt(SafeOpt):
@@ -108,16 +113,15 @@ class StageOpt(SafeOpt):
 
     def __init__(self, space: ArmSpace, *, expansion: int = 60, **common: Any) -> None:
         super().__init__(space, **common)
-        if not expansion >= 0:
-            raise ValueError(f"expansion={expansion}: expected tasks, 0 or more")
+        expect(expansion >= 0, f"expansion={expansion}", "tasks, 0 or more")
         self.expansion = expansion
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
         if self.steps < self.expansion:
-            expanders = self._expanders(candidates, cells)
+            expanders = self._expanders(safe, cells)
             if len(expanders):
                 return _widest(expanders, self._widths()), "first stage: least known expander"
-        return SafeGPUCB._pick(self, candidates, cells)
+        return SafeGPUCB._pick(self, safe, cells)
 
 
 class GoOSE(SafeGPUCB):
@@ -128,32 +132,32 @@ class GoOSE(SafeGPUCB):
 
     name: ClassVar[str] = "goose"
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
         hopeful = cells[(self.possible() | self._trusted)[cells]]
         goal = int(hopeful[least(self.lower(self.objective)[hopeful])])
-        if goal in candidates:
+        if goal in safe:
             return goal, "what an optimist would take, and safe"
-        told = np.zeros(len(candidates))
+        information = np.zeros(len(safe))
         for name in self.limits:
             belief = self.beliefs[name]
-            sd = belief.sd_after(self._running())[candidates]
-            told += belief.covariance[candidates, goal] ** 2 / (sd**2 + belief.noise_variance)
-        informative = told > 0.01 * sum(self.beliefs[q].noise_variance for q in self.limits)
-        if not informative.any():
-            return super()._pick(candidates, cells)
-        return int(candidates[greatest(told)]), "tells most of what an optimist would take"
+            sd = belief.sd_after(self._running())[safe]
+            information += belief.covariance[safe, goal] ** 2 / (sd**2 + belief.noise_variance)
+        noise = sum(self.beliefs[name].noise_variance for name in self.limits)
+        if not (information > 0.01 * noise).any():
+            return super()._pick(safe, cells)
+        return int(safe[greatest(information)]), "tells most of what an optimist would take"
 
 
 class Conformal(SafeGPUCB):
-    """Bounds steered until as many tasks violate as allowed (Zhang et al., arXiv 2306.17815).
+    """Online conformal calibration of the bounds on the limits (Zhang et al., arXiv 2306.17815).
 
     Whatever the kernel, observed violations tend to ``violation_rate`` or less, if the seed arms
-    have fewer: once the coverage asked for is beyond 1, none but them is held to be safe.
+    have fewer: once the coverage reaches 1, only they are safe.
 
     Parameters
     ----------
     violation_rate
-        Share of tasks that may be beyond a limit, within (0, 1).
+        Share of tasks that may violate a limit, within (0, 1).
     step
         How far one violation moves the coverage of the bounds on the limits.
     """
@@ -165,32 +169,27 @@ class Conformal(SafeGPUCB):
         self, space: ArmSpace, *, violation_rate: float = 0.05, step: float = 0.2, **common: Any
     ) -> None:
         super().__init__(space, **common)
-        if not 0 < violation_rate < 1:
-            raise ValueError(f"violation_rate={violation_rate}: expected within (0, 1)")
-        if not 0 < step < math.inf:
-            raise ValueError(f"step={step}: expected above 0")
+        expect(0 < violation_rate < 1, f"violation_rate={violation_rate}", "within (0, 1)")
+        expect(0 < step < math.inf, f"step={step}", "above 0")
         self.violation_rate, self.step = violation_rate, step
         self.coverage = math.erf(self.width / math.sqrt(2.0))
 
-    def certified(self) -> NDArray[np.bool_]:
+    def certified(self) -> Mask:
         """Whether a cell is within every limit at the coverage of now, shape (cells,)."""
         if self.coverage >= 1.0:
             return np.zeros(self.cells, dtype=bool)
         width = float(ndtri((1.0 + max(self.coverage, 0.0)) / 2.0))
         beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return np.logical_and.reduce(
-            [within(belief.mean + width * belief.sd(), limit) for belief, limit in beliefs]
-        )
+        return np.logical_and.reduce([within(b.mean + width * b.sd(), bar) for b, bar in beliefs])
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         super()._observe(cell, values, above, now)
-        beyond = any(values.get(name, 0.0) > limit for name, limit in self.limits.items())
         stopped = any(above.get(name, 0.0) >= limit for name, limit in self.limits.items())
-        failed = not values and not above
-        self.coverage += self.step * ((beyond or stopped or failed) - self.violation_rate)
+        violated = self._violates(values) or stopped or not (values or above)
+        self.coverage += self.step * (violated - self.violation_rate)
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
-        """Nobody chose what another table ran, so it does not move the coverage."""
+        """Runs of another table do not move the coverage."""
         kept = self.coverage
         super()._recall(cell, values, scatter)
         self.coverage = kept
@@ -214,19 +213,17 @@ class RiskBudget(SafeGPUCB):
         self, space: ArmSpace, *, violation_rate: float = 0.005, start: float = 1.0, **common: Any
     ) -> None:
         super().__init__(space, **common)
-        if not 0 <= violation_rate < 1:
-            raise ValueError(f"violation_rate={violation_rate}: expected within [0, 1)")
-        if not 0 <= start < math.inf:
-            raise ValueError(f"start={start}: expected 0 or more")
+        expect(0 <= violation_rate < 1, f"violation_rate={violation_rate}", "within [0, 1)")
+        expect(0 <= start < math.inf, f"start={start}", "0 or more")
         self.violation_rate, self.start = violation_rate, start
         self.budget = start
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
         risks = np.array([1.0 - self.p_feasible(int(cell)) for cell in cells])
-        payable = cells[(risks <= self.budget) | np.isin(cells, candidates)]
+        payable = cells[(risks <= self.budget) | np.isin(cells, safe)]
         cell = int(payable[least(self.lower(self.objective)[payable])])
         self.budget += self.violation_rate
-        if cell in candidates:
+        if cell in safe:
             return cell, "least energy bound, and safe"
         self._charge(1.0 - self.p_feasible(cell))
         self.budget -= 1.0 - self.p_feasible(cell)
@@ -244,7 +241,7 @@ class SafeLinUCB(SafeGPUCB):
 
     name: ClassVar[str] = "safe-linucb"
 
-    def _prior(self, values: Hyperparameters) -> Array:
+    def _prior_covariance(self, values: Hyperparameters) -> Array:
         columns = [np.ones(self.cells)]
         for factor, column in zip(self.joint.factors, self.joint.features().T, strict=True):
             if factor.categorical:
@@ -260,27 +257,20 @@ def _widest(cells: Indices, widths: Array) -> int:
 
 
 class CONFIG(GPScheduler):
-    """CONFIG (Xu et al., ICML 2023, arXiv 2211.00162): an optimist in energy and in the limits.
-
-    Once no arm has lower bounds within the limits, none can meet them, as surely as the bounds
-    hold; the arm that is least beyond them is then taken.
-    """
+    """CONFIG (Xu et al., ICML 2023, arXiv 2211.00162): an optimist in energy and in the limits."""
 
     name: ClassVar[str] = "config"
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
-        self._forget(now)
-        hopeful = cells[self.possible()[cells]]
-        if not len(hopeful):
-            return self._least_beyond(cells)
+    def _choose_among(self, cells: Indices, possible: Mask) -> Decision:
+        hopeful = cells[possible[cells]]
         cell = int(hopeful[least(self.lower(self.objective)[hopeful])])
-        return self._choice(cell, "least energy bound that may be feasible", cells)
+        return self._decide(cell, "least energy bound that may be feasible", cells)
 
 
 class PrimalDual(GPScheduler):
-    """A price on excess, raised while what is chosen is beyond (Zhou and Ji, NeurIPS 2022).
+    """A price on excess, raised while the chosen arm violates (Zhou and Ji, NeurIPS 2022).
 
-    Beyond by its lower bound, so that the optimist pays only for what is surely too much.
+    Excess is that of the lower bound, so that the optimist pays only for what is surely too much.
 
     Parameters
     ----------
@@ -298,15 +288,11 @@ class PrimalDual(GPScheduler):
     ) -> None:
         super().__init__(space, **common)
         for name, value in (("step", step), ("dearest", dearest)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: expected above 0")
+            expect(0 < value < math.inf, f"{name}={value}", "above 0")
         self.step, self.dearest = step, dearest
         self.prices: Values = dict.fromkeys(self.limits, 0.0)
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
-        self._forget(now)
-        if not self.possible()[cells].any():
-            return self._least_beyond(cells)
+    def _choose_among(self, cells: Indices, possible: Mask) -> Decision:
         cost = self.lower(self.objective)[cells]
         for name, limit in self._log_limits.items():
             cost = cost + self.prices[name] * (self.lower(name)[cells] - limit)
@@ -314,4 +300,4 @@ class PrimalDual(GPScheduler):
         for name, limit in self._log_limits.items():
             moved = self.prices[name] + self.step * float(self.lower(name)[cell] - limit)
             self.prices[name] = min(max(moved, 0.0), self.dearest)
-        return self._choice(cell, "least energy bound plus the price of excess", cells)
+        return self._decide(cell, "least energy bound plus the price of excess", cells)

@@ -1,10 +1,9 @@
-"""The Gaussian process under the schedulers: a prior covariance of the arms, an exact posterior.
+"""Gaussian processes over the arms: prior covariance and exact posterior.
 
-A categorical factor says how much one of its levels tells about another; an ordered factor is
-smooth. The covariance of two arms is the product over the factors, times a variance.
-
-On finitely many cells a Gaussian process is one Gaussian vector. Conditioning it on an observation
-is a rank-one update, so a decision costs the same at task 100 and at task 10,000.
+The covariance of two arms is a variance times a product over the factors: compound symmetry for a
+categorical factor, Matern 5/2 for an ordered one. On finitely many cells the process is one
+Gaussian vector, and conditioning on an observation is a rank-one update, whose cost does not grow
+with the number of observations.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from scipy.linalg.blas import dger
 from scipy.special import log_ndtr
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.persistence import Stateful
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of one quantity, in logs.
+    """Of the Gaussian process over the log of one quantity.
 
     Parameters
     ----------
@@ -112,12 +111,10 @@ class FinitePosterior(Stateful):
 
     def __init__(self, mean: ArrayLike, covariance: ArrayLike, noise_variance: float) -> None:
         prior = np.asarray(covariance, dtype=np.float64, order="C")
-        self.prior_covariance = (
-            prior.copy() if prior.flags.writeable else prior
-        )  # else it is shared
-        cells = len(self.prior_covariance)
-        if self.prior_covariance.shape != (cells, cells):
-            raise ValueError(f"covariance of shape {self.prior_covariance.shape}: expected square")
+        cells = len(prior)
+        if prior.shape != (cells, cells):
+            raise ValueError(f"covariance of shape {prior.shape}: expected square")
+        self.prior_covariance = prior.copy() if prior.flags.writeable else prior  # else shared
         if not noise_variance > 0:
             raise ValueError(f"noise_variance={noise_variance}: expected above 0")
         self.prior_mean = np.array(np.broadcast_to(mean, cells), dtype=np.float64)
@@ -134,28 +131,28 @@ class FinitePosterior(Stateful):
     def tell(self, cell: int, value: float, noise_variance: float | None = None) -> None:
         """Condition on one observation of a cell: m += c r / v and S -= c c' / v.
 
-        ``noise_variance`` is that of this observation, if it is not as good as others.
+        ``noise_variance`` is that of this observation, if it is not the usual one.
         """
         noise = self.noise_variance if noise_variance is None else noise_variance
         variance = float(self.covariance[cell, cell]) + noise
         self._update(cell, (value - self.mean[cell]) / variance, 1.0 / variance)
 
     def tell_above(self, cell: int, bound: float, noise_variance: float | None = None) -> None:
-        """Take in that an observation of a cell would have been above a bound.
+        """Condition on an observation of a cell being above a bound.
 
-        The posterior is then no Gaussian; it is replaced by the one of the same mean and
-        covariance, as in assumed-density filtering (Minka, UAI 2001).
+        The posterior is replaced by the Gaussian of the same mean and covariance: assumed-density
+        filtering (Minka, UAI 2001).
         """
         noise = self.noise_variance if noise_variance is None else noise_variance
         variance = float(self.covariance[cell, cell]) + noise
         sd = math.sqrt(variance)
         z = (bound - float(self.mean[cell])) / sd
         hazard = _hazard(z)
-        kept = min(max(hazard * (hazard - z), 0.0), 1.0)  # rounding, far beyond what is expected
+        kept = min(max(hazard * (hazard - z), 0.0), 1.0)  # rounding, at far bounds
         self._update(cell, hazard / sd, kept / variance)
 
     def expected_above(self, cell: int, bound: float) -> float:
-        """Mean of the next observation of a cell, given that it is above a bound."""
+        """Mean of an observation of a cell, given that it is above a bound."""
         sd = math.sqrt(float(self.covariance[cell, cell]) + self.noise_variance)
         mean = float(self.mean[cell])
         return mean + sd * _hazard((bound - mean) / sd)
@@ -164,15 +161,15 @@ class FinitePosterior(Stateful):
         """Mean += c shift and covariance -= c c' shrink, with c the column of the cell."""
         column = self.covariance[cell].copy()
         self.mean += column * shift
-        # In place, and four times as fast as NumPy at 60 cells. BLAS wants columns first, so it is
-        # given the transpose; the matrix is symmetric.
+        # In place, four times as fast as NumPy at 60 cells. BLAS wants columns first; the matrix is
+        # symmetric.
         dger(-shrink, column, column, a=self.covariance.T, overwrite_a=1)
         self._sd = None
 
     def forget(self, elapsed: float, rate: float) -> None:
-        """Drift back towards the prior: the kernel of TV-GP-UCB, (1 - rate)^(elapsed / 2).
+        """Drift back towards the prior, as under the kernel of TV-GP-UCB, (1 - rate)^(elapsed / 2).
 
-        Bogunovic, Scarlett and Cevher (AISTATS 2016), as the predict step of a Kalman filter.
+        The predict step of a Kalman filter (Bogunovic, Scarlett and Cevher, AISTATS 2016).
 
         Parameters
         ----------
@@ -190,15 +187,14 @@ class FinitePosterior(Stateful):
     def sd(self) -> NDArray[np.float64]:
         """Posterior standard deviation of every cell, shape (cells,)."""
         if self._sd is None:
-            # Rounding can leave a well-known cell a hair below zero.
+            # Rounding can leave a variance slightly below zero.
             self._sd = np.sqrt(np.maximum(self.covariance.diagonal(), 0.0))
         return self._sd
 
     def sd_after(self, cells: NDArray[np.int64]) -> Array:
-        """Standard deviations once these cells will have been told, whatever their values.
+        """Standard deviations once these cells will have been observed, whatever their values.
 
-        What is still running reduces variance already, as in GP-BUCB (Desautels, Krause and
-        Burdick, JMLR 2014). A cell may come more than once.
+        GP-BUCB (Desautels, Krause and Burdick, JMLR 2014). A cell may come more than once.
         """
         if not len(cells):
             return self.sd()

@@ -9,11 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mllm_sched.arms import Arm, ArmSpace
-from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice
+from mllm_sched.schedulers.base import (
+    Array,
+    Decision,
+    Indices,
+    LogBounds,
+    Mask,
+    Scheduler,
+    Values,
+)
 
 Truth = Mapping[str, ArrayLike]
 
@@ -23,9 +30,9 @@ def truly_best(
 ) -> tuple[int, bool]:
     """The arm of least objective within the limits, and whether there is one.
 
-    If no arm meets them, it is the one least beyond: the least, over arms, of the largest ratio of
-    a quantity to its limit. Ties break to the first arm; NaN counts as infinite, and an arm of
-    infinite objective as beyond every limit.
+    If no arm meets them, it is the one of the least excess: the largest ratio of a quantity to its
+    limit. Ties break to the first arm; NaN counts as infinite, and an arm of infinite objective
+    violates every limit.
 
     Parameters
     ----------
@@ -65,21 +72,20 @@ class Oracle(Scheduler):
             )
         self.truth = truth
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         values = {name: value[cells] for name, value in self._true_means().items()}
         best, met = truly_best(values, self.objective, self.limits)
-        if not met:
-            return Choice(int(cells[best]), "truly least beyond the limits", infeasible=True)
-        return Choice(int(cells[best]), "truly best", certified=True)
+        reason = "truly best" if met else "truly least beyond the limits"
+        return self._decision(int(cells[best]), reason, certified=met, infeasible=not met)
 
-    def _true_means(self) -> dict[str, NDArray[np.float64]]:
+    def _true_means(self) -> dict[str, Array]:
         truth = self.truth() if callable(self.truth) else self.truth
         return {name: np.asarray(truth[name], dtype=np.float64) for name in self.quantities}
 
     def _believed(self, cells: Indices) -> LogBounds:
         return {q: (np.log(value[cells]),) * 2 for q, value in self._true_means().items()}
 
-    def _certified_cells(self) -> NDArray[np.bool_]:
+    def _certified_cells(self) -> Mask:
         means = self._true_means()
         return np.logical_and.reduce([means[q] <= limit for q, limit in self.limits.items()])
 
@@ -92,8 +98,8 @@ class Random(Scheduler):
 
     name: ClassVar[str] = "random"
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
-        return Choice(int(cells[self.rng.integers(len(cells))]), "drawn evenly")
+    def _choose(self, cells: Indices, now: float) -> Decision:
+        return self._decision(int(cells[self.rng.integers(len(cells))]), "uniform random")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         """Nothing is learned."""
@@ -116,11 +122,11 @@ class Fixed(Scheduler):
             raise ValueError("fixed: give arm=..., or a seed arm")
         self.arm = space[int(self.seeds[0])] if arm is None else space[space.index(arm)]
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
+    def _choose(self, cells: Indices, now: float) -> Decision:
         mine = cells[cells % len(self.space) == self.arm.index]
         if len(mine):
-            return Choice(int(mine[0]), "fixed")
-        return Choice(int(cells[0]), "the fixed arm is not available")
+            return self._decision(int(mine[0]), "fixed")
+        return self._decision(int(cells[0]), "the fixed arm is not available")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         """Nothing is learned."""

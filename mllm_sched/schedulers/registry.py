@@ -43,7 +43,7 @@ _ALL: tuple[type[Scheduler], ...] = (
     *(CONFIG, PrimalDual),
     *(ConstrainedUCB, ProfileThenCommit, SlidingWindowUCB, DiscountedUCB, EXP3),
 )
-SCHEDULERS.update({rule.name: rule for rule in _ALL})
+SCHEDULERS.update({scheduler.name: scheduler for scheduler in _ALL})
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def make_scheduler(
     contexts: Sequence[Factor] = (),
     **settings: Any,
 ) -> Scheduler:
-    """A scheduler by name; the same arguments fit all of them.
+    """A scheduler by name.
 
     Parameters
     ----------
@@ -71,14 +71,14 @@ def make_scheduler(
     space, objective, limits, seeds, rng, contexts
         See ``Scheduler``.
     **settings
-        The rule's own; see its class.
+        The scheduler's own; see its class.
 
     Raises
     ------
     ValueError
-        For an unknown name (the known ones are listed), or arguments the rule cannot work with.
+        For an unknown name, or arguments that the scheduler cannot work with.
     TypeError
-        For a setting the rule does not have.
+        For a setting that the scheduler does not have.
 
     Examples
     --------

@@ -1,33 +1,45 @@
-"""Safe GP-UCB: least energy among the arms that are surely fast enough (the paper's rule).
+"""Safe GP-UCB, the paper's scheduler: least energy among the arms that surely meet the limits.
 
-One Gaussian process per quantity, on its logarithm. With bounds l, u = mean -/+ sqrt(beta) sd:
+One Gaussian process per quantity, on its logarithm (``gp.py``), with posterior mean m and standard
+deviation s of every arm:
 
-    safe set   S = {arm: u_latency(arm) <= limit} and the trusted seed arms
-    choice     argmin over S of l_energy
+    bounds      l, u = m -/+ sqrt(beta) s                                       (1)
+    safe set    S = {arms whose u of every limited quantity is within its limit}
+                    and the trusted seed arms                                   (2)
+    choice      argmin over S of l of the objective                             (3)
 
-The form is that of EdgeBOL (CoNEXT 2021), a special case of the safe rules that began with
-SafeOpt (arXiv:1602.04450). The posterior is exact on the finite arm set. Arms that are still
-running count for the bounds of the objective as if they had been told, but never certify anything.
+The form is that of EdgeBOL (CoNEXT 2021), a special case of the safe schedulers that began with
+SafeOpt (arXiv:1602.04450). Arms that are still running reduce the variance of the objective
+already, but never certify anything.
 
-``GPScheduler`` holds what the field's other rules on Gaussian processes share with it
-(``constrained_gp.py``); they have only to say which arm they take.
+``GPScheduler`` holds what ``constrained_gp.py`` shares: beliefs, bounds and learning.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.base import Indices, LogBounds, Scheduler, Values
-from mllm_sched.schedulers.decision import Choice, from_logs, greatest, least, within
+from mllm_sched.schedulers.base import (
+    Array,
+    Decision,
+    Indices,
+    LogBounds,
+    Mask,
+    Scheduler,
+    Values,
+    expect,
+    from_logs,
+    greatest,
+    least,
+    within,
+)
 from mllm_sched.schedulers.gp import FinitePosterior, Hyperparameters, covariance
-
-Array = NDArray[np.float64]
 
 
 class GPScheduler(Scheduler):
@@ -36,7 +48,7 @@ class GPScheduler(Scheduler):
     Parameters
     ----------
     beta
-        Width of the bounds: they lie sqrt(beta) standard deviations from the mean.
+        Width of the bounds, see (1).
     hyperparameters
         Per quantity; the defaults of ``Hyperparameters`` where none are given.
     forget_rate
@@ -62,56 +74,62 @@ class GPScheduler(Scheduler):
         **common: Any,
     ) -> None:
         super().__init__(space, **common)
-        if not 0 < beta < math.inf:
-            raise ValueError(f"beta={beta}: expected above 0")
-        if not 0 <= forget_rate < 1:
-            raise ValueError(f"forget_rate={forget_rate}: expected within [0, 1)")
+        expect(0 < beta < math.inf, f"beta={beta}", "above 0")
+        expect(0 <= forget_rate < 1, f"forget_rate={forget_rate}", "within [0, 1)")
         self.beta, self.forget_rate = beta, forget_rate
         self.hyperparameters = dict(hyperparameters or {})
         self.width = math.sqrt(beta)
-        self.beliefs = {quantity: self._belief(quantity) for quantity in self.quantities}
-        self._told = False
+        self.beliefs = {quantity: self._prior_belief(quantity) for quantity in self.quantities}
+        self._told = False  # whether the objective was measured
         self._updated_at = 0.0
 
-    def _belief(self, quantity: str) -> FinitePosterior:
+    def _prior_belief(self, quantity: str) -> FinitePosterior:
         values = self.hyperparameters.get(quantity) or Hyperparameters.default(self.joint)
-        mean = math.log(self.limits[quantity]) if quantity in self.limits else 0.0
-        return FinitePosterior(mean, self._prior(values), values.noise_variance)
+        mean = self._log_limits.get(quantity, 0.0)
+        return FinitePosterior(mean, self._prior_covariance(values), values.noise_variance)
 
-    def _prior(self, values: Hyperparameters) -> Array:
-        """Prior covariance of all cells, shape (cells, cells)."""
+    def _prior_covariance(self, values: Hyperparameters) -> Array:
+        """Of all cells, shape (cells, cells)."""
         return covariance(self.joint, values)
 
+    # From ask to choice
+
+    def _choose(self, cells: Indices, now: float) -> Decision:
+        self._forget(now)
+        possible = self.possible()
+        if possible[cells].any():
+            return self._choose_among(cells, possible)
+        excess = [self.beliefs[name].mean - limit for name, limit in self._log_limits.items()]
+        nearest = cells[least(np.max(excess, axis=0)[cells])]
+        reason = "no arm can meet the limits: least beyond them"
+        return self._decide(int(nearest), reason, cells, infeasible=True)
+
+    @abstractmethod
+    def _choose_among(self, cells: Indices, possible: Mask) -> Decision:
+        """A decision for one of these cells, some of which are ``possible()``."""
+
     def lower(self, quantity: str) -> Array:
-        """Lower bound of the log of a quantity, shape (cells,)."""
+        """Lower bound (1) of the log of a quantity, shape (cells,)."""
         belief = self.beliefs[quantity]
         sd = belief.sd_after(self._running()) if quantity == self.objective else belief.sd()
         return belief.mean - self.width * sd
 
     def upper(self, quantity: str) -> Array:
-        """Upper bound of the log of a quantity, shape (cells,)."""
+        """Upper bound (1) of the log of a quantity, shape (cells,)."""
         belief = self.beliefs[quantity]
         return belief.mean + self.width * belief.sd()
 
-    def certified(self) -> NDArray[np.bool_]:
+    def certified(self) -> Mask:
         """Whether the upper bounds of a cell are within every limit, shape (cells,)."""
-        limits = self._log_limits.items()
-        return _all([within(self.upper(name), limit) for name, limit in limits])
+        return _all([within(self.upper(name), limit) for name, limit in self._log_limits.items()])
 
-    def possible(self) -> NDArray[np.bool_]:
+    def possible(self) -> Mask:
         """Whether the lower bounds of a cell are within every limit, shape (cells,).
 
-        Unlike ``lower`` it never counts arms that still run.
+        Arms that are still running never count.
         """
-        masks = []
-        for name, limit in self._log_limits.items():
-            belief = self.beliefs[name]
-            masks.append(within(belief.mean - self.width * belief.sd(), limit))
-        return _all(masks)
-
-    def excess(self) -> Array:
-        """How far the mean of a cell is beyond its worst limit, in logs, shape (cells,)."""
-        return np.max([self.beliefs[q].mean - bar for q, bar in self._log_limits.items()], axis=0)
+        beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
+        return _all([within(b.mean - self.width * b.sd(), limit) for b, limit in beliefs])
 
     def p_feasible(self, cell: int) -> float:
         """Probability that the true mean is within every limit, the limits as independent."""
@@ -123,40 +141,30 @@ class GPScheduler(Scheduler):
             probability *= 0.5 * math.erfc(-z / math.sqrt(2.0))
         return probability
 
-    def _least_beyond(self, cells: Indices) -> Choice:
-        """The verdict that no arm can meet the limits, and what to run nevertheless."""
-        cell = int(cells[least(self.excess()[cells])])
-        reason = "no arm can meet the limits: least beyond them"
-        return self._choice(cell, reason, cells, infeasible=True)
-
-    def _choice(
+    def _decide(
         self,
         cell: int,
         reason: str,
         cells: Indices,
-        certified: NDArray[np.bool_] | None = None,
+        certified: Mask | None = None,
         *,
         infeasible: bool = False,
-    ) -> Choice:
-        """A cell with what is believed of it; ``certified()`` if it is at hand."""
+    ) -> Decision:
+        """A decision for one of these cells; ``certified()`` if it is at hand."""
         certified = self.certified() if certified is None else certified
-        return Choice(
+        bounds = {}
+        for name, belief in self.beliefs.items():  # one cell, without arrays: part of every ask
+            mean, spread = float(belief.mean[cell]), self.width * float(belief.sd()[cell])
+            bounds[name] = from_logs(mean - spread, mean + spread)
+        return self._decision(
             cell,
             reason,
             certified=bool(certified[cell]),
             p_feasible=self.p_feasible(cell),
-            bounds=self._bounds_of(cell),
+            bounds=bounds,
             safe_arms=int(np.count_nonzero(certified[cells])),
             infeasible=infeasible,
         )
-
-    def _bounds_of(self, cell: int) -> dict[str, tuple[float, float]]:
-        """As the base class has it, of one cell without arrays: part of every ``ask``."""
-        bounds = {}
-        for name, belief in self.beliefs.items():
-            mean, spread = float(belief.mean[cell]), self.width * float(belief.sd()[cell])
-            bounds[name] = from_logs(mean - spread, mean + spread)
-        return bounds
 
     def _believed(self, cells: Indices) -> LogBounds:
         bounds = {}
@@ -165,12 +173,22 @@ class GPScheduler(Scheduler):
             bounds[name] = (mean - spread, mean + spread)
         return bounds
 
-    def _certified_cells(self) -> NDArray[np.bool_]:
+    def _certified_cells(self) -> Mask:
         return self.certified()
+
+    # From tell to beliefs
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._forget(now)
         self._centre(values)
+        self._condition(cell, values, now)
+
+    def _fail(self, cell: int, now: float) -> None:
+        """A failed run says nothing of the objective."""
+        self._forget(now)
+        self._condition(cell, self._twice_the_limits(), now)
+
+    def _condition(self, cell: int, values: Values, now: float) -> None:
         for quantity, value in values.items():
             belief = self.beliefs[quantity]
             belief.tell(cell, math.log(value), self._noise(belief, cell, now))
@@ -182,18 +200,11 @@ class GPScheduler(Scheduler):
             belief = self.beliefs[quantity]
             belief.tell_above(cell, math.log(bound), self._noise(belief, cell, now))
 
-    def _fail(self, cell: int, now: float) -> None:
-        """A failed run says nothing of energy; it counts as twice every limit."""
-        self._forget(now)
-        for name, value in self._beyond_all().items():
-            belief = self.beliefs[name]
-            belief.tell(cell, math.log(value), self._noise(belief, cell, now))
-
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         if not scatter:
             return super()._recall(cell, values, scatter)
         self._centre(values)
-        for quantity, value in (values or self._beyond_all()).items():
+        for quantity, value in (values or self._twice_the_limits()).items():
             belief = self.beliefs[quantity]
             belief.tell(cell, math.log(value), belief.noise_variance + scatter**2)
         return None
@@ -222,13 +233,13 @@ class GPScheduler(Scheduler):
         return belief.noise_variance + forgotten * float(belief.prior_covariance[cell, cell])
 
 
-def _all(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+def _all(masks: list[Mask]) -> Mask:
     """Where all of them hold; mostly there is one."""
     return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
 
 
 class SafeGPUCB(GPScheduler):
-    """Least lower bound of energy among the certified and the trusted arms: the paper's scheduler.
+    """The paper's scheduler: least lower bound of energy in the safe set.
 
     Parameters
     ----------
@@ -238,8 +249,8 @@ class SafeGPUCB(GPScheduler):
     Notes
     -----
     A seed arm is trusted until its own lower bound is above a limit. When the lower bounds of all
-    arms are above a limit, none can meet them, and the one least beyond runs. When none is
-    certified or trusted, the one most likely to be within the limits runs.
+    arms are above a limit, none can meet them, and the one that violates them least runs. When
+    none is certified or trusted, the one most likely to be within the limits runs.
     """
 
     name: ClassVar[str] = "safe-gp-ucb"
@@ -248,31 +259,27 @@ class SafeGPUCB(GPScheduler):
         super().__init__(space, **common)
         self._trusted = self._trusted_cells()
 
-    def _choose(self, cells: Indices, now: float) -> Choice:
-        self._forget(now)
-        certified, possible = self.certified(), self.possible()
-        if not possible[cells].any():
-            return self._least_beyond(cells)
-        trusted = self._still_trusted(possible)
-        candidates = cells[(certified | trusted)[cells]]
-        if not len(candidates):
-            cell = int(cells[greatest([self.p_feasible(int(cell)) for cell in cells])])
+    def _choose_among(self, cells: Indices, possible: Mask) -> Decision:
+        certified, trusted = self.certified(), self._still_trusted(possible)
+        safe = cells[(certified | trusted)[cells]]  # (2)
+        if not len(safe):
+            likely = cells[greatest([self.p_feasible(int(cell)) for cell in cells])]
             reason = "no arm is certified: most likely within the limits"
-            return self._choice(cell, reason, cells, certified)
-        cell, reason = self._pick(candidates, cells)
+            return self._decide(int(likely), reason, cells, certified)
+        cell, reason = self._pick(safe, cells)
         if trusted[cell] and not certified[cell]:
             reason = "trusted seed"
-        return self._choice(cell, reason, cells, certified)
+        return self._decide(cell, reason, cells, certified)
 
-    def safe_set(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which cells are certified, and which are trusted; each of shape (cells,)."""
-        return self.certified(), self._still_trusted(self.possible())
+    def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
+        """The cell to take of the safe ones, and why; ``cells`` are all that can be chosen."""
+        cell = safe[least(self.lower(self.objective)[safe])]  # (3)
+        return int(cell), "least energy bound in the safe set"
 
-    def _still_trusted(self, possible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _still_trusted(self, possible: Mask) -> Mask:
         """Which cells are trusted, given those that may be within the limits; shape (cells,)."""
         return self._trusted & possible
 
-    def _pick(self, candidates: Indices, cells: Indices) -> tuple[int, str]:
-        """The cell to take of the safe ones, and why; ``cells`` are all that can be chosen."""
-        cell = candidates[least(self.lower(self.objective)[candidates])]
-        return int(cell), "least energy bound in the safe set"
+    def safe_set(self) -> tuple[Mask, Mask]:
+        """Which cells are certified, and which are trusted; each of shape (cells,)."""
+        return self.certified(), self._still_trusted(self.possible())

@@ -1,16 +1,15 @@
-"""A belief over all cells whose kernel is learned while it is used: a sum with learned weights.
+"""A Gaussian process whose kernel is learned online: a sum of kernels with learned weights.
 
-Latency and power of an arm are close to products of what its factors contribute, so their logs are
-close to sums: a constant, a trend along each ordered factor, a smooth deviation from it, and a
-rest. Each term comes twice, once shared by all arms and once for each component by itself. What is
-not known beforehand is how much each term matters, so the prior covariance is
+The logs of latency and power are close to sums over the factors: a constant, a trend along each
+ordered factor, a smooth deviation from it, and a rest. Each term comes twice, once shared by all
+arms and once for each component by itself. The prior covariance is
 
     K = sum over terms b of weight_b K_b                                                     (1)
 
-and the weights are averaged over fixed draws from a broad prior, each by its marginal likelihood
+with the weights averaged over fixed draws from a broad prior, each by its marginal likelihood
 given the arms measured so far (Bayesian quadrature by importance sampling; the weighted sum of
-kernels is the exact covariance of the mixture). Count, mean and scatter per cell are all that is
-kept of the measurements.
+kernels is the exact covariance of the mixture). Of the measurements only count, mean and scatter
+per cell are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.gp import FinitePosterior, matern
-from mllm_sched.schedulers.state import Stateful
+from mllm_sched.schedulers.persistence import Stateful
 
 Array = NDArray[np.float64]
 
@@ -38,6 +37,7 @@ LENGTH_SCALE = 0.5  # of smooth deviations, in units of a factor's range
 NOISE_SD, NOISE_WEIGHT = 0.05, 2.0  # of one log measurement, as if seen that many times
 KEPT_CELLS = 400  # up to which the kernels between all cells are kept, some ten matrices
 REFIT_GROWTH = 1.1  # weights are learned anew whenever there are a tenth more measurements
+AT_ONCE = 2**16  # numbers in the covariances that are factorised at once: they stay in the cache
 
 
 class VarianceComponents(Stateful):
@@ -69,7 +69,7 @@ class VarianceComponents(Stateful):
         self.counts = np.zeros(len(space))
         self._means = np.zeros(len(space))
         self._squares = np.zeros(len(space))  # sums of squared deviations from the mean
-        self._elsewhere = np.zeros(len(space))  # precision of what another board said
+        self._elsewhere = np.zeros(len(space))  # precision of measurements of other devices
         self._elsewhere_means = np.zeros(len(space))
         self._noise_prior = (NOISE_SD**2, NOISE_WEIGHT)
         self._noise_variance: float | None = None  # until it is asked for, after each measurement
@@ -88,7 +88,7 @@ class VarianceComponents(Stateful):
         return self.posterior.sd()
 
     def sd_after(self, cells: NDArray[np.int64]) -> Array:
-        """The same once these cells will have been told; see ``FinitePosterior``."""
+        """The same once these cells will have been observed; see ``FinitePosterior``."""
         return self.posterior.sd_after(cells)
 
     @property
@@ -97,8 +97,8 @@ class VarianceComponents(Stateful):
         if self._noise_variance is None:
             variance, weight = self._noise_prior
             freedom = self.counts.sum() - np.count_nonzero(self.counts)  # all but one of each cell
-            told = float((weight * variance + self._squares.sum()) / (weight + freedom))
-            self._noise_variance = told
+            pooled = (weight * variance + self._squares.sum()) / (weight + freedom)
+            self._noise_variance = float(pooled)
         return self._noise_variance
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class VarianceComponents(Stateful):
         return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
 
     def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
-        """Take in one log measurement, or what stands in for one."""
+        """Observe one log measurement, or what stands in for one."""
         if measured:
             self._centre(value)
         self._told += 1
@@ -129,9 +129,9 @@ class VarianceComponents(Stateful):
     def tell_elsewhere(
         self, cell: int, value: float, scatter: float, *, measured: bool = True
     ) -> None:
-        """Take in a measurement of another board, whose arms lie ``scatter`` from ours.
+        """Observe a measurement of another device, whose arms lie ``scatter`` from ours.
 
-        It says nothing of our own noise, and stays as vague as it is however much is learned.
+        It says nothing of the noise, and stays as vague however much is learned.
         """
         if measured:
             self._centre(value)
@@ -152,17 +152,17 @@ class VarianceComponents(Stateful):
         return self.posterior.expected_above(cell, bound)
 
     def learn(self) -> None:
-        """Learn the weights of (1) anew, if enough was told since the last time."""
+        """Learn the weights of (1) anew, if enough was observed since the last time."""
         if self._told >= self._due:
             self._due = max(self._told + 1, int(self._told * REFIT_GROWTH) + 1)
             self._rebuild(self._learned())
 
     def forget(self, cells: NDArray[np.bool_]) -> None:
-        """Drop what was measured of some cells, save what it told of weights and noise."""
+        """Drop the measurements of some cells, but not what they say of weights and noise."""
         variance, weight = self._noise_prior
         freedom = float(weight + np.maximum(self.counts[cells] - 1, 0).sum())
-        told = float((weight * variance + self._squares[cells].sum()) / freedom)
-        self._noise_prior, self._noise_variance = (told, min(freedom, 10.0)), None
+        pooled = float((weight * variance + self._squares[cells].sum()) / freedom)
+        self._noise_prior, self._noise_variance = (pooled, min(freedom, 10.0)), None
         for statistic in (self.counts, self._means, self._squares, self._elsewhere):
             statistic[cells] = 0.0
         self._rebuild(self._weights)
@@ -170,19 +170,29 @@ class VarianceComponents(Stateful):
     def _learned(self) -> Array:
         """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
         seen, means, variances = self._evidence()
-        terms = self._terms(seen, seen).reshape(-1, len(seen) ** 2)
-        noise = np.diag(variances)
-        likelihood = np.empty(len(self._draws))
-        for start in range(0, len(self._draws), 32):  # in parts, for many cells fill the memory
-            part = slice(start, start + 32)
-            covariance = (self._draws[part] @ terms).reshape(-1, len(seen), len(seen)) + noise
-            likelihood[part] = _log_likelihood(covariance, means - self._prior_mean)
+        size, diagonal = len(seen), np.arange(len(seen))
+        terms = self._terms(seen, seen).reshape(-1, size**2)
+        likelihood = np.empty(DRAWS)
+        part = 32 * max(1, AT_ONCE // (32 * size**2))
+        for start in range(0, DRAWS, part):
+            covariances = self._draws[start : start + part] @ terms
+            # With the values as one more row, the last row of the Cholesky factor is the values
+            # whitened. The corner is used by nothing and only has to exist.
+            bordered = np.empty((len(covariances), size + 1, size + 1))
+            bordered[:, :size, :size] = covariances.reshape(-1, size, size)
+            bordered[:, diagonal, diagonal] += variances
+            bordered[:, size, :size] = means - self._prior_mean
+            bordered[:, :, size] = 1e300
+            factors = np.linalg.cholesky(bordered)
+            whitened = factors[:, size, :size]
+            determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
+            likelihood[start : start + part] = -0.5 * (whitened**2).sum(axis=1) - determinants
         share = np.exp(likelihood - likelihood.max())
         weights: Array = share @ self._draws / share.sum()
         return weights
 
     def _evidence(self) -> tuple[NDArray[np.int64], Array, Array]:
-        """Cells of which anything was told, what their means are, and how uncertain these are."""
+        """Observed cells, their means, and the variances of these."""
         here = self.counts / self.noise_variance
         precision = here + self._elsewhere
         seen = np.flatnonzero(precision)
@@ -259,18 +269,3 @@ def _draws(space: ArmSpace) -> Array:
     draws: Array = medians * np.exp(spreads * ndtri(np.clip(evenly, 1e-4, 1 - 1e-4)))
     draws.flags.writeable = False
     return draws
-
-
-def _log_likelihood(covariances: Array, values: Array) -> Array:
-    """Of the same values under every covariance, without the constant; shape (covariances,)."""
-    # With the values as one more row and column, the last row of the Cholesky factor is the values
-    # whitened. Its last number is used by nothing and only has to exist.
-    size = len(values)
-    bordered = np.full((len(covariances), size + 1, size + 1), 1e300)
-    bordered[:, :size, :size] = covariances
-    bordered[:, size, :size] = bordered[:, :size, size] = values
-    factors = np.linalg.cholesky(bordered)
-    whitened = factors[:, size, :size]
-    determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
-    result: Array = -0.5 * (whitened**2).sum(axis=1) - determinants
-    return result
