@@ -7,7 +7,6 @@ import pytest
 
 from mllm_sched.garbage import uncollected
 from mllm_sched.harness.subprocess_worker import Child
-from mllm_sched.pipeline import checkpoints
 
 COUNTS = """
 import gc
@@ -44,29 +43,6 @@ def test_of_two_blocks_that_overlap_the_last_to_end_gives_it_back(before):
     assert not gc.isenabled()
     second.__exit__(None, None, None)
     assert gc.isenabled() is before
-
-
-@pytest.mark.parametrize(
-    ("load", "name"),
-    [
-        ("load_model", "small-llava"),
-        ("bare_encoders", "small-llava"),
-        ("load_encoders", "hf:a-folder"),
-        ("load_language", "hf:a-folder"),
-    ],
-)
-def test_models_are_loaded_without_a_search(monkeypatch, load, name):
-    class Loading(Exception):
-        pass
-
-    def build(*_):
-        raise Loading(gc.isenabled())
-
-    for begins in ("_check_dtype", "build"):
-        monkeypatch.setattr(checkpoints, begins, build)
-    with pytest.raises(Loading) as loading:
-        getattr(checkpoints, load)(name)
-    assert loading.value.args == (False,)
 
 
 def test_what_a_child_loads_before_its_first_answer_is_not_searched_again():

@@ -8,7 +8,6 @@ import pytest
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Scheduler, make_scheduler
-from mllm_sched.schedulers.persistence import StateError
 
 SPACE = ArmSpace([Factor("c", ["a", "b"]), Factor("x", [1, 2, 3, 4, 5])])
 SEEDS = [SPACE[4], SPACE[9]]
@@ -34,17 +33,6 @@ def test_a_stopped_run_teaches_the_adaptive_rule_a_limited_energy():
         else:
             scheduler.tell(decision.id, latency_s=0.1, energy_j=1.5)
     assert stopped < 15
-
-
-def test_a_seed_of_which_only_a_bound_on_energy_is_known_was_tried():
-    scheduler = make("adaptive-safe-gp")
-    arms = []
-    for _ in range(2):
-        decision = scheduler.ask()
-        arms.append(decision.arm)
-        scheduler.tell(decision.id, above={"energy_j": 50.0})
-    assert set(arms) == set(SEEDS)
-    assert scheduler.ask().reason != "trusted seed, not tried yet"
 
 
 @pytest.mark.parametrize("scatter", [0.3, 0.5])
@@ -206,21 +194,6 @@ def test_what_a_cancelled_decision_would_have_risked_is_given_back(name):
     for _ in range(40):
         scheduler.cancel(scheduler.ask().id)
     assert left() >= before - 1e-9
-
-
-def test_an_oracle_in_single_precision_comes_back_from_its_file(tmp_path):
-    truth = {name: np.full(10, 0.1, np.float32) for name in ("energy_j", "latency_s")}
-    scheduler = make("oracle", truth=truth)
-    loaded = Scheduler.load(scheduler.save(tmp_path / "state"))
-    assert loaded.ask().arm == scheduler.ask().arm
-
-
-@pytest.mark.parametrize("header", [b"[1]", b'{"__metadata__":null}', b'{"__metadata__":[]}'])
-def test_a_header_of_another_form_is_refused(header, tmp_path):
-    path = tmp_path / "state"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(StateError, match="truncated, or no scheduler"):
-        Scheduler.load(path)
 
 
 def test_a_limited_energy_is_as_likely_within_as_not_beforehand():

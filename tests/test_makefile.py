@@ -263,21 +263,6 @@ def test_a_python_that_is_not_there_or_too_old_is_told(copy, python, told):
     assert not (copy.root / "elsewhere").exists()
 
 
-def test_where_there_is_no_python_of_that_name_python3_will_do(copy):
-    programs = copy.root / "programs"
-    programs.mkdir()
-    (programs / "python3").write_text('#!/bin/sh\necho "python3 $*"\n')
-    (programs / "python3").chmod(0o755)
-    (programs / "python3.11").write_text("#!/bin/sh\nexit 127\n")
-    (programs / "python3.11").chmod(0o755)
-    place = f"{programs}:{os.environ['PATH']}"
-    assert "python3 -m venv elsewhere" in copy.make("env", "VENV=elsewhere", PATH=place)[1]
-
-
-def test_jupyterlab_opens_for_root_too(copy):
-    assert ("--allow-root" in copy.make("-n", "lab")[1]) == (os.geteuid() == 0)
-
-
 def test_the_page_is_served_on_the_loopback_alone(copy):
     shown = copy.make("-n", "app")[1]
     (line,) = (line for line in shown.splitlines() if "voila" in line and ".ipynb" in line)

@@ -155,10 +155,9 @@ def test_a_limit_may_change_in_mid_run(name):
     assert not scheduler.ask().infeasible
 
 
-@every_learner
-def test_other_quantities_cannot_be_limited_in_mid_run(name):
+def test_other_quantities_cannot_be_limited_in_mid_run():
     with pytest.raises(ValueError, match="limits on energy_j: expected one on each of latency_s"):
-        make(name).change_limits({"energy_j": 1.0})
+        make("ucb").change_limits({"energy_j": 1.0})
 
 
 CAREFUL = sorted(set(MODELS) - {"config", "primal-dual", "conformal", "safe-linucb"})
@@ -182,21 +181,6 @@ def test_several_limits_hold_at_once(name):
     assert (memory_gb[chosen] > 4.0).mean() <= 0.05
     with pytest.raises(ValueError, match="no value for memory_gb"):
         scheduler.tell(scheduler.ask().id, energy_j=1.0, latency_s=0.1)
-
-
-@every_model
-def test_every_decision_is_explained(name):
-    scheduler = make(name)
-    play(scheduler, 100)
-    decision = scheduler.ask()
-    assert decision.reason
-    for quantity, truth in (("energy_j", ENERGY_J), ("latency_s", LATENCY_S)):
-        low, high = decision.bounds[quantity]
-        assert 0 < low < high and low / 1.2 < truth[decision.arm.index] < 1.2 * high
-    assert 0 <= decision.safe_arms <= len(SPACE)
-    assert decision.certified <= (decision.safe_arms > 0)
-    text = str(decision)
-    assert str(decision.arm) in text and decision.reason in text and "latency_s" in text
 
 
 @pytest.mark.parametrize("name", MODELS)
