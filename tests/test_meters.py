@@ -83,9 +83,10 @@ def test_the_estimate_is_busy_and_idle_core_seconds_times_watts(monkeypatch, bus
     clocks = {"process_time": iter([10.0, 10.0 + busy_s]), "perf_counter": iter([50.0, 52.0])}
     for name, ticks in clocks.items():
         monkeypatch.setattr(cpu_time.time, name, lambda ticks=ticks: next(ticks))
-    meter = CpuTimeMeter(watts_per_core=5, idle_watts_per_core=0.5, cores=4)
+    monkeypatch.setattr(cpu_time, "usable_cores", lambda: 4)
+    meter = CpuTimeMeter()
     meter.start()
-    assert meter.stop().energy_j == pytest.approx(5 * busy_s + 0.5 * (4 * 2 - busy_s))
+    assert meter.stop().energy_j == pytest.approx(6 * busy_s + 0.6 * (4 * 2 - busy_s))
 
 
 def spin(seconds):
@@ -94,15 +95,21 @@ def spin(seconds):
         pass
 
 
+@pytest.fixture
+def no_idle_power(monkeypatch):
+    monkeypatch.setattr(cpu_time, "WATTS_PER_IDLE_CORE", 0.0)
+
+
+@pytest.mark.usefixtures("no_idle_power")
 def test_the_estimate_sees_the_work_of_all_threads():
-    meter = CpuTimeMeter(idle_watts_per_core=1e-9)
+    meter = CpuTimeMeter()
     meter.start()
     threads = [threading.Thread(target=spin, args=(0.05,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert meter.stop().energy_j >= 0.09 * meter.watts_per_core
+    assert meter.stop().energy_j >= 0.09 * cpu_time.WATTS_PER_BUSY_CORE
 
 
 def test_a_meter_that_was_not_started_says_so(powercap):
@@ -111,17 +118,13 @@ def test_a_meter_that_was_not_started_says_so(powercap):
             meter.stop()
 
 
-def test_watts_must_be_positive():
-    with pytest.raises(ValueError, match="watts of a busy core: 0; expected above 0"):
-        CpuTimeMeter(watts_per_core=0)
-
-
 SPINS = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass"
 
 
+@pytest.mark.usefixtures("no_idle_power")
 def test_the_estimate_counts_the_time_of_another_process():
     process = subprocess.Popen([sys.executable, "-c", SPINS.format(5)])
-    meter = CpuTimeMeter(watts_per_core=10, idle_watts_per_core=1e-9)
+    meter = CpuTimeMeter()
     meter.pid = process.pid
     time.sleep(0.3)
     meter.start()
@@ -129,7 +132,7 @@ def test_the_estimate_counts_the_time_of_another_process():
     reading = meter.stop()
     process.kill()
     process.wait()
-    assert 0 < reading.energy_j <= 10 * reading.duration_s * 1.1
+    assert 0 < reading.energy_j <= cpu_time.WATTS_PER_BUSY_CORE * reading.duration_s * 1.1
 
 
 def test_a_process_that_died_is_told():

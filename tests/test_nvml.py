@@ -12,7 +12,7 @@ import pytest
 
 from mllm_sched.harness.fake_jetson.waveforms import Pulses
 from mllm_sched.harness.meters import open_meter
-from mllm_sched.harness.nvml import NvmlCounterMeter, NvmlRails, has_energy_counter
+from mllm_sched.harness.nvml import NvmlCounterMeter, NvmlRails
 from mllm_sched.harness.reading import MeterError
 
 POWER = Pulses(60.0, 260.0, 0.7, 0.3)  # as fake_nvml.c has it
@@ -53,14 +53,9 @@ def test_without_a_driver_there_is_one_clear_line(card):
         open_meter(kind="nvml")
 
 
-def test_a_card_that_is_not_there(card):
-    with pytest.raises(OSError, match="Not Found"):
-        NvmlCounterMeter(index=3)
-
-
 def test_the_counter_is_used_where_there_is_one(card):
     meter = open_meter(kind="nvml")
-    assert isinstance(meter, NvmlCounterMeter) and has_energy_counter()
+    assert isinstance(meter, NvmlCounterMeter)
     assert meter.evidence == "measured" and "energy counter of Imitated Card" in meter.source
     began = time.monotonic()
     meter.start()
@@ -75,7 +70,7 @@ def test_the_counter_is_used_where_there_is_one(card):
 def test_power_is_sampled_where_there_is_no_counter(card):
     card("no counter")
     meter = open_meter(kind="nvml")
-    assert not has_energy_counter() and "Imitated Card" in meter.source
+    assert "Imitated Card" in meter.source
     began = time.monotonic()
     meter.start()
     time.sleep(2)

@@ -36,7 +36,6 @@ def test_knobs_modes_and_the_default_are_read():
     assert [mode.name for mode in conf.modes] == ["MAXN", "MODE_15W", "MODE_50W"]
     assert conf.mode(1).settings["GPU", "MAX_FREQ"] == "408000000"
     assert ("GPU", "MAX_FREQ") not in conf.mode(3).settings
-    assert conf.default == 1
 
 
 @pytest.mark.parametrize("wanted", [1, "15W", "MODE_15W", "mode_15w"])

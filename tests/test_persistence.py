@@ -77,6 +77,12 @@ def test_everything_that_changes_is_part_of_the_state(name):
             assert repr(vars(played)[attribute]) == repr(value), attribute
 
 
+def test_limits_that_were_changed_are_kept(tmp_path):
+    scheduler = make("safe-gp-ucb")
+    scheduler.change_limits({"latency_s": 0.15})
+    assert SafeGPUCB.load(scheduler.save(tmp_path / "state")).limits == {"latency_s": 0.15}
+
+
 @pytest.fixture
 def saved(tmp_path):
     scheduler = make("ucb")
@@ -126,9 +132,12 @@ def test_the_wrong_rule_and_a_missing_file_are_named(saved, tmp_path):
         SafeGPUCB.load(saved)
     with pytest.raises(StateError, match="cannot be read: No such file"):
         Scheduler.load(tmp_path / "nothing")
-    (tmp_path / "pickle").write_bytes(b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00")
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"__metadata__":null}', b'{"__metadata__":[]}'])
+def test_a_header_of_another_form_is_refused(header):
     with pytest.raises(StateError, match="truncated, or no scheduler"):
-        Scheduler.load(tmp_path / "pickle")
+        Scheduler.from_bytes(len(header).to_bytes(8, "little") + header)
 
 
 def test_an_interrupted_save_leaves_the_old_file(saved, monkeypatch):

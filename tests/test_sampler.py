@@ -126,7 +126,7 @@ def test_a_meter_slower_than_asked_is_asked_less_often_and_told():
     meter.start()
     time.sleep(0.5)
     reading = meter.stop()
-    assert 8 < reading.rate_hz < 40 and reading.asked_hz == 100
+    assert 8 < reading.rate_hz < 40
     assert any("of 100 asked for" in note for note in reading.notes)
     assert reading.low_j <= 12 * reading.duration_s <= reading.high_j
 

@@ -60,11 +60,6 @@ class Clocks:
     root
         Of the file system; another one for an imitation of the board.
 
-    Attributes
-    ----------
-    recovered
-        Whether clocks of a run that was killed had to be put back.
-
     Raises
     ------
     OSError
@@ -83,7 +78,7 @@ class Clocks:
             raise ClockError(f"another run is using the clocks: {self._record} is in use")
         self._lock = lock
         self._caught: list[signal.Signals] = []
-        self.recovered = self._recover()
+        self._recover()
         atexit.register(self.close)
 
     @property
@@ -237,14 +232,11 @@ class Clocks:
                 signal.signal(number, _stop)
                 self._caught.append(number)
 
-    def _recover(self) -> bool:
-        if not self._record.exists():
-            return False
-        if self._found()["boot"] != read(self.root / BOOT_ID):
+    def _recover(self) -> None:
+        """Put back what a killed run found; a reboot since has done so already."""
+        if self._record.exists() and self._found()["boot"] != read(self.root / BOOT_ID):
             self._record.unlink()
-            return False
         self.restore()
-        return True
 
     def _nvpmodel(self, *arguments: str) -> str:
         """Call nvpmodel; nobody answers what it asks, so a reboot is always declined."""

@@ -17,20 +17,10 @@ WATTS_PER_IDLE_CORE = 0.6
 class CpuTimeMeter(PowerMeter):
     """An estimate from the CPU time of one process and the time that passed.
 
-    Energy = busy core seconds x ``watts_per_core`` + idle core seconds x ``idle_watts_per_core``.
-    The watts are assumed, whatever the core does: arms are ranked by CPU time, and clocks, memory
-    and other programs are not seen. The readings have no bounds.
-
-    Parameters
-    ----------
-    watts_per_core
-        Power of a busy core; assumed, see ``WATTS_PER_BUSY_CORE``.
-    idle_watts_per_core
-        Power of a core that waits; assumed.
-    cores
-        Cores that the process answers for; by default those this one may use.
-    reason
-        Why nothing better is used.
+    Energy = busy core seconds x ``WATTS_PER_BUSY_CORE`` + idle core seconds x
+    ``WATTS_PER_IDLE_CORE``, over the cores this process may use. The watts are assumed, whatever a
+    core does: arms are ranked by CPU time, and clocks, memory and other programs are not seen. The
+    readings have no bounds. ``reason`` says why nothing better is used.
 
     Attributes
     ----------
@@ -41,23 +31,12 @@ class CpuTimeMeter(PowerMeter):
     evidence = "estimated"
     min_window_s = 1.0  # so that single switches between processes do not count
 
-    def __init__(
-        self,
-        watts_per_core: float = WATTS_PER_BUSY_CORE,
-        idle_watts_per_core: float = WATTS_PER_IDLE_CORE,
-        cores: int | None = None,
-        reason: str = "",
-    ) -> None:
-        for name, watts in [("busy", watts_per_core), ("idle", idle_watts_per_core)]:
-            if not watts > 0:
-                raise ValueError(f"watts of a {name} core: {watts}; expected above 0")
-        self.watts_per_core = watts_per_core
-        self.idle_watts_per_core = idle_watts_per_core
-        self.cores = usable_cores() if cores is None else cores
+    def __init__(self, reason: str = "") -> None:
+        self.cores = usable_cores()
         self.pid: int | None = None
         self.source = (
-            f"CPU time x {watts_per_core:g} W a busy core, {idle_watts_per_core:g} W an idle one "
-            f"(assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
+            f"CPU time x {WATTS_PER_BUSY_CORE:g} W a busy core, {WATTS_PER_IDLE_CORE:g} W an idle "
+            f"one (assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
         )
 
     def _begin(self) -> tuple[float, float]:
@@ -67,7 +46,7 @@ class CpuTimeMeter(PowerMeter):
         busy_s = self._busy_s() - began[0]
         duration_s = time.perf_counter() - began[1]
         idle_s = max(0.0, self.cores * duration_s - busy_s)
-        energy_j = busy_s * self.watts_per_core + idle_s * self.idle_watts_per_core
+        energy_j = busy_s * WATTS_PER_BUSY_CORE + idle_s * WATTS_PER_IDLE_CORE
         return Reading(energy_j, energy_j, energy_j, duration_s)
 
     def _busy_s(self) -> float:

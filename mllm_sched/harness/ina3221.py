@@ -45,10 +45,6 @@ class Ina3221Rails:
     ----------
     root
         Of the file system.
-    counted
-        Rails that make up the total; by default what ``TOTALS`` says.
-    highest_w
-        What the module is assumed never to exceed, for the bounds of a window.
 
     Raises
     ------
@@ -58,18 +54,13 @@ class Ina3221Rails:
         If it is not known which rails make up the total.
     """
 
-    def __init__(
-        self,
-        root: Path = Path("/"),
-        counted: Sequence[str] | None = None,
-        highest_w: float = HIGHEST_W,
-    ) -> None:
+    def __init__(self, root: Path = Path("/")) -> None:
         channels = find_channels(root)
         if not channels:
             raise FileNotFoundError(f"no INA3221 sensors under {root / 'sys/bus/i2c/drivers'}")
         self.names = tuple(channel.label for channel in channels)
-        self.counted = _counted(self.names, counted)
-        self.range_w = (0.0, highest_w)
+        self.counted = _counted(self.names)
+        self.range_w = (0.0, HIGHEST_W)
         self._files: list[tuple[str, list[int]]] = []
         try:
             for channel in channels:  # kept open: opening costs more than reading
@@ -143,15 +134,11 @@ def _iio(folder: Path) -> list[Channel]:
     return channels
 
 
-def _counted(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    if wanted is not None:
-        if unknown := sorted(set(wanted) - set(names)):
-            raise ValueError(f"rails {', '.join(unknown)}: there are {', '.join(names)}")
-        return tuple(wanted)
+def _counted(names: Sequence[str]) -> tuple[str, ...]:
     for total in TOTALS:
         if total <= set(names):
             return tuple(name for name in names if name in total)
     raise ValueError(
-        f"rails {', '.join(names)}: it is not known which of them make up the module; say so "
-        "with counted=[...]"
+        f"rails {', '.join(names)}: it is not known which of them make up the module; add them to "
+        "TOTALS in mllm_sched/harness/ina3221.py"
     )

@@ -127,7 +127,7 @@ def _open_ina3221(root: Path, rate_hz: float) -> PowerMeter:
 def _open_nvml(root: Path, rate_hz: float) -> PowerMeter:
     from mllm_sched.harness import nvml  # few machines have a card
 
-    if nvml.has_energy_counter(0):
+    if nvml.Card().energy_j() is not None:
         return nvml.NvmlCounterMeter()
     return SampledMeter(nvml.NvmlRails(), "power of the graphics card (NVML)", rate_hz)
 

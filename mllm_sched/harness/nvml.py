@@ -21,12 +21,12 @@ ABOVE_LIMIT = 1.25  # peaks go beyond the power limit for a moment
 
 
 class Card:
-    """One graphics card, numbered as by ``nvidia-smi``; OSError without a driver or such a card."""
+    """The first graphics card; OSError without a driver or a card."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self) -> None:
         with _as(OSError, "no NVIDIA graphics card can be read"):
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             self.name = _text(pynvml.nvmlDeviceGetName(self._handle))
             self.limit_w = pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1000
 
@@ -50,8 +50,8 @@ class NvmlCounterMeter(PowerMeter):
 
     min_window_s = 10.0  # a hundred times the refresh period
 
-    def __init__(self, index: int = 0) -> None:
-        self._card = Card(index)
+    def __init__(self) -> None:
+        self._card = Card()
         if self._card.energy_j() is None:
             raise OSError(f"{self._card.name} has no energy counter")
         self._refresh_s = _refresh_s(self._card)
@@ -79,8 +79,8 @@ class NvmlCounterMeter(PowerMeter):
 class NvmlRails:
     """Power of a card without a counter, as ``sampler.Rails``."""
 
-    def __init__(self, index: int = 0) -> None:
-        self._card = Card(index)
+    def __init__(self) -> None:
+        self._card = Card()
         self.names: tuple[str, ...] = (self._card.name,)
         self.counted: tuple[str, ...] = self.names
         self.range_w = (0.0, self._card.limit_w * ABOVE_LIMIT)
@@ -93,11 +93,6 @@ class NvmlRails:
 
     def close(self) -> None:
         """Nothing is kept open."""
-
-
-def has_energy_counter(index: int = 0) -> bool:
-    """Whether a card counts its energy (Volta and newer do); OSError without a card."""
-    return Card(index).energy_j() is not None
 
 
 def _refresh_s(card: Card) -> float:

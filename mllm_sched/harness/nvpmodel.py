@@ -34,7 +34,6 @@ class NvpModelConf:
 
     knobs: Mapping[Knob, tuple[str, ...]]  # files of each, the older kernel's first
     modes: tuple[Mode, ...]
-    default: int | None  # id of the mode after installation, if the file says
 
     def mode(self, wanted: str | int) -> Mode:
         """A mode by id or name, with or without ``MODE_``; ValueError lists those there are."""
@@ -73,7 +72,6 @@ def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
     knobs: dict[Knob, tuple[str, ...]] = {}
     modes: list[Mode] = []
     settings: dict[Knob, str] = {}
-    default: int | None = None
     section = param = ""
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.split("#", 1)[0].strip()
@@ -88,8 +86,6 @@ def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
                 settings = {}
                 mode_id = _number(_fact(facts, "ID", where), where)
                 modes.append(Mode(mode_id, _fact(facts, "NAME", where), settings))
-            elif section == "PM_CONFIG":
-                default = _number(_fact(facts, "DEFAULT", where), where)
         elif section == "PARAM":
             attribute, file = _words(line, 2, "an attribute and a file", where)
             knob = (param, attribute.removesuffix(NEWER_KERNEL))
@@ -99,7 +95,7 @@ def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
             settings[param_name, attribute] = _checked(attribute, value, where)
     if not modes:
         raise ValueError(f"{name}: no < POWER_MODEL ... > section")
-    return NvpModelConf(knobs, tuple(modes), default)
+    return NvpModelConf(knobs, tuple(modes))
 
 
 def _heading(line: str, where: str) -> tuple[str, dict[str, str]]:

@@ -34,8 +34,8 @@ class Reading:
         Joules of every rail, also of those that the total leaves out.
     samples
         Readings taken within the window; 0 for a counter.
-    rate_hz, asked_hz
-        Readings per second: reached and asked for; NaN for a counter.
+    rate_hz
+        Readings per second; NaN for a counter.
     longest_gap_s
         Longest time without a reading, the window's ends included.
     unmoved_w
@@ -52,7 +52,6 @@ class Reading:
     rails_j: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     rate_hz: float = math.nan
-    asked_hz: float = math.nan
     longest_gap_s: float = 0.0
     unmoved_w: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

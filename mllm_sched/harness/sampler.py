@@ -243,7 +243,7 @@ def integrate(
         middle = (low_w + high_w) / 2 * duration_s
         note = "no reading within the window: its energy can be anything"
         bounds = low_w * duration_s, high_w * duration_s
-        return Reading(middle, *bounds, duration_s, {}, 0, 0.0, asked_hz, duration_s, notes=(note,))
+        return Reading(middle, *bounds, duration_s, {}, 0, 0.0, duration_s, notes=(note,))
     ends = np.concatenate([[start_s], times, [end_s]])
     joules = np.trapezoid(np.vstack([power[:1], power, power[-1:]]), ends, axis=0)
     counted = [rails.names.index(name) for name in rails.counted]
@@ -264,7 +264,6 @@ def integrate(
         dict(zip(rails.names, joules.tolist(), strict=True)),
         len(times),
         rate_hz,
-        asked_hz,
         float(np.diff(ends).max()),
         _unmoved(rails, power),
         _notes(rate_hz, asked_hz, rails.range_w, total_w),
