@@ -4,9 +4,11 @@ One Gaussian process per quantity, on its logarithm (``gp.py``), with posterior 
 deviation s of every arm:
 
     bounds      l, u = m -/+ sqrt(beta) s                                       (1)
-    safe set    S = {arms whose u of every limited quantity is within its limit}
-                    and the trusted seed arms                                   (2)
-    choice      argmin over S of l of the objective                             (3)
+    safe set    S = {arms with u of every limited quantity within its limit}    (2)
+    choice      argmin of l of the objective over S and the trusted seeds       (3)
+
+An arm in a context is a *cell* below; without contexts cells are arms. ``Scheduler.ask`` (base)
+calls ``_choose``: bounds, then ``_choose_among``: safe set, then ``_pick``: the choice.
 
 The form is that of EdgeBOL (CoNEXT 2021), a special case of the safe schedulers that began with
 SafeOpt (arXiv:1602.04450). Arms that are still running reduce the variance of the objective
