@@ -34,12 +34,8 @@ def eavesdropped(
 ) -> tuple[pd.DataFrame, dict[str, NDArray[np.uint8]]]:
     """The same photograph, seen raw and through the features of a model with one token a patch.
 
-    Parameters
-    ----------
-    model
-        A small Qwen, whose encoder keeps patches apart.
-    wire
-        Type of the features on the link.
+    ``model`` is a small Qwen, whose encoder keeps patches apart; ValueError for another kind.
+    ``wire`` is the type of the features on the link.
 
     Returns
     -------
@@ -47,11 +43,6 @@ def eavesdropped(
     ``sent_bytes`` of the whole message (0 for a control). And the pictures by ``what``, uint8 of
     shape (height, width, 3): raw input; features before the projector, and behind it; then the
     controls.
-
-    Raises
-    ------
-    ValueError
-        For a model of another kind.
     """
     encoders = load_encoders(model, ["image"])
     if not isinstance(encoders.architecture, QwenVision):

@@ -77,8 +77,6 @@ class Exploration:
     def summary(self, n: int) -> dict[str, float]:
         """Where it stands after n tasks.
 
-        Returns
-        -------
         ``tried`` (arms), ``certified`` (arms), ``wrongly certified`` (certified, truly beyond the
         limit), ``energy, J`` and ``oracle, J`` (sums of true means so far), ``over the oracle``
         (their ratio less 1), ``beyond the limit`` (tasks so far on an arm truly beyond it).
@@ -101,25 +99,9 @@ def explore(
 ) -> Exploration:
     """Play one scheduler for some tasks and keep all that it believes on the way.
 
-    Parameters
-    ----------
-    device
-        Freshly opened; its true means are known, and stay the same.
-    task
-        The task, again and again.
-    limit_s
-        On latency.
-    rule
-        Who chooses. It trusts the device's ``trusted_arms``.
-    steps
-        Tasks.
-    seed
-        Of the scheduler's own randomness.
-
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 1, the limit is not above 0, or no arm can meet it.
+    ``device`` is freshly opened, its true means known and constant; its ``trusted_arms`` are the
+    scheduler's seeds. Raises ValueError if ``steps`` is below 1, the limit is not above 0, or no
+    arm can meet it.
     """
     decisions: list[Decision] = []
     tables: list[pd.DataFrame] = []
@@ -223,7 +205,7 @@ def _sizes(state: pd.DataFrame) -> pd.Series:
 
 
 def _count(ax: Axes, far: pd.DataFrame, end: float) -> None:
-    """Say in words what is too far away to be drawn."""
+    """Count in words the arms that are too far away to be drawn."""
     said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
     for arm in far[far["chosen"]].itertuples():
         said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"

@@ -1,8 +1,8 @@
 """Simulated boards that resemble each other, and what the measurements of one are worth to another.
 
 All are the calibrated AGX Orin. Every component of a board has a factor of its own on latency and
-energy, and some boards stand in a warm room. How far boards of one kind lie apart nobody has
-published, so it is a parameter.
+energy, and some boards stand in a warm room. How far boards of one kind lie apart is not published,
+so it is a parameter.
 """
 
 from __future__ import annotations
@@ -73,19 +73,7 @@ class Run:
 class Board:
     """A simulated AGX Orin with factors of its own, which warms at work and cools at rest.
 
-    Parameters
-    ----------
-    number, seed
-        Together they say what the board is like.
-    fleet
-        How boards differ.
-
-    Examples
-    --------
-    >>> board = Board(0, seed=0)
-    >>> arm = board.space.arm(component="dla", power_w=30, load=1.0)
-    >>> 0.05 < board.run(arm, "image", now_s=0.0).latency_s < 0.2
-    True
+    ``number`` and ``seed`` determine them.
     """
 
     def __init__(self, number: int, seed: int, fleet: Fleet = Fleet()) -> None:
@@ -179,20 +167,10 @@ COLD, TOLD, TRUSTING = "cold", "warm, told the scatter", "warm, as if the same b
 
 
 def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str, Any]]:
-    """A board joins siblings that have worked for a while; all have the safe rule.
+    """A board joins siblings that have worked for a while; all run safe GP-UCB.
 
-    Every start meets the same board, tasks and noise. Nobody stands in a warm room.
-
-    Parameters
-    ----------
-    scatter
-        How far boards lie apart; see ``Fleet``.
-    seed
-        Of boards, tasks and schedulers.
-    first
-        Tasks of the board that count.
-    limit_s
-        On the latency of encoding.
+    Every start meets the same board, tasks and noise. No board stands in a warm room. ``first``
+    tasks of the new board count; ``scatter`` is that of ``Fleet``.
 
     Returns
     -------

@@ -53,20 +53,8 @@ def windows(
 ) -> pd.DataFrame:
     """Measure windows that begin at random times, as if every reading were taken when due.
 
-    Parameters
-    ----------
-    loads
-        By name.
-    seconds
-        Lengths of the windows.
-    rates_hz
-        Readings per second.
-    repeats
-        Windows of each kind.
-    seed
-        Of the beginnings and the readings.
-    schedules
-        Names of ``SCHEDULES``.
+    ``seconds`` are lengths of the windows, ``rates_hz`` readings per second, ``repeats`` windows of
+    each kind, ``schedules`` names of ``SCHEDULES``.
 
     Returns
     -------

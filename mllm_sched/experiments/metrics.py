@@ -22,16 +22,9 @@ NUMBER = ["value", "low", "high", "n"]
 
 
 def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) -> pd.DataFrame:
-    """One row per scheduler and seed.
+    """One row per scheduler and seed, over the tasks from ``start`` on.
 
-    Parameters
-    ----------
-    table
-        Of ``run`` or ``sweep``.
-    limits
-        As the schedulers had them; ``latency_s`` must be among them.
-    start
-        First task that counts.
+    ``limits`` are those that the schedulers had; ``latency_s`` must be among them.
 
     Returns
     -------
@@ -70,8 +63,6 @@ def regret(table: pd.DataFrame) -> pd.Series:
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of every column of ``per_run``.
 
-    Returns
-    -------
     Long table: ``scheduler``, ``quantity``, ``value``, ``low``, ``high``, ``n`` (seeds).
     """
     rows = [
@@ -137,8 +128,6 @@ def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArra
 def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.DataFrame:
     """How much less one scheduler takes than every other, paired by seed.
 
-    Returns
-    -------
     One row per other scheduler: ``scheduler``, ``value`` = mean of 1 - ours / other, ``low``,
     ``high``, ``n``.
     """
@@ -152,16 +141,9 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
 
 
 def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataFrame:
-    """A quantity over the course of a run.
+    """A quantity over the course of a run, averaged within at most ``points`` blocks of tasks.
 
-    Parameters
-    ----------
-    table
-        Of ``run`` or ``sweep``.
-    values
-        The quantity of every row of it.
-    points
-        The tasks are averaged within at most this many blocks.
+    ``values`` holds the quantity of every row of ``table``.
 
     Returns
     -------

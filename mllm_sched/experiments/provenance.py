@@ -78,8 +78,6 @@ def save_results(
 
     Parameters
     ----------
-    name
-        Of the notebook.
     tables, figures
         By file name, without its ending; any axes of a figure stand for it.
     parameters

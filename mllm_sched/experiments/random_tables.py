@@ -2,7 +2,7 @@
 
 *Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on, and their deviations are of
 the kind that its kernel assumes. *Queueing* and *published* were kept apart. So was *board*, until
-its first results led to two changes of the rule: an unknown arm is priced by the mean of a
+its first results led to two changes of the scheduler: an unknown arm is priced by the mean of a
 log-normal, and no arm of a component is tried on which none is trusted.
 """
 
@@ -303,10 +303,8 @@ class Trial:
 
 
 def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
-    """Every trial on so many tables, the same for all, without drift and with it.
+    """Every trial on the same ``tables`` tables, without drift and with it.
 
-    Returns
-    -------
     One row per drift, trial and table: ``scheduler``, ``label``, ``family`` (with its arms),
     ``noise``, ``drift``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
     """
@@ -338,12 +336,7 @@ def _play(trial: Trial, tables: int) -> list[list[tuple[float, float]]]:
 def summary(played: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean energy and violations with 95 % intervals; median and worst tenth of the energy.
 
-    Parameters
-    ----------
-    played
-        Of ``play_all``.
-    by
-        Columns that make a row of the result.
+    ``by`` are the columns of ``play_all`` that make a row of the result.
     """
     rows = []
     for key, group in played.groupby(by, sort=False):

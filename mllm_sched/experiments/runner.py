@@ -203,8 +203,6 @@ def sweep(
 
     Parameters
     ----------
-    rules, task, steps, limits, allow_infeasible
-        See ``run``.
     device, device_settings
         Arguments of ``open_device``.
     seeds

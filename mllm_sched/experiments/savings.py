@@ -53,13 +53,7 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True)
 class SavingsScenario:
-    """Who encodes how much, where; ValueError names a value outside of its range.
-
-    Examples
-    --------
-    >>> SavingsScenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
-    {'whisper-small': 0.75, 'clip-vit-b32': 0.25}
-    """
+    """Who encodes how much, where; ValueError names a value outside of its range."""
 
     tasks_per_day: float = 10_000  # of one device
     devices: int = 100
@@ -120,12 +114,8 @@ def play(
 ) -> pd.DataFrame:
     """Play every encoder under every limit on the simulated board.
 
-    Parameters
-    ----------
-    steps, seeds, first_seed
-        Tasks in a run, runs of each scheduler, and the seed of the first.
-    rules, board
-        The schedulers for a board and its task; further arguments of the board.
+    ``steps`` are tasks in a run, ``seeds`` runs of each scheduler. ``rules`` makes the schedulers
+    for a board and its task; ``board`` are further arguments of the board.
 
     Returns
     -------
@@ -219,15 +209,7 @@ class Curves:
 
 
 class PlayedRuns:
-    """A table of ``play``, ready for questions.
-
-    Attributes
-    ----------
-    encoders, limits_s, schedulers
-        What it holds.
-    seeds
-        Runs of each scheduler.
-    """
+    """A table of ``play``, ready for questions; ``seeds`` counts runs of each scheduler."""
 
     def __init__(self, runs: pd.DataFrame) -> None:
         missing = {"encoder", "limit_s", "scheduler", "seed", "late_energy_j"} - set(runs.columns)
@@ -248,13 +230,7 @@ class PlayedRuns:
         }
 
     def curves(self, encoder: str, limit_s: float) -> Curves:
-        """What was played of an encoder under a limit.
-
-        Raises
-        ------
-        ValueError
-            If that was not played, or no arm meets the limit; the message says what to choose.
-        """
+        """What was played of an encoder under a limit; ValueError says what to choose instead."""
         if encoder not in self.encoders:
             raise ValueError(f"encoder {encoder!r}: played were {', '.join(self.encoders)}")
         if limit_s not in self.limits_s:
@@ -306,11 +282,8 @@ class FleetBill:
 def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
     """Sums over encoders and devices; a seed stands for one way in which a fleet may learn.
 
-    Raises
-    ------
-    ValueError
-        If the limit or an encoder was not played, no arm meets the limit, or a device would have
-        to work more than all day.
+    Raises ValueError if the limit or an encoder was not played, no arm meets the limit, or a device
+    would have to work more than all day.
     """
     energy_j, late_j, beyond, busy_s, idle_w = np.zeros((5, len(played.schedulers), played.seeds))
     for encoder, share in scenario.mix.items():
@@ -453,8 +426,8 @@ def short(value: float) -> str:
 
     Examples
     --------
-    >>> short(1234.5), short(0.04567), short(182.13)
-    ('1230', '0.0457', '182')
+    >>> short(1234.5), short(0.04567)
+    ('1230', '0.0457')
     """
     rounded = float(f"{value:.3g}")
     return f"{rounded:.0f}" if abs(rounded) >= 100 else f"{rounded:.6g}"
@@ -522,12 +495,7 @@ MOST = Power(edge_llm_w=60.0, server_share=1.0, pue=1.6, network_j_per_bit=2.7e-
 def request_j(strategy: str, encoder: str, power: Power = Power()) -> dict[str, float]:
     """Joules of one request by where they are spent: ``edge``, ``server`` and ``network``.
 
-    Parameters
-    ----------
-    strategy
-        ``all-edge``, ``all-remote`` or ``hybrid``.
-    encoder
-        Of its one item, among ``ENCODED``.
+    ``strategy`` is ``all-edge``, ``all-remote`` or ``hybrid``; ``encoder`` one of ``ENCODED``.
     """
     setting = Setting(items=[ENCODED[encoder]])
     cost, work = modelled(strategy, setting), read_work()[encoder]

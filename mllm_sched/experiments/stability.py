@@ -91,12 +91,8 @@ def claim_numbers(cases: Mapping[str, Comparison]) -> pd.DataFrame:
 def over_cases(summary: pd.DataFrame, *, xlabel: str, title: str, evidence: str) -> Sequence[Axes]:
     """Energy, violations and latency over the cases, one line a scheduler with its interval.
 
-    Rules with a penalty are left out: where they differ at all, the tables say so.
-
-    Parameters
-    ----------
-    summary
-        Of ``by_case``, of every comparison's summary.
+    ``summary`` is ``by_case`` of every comparison's. Rules with a penalty are left out: where they
+    differ at all, the tables say so.
     """
     axes = plt.subplots(1, 3, figsize=(13.5, 4.2))[1]
     labels = list(summary["case"].unique())

@@ -128,11 +128,6 @@ def items_as(form: str) -> tuple[EncodingPrice, ...]:
 
     As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
     Compressed are JPEG of the 1080p image, Opus, and one JPEG a frame; really compressed.
-
-    Examples
-    --------
-    >>> [item.input_bytes for item in items_as("as the encoder sees it")]
-    [338688, 960000, 2408448]
     """
     sizes = zip(ITEMS, _input_bytes(form), strict=True)
     return tuple(replace(item, input_bytes=size) for item, size in sizes)
@@ -202,13 +197,7 @@ class Cost:
 
 
 def modelled(strategy: str, setting: Setting = Setting()) -> Cost:
-    """Price a strategy: ``all-edge``, ``all-remote`` or ``hybrid``.
-
-    Raises
-    ------
-    ValueError
-        For an unknown strategy.
-    """
+    """Price a strategy: ``all-edge``, ``all-remote`` or ``hybrid``; ValueError for another."""
     up, transmission_s, llm_runs_on = 0, 0.0, setting.server
     if strategy == "all-edge":
         encode_s, llm_runs_on = _edges_s(setting, 1), ORIN
@@ -316,8 +305,6 @@ def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
 def sensitivity(base: Setting = Setting()) -> pd.DataFrame:
     """The strategies with one choice changed at a time; hybrid in both types on the wire.
 
-    Returns
-    -------
     Columns ``choice``; ``all_edge_ms``, ``all_remote_ms``, ``float16_ms``, ``int8_ms`` in total;
     ``float16_ratio``, ``int8_ratio``, hybrid's time over that of the quicker other strategy.
     """
@@ -337,14 +324,10 @@ LOG_RATES = (-3.0, 6.0)  # of the Mbit/s between which rates are looked for
 
 
 def holding_rates(setting: Setting) -> tuple[float, float]:
-    """The link rates in Mbit/s between which hybrid's ratio is at most ``HOLDS``.
+    """The least and greatest link rates in Mbit/s at which hybrid's ratio is at most ``HOLDS``.
 
-    The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so
-    it is least where the two others take the same time, or at an end.
-
-    Returns
-    -------
-    The least and the greatest rate, solved for; NaN twice if there is none.
+    The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so it
+    is least where the two others take the same time, or at an end. NaN twice if it never holds.
     """
 
     def above(log_rate: float) -> float:
@@ -366,10 +349,8 @@ def holding_rates(setting: Setting) -> tuple[float, float]:
 def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
     """By the type on the wire: between which link rates, and which lengths of the answer.
 
-    Returns
-    -------
-    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``, of answers
-    of up to 1000 tokens; NaN where the claim holds nowhere.
+    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``, of answers of
+    up to 1000 tokens; NaN where the claim holds nowhere.
     """
     rows = []
     for wire in ("float16", "int8"):
@@ -388,10 +369,8 @@ def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
 def region(
     setting: Setting, rates_mbit_s: NDArray[np.float64], gains: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Hybrid's ratio over link rates, and over how many times smaller features are than inputs.
+    """Hybrid's ratio over link rates and over how many times smaller features are than inputs.
 
-    Returns
-    -------
     Shape (gains, rates).
     """
     edge, remote, hybrid = (modelled(name, setting) for name in STRATEGIES)
@@ -405,12 +384,9 @@ def region(
 
 
 def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
-    """What the claims are judged by, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
+    """Numbers of the claims, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
 
-    Parameters
-    ----------
-    base
-        The case of the claim; both types on the wire are priced.
+    ``base`` is the case of the claim; both types on the wire are priced.
     """
     changed = sensitivity(base).set_index("choice")
     case, resized = changed.loc["as in the claim"], changed.loc[f"input {INPUTS[1]}"]

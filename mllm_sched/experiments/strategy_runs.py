@@ -76,10 +76,7 @@ def language_servers() -> Iterator[dict[str, str]]:
 def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
     """Logits and greedy tokens of decoupled runs beside those of the whole model.
 
-    Parameters
-    ----------
-    servers
-        Addresses by model, as of ``language_servers``. Encoders run in this process.
+    ``servers`` are addresses by model, of ``language_servers``. Encoders run in this process.
 
     Returns
     -------
@@ -263,10 +260,7 @@ def residual_queue(on: Bench, rates_mbit_s: Sequence[float]) -> pd.DataFrame:
     An All Remote request is given a part of the time that its upload takes. When its deadline is
     missed, bytes that the sender's kernel and the link hold already still drain.
 
-    Returns
-    -------
-    Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, the median of several),
-    ``same_s`` and
+    Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, median), ``same_s`` and
     ``new_s`` (right after the miss, over the same connection and over another one), and
     ``residual_bytes`` (what the wait on the same connection amounts to at the link's rate).
     """
