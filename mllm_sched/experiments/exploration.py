@@ -32,35 +32,15 @@ from mllm_sched.tasks import Task
 
 @dataclass(frozen=True)
 class Exploration:
-    """A run, and everything that was believed on its way.
+    """A run, and the belief about every arm after each of its tasks."""
 
-    Attributes
-    ----------
-    label
-        Of the scheduler.
-    space
-        The arms.
-    limit_s
-        On latency.
-    evidence
-        What the numbers are, for example ``simulated``.
-    board
-        Of ``board_table``.
-    tasks
-        Of ``run``, with ``reason`` (the scheduler's own words) and ``safe_arms`` (how many it had
-        certified when it chose; NaN for a rule that certifies none).
-    beliefs
-        By column of ``Scheduler.belief_table``, each of shape (tasks, arms): row n - 1 is what was
-        believed after n tasks.
-    """
-
-    label: str
+    label: str  # of the scheduler
     space: ArmSpace
-    limit_s: float
+    limit_s: float  # on latency
     evidence: str
-    board: pd.DataFrame
-    tasks: pd.DataFrame
-    beliefs: Mapping[str, NDArray[Any]]
+    board: pd.DataFrame  # of ``board_table``
+    tasks: pd.DataFrame  # of ``run``, with ``reason`` and the number of ``safe_arms`` (or NaN)
+    beliefs: Mapping[str, NDArray[Any]]  # columns of ``belief_table``, shape (tasks, arms)
 
     def after(self, n: int) -> pd.DataFrame:
         """The board and what is believed of it after n tasks, one row an arm.

@@ -38,21 +38,11 @@ CONTEXT = Factor("modality", MODALITIES)
 
 @dataclass(frozen=True)
 class Fleet:
-    """How boards differ.
+    """How boards differ."""
 
-    Attributes
-    ----------
-    scatter
-        Standard deviation of the log of a component's factor; 0.1 means some 10 % (assumed).
-    warm_share
-        Of boards that stand in a warm room.
-    warm_room_c
-        Temperature there, degrees Celsius. The others are cooled well enough never to throttle.
-    """
-
-    scatter: float = 0.1
-    warm_share: float = 0.2
-    warm_room_c: float = 35.0
+    scatter: float = 0.1  # SD of the log of a component's factor; 0.1 means some 10 % (assumed)
+    warm_share: float = 0.2  # of boards that stand in a warm room
+    warm_room_c: float = 35.0  # the other boards are cooled well enough never to throttle
 
     def __post_init__(self) -> None:
         if not 0 <= self.scatter < np.inf:

@@ -53,61 +53,25 @@ BOUNDS = np.cumsum(SHARES)[:-1]
 
 @dataclass(frozen=True)
 class FleetScenario:
-    """What is simulated; everything that its outcome depends on.
-
-    Attributes
-    ----------
-    users, edges
-        How many users, and how many boards, each with a queue and a scheduler of its own.
-    llm_servers
-        A100s that all boards share, with ``PLACES`` answers at once on each.
-    rule
-        Scheduler of every board.
-    think_s
-        Mean of the exponential time from an answer (or a refusal) to the user's next task.
-    deadlines_s
-        A task's deadline is uniform in this range, seconds from its arrival.
-    limit_s
-        On the latency of encoding.
-    fleet
-        How boards differ.
-    heavy_users, heavy_at_once
-        So many of the users ask for so many things at once, each with the same think time.
-    looks_ahead
-        Whether the LLM server begins only what it can still end in time.
-    frugal_first
-        Whether the front takes the least energy among the boards that are predicted to be in
-        time; otherwise the board that is done soonest.
-    front_refuses
-        Whether the front refuses what would be late on all boards with all that waits there;
-        otherwise only the boards refuse, which know what of that goes before a user's task.
-    fair
-        Whether the queue tells users apart; otherwise it goes by deadline alone.
-    waiting
-        Bound of each board's queue.
-    warm_up_s, horizon_s
-        Tasks that end in the ``horizon_s`` after ``warm_up_s`` count.
-    seed
-        Of boards, users and schedulers.
-    """
+    """What is simulated; everything that its outcome depends on."""
 
     users: int = 100
-    edges: int = 10
-    llm_servers: int = 32
-    rule: Rule = SAFE
-    think_s: float = 30.0
-    deadlines_s: tuple[float, float] = (2.0, 4.0)
-    limit_s: float = 0.2
+    edges: int = 10  # boards, each with a queue and a scheduler of its own
+    llm_servers: int = 32  # A100s that all boards share, with ``PLACES`` answers at once on each
+    rule: Rule = SAFE  # scheduler of every board
+    think_s: float = 30.0  # mean time from an answer or refusal to the next task; exponential
+    deadlines_s: tuple[float, float] = (2.0, 4.0)  # from arrival; uniform in this range
+    limit_s: float = 0.2  # on the latency of encoding
     fleet: Fleet = field(default_factory=Fleet)
-    heavy_users: int = 0
+    heavy_users: int = 0  # so many of the users ask for ``heavy_at_once`` things at once
     heavy_at_once: int = 10
-    looks_ahead: bool = True
-    frugal_first: bool = True
-    front_refuses: bool = False
-    fair: bool = True
-    waiting: int = 64
+    looks_ahead: bool = True  # the LLM server begins only what it can still end in time
+    frugal_first: bool = True  # least energy of the boards in time; else the soonest
+    front_refuses: bool = False  # what is late on all boards; else only boards refuse
+    fair: bool = True  # the queue tells users apart; else it goes by deadline alone
+    waiting: int = 64  # bound of each board's queue
     warm_up_s: float = 30.0
-    horizon_s: float = 120.0
+    horizon_s: float = 120.0  # tasks that end in this time after ``warm_up_s`` count
     seed: int = 0
 
     def __post_init__(self) -> None:

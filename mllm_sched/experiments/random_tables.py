@@ -35,21 +35,13 @@ SLOWER = 1.35  # a drift multiplies the latency of the best arm's component by t
 
 @dataclass(frozen=True)
 class Table:
-    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it.
-
-    Attributes
-    ----------
-    latency_s, energy_j
-        Shape (arms,).
-    trusted
-        Full power and load of every component, where that is truly within the limit.
-    """
+    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it."""
 
     space: ArmSpace
-    latency_s: Array
-    energy_j: Array
+    latency_s: Array  # shape (arms,)
+    energy_j: Array  # shape (arms,)
     limit_s: float
-    trusted: Sequence[Arm]
+    trusted: Sequence[Arm]  # full power and load of components that truly meet the limit
 
     def best(self) -> int:
         """Arm of least energy within the limit."""
@@ -227,34 +219,17 @@ def _table(
 
 @dataclass(frozen=True)
 class Trial:
-    """A scheduler on the tables of one family.
-
-    Attributes
-    ----------
-    family, arms
-        Of ``FAMILIES``.
-    noise
-        Standard deviation of log latency and of log power of one measurement, in units of those of
-        the table.
-    heavy
-        Noise of Student's t with 3 degrees of freedom, of the same deviation.
-    raw
-        The rule models the outcomes, not their logarithms: it is told their exponentials.
-    seeds
-        Number of trusted arms given to the rule; all by default.
-    label
-        What is different in this trial.
-    """
+    """A scheduler on the tables of one family."""
 
     rule: Rule
-    family: str
+    family: str  # of ``FAMILIES``
     arms: int
-    noise: float = 0.03
+    noise: float = 0.03  # SD of log latency and log power of a measurement, in units of the table's
     tasks: int = 500
-    heavy: bool = False
-    raw: bool = False
-    seeds: int | None = None
-    label: str = ""
+    heavy: bool = False  # noise of Student's t with 3 degrees of freedom, of the same deviation
+    raw: bool = False  # the scheduler observes exponentials of the outcomes, and models these
+    seeds: int | None = None  # number of trusted arms given to the scheduler; all by default
+    label: str = ""  # what is different in this trial
 
     def play(self, seed: int) -> list[tuple[float, float]]:
         """Mean energy over the oracle's, and share of tasks truly beyond the limit.

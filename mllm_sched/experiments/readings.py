@@ -50,22 +50,11 @@ GP_UCB = Rule("UCB", "safe-gp-ucb", {"limits": {"latency_s": 1e6}})  # no limit 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What some claims rest on, and how it may be read.
+    """What some claims rest on, and how it may be read."""
 
-    Attributes
-    ----------
-    claims
-        Ids of the claims.
-    numbers
-        Computes their numbers, in the form of a ``claims.csv``.
-    readings
-        Arguments of ``numbers`` that a reading changes, by its label. The first is ``AS_IS``,
-        without changes.
-    """
-
-    claims: tuple[str, ...]
-    numbers: Callable[..., pd.DataFrame]
-    readings: Mapping[str, Mapping[str, Any]]
+    claims: tuple[str, ...]  # ids
+    numbers: Callable[..., pd.DataFrame]  # computes their numbers, in the form of a ``claims.csv``
+    readings: Mapping[str, Mapping[str, Any]]  # label: changed arguments of ``numbers``
 
 
 def numbers(experiment: Experiment, reading: str) -> pd.DataFrame:

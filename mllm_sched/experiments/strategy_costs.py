@@ -32,23 +32,13 @@ FP16_BYTES, TOKEN_BYTES = 2, 4
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device by its data sheet.
+    """A device by its data sheet."""
 
-    Attributes
-    ----------
-    tflops, fp32_tflops
-        FP16 on tensor cores without sparsity, and FP32 without tensor cores.
-    gb_per_s
-        Memory bandwidth.
-    compute_share, memory_share
-        Of both that a model reaches (*assumed*).
-    """
-
-    tflops: float
-    fp32_tflops: float
-    gb_per_s: float
-    compute_share: float = 0.4
-    memory_share: float = 0.7
+    tflops: float  # FP16 on tensor cores without sparsity
+    fp32_tflops: float  # without tensor cores
+    gb_per_s: float  # memory bandwidth
+    compute_share: float = 0.4  # of the peak that a model reaches (*assumed*)
+    memory_share: float = 0.7  # likewise (*assumed*)
 
     def seconds(self, flops: float, read_bytes: float, precision: str = "float16") -> float:
         """Time of work that is bound by arithmetic or by memory, whichever takes longer."""
@@ -66,21 +56,11 @@ A100 = Accelerator(tflops=312.0, fp32_tflops=19.5, gb_per_s=1935.0)
 
 @dataclass(frozen=True)
 class Language:
-    """An LLM in FP16; by default Vicuna-7B, that of LLaVA-1.5.
+    """An LLM in FP16; by default Vicuna-7B, that of LLaVA-1.5."""
 
-    Attributes
-    ----------
-    parameters
-        Weights, all read for every token.
-    answer_tokens
-        Length of the answer.
-    width
-        Of a token, and so of features behind the projector.
-    """
-
-    parameters: float = 6.74e9
+    parameters: float = 6.74e9  # weights, all read for every token
     answer_tokens: int = 64
-    width: int = 4096
+    width: int = 4096  # of a token, and so of features behind the projector
 
     def seconds(self, device: Accelerator, prompt_tokens: int) -> float:
         """Prefill, then one pass over the weights for each token; the cache is neglected."""
@@ -135,36 +115,18 @@ def items_as(form: str) -> tuple[EncodingPrice, ...]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how the strategies are priced.
-
-    Attributes
-    ----------
-    mbit_s, delay_s
-        Link rate and one-way delay.
-    edges
-        Edge devices that hybrid spreads the encoders over; each sensor sits at its own, so that
-        nothing is sent between them.
-    component, power_w
-        Of the board, on which encoders run.
-    wire
-        Type of the features.
-    cut
-        Whether features are those of the ``encoder``, before the projector, or of the
-        ``projector``, behind it.
-    server_encodes
-        Precision of the encoders on the server, in All Remote: ``float16`` or ``float32``.
-    """
+    """Where and how the strategies are priced."""
 
     items: Sequence[EncodingPrice] = ITEMS
     language: Language = Language()
-    mbit_s: float = 10.0
-    delay_s: float = 0.01
-    edges: int = 1
-    component: str = "gpu"
+    mbit_s: float = 10.0  # link rate
+    delay_s: float = 0.01  # one way
+    edges: int = 1  # devices among which hybrid spreads the encoders; each sensor sits at its own
+    component: str = "gpu"  # of the board, on which encoders run
     power_w: float = 60
-    wire: str = "float16"
-    cut: str = "encoder"
-    server_encodes: str = "float16"
+    wire: str = "float16"  # type of the features
+    cut: str = "encoder"  # features before the projector (``encoder``) or behind it (``projector``)
+    server_encodes: str = "float16"  # precision in All Remote: ``float16`` or ``float32``
     server: Accelerator = A100
 
     def __post_init__(self) -> None:

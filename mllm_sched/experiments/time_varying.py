@@ -27,23 +27,13 @@ SPOILED = 0.1  # share of tasks beyond the limit from which a run counts as spoi
 
 @dataclass(frozen=True)
 class ChangeScenario:
-    """What happens to the simulated board.
-
-    Attributes
-    ----------
-    board
-        Further arguments of the simulated board.
-    start, stop
-        First task of the change, and first that is as before; the run's end if it stays.
-    full
-        Task from which it is complete; by default its first.
-    """
+    """What happens to the simulated board."""
 
     label: str
-    board: Mapping[str, Any]
-    start: int
-    stop: int
-    full: int | None = None
+    board: Mapping[str, Any]  # further arguments of the simulated board
+    start: int  # first task of the change
+    stop: int  # first task that is as before; the run's end if the change stays
+    full: int | None = None  # task from which it is complete; by default its first
 
 
 def changes(steps: int) -> list[ChangeScenario]:
