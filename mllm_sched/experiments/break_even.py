@@ -207,8 +207,6 @@ def break_even(
 ) -> tuple[str, float]:
     """Where features are there sooner than their input, encoded on the server, by (1).
 
-    Returns
-    -------
     ``below`` or ``above``, and the link rate in Mbit/s; ``always`` or ``never``, and NaN.
 
     Examples

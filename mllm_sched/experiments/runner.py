@@ -73,7 +73,8 @@ def run(
     seed
         Of the scheduler's own randomness; the device was opened with its own.
     allow_infeasible
-        Go on where no arm meets the limits; the oracle's arm is then the one least beyond them.
+        Go on where no arm meets the limits; the oracle's arm is then the one that violates
+        them least.
     watch
         Called with the scheduler and its decision after every task.
     scheduler

@@ -312,11 +312,9 @@ def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
 def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
     """The bill, one row a scheduler; see ``FleetBill`` for what is counted.
 
-    Returns
-    -------
-    ``scheduler``; ``energy_kwh``, ``money`` and ``carbon_kg``, each with ``_low``, ``_high``
-    (seeds alone) and ``_wide_low``, ``_wide_high`` (with the model's error); ``learning_kwh``,
-    ``beyond`` with its interval, ``busy`` and ``idle_kwh``.
+    ``scheduler``; ``energy_kwh``, ``money`` and ``carbon_kg``, each with ``_low``, ``_high`` (seeds
+    alone) and ``_wide_low``, ``_wide_high`` (with the model's error); ``learning_kwh``, ``beyond``
+    with its interval, ``busy`` and ``idle_kwh``.
     """
     sums = fleet(scenario, played)
     columns = _in_units(scenario, sums.energy_kwh)
@@ -329,8 +327,6 @@ def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
 def saved(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFrame:
     """What one scheduler saves against each other, paired by seed; below 0 it takes more.
 
-    Returns
-    -------
     One row per other ``scheduler``: ``share`` of the other's energy with ``_low`` and ``_high``;
     ``energy_kwh``, ``money`` and ``carbon_kg`` with these and the wide interval; ``always_on_kwh``,
     the saving if the module stays on between tasks at the power level it last had; and how many
@@ -514,8 +510,6 @@ def request_j(strategy: str, encoder: str, power: Power = Power()) -> dict[str, 
 def strategy_annual(scenario: SavingsScenario) -> pd.DataFrame:
     """The bill, one row a strategy.
 
-    Returns
-    -------
     ``strategy``; ``edge_kwh``, ``server_kwh``, ``network_kwh`` and their sum ``energy_kwh``;
     ``low_kwh`` and ``high_kwh``, the sums at the ends of the plausible range; ``money`` and
     ``carbon_kg`` at the scenario's price and carbon intensity, wherever the energy is drawn.

@@ -192,7 +192,7 @@ def edge_s(setting: Setting, item: EncodingPrice) -> float:
 
 
 def server_s(setting: Setting, item: EncodingPrice) -> float:
-    """Encoding time of an item on the server; what launches its operators costs nothing."""
+    """Encoding time of an item on the server; kernel launches cost nothing."""
     work = read_work()[item.encoder]  # counted in FP32
     if setting.server_encodes == "float32":
         return setting.server.seconds(work.flops, work.bytes, "float32")

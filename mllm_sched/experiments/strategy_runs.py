@@ -191,8 +191,6 @@ def run_strategies(
 ) -> pd.DataFrame:
     """Every strategy over one link, after one request to each node that warms it up.
 
-    Returns
-    -------
     One row a run of ``RUNS``, medians over ``repeats``: ``strategy``, times in milliseconds,
     ``up_bytes``, ``down_bytes``, ``spread_ms`` (from the quickest to the slowest repeat in total),
     ``tokens_equal`` (the share of tokens equal to All Edge's), and ``payload_bytes`` (the items or
