@@ -3,9 +3,6 @@
 ``claims.yaml`` says what is claimed, and when it counts as reproduced. Notebooks write
 ``results/<notebook>/claims.csv``: one row per number, with its interval. From both come
 ``results/claims.csv`` and the generated parts of README and REPORT.
-
-``python -m mllm_sched.experiments.claims`` prints and writes; ``--print`` only prints, ``--check``
-only compares.
 """
 
 from __future__ import annotations
@@ -42,9 +39,9 @@ Evidence = Literal["measured", "simulated", "published", "estimated"]
 
 
 class Condition(BaseModel, frozen=True, extra="forbid"):
-    """On the number ``key``: it holds if the whole interval is within its bounds, or the claim's.
+    """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's.
 
-    ``unit`` and ``evidence`` are those of its number, where they are not the claim's.
+    ``unit`` and ``evidence`` are the number's, where they are not the claim's.
     """
 
     key: str
@@ -66,9 +63,9 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 class Claim(BaseModel, frozen=True, extra="forbid"):
     """One row of ``claims.yaml``, whose head says what each field means.
 
-    ``show`` is the number that the table shows. ``reasons`` holds a sentence for each verdict that
-    may come out. ``untestable`` and ``not_run`` say why there is no number, for good or for now;
-    only then may what follows ``metric`` be missing.
+    ``show`` is the number in the table; ``reasons`` has a sentence for each possible verdict.
+    ``untestable`` and ``not_run`` say why there is no number, for good or for now; only then may
+    what follows ``metric`` be missing.
     """
 
     id: str
@@ -159,8 +156,8 @@ def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """Judge every claim.
 
     Columns ``id``, ``claim``, ``paper``, ``metric``, ``asked`` (what our number must be), ``ours``
-    (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many of the
-    other readings of the paper give the same verdict), ``command``.
+    (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many other
+    readings of the paper give the same verdict), ``command``.
     """
     readings = other_readings()
     rows = [_judge(claim, readings) for claim in (load_claims() if claims is None else claims)]
@@ -176,7 +173,6 @@ def other_readings() -> pd.DataFrame:
 
 
 def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
-    """A row of the table."""
     row: dict[str, Any] = claim.model_dump(include={"id", "claim", "paper", "metric"})
     row |= dict.fromkeys(("asked", "ours", "n", "evidence", "verdict", "reason", "readings"), "")
     row["command"] = f"make reproduce NOTEBOOKS={claim.notebook}" if claim.notebook else ""

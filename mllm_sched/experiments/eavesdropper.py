@@ -1,9 +1,9 @@
-"""What someone who reads the link sees: raw input at once, and how much of it features give away.
+"""What an eavesdropper on the link sees: raw input, or an image reconstructed from features.
 
 The attack is the plainest there is: ridge regression from the features of patches to their pixels,
-learned on one photograph and tried on another. Whoever holds the edge's half, which is no secret
-for a published model, can make as many pairs to learn from as they like. Two controls stand beside
-it: a mosaic, which keeps nothing but the mean colour of large tiles, and another photograph.
+learned on one photograph and tried on another. The edge's half of a published model is no secret,
+so an attacker can make as many training pairs as wanted. Two controls stand beside it: a mosaic,
+which keeps only the mean colour of large tiles, and another photograph.
 """
 
 from __future__ import annotations

@@ -139,8 +139,11 @@ def learned(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
     best = near[near["best"]]
     ax.plot(best["latency_s"], best["energy_j"], "*", color="black", ms=13, mec="white", zorder=5)
     _ring(ax, near[near["chosen"]])
-    if len(far):
-        _count(ax, far, end)
+    if len(far):  # counted in words
+        said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
+        for arm in far[far["chosen"]].itertuples():
+            said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"
+        ax.text(0.985, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", size="small")
     marks = [
         mark("certified", "0.3"),
         mark("not certified", "0.3", mfc="none"),
@@ -182,14 +185,6 @@ def energy_strip(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
 def _sizes(state: pd.DataFrame) -> pd.Series:
     """Areas of marks: an arm that was never played still shows."""
     return 18 + 30 * np.sqrt(state["plays"].astype(float))
-
-
-def _count(ax: Axes, far: pd.DataFrame, end: float) -> None:
-    """Count in words the arms that are too far away to be drawn."""
-    said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
-    for arm in far[far["chosen"]].itertuples():
-        said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"
-    ax.text(0.985, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", size="small")
 
 
 def _ring(ax: Axes, chosen: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ so it is a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -132,13 +132,6 @@ def scheduler_for(board: Board, rule: Rule, limit_s: float, rng: Sequence[int]) 
     )
 
 
-def experience(boards: Iterable[Board]) -> pd.DataFrame:
-    """What boards have measured, as ``Scheduler.warm_start`` reads it."""
-    rows = [row for board in boards for row in board.rows]
-    columns = ["modality", *_orin().space.names, "latency_s", "energy_j"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 @lru_cache(maxsize=1)
 def _orin() -> SimulatedOrin:
     return SimulatedOrin()
@@ -171,7 +164,8 @@ def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str
     siblings = [Board(number, seed, fleet) for number in range(1, SIBLINGS + 1)]
     for number, board in enumerate(siblings, 1):
         _encode(board, scheduler_for(board, SAFE, limit_s, [seed, 2, number]), BEFORE, seed)
-    table = experience(siblings)
+    columns = ["modality", *_orin().space.names, "latency_s", "energy_j"]
+    table = pd.DataFrame([row for each in siblings for row in each.rows], columns=columns)
     rows = []
     for start in (COLD, TOLD, TRUSTING):
         board = Board(0, seed, fleet)

@@ -75,7 +75,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean and its 95 % percentile bootstrap interval; NaN bounds for a single value."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
@@ -83,7 +83,7 @@ def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
         return mean, float("nan"), float("nan")
     if np.ptp(values) == 0 or np.isnan(values).any():
         return mean, mean, mean
-    low, high = _bounds(values, seed)
+    low, high = _bounds(values)
     return mean, float(low), float(high)
 
 
@@ -111,7 +111,7 @@ def claim_table(
     return pd.DataFrame(list(rows), columns=["key", *NUMBER]).assign(evidence=evidence)
 
 
-def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArray]:
+def _bounds(values: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
     """Bounds of the mean over the last axis; percentiles, so they stay within the data."""
     result = bootstrap(
         (values,),
@@ -120,7 +120,7 @@ def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArra
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return result.confidence_interval.low, result.confidence_interval.high
 

@@ -2,17 +2,16 @@
 
 Schedulers are simulated. Every device has one of its own for each encoder, and learns anew: its
 first tasks cost what the played run says, all later ones what the second half of that run took on
-average. A scheduler changes only what the module draws while tasks run; what it draws between them
-stands in a column of its own.
+average. Energy is that of the module while tasks run; between them it has a column of its own.
 
-Two intervals of 95 % are given. The inner one is a bootstrap over seeds, of the expected cost; a
+Two 95 % intervals are given. The inner one is a bootstrap over seeds, of the expected cost; a
 single device scatters more. The wider one adds the error of the model of the board, as one factor
-on all schedulers (normal in its log), so percentages do not move. This is a simplification: errors
-that differ between components would move them, and nothing published says how far off the CPU is.
+on all schedulers (normal in its log), so percentages do not move. Errors that differ between
+components would move them; nothing published says how far off the CPU is.
 
 Strategies are estimated: times by ``strategy_costs``, watts and joules per bit assumed. A request
-is one item of the mix and its answer. Devices and server wait for free, and the server serves one
-request at a time; batching would make it several times cheaper.
+is one item of the mix and its answer. Waiting costs nothing, and the server serves one request at a
+time; batching would make it several times cheaper.
 """
 
 from __future__ import annotations
@@ -374,7 +373,7 @@ def _resamples(seeds: int) -> Array:
 
 @lru_cache(maxsize=1)
 def model_factor() -> float:
-    """The factor by which the model's energy is off at either end of its interval of 95 %.
+    """The factor by which the model's energy is off at either end of its 95 % interval.
 
     From its errors on held-out rows: the mean absolute error of a normal is sqrt(2 / pi) of its
     standard deviation. Schedulers end up on the DLA, whose energy is that of the GPU over a ratio;

@@ -61,8 +61,8 @@ def claim_numbers(cases: Mapping[str, Comparison]) -> pd.DataFrame:
     """The numbers that claims refer to; give only cases in which some arm meets the limit.
 
     ``energy over oracle, worst`` and ``best``, and the ``spread`` between them, paired by seed;
-    ``violations, worst``; ``saving vs <baseline>, least``. What is said of the worst case must
-    hold in all, so its interval reaches to the worst bound of any case.
+    ``violations, worst``; ``saving vs <baseline>, least``. The interval of a worst case reaches to
+    the worst bound of any case.
     """
     if not cases:
         raise ValueError("no arm meets any of the limits; raise one")
