@@ -91,26 +91,24 @@ INPUTS = ("raw", "as the encoder sees it", "compressed")
 
 
 @lru_cache
-def _input_bytes(form: str) -> Sequence[int]:
-    raw = [item.input_bytes for item in ITEMS]
-    if form == "compressed":
-        frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
-        return [
-            len(media.jpeg(media.photograph("china"))),
-            len(media.opus(media.speech_like(30.0))),
-            sum(len(media.jpeg(frame)) for frame in frames),
-        ]
-    return {"raw": raw, "as the encoder sees it": [336 * 336 * 3, *raw[1:]]}[form]
-
-
 def items_as(form: str) -> tuple[EncodingPrice, ...]:
     """``ITEMS`` with inputs in one of the forms of ``INPUTS``.
 
     As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
     Compressed are JPEG of the 1080p image, Opus, and one JPEG a frame; really compressed.
     """
-    sizes = zip(ITEMS, _input_bytes(form), strict=True)
-    return tuple(replace(item, input_bytes=size) for item, size in sizes)
+    raw = [item.input_bytes for item in ITEMS]
+    if form == "compressed":
+        frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
+        sizes = [
+            len(media.jpeg(media.photograph("china"))),
+            len(media.opus(media.speech_like(30.0))),
+            sum(len(media.jpeg(frame)) for frame in frames),
+        ]
+    else:
+        sizes = {"raw": raw, "as the encoder sees it": [336 * 336 * 3, *raw[1:]]}[form]
+    pairs = zip(ITEMS, sizes, strict=True)
+    return tuple(replace(item, input_bytes=size) for item, size in pairs)
 
 
 @dataclass(frozen=True)
