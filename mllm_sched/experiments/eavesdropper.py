@@ -37,8 +37,6 @@ def eavesdropped(
     ``model`` is a small Qwen, whose encoder keeps patches apart; ValueError for another kind.
     ``wire`` is the type of the features on the link.
 
-    Returns
-    -------
     A table with ``what`` was seen, its ``correlation`` with the original, ``psnr_db``, and
     ``sent_bytes`` of the whole message (0 for a control). And the pictures by ``what``, uint8 of
     shape (height, width, 3): raw input; features before the projector, and behind it; then the

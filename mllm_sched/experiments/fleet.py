@@ -155,8 +155,6 @@ def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str
     Every start meets the same board, tasks and noise. No board stands in a warm room. ``first``
     tasks of the new board count; ``scatter`` is that of ``Fleet``.
 
-    Returns
-    -------
     One row a start: ``scatter``, ``start``, ``energy_over_oracle`` (of the board's best arm) and
     ``beyond`` (share of tasks whose arm is truly beyond the limit).
     """

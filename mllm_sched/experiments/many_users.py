@@ -250,8 +250,6 @@ class SimulatedRequest:
 def play(scenario: FleetScenario) -> pd.DataFrame:
     """Simulate a scenario; the same one has the same outcome, to the last bit.
 
-    Returns
-    -------
     One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
     all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
     under way), ``begun_s`` (of encoding), ``encode_s``, ``energy_j``, ``true_s`` (mean latency of
@@ -417,8 +415,6 @@ def counted(scenario: FleetScenario, tasks: pd.DataFrame) -> pd.DataFrame:
 def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
     """What is said of one run, over the tasks that ended after the warm-up.
 
-    Returns
-    -------
     ``asked_hz`` and ``answered_hz`` (per second); ``answered``, ``late``, ``shed`` and every reason
     of ``SHED`` (shares of the tasks that ended); ``beyond``, the share of encoded tasks whose arm
     was truly beyond the limit; ``p50_s``, ``p95_s``, ``p99_s`` of the time to the end of an

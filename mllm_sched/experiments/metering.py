@@ -56,8 +56,6 @@ def windows(
     ``seconds`` are lengths of the windows, ``rates_hz`` readings per second, ``repeats`` windows of
     each kind, ``schedules`` names of ``SCHEDULES``.
 
-    Returns
-    -------
     A row per window: ``load``, ``window_s``, ``rate_hz``, ``schedule``, ``error`` (relative),
     ``half_width`` (of the 95 % interval, relative to the truth), ``covered``.
     """

@@ -26,8 +26,6 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
 
     ``limits`` are those that the schedulers had; ``latency_s`` must be among them.
 
-    Returns
-    -------
     Columns ``energy_j`` and ``latency_s`` (means per task), ``energy_over_oracle``, ``violations``
     and ``observed_violations`` (shares of tasks), ``regret_j`` (sum), ``switches`` (share of tasks
     whose arm differs from the one before), ``failures`` (share).
@@ -145,8 +143,6 @@ def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataF
 
     ``values`` holds the quantity of every row of ``table``.
 
-    Returns
-    -------
     ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), ``low``, ``high``; the
     bounds of a single seed are its value.
     """

@@ -21,10 +21,7 @@ KEPT_ENVIRONMENT = "MLLM_SCHED_KEPT"
 
 
 def _memory() -> joblib.Memory:
-    """Cache of finished jobs, in the folder that ``make reproduce`` names; else none.
-
-    Every state of the code has a folder of its own in it.
-    """
+    """Cache of finished jobs by state of the code, in the folder of the environment; else none."""
     parent = os.environ.get(KEPT_ENVIRONMENT)
     if not parent:
         return joblib.Memory(None, verbose=0)

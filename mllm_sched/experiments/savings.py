@@ -116,8 +116,6 @@ def play(
     ``steps`` are tasks in a run, ``seeds`` runs of each scheduler. ``rules`` makes the schedulers
     for a board and its task; ``board`` are further arguments of the board.
 
-    Returns
-    -------
     One row a run: ``encoder``, ``limit_s``, ``arms_within`` the limit, ``trusted_beyond`` (the
     trusted components that are not), ``scheduler``, ``seed``, ``late_energy_j``, ``late_beyond``,
     ``late_busy_s`` (means per task of the second half), ``late_idle_w`` (idle power of the module

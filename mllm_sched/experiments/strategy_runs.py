@@ -78,8 +78,6 @@ def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
 
     ``servers`` are addresses by model, of ``language_servers``. Encoders run in this process.
 
-    Returns
-    -------
     Columns ``model``, ``items``, ``cut``, ``features`` (the wire type, or how features were
     tampered with), ``bitwise`` (whether all logits of the prompt are equal), ``max_delta``
     (their largest difference), ``tokens_equal`` (share of the answer's tokens).
