@@ -19,13 +19,7 @@ ORIN_POWER_LEVELS = {15: "15W", 30: "30W", 50: "50W", 60: "MAX"}
 
 
 def power_name(watts: float) -> str:
-    """Name of a power level; watts that are no level of a Jetson AGX Orin read as they are.
-
-    Examples
-    --------
-    >>> power_name(60), power_name(22.5)
-    ('MAX', '22.5W')
-    """
+    """Name of a power level; watts that are no level of a Jetson AGX Orin read as they are."""
     named = (name for level, name in ORIN_POWER_LEVELS.items() if level == watts)
     return next(named, f"{watts:g}W")
 
@@ -149,11 +143,6 @@ class Arm:
 
 class ArmSpace(Sequence[Arm]):
     """All combinations of some factors, the last factor varying fastest.
-
-    Parameters
-    ----------
-    factors
-        At least one, with distinct names.
 
     Examples
     --------

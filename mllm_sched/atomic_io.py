@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def locked(path: Path) -> IO[str] | None:
     """A file that one process at a time can hold, open; None if another one holds it.
 
-    The system lets go of it when its holder ends, however that comes.
+    The system releases it when its holder ends, however that comes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")

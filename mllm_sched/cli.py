@@ -17,10 +17,8 @@ from mllm_sched.pipeline.node_errors import NodeError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns
-    -------
-    Exit status: 0, or 1 if a device broke, or 2 if the call was wrong or needs a package that is
-    not installed; then one line says why.
+    Exit status 0; 1 if a device broke; or 2 if the call was wrong or needs a package that is not
+    installed: then one line says why.
     """
     options = _parser().parse_args(argv)
     try:

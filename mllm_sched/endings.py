@@ -10,13 +10,7 @@ STEP_S = 0.5  # how often an orphan looks for its parent
 
 
 def end_with(parent: int) -> None:
-    """End this process once it is no longer a child of ``parent``, whatever it is then doing.
-
-    Parameters
-    ----------
-    parent
-        Process id of whoever started this one.
-    """
+    """End this process once it is no longer a child of process ``parent``, whatever it is doing."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 

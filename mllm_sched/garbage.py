@@ -1,7 +1,7 @@
-"""Python's search for garbage, kept away from what is loaded once and used to the end.
+"""Python's garbage collection, kept away from what is loaded once and used to the end.
 
-PyTorch and transformers are hundreds of thousands of objects. They are searched through several
-times while they are loaded, in the middle of requests, and once more when the process ends.
+PyTorch and transformers are hundreds of thousands of objects. They would be searched several times
+while they are loaded, in the middle of requests, and once more when the process ends.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ _before = True  # whether garbage was searched for when the first of them was en
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A block in which no thread searches; also a decorator. Afterwards it is as it was before.
-
-    Examples
-    --------
-    >>> with uncollected():
-    ...     gc.isenabled()
-    False
-    """
+    """A block without garbage collection in any thread; also a decorator. It is then as before."""
     global _blocks, _before
     with _lock:
         if not _blocks:
@@ -42,6 +35,6 @@ def uncollected() -> Iterator[None]:
 
 
 def leave_out_loaded() -> None:
-    """Search once more, then never again through what there is by now: a service is ready."""
+    """Collect once more, then never again through what there is by now: a service is ready."""
     gc.collect()
     gc.freeze()

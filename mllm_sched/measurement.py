@@ -24,16 +24,13 @@ class Measurement:
 
     Parameters
     ----------
-    arm, task
-        What was run.
     latency_s
         Seconds from the start of the encoder to its last output.
     energy_j
         Joules charged to the task; its device says what that covers.
-    evidence
-        Where the latency comes from: ``measured``, ``simulated``, ``published``, ``estimated``.
-    energy_evidence
-        The same for the energy; by default that of the latency.
+    evidence, energy_evidence
+        Where latency and energy come from: ``measured``, ``simulated``, ``published``,
+        ``estimated``; for the energy by default as for the latency.
     failed
         Why there is no result; empty for a run that ended well. Only a failed run may lack
         its latency and energy (NaN).
@@ -63,7 +60,7 @@ class Measurement:
             check_quantity("energy_j", self.energy_j)
 
     def row(self) -> dict[str, object]:
-        """This measurement as one row of the table: the arm's levels, then the columns below."""
+        """This measurement as a row of the table: the arm's levels, then those of ``SCHEMA``."""
         return {
             **self.arm.levels,
             "modality": self.task.modality,
@@ -133,10 +130,7 @@ made by ``experiments.profiling`` carries the columns of the harness as well."""
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Check a table and write it: ``.parquet`` as Parquet, all else as CSV.
-
-    The folder is made if it is missing.
-    """
+    """Check a table and write it: ``.parquet`` as Parquet, all else as CSV; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = check_table(table, str(path))
@@ -152,10 +146,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a table of measurements: ``.parquet`` as Parquet, all else as CSV.
 
-    Raises
-    ------
-    TableError
-        Names the row of the file, the column and the value, and what was expected.
+    TableError names the row of the file, the column and the value, and what was expected.
     """
     if Path(path).suffix == ".parquet":
         import fastparquet

@@ -10,7 +10,7 @@ MODALITIES = ("image", "audio", "video")
 
 @dataclass(frozen=True)
 class Task:
-    """One input to encode.
+    """One input to encode; ValueError names a value outside of its range.
 
     Parameters
     ----------
@@ -29,16 +29,6 @@ class Task:
         paper's "load"; a context of the task, not a choice of the scheduler.
     user
         Who asked.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is stated above.
-
-    Examples
-    --------
-    >>> Task("image", "clip-vit-b32").size
-    1
     """
 
     modality: str

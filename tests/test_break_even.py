@@ -124,11 +124,6 @@ def test_audio_never_wins_and_image_and_video_win_against_what_is_raw(link_rates
     assert against == {"raw, 1080p", "raw, 224 x 224"}
     video = wins["video", "raw, 224 x 224", "encoder"]
     assert (video["float16"] == "never").all() and (video["int8"] != "never").all()
-
-
-def test_words_say_where_features_win(link_rates):
-    keys = ["item", "form", "cut", "wire", "server_encodes"]
-    wins = link_rates.set_index(keys)["wins"]
     assert wins["image", "raw, 1080p", "encoder", "int8", "float16"] == "below 635 Mbit/s"
 
 

@@ -10,7 +10,6 @@ from mllm_sched.experiments import comparison, stability
 from mllm_sched.experiments.comparison import OURS, compare
 from mllm_sched.experiments.lineup import full_power_arms, paper_lineup
 from mllm_sched.experiments.runner import Rule
-from mllm_sched.schedulers import scheduler_names
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
@@ -24,11 +23,6 @@ def played():
     rules = paper_lineup()
     terms = {"steps": STEPS, "seeds": 2, "limit_s": 0.2, "trusted": trusted}
     return compare("agx-orin-sim", TASK, rules, **terms)
-
-
-def test_the_line_up_names_real_schedulers_once_each():
-    assert {rule.name for rule in paper_lineup()} <= set(scheduler_names())
-    assert len(set(LABELS)) == len(LABELS)
 
 
 def test_the_schedulers_of_notebook_04_are_the_line_up():

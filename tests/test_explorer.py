@@ -5,12 +5,10 @@ from functools import cache
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from mllm_sched.apps import explorer as view
 from mllm_sched.apps.explorer import Explorer
-from mllm_sched.experiments.arm_landscape import heat_maps, pareto_front, plane
-from mllm_sched.experiments.exploration import energy_strip, learned
+from mllm_sched.experiments.arm_landscape import pareto_front
 
 SMALL = {"steps": 30, "n": 20}
 
@@ -111,44 +109,6 @@ def test_every_rule_can_be_followed():
         assert facts["Arms tried"].endswith("of 60")
 
 
-def test_arms_beyond_the_limit_are_masked_in_the_heat_maps():
-    seen = view.followed(view.Question(steps=5))
-    for ax in heat_maps(seen.board, "latency_s", evidence="simulated"):
-        component = ax.get_title().split(",")[0].lower()
-        within = seen.board.loc[seen.board["component"] == component, "within"]
-        assert ax.images[0].get_array().mask.sum() == (~within).sum()
-        assert "(simulated)" in ax.get_title() and len(ax.texts) == 20
-    plt.close("all")
-
-
-def test_the_plane_has_every_arm_and_joins_the_pareto_front():
-    board = view.followed(view.Question(steps=5)).board
-    ax = plane(board, 0.2, evidence="simulated")
-    assert sum(len(dots.get_offsets()) for dots in ax.collections) == 60
-    front = next(line for line in ax.lines if line.get_linestyle() == "-")
-    assert len(front.get_xdata()) == pareto_front(board).sum()
-    plt.close("all")
-
-
 def test_the_pareto_front_is_what_nothing_beats():
     board = pd.DataFrame({"latency_s": [1, 2, 3, 3, 1], "energy_j": [3, 2, 2, 1, 3]})
     assert pareto_front(board).tolist() == [True, True, False, True, True]
-
-
-def test_the_learned_state_fills_what_is_certified_and_counts_what_is_far():
-    seen = view.followed(view.Question(steps=30))
-    ax = learned(seen, 30)
-    state = seen.after(30)
-    near = state[state["latency_s"] <= 1.0]
-    filled = ax.collections[0].get_facecolors()[:, 3] > 0
-    assert (filled == near["certified"].to_numpy()).all()
-    assert "20 arms beyond 1 s, 0 tried" in [text.get_text() for text in ax.texts]
-    plt.close("all")
-
-
-def test_the_strip_crosses_out_tasks_beyond_the_limit():
-    seen = view.followed(view.Question(label="UCB", steps=30))
-    ax = energy_strip(seen, 30)
-    within, beyond = (len(dots.get_offsets()) for dots in ax.collections)
-    assert within + beyond == 30 and beyond == seen.summary(30)["beyond the limit"] > 0
-    plt.close("all")

@@ -81,18 +81,16 @@ def test_the_order_is_drawn_by_seed(host, tmp_path):
     assert drawn != [arm.index for _, arm in order(host.space, 2)]
 
 
-def test_what_it_was_measured_with_stands_beside_the_table(host, tmp_path):
-    run(host, tmp_path / "t.csv")
+def test_its_origin_stands_beside_a_table_and_no_second_call_measures_again(
+    host, tmp_path, monkeypatch
+):
+    before = run(host, tmp_path / "t.csv")
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["settings"]["meter"].startswith("CPU time")
     assert record["settings"]["plan"]["target"] == 0.5
     (sitting,) = record["sittings"]
     assert "onnxruntime" in sitting["packages"] and sitting["machine"]["cores"]
     assert str(tmp_path) not in json.dumps(record)
-
-
-def test_a_second_call_measures_nothing_again(host, tmp_path, monkeypatch):
-    before = run(host, tmp_path / "t.csv")
     monkeypatch.setattr(HostDevice, "prepare", lambda *arguments: pytest.fail("measured again"))
     pd.testing.assert_frame_equal(run(host, tmp_path / "t.csv"), before)
 

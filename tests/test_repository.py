@@ -142,14 +142,11 @@ def test_a_folder_of_results_is_complete(folder):
     assert stems[".svg"] and stems[".svg"] == stems[".png"]
 
 
-def test_licence_and_citation():
+def test_licence_citation_and_changelog():
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
     assert "Adaptive Scheduling" in citation["references"][0]["title"]
-
-
-def test_the_changelog_knows_this_version():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 

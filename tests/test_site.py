@@ -82,22 +82,14 @@ def test_the_front_page_counts_the_verdicts(site):
 
 
 @built
-def test_the_front_page_leads_to_report_notebooks_and_board(site):
-    article = (site / "index.html").read_text().split("<article", 1)[1].split("</article", 1)[0]
+def test_the_front_page_leads_on_and_shows_commands_and_a_figure(site):
+    front = (site / "index.html").read_text()
+    article = front.split("<article", 1)[1].split("</article", 1)[0]
     for page in ("REPORT.html", "notebooks.html", "board.html"):
         assert f'href="{page}"' in article
-
-
-@built
-def test_the_front_page_shows_the_two_commands_and_a_figure(site):
-    front = (site / "index.html").read_text()
     assert "make reproduce" in front and "make test" in front
     figure = re.search(r'src="(_images/[^"]+\.svg)"', front)
     assert figure and "<svg" in (site / figure[1]).read_text()
-
-
-@built
-def test_the_board_page_says_what_the_readme_says(site):
     board = LINE.sub("", (site / "board.html").read_text())
     assert "mllm-sched profile --device agx-orin" in board
     assert "Never run on hardware by us" in board
@@ -116,13 +108,9 @@ def test_every_notebook_has_a_page_with_its_committed_figures(site, notebook):
 
 
 @built
-@pytest.mark.parametrize("name", ["README", "REPORT", "DEVIATIONS", "CONTRIBUTING", "CHANGELOG"])
-def test_every_document_of_the_repository_has_a_page(site, name):
-    assert (site / f"{name}.html").is_file()
-
-
-@built
-def test_every_public_module_has_a_page_and_generated_code_has_none(site):
+def test_every_document_and_public_module_has_a_page_and_generated_code_has_none(site):
+    for name in ("README", "REPORT", "DEVIATIONS", "CONTRIBUTING", "CHANGELOG"):
+        assert (site / f"{name}.html").is_file(), name
     pages = {path.stem for path in (site / "api").glob("*.html")}
     assert pages == set(modules())
 

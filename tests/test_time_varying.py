@@ -119,13 +119,6 @@ def test_a_board_says_which_arms_are_available():
     assert board.available() is None
 
 
-def test_the_runner_passes_on_what_is_available(trusted):
-    board = open_device("agx-orin-sim", outages=[Outage("dla", 3, 6, announced=True)])
-    table = run(RULES[2], board, TASK, 8, limits=LIMITS, seeds=trusted)
-    gone = [board.space[arm].component != "dla" for arm in table["arm"]]
-    assert gone == [3 <= step < 6 for step in range(8)] and (table["failed"] == "").all()
-
-
 def test_an_outage_is_checked_and_its_truth_is_said():
     with pytest.raises(ValueError, match="start=5, stop=4"):
         Outage("dla", 5, 4)

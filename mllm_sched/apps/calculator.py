@@ -138,7 +138,7 @@ def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
     Parameters
     ----------
     runs
-        Of ``savings_runs.play``; by default those that notebook 10 wrote.
+        Of ``savings.play``; by default those that notebook 10 wrote.
 
     Returns
     -------

@@ -43,30 +43,14 @@ def rules() -> dict[str, Rule]:
 
 @dataclass(frozen=True)
 class Question:
-    """What a visitor chose.
+    """What a visitor chose."""
 
-    Attributes
-    ----------
-    encoder
-        As the board knows it.
-    limit_s
-        On latency.
-    background_load
-        Share of every component that other work takes, in [0, 1).
-    label
-        Of ``rules``.
-    seed
-        Of the board's noise and the scheduler's own randomness.
-    steps
-        Tasks.
-    """
-
-    encoder: str = "clip-vit-l14-336"
-    limit_s: float = 0.2
-    background_load: float = 0.0
-    label: str = "Safe GP-UCB"
-    seed: int = 0
-    steps: int = 150
+    encoder: str = "clip-vit-l14-336"  # as the board knows it
+    limit_s: float = 0.2  # on latency
+    background_load: float = 0.0  # share of every component that other work takes, in [0, 1)
+    label: str = "Safe GP-UCB"  # of ``rules``
+    seed: int = 0  # of the board's noise and of the scheduler
+    steps: int = 150  # tasks
 
     def task(self) -> Task:
         """What is scheduled."""
@@ -164,24 +148,9 @@ SEED: Wanted = (
 class Explorer(widgets.VBox):
     """Follows one scheduler on the simulated board, task by task.
 
-    Parameters
-    ----------
-    encoder, limit_s, scheduler
-        What is chosen at first; ``scheduler`` is a label of ``rules``.
-    steps
-        Tasks of a run.
-    n
-        The task that is shown at first.
-
-    Attributes
-    ----------
-    question
-        The last good one, which is what the figures answer.
-
-    Raises
-    ------
-    ValueError
-        For an unknown encoder or scheduler, a limit that no arm can meet, or an n beyond the run.
+    ``steps`` are the tasks of a run, ``n`` the one that is shown at first. ``question`` is the last
+    good one, which is what the figures answer. Raises ValueError for an unknown encoder or
+    scheduler, a limit that no arm can meet, or an n beyond the run.
     """
 
     def __init__(

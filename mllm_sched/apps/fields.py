@@ -21,10 +21,6 @@ class NumberField(widgets.VBox):
 
     Parameters
     ----------
-    name
-        What stands before it, and in its messages.
-    value
-        At first.
     wanted, allowed
         What may be typed, in words and as a test of a finite number.
     ends
@@ -36,10 +32,8 @@ class NumberField(widgets.VBox):
 
     Attributes
     ----------
-    value
-        The last good one.
-    error
-        Why the present text is refused; empty if it is not.
+    value, error
+        The last good value, and why the present text is refused (empty if it is not).
     on_change
         Called after every change, good or refused.
     """

@@ -34,18 +34,7 @@ def arm_table(device: KnownDevice, task: Task) -> pd.DataFrame:
 
 
 def pareto_front(board: pd.DataFrame) -> pd.Series:
-    """Whether no other arm is at least as good in latency and energy, and better in one.
-
-    Parameters
-    ----------
-    board
-        Columns ``latency_s`` and ``energy_j``, as of ``arm_table``.
-
-    Examples
-    --------
-    >>> pareto_front(pd.DataFrame({"latency_s": [1, 2, 3], "energy_j": [5, 6, 4]})).tolist()
-    [True, False, True]
-    """
+    """Whether no other arm is at least as good in latency and energy, and better in one."""
     latency, energy = board["latency_s"].to_numpy(), board["energy_j"].to_numpy()
     as_good = (latency[:, None] <= latency) & (energy[:, None] <= energy)
     better = as_good & ((latency[:, None] < latency) | (energy[:, None] < energy))
@@ -53,13 +42,7 @@ def pareto_front(board: pd.DataFrame) -> pd.Series:
 
 
 def non_monotone(table: pd.DataFrame, along: str, quantity: str) -> int:
-    """Curves along a factor, all else held, that rise somewhere and fall elsewhere.
-
-    Parameters
-    ----------
-    table
-        Of ``arm_table``, one encoder or several.
-    """
+    """Curves along a factor, all else held, that rise somewhere and fall elsewhere."""
     names = ("encoder", "component", "power_w", "load")
     others = [name for name in names if name in table and name != along]
     steps = table.sort_values(along).groupby(others)[quantity].apply(lambda v: v.diff().dropna())
@@ -72,10 +55,7 @@ def claim_numbers(
 ) -> pd.DataFrame:
     """The numbers that claims refer to, by ``key``.
 
-    Parameters
-    ----------
-    table, ratio, pair
-        Of ``arm_table``, ``dla_over_gpu`` and ``paper_pair``.
+    From ``arm_table``, ``dla_over_gpu`` and ``paper_pair``.
     """
     share, background, dla = (pair.iloc[row] for row in range(3))
     numbers = {
@@ -107,8 +87,6 @@ def paper_pair(device: KnownDevice, task: Task) -> pd.DataFrame:
     "20 % load" is read both ways: as the share the encoder gets, and as the share others take. For
     the DLA the summary names no load; it is taken to be free.
 
-    Returns
-    -------
     Indexed by ``configuration``: ``paper_latency_s``, ``paper_energy_j``, ``latency_s``,
     ``energy_j``, and ``paper_power_w`` and ``power_w``, their quotients.
     """
@@ -144,12 +122,7 @@ def heat_maps(
 ) -> Sequence[Axes]:
     """A quantity over power level and load, one panel a component; grey: beyond the limit.
 
-    Parameters
-    ----------
-    board
-        Of ``board_table``, of arms with a component, a power level and a load.
-    quantity
-        ``latency_s`` or ``energy_j``.
+    ``board`` is of ``board_table``; ``quantity`` is ``latency_s`` or ``energy_j``.
     """
     components = list(dict.fromkeys(board["component"]))
     if axes is None:

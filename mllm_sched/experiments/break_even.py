@@ -55,10 +55,8 @@ def samples() -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8], 
 def input_sizes() -> pd.DataFrame:
     """Bytes of every form of the inputs.
 
-    Returns
-    -------
-    Columns ``item``, ``form``, ``compressed``, ``bytes``, and ``psnr_db``: how near what is
-    decoded is to the input, for what is compressed with loss and can be looked at.
+    Columns ``item``, ``form``, ``compressed``, ``bytes``, and ``psnr_db``: how near what is decoded
+    is to the input, for what is compressed with loss and can be looked at.
     """
     image, audio, video, seen = samples()
     resized = media.photograph("china", RESIZED_SIDE, RESIZED_SIDE)
@@ -97,13 +95,7 @@ def _pixels(jpeg: bytes) -> NDArray[np.uint8]:
 
 
 def psnr_db(shown: NDArray, original: NDArray) -> float:
-    """Peak signal-to-noise ratio of 8-bit pixels, to a tenth of a decibel; infinite if equal.
-
-    Examples
-    --------
-    >>> psnr_db(np.array([0, 255]), np.array([0, 0]))
-    3.0
-    """
+    """Peak signal-to-noise ratio of 8-bit pixels, to a tenth of a decibel; infinite if equal."""
     error = sum(  # row by row or frame by frame, as a video in floating point is large
         float(np.mean((one.astype(float) - other.astype(float)) ** 2))
         for one, other in zip(shown, original, strict=True)
@@ -159,8 +151,6 @@ def full_size_configs() -> Mapping[str, Any]:
 def weight_sizes() -> pd.DataFrame:
     """Weights of both halves of models at full size, in FP16; counted, nothing is loaded.
 
-    Returns
-    -------
     Columns ``model``, ``whole_gb``, ``edge_gb``, ``server_gb``. Both halves hold the projectors.
     """
     rows = []
@@ -178,14 +168,8 @@ def shapes_of(
 ) -> dict[str, tuple[int, int]]:
     """Rows and width of an item's features by cut, behind the ``encoder`` and the ``projector``.
 
-    Parameters
-    ----------
-    config
-        Of a model; no weights are needed.
-    item
-        Raw.
-    pixels
-        Bounds on what a Qwen sees of a picture; its class's own by default.
+    ``config`` is a model's; no weights are needed. ``pixels`` bounds what a Qwen sees of a picture;
+    its class's own by default.
     """
     architecture = architecture_of(config)
     processor = architecture.processor(config, item.modality)
@@ -201,10 +185,7 @@ def shapes_of(
 
 
 def feature_sizes() -> pd.DataFrame:
-    """Bytes of the features of the inputs, without headers.
-
-    Columns: item, model, cut, wire, rows, width, bytes.
-    """
+    """Bytes of the features of the inputs, without headers."""
     shapes = [("image", model, "pooled", rows, width) for model, rows, width in POOLED]
     image, audio, _, seen = samples()
     items = [Item("image", image), Item("audio", audio), Item("video", seen, SEEN_FPS)]
@@ -226,8 +207,6 @@ def break_even(
 ) -> tuple[str, float]:
     """Where features are there sooner than their input, encoded on the server, by (1).
 
-    Returns
-    -------
     ``below`` or ``above``, and the link rate in Mbit/s; ``always`` or ``never``, and NaN.
 
     Examples
@@ -264,8 +243,6 @@ def forms() -> list[tuple[str, str, EncodingPrice]]:
 def break_even_rates(setting: Setting = Setting()) -> pd.DataFrame:
     """Where features win, for every item, form of the input, cut and type on the wire.
 
-    Returns
-    -------
     Columns ``item``, ``form``, ``cut``, ``wire``, ``server_encodes``; ``edge_ms`` and
     ``server_ms``, which its encoder takes; ``input_bytes``, ``feature_bytes``; ``wins``: in words,
     and ``mbit_s``: the rate in question.

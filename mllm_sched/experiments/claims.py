@@ -3,9 +3,6 @@
 ``claims.yaml`` says what is claimed, and when it counts as reproduced. Notebooks write
 ``results/<notebook>/claims.csv``: one row per number, with its interval. From both come
 ``results/claims.csv`` and the generated parts of README and REPORT.
-
-``python -m mllm_sched.experiments.claims`` prints and writes; ``--print`` only prints, ``--check``
-only compares.
 """
 
 from __future__ import annotations
@@ -42,9 +39,9 @@ Evidence = Literal["measured", "simulated", "published", "estimated"]
 
 
 class Condition(BaseModel, frozen=True, extra="forbid"):
-    """On the number ``key``: it holds if the whole interval is within its bounds, or the claim's.
+    """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's.
 
-    ``unit`` and ``evidence`` are those of its number, where they are not the claim's.
+    ``unit`` and ``evidence`` are the number's, where they are not the claim's.
     """
 
     key: str
@@ -66,9 +63,9 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 class Claim(BaseModel, frozen=True, extra="forbid"):
     """One row of ``claims.yaml``, whose head says what each field means.
 
-    ``show`` is the number that the table shows. ``reasons`` holds a sentence for each verdict that
-    may come out. ``untestable`` and ``not_run`` say why there is no number, for good or for now;
-    only then may what follows ``metric`` be missing.
+    ``show`` is the number in the table; ``reasons`` has a sentence for each possible verdict.
+    ``untestable`` and ``not_run`` say why there is no number, for good or for now; only then may
+    what follows ``metric`` be missing.
     """
 
     id: str
@@ -159,8 +156,8 @@ def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """Judge every claim.
 
     Columns ``id``, ``claim``, ``paper``, ``metric``, ``asked`` (what our number must be), ``ours``
-    (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many of the
-    other readings of the paper give the same verdict), ``command``.
+    (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many other
+    readings of the paper give the same verdict), ``command``.
     """
     readings = other_readings()
     rows = [_judge(claim, readings) for claim in (load_claims() if claims is None else claims)]
@@ -176,7 +173,6 @@ def other_readings() -> pd.DataFrame:
 
 
 def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
-    """A row of the table."""
     row: dict[str, Any] = claim.model_dump(include={"id", "claim", "paper", "metric"})
     row |= dict.fromkeys(("asked", "ours", "n", "evidence", "verdict", "reason", "readings"), "")
     row["command"] = f"make reproduce NOTEBOOKS={claim.notebook}" if claim.notebook else ""
@@ -366,14 +362,6 @@ def write(table: pd.DataFrame) -> None:
             write_whole(file, content)
 
 
-def in_step(table: pd.DataFrame) -> bool:
-    """Whether the committed table and the documents say what the results say."""
-    return all(
-        file.exists() and file.read_bytes() == content
-        for file, content in _generated(table).items()
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdicts and write them to results/claims.csv, README and REPORT.
 
@@ -393,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(table[columns].to_string(index=False))
         if not options.print and not options.check:
             write(table)
-        if options.print or in_step(table):
+        made = {} if options.print else _generated(table)
+        if all(file.exists() and file.read_bytes() == text for file, text in made.items()):
             return 0
     except (ValueError, OSError, yaml.YAMLError) as error:
         print("mllm-sched claims:", " ".join(str(error).split()), file=sys.stderr)

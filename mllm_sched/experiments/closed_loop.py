@@ -27,8 +27,6 @@ def numbered(table: pd.DataFrame) -> pd.DataFrame:
 def summary(table: pd.DataFrame, blocks: int = 5) -> pd.DataFrame:
     """Energy and latency of an average task, and violations, over equal parts of the run.
 
-    Returns
-    -------
     One row for each scheduler and part: ``tasks``, ``energy_j``, ``latency_s``, ``violations``.
     """
     parts = []
@@ -55,18 +53,11 @@ def violated(table: pd.DataFrame) -> pd.Series:
 def claims(table: pd.DataFrame, deciding: Mapping[str, float]) -> pd.DataFrame:
     """Rows for the claims: what learning brought in the second half, and what it cost.
 
-    Parameters
-    ----------
-    table
-        Of ``numbered``, with all schedulers.
-    deciding
-        Time of ask, tell and journal as a share of a task of 100 ms: ``value``, ``low``, ``high``
-        and ``n``.
+    ``table`` is of ``numbered``, with all schedulers. ``deciding`` is the time of ask, tell and
+    journal as a share of a task of 100 ms: ``value``, ``low``, ``high`` and ``n``.
 
-    Returns
-    -------
     Columns ``key``, ``value``, ``low``, ``high``, ``n``, ``evidence``. Energies follow each other
-    and are drawn in blocks for their intervals; shares of tasks have Wilson's (JASA 1927).
+    and are resampled in blocks for their intervals; shares of tasks have Wilson's (JASA 1927).
     """
     late = {
         name: rows[rows["task"] > len(rows) // 2]["energy_j"].dropna().to_numpy()

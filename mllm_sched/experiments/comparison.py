@@ -24,17 +24,7 @@ SHOWN = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of several schedulers on the same tasks.
-
-    Attributes
-    ----------
-    table
-        Of ``run`` or ``sweep``.
-    limits
-        As the schedulers had them.
-    evidence
-        Of the numbers.
-    """
+    """Runs of several schedulers on the same tasks; ``table`` is of ``run`` or ``sweep``."""
 
     table: pd.DataFrame
     limits: Mapping[str, float]

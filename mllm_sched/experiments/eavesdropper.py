@@ -1,9 +1,9 @@
-"""What someone who reads the link sees: raw input at once, and how much of it features give away.
+"""What an eavesdropper on the link sees: raw input, or an image reconstructed from features.
 
 The attack is the plainest there is: ridge regression from the features of patches to their pixels,
-learned on one photograph and tried on another. Whoever holds the edge's half, which is no secret
-for a published model, can make as many pairs to learn from as they like. Two controls stand beside
-it: a mosaic, which keeps nothing but the mean colour of large tiles, and another photograph.
+learned on one photograph and tried on another. The edge's half of a published model is no secret,
+so an attacker can make as many training pairs as wanted. Two controls stand beside it: a mosaic,
+which keeps only the mean colour of large tiles, and another photograph.
 """
 
 from __future__ import annotations
@@ -34,24 +34,13 @@ def eavesdropped(
 ) -> tuple[pd.DataFrame, dict[str, NDArray[np.uint8]]]:
     """The same photograph, seen raw and through the features of a model with one token a patch.
 
-    Parameters
-    ----------
-    model
-        A small Qwen, whose encoder keeps patches apart.
-    wire
-        Type of the features on the link.
+    ``model`` is a small Qwen, whose encoder keeps patches apart; ValueError for another kind.
+    ``wire`` is the type of the features on the link.
 
-    Returns
-    -------
     A table with ``what`` was seen, its ``correlation`` with the original, ``psnr_db``, and
     ``sent_bytes`` of the whole message (0 for a control). And the pictures by ``what``, uint8 of
     shape (height, width, 3): raw input; features before the projector, and behind it; then the
     controls.
-
-    Raises
-    ------
-    ValueError
-        For a model of another kind.
     """
     encoders = load_encoders(model, ["image"])
     if not isinstance(encoders.architecture, QwenVision):

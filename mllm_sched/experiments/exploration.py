@@ -32,35 +32,15 @@ from mllm_sched.tasks import Task
 
 @dataclass(frozen=True)
 class Exploration:
-    """A run, and everything that was believed on its way.
+    """A run, and the belief about every arm after each of its tasks."""
 
-    Attributes
-    ----------
-    label
-        Of the scheduler.
-    space
-        The arms.
-    limit_s
-        On latency.
-    evidence
-        What the numbers are, for example ``simulated``.
-    board
-        Of ``board_table``.
-    tasks
-        Of ``run``, with ``reason`` (the scheduler's own words) and ``safe_arms`` (how many it had
-        certified when it chose; NaN for a rule that certifies none).
-    beliefs
-        By column of ``Scheduler.belief_table``, each of shape (tasks, arms): row n - 1 is what was
-        believed after n tasks.
-    """
-
-    label: str
+    label: str  # of the scheduler
     space: ArmSpace
-    limit_s: float
+    limit_s: float  # on latency
     evidence: str
-    board: pd.DataFrame
-    tasks: pd.DataFrame
-    beliefs: Mapping[str, NDArray[Any]]
+    board: pd.DataFrame  # of ``board_table``
+    tasks: pd.DataFrame  # of ``run``, with ``reason`` and the number of ``safe_arms`` (or NaN)
+    beliefs: Mapping[str, NDArray[Any]]  # columns of ``belief_table``, shape (tasks, arms)
 
     def after(self, n: int) -> pd.DataFrame:
         """The board and what is believed of it after n tasks, one row an arm.
@@ -77,8 +57,6 @@ class Exploration:
     def summary(self, n: int) -> dict[str, float]:
         """Where it stands after n tasks.
 
-        Returns
-        -------
         ``tried`` (arms), ``certified`` (arms), ``wrongly certified`` (certified, truly beyond the
         limit), ``energy, J`` and ``oracle, J`` (sums of true means so far), ``over the oracle``
         (their ratio less 1), ``beyond the limit`` (tasks so far on an arm truly beyond it).
@@ -101,25 +79,9 @@ def explore(
 ) -> Exploration:
     """Play one scheduler for some tasks and keep all that it believes on the way.
 
-    Parameters
-    ----------
-    device
-        Freshly opened; its true means are known, and stay the same.
-    task
-        The task, again and again.
-    limit_s
-        On latency.
-    rule
-        Who chooses. It trusts the device's ``trusted_arms``.
-    steps
-        Tasks.
-    seed
-        Of the scheduler's own randomness.
-
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 1, the limit is not above 0, or no arm can meet it.
+    ``device`` is freshly opened, its true means known and constant; its ``trusted_arms`` are the
+    scheduler's seeds. Raises ValueError if ``steps`` is below 1, the limit is not above 0, or no
+    arm can meet it.
     """
     decisions: list[Decision] = []
     tables: list[pd.DataFrame] = []
@@ -177,8 +139,11 @@ def learned(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
     best = near[near["best"]]
     ax.plot(best["latency_s"], best["energy_j"], "*", color="black", ms=13, mec="white", zorder=5)
     _ring(ax, near[near["chosen"]])
-    if len(far):
-        _count(ax, far, end)
+    if len(far):  # counted in words
+        said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
+        for arm in far[far["chosen"]].itertuples():
+            said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"
+        ax.text(0.985, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", size="small")
     marks = [
         mark("certified", "0.3"),
         mark("not certified", "0.3", mfc="none"),
@@ -220,14 +185,6 @@ def energy_strip(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
 def _sizes(state: pd.DataFrame) -> pd.Series:
     """Areas of marks: an arm that was never played still shows."""
     return 18 + 30 * np.sqrt(state["plays"].astype(float))
-
-
-def _count(ax: Axes, far: pd.DataFrame, end: float) -> None:
-    """Say in words what is too far away to be drawn."""
-    said = f"{len(far)} arms beyond {end:.2g} s, {(far['plays'] > 0).sum()} tried"
-    for arm in far[far["chosen"]].itertuples():
-        said += f"\nchosen: {arm.component.upper()}, {arm.latency_s:.2g} s \u2192"
-    ax.text(0.985, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", size="small")
 
 
 def _ring(ax: Axes, chosen: pd.DataFrame) -> None:

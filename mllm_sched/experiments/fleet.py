@@ -1,13 +1,13 @@
 """Simulated boards that resemble each other, and what the measurements of one are worth to another.
 
 All are the calibrated AGX Orin. Every component of a board has a factor of its own on latency and
-energy, and some boards stand in a warm room. How far boards of one kind lie apart nobody has
-published, so it is a parameter.
+energy, and some boards stand in a warm room. How far boards of one kind lie apart is not published,
+so it is a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,21 +38,11 @@ CONTEXT = Factor("modality", MODALITIES)
 
 @dataclass(frozen=True)
 class Fleet:
-    """How boards differ.
+    """How boards differ."""
 
-    Attributes
-    ----------
-    scatter
-        Standard deviation of the log of a component's factor; 0.1 means some 10 % (assumed).
-    warm_share
-        Of boards that stand in a warm room.
-    warm_room_c
-        Temperature there, degrees Celsius. The others are cooled well enough never to throttle.
-    """
-
-    scatter: float = 0.1
-    warm_share: float = 0.2
-    warm_room_c: float = 35.0
+    scatter: float = 0.1  # SD of the log of a component's factor; 0.1 means some 10 % (assumed)
+    warm_share: float = 0.2  # of boards that stand in a warm room
+    warm_room_c: float = 35.0  # the other boards are cooled well enough never to throttle
 
     def __post_init__(self) -> None:
         if not 0 <= self.scatter < np.inf:
@@ -73,19 +63,7 @@ class Run:
 class Board:
     """A simulated AGX Orin with factors of its own, which warms at work and cools at rest.
 
-    Parameters
-    ----------
-    number, seed
-        Together they say what the board is like.
-    fleet
-        How boards differ.
-
-    Examples
-    --------
-    >>> board = Board(0, seed=0)
-    >>> arm = board.space.arm(component="dla", power_w=30, load=1.0)
-    >>> 0.05 < board.run(arm, "image", now_s=0.0).latency_s < 0.2
-    True
+    ``number`` and ``seed`` determine them.
     """
 
     def __init__(self, number: int, seed: int, fleet: Fleet = Fleet()) -> None:
@@ -154,13 +132,6 @@ def scheduler_for(board: Board, rule: Rule, limit_s: float, rng: Sequence[int]) 
     )
 
 
-def experience(boards: Iterable[Board]) -> pd.DataFrame:
-    """What boards have measured, as ``Scheduler.warm_start`` reads it."""
-    rows = [row for board in boards for row in board.rows]
-    columns = ["modality", *_orin().space.names, "latency_s", "energy_j"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 @lru_cache(maxsize=1)
 def _orin() -> SimulatedOrin:
     return SimulatedOrin()
@@ -179,23 +150,11 @@ COLD, TOLD, TRUSTING = "cold", "warm, told the scatter", "warm, as if the same b
 
 
 def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str, Any]]:
-    """A board joins siblings that have worked for a while; all have the safe rule.
+    """A board joins siblings that have worked for a while; all run safe GP-UCB.
 
-    Every start meets the same board, tasks and noise. Nobody stands in a warm room.
+    Every start meets the same board, tasks and noise. No board stands in a warm room. ``first``
+    tasks of the new board count; ``scatter`` is that of ``Fleet``.
 
-    Parameters
-    ----------
-    scatter
-        How far boards lie apart; see ``Fleet``.
-    seed
-        Of boards, tasks and schedulers.
-    first
-        Tasks of the board that count.
-    limit_s
-        On the latency of encoding.
-
-    Returns
-    -------
     One row a start: ``scatter``, ``start``, ``energy_over_oracle`` (of the board's best arm) and
     ``beyond`` (share of tasks whose arm is truly beyond the limit).
     """
@@ -203,7 +162,8 @@ def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str
     siblings = [Board(number, seed, fleet) for number in range(1, SIBLINGS + 1)]
     for number, board in enumerate(siblings, 1):
         _encode(board, scheduler_for(board, SAFE, limit_s, [seed, 2, number]), BEFORE, seed)
-    table = experience(siblings)
+    columns = ["modality", *_orin().space.names, "latency_s", "energy_j"]
+    table = pd.DataFrame([row for each in siblings for row in each.rows], columns=columns)
     rows = []
     for start in (COLD, TOLD, TRUSTING):
         board = Board(0, seed, fleet)

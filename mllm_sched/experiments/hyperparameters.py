@@ -59,8 +59,7 @@ def transferred(
 def fitted(space: ArmSpace, profiles: Sequence[Expected]) -> dict[str, Hyperparameters]:
     """Hyperparameters by marginal likelihood, from one profile per encoder; needs PyTorch.
 
-    A profile holds true means. Every arm is measured twice with noise, which is told from the means
-    by that.
+    A profile holds true means; every arm is measured twice, with noise.
     """
     from mllm_sched.schedulers import fit_hyperparameters
 

@@ -1,12 +1,12 @@
 """The running system, simulated: many users, many boards, one pool of LLM servers.
 
-The schedulers and the queue are those of the running system; boards (``fleet.py``), users, link and
-LLM are simulated in discrete events. A user thinks, asks, waits for the answer or a refusal, and
-thinks again. In such a closed loop the number of users means something under overload, too.
+Schedulers and queue are those of the running system; boards (``fleet.py``), users, link and LLM are
+simulated in discrete events. A user thinks, asks, waits for the answer or a refusal, and thinks
+again: in such a closed loop the number of users means something under overload, too.
 
-The front places each task; the board's admission refuses it if it is predicted to come too late;
-its queue orders it; its scheduler picks the arm. What was encoded goes over the link to the pool
-of LLM servers, first come, first served. A task whose deadline passes there is given up.
+The front places each task; admission refuses it if it is predicted to come too late; the board's
+queue orders it; its scheduler picks the arm. The features go over the link to the pool of LLM
+servers, first come, first served. A task whose deadline passes there is given up.
 """
 
 from __future__ import annotations
@@ -53,61 +53,25 @@ BOUNDS = np.cumsum(SHARES)[:-1]
 
 @dataclass(frozen=True)
 class FleetScenario:
-    """What is simulated; everything that its outcome depends on.
-
-    Attributes
-    ----------
-    users, edges
-        How many users, and how many boards, each with a queue and a scheduler of its own.
-    llm_servers
-        A100s that all boards share, with ``PLACES`` answers at once on each.
-    rule
-        Scheduler of every board.
-    think_s
-        Mean of the exponential time from an answer (or a refusal) to the user's next task.
-    deadlines_s
-        A task's deadline is uniform in this range, seconds from its arrival.
-    limit_s
-        On the latency of encoding.
-    fleet
-        How boards differ.
-    heavy_users, heavy_at_once
-        So many of the users ask for so many things at once, each with the same think time.
-    looks_ahead
-        Whether the LLM server begins only what it can still end in time.
-    frugal_first
-        Whether the front takes the least energy among the boards that are predicted to be in
-        time; otherwise the board that is done soonest.
-    front_refuses
-        Whether the front refuses what would be late on all boards with all that waits there;
-        otherwise only the boards refuse, which know what of that goes before a user's task.
-    fair
-        Whether the queue tells users apart; otherwise it goes by deadline alone.
-    waiting
-        Bound of each board's queue.
-    warm_up_s, horizon_s
-        Tasks that end in the ``horizon_s`` after ``warm_up_s`` count.
-    seed
-        Of boards, users and schedulers.
-    """
+    """What is simulated; everything that its outcome depends on."""
 
     users: int = 100
-    edges: int = 10
-    llm_servers: int = 32
-    rule: Rule = SAFE
-    think_s: float = 30.0
-    deadlines_s: tuple[float, float] = (2.0, 4.0)
-    limit_s: float = 0.2
+    edges: int = 10  # boards, each with a queue and a scheduler of its own
+    llm_servers: int = 32  # A100s that all boards share, with ``PLACES`` answers at once on each
+    rule: Rule = SAFE  # scheduler of every board
+    think_s: float = 30.0  # mean time from an answer or refusal to the next task; exponential
+    deadlines_s: tuple[float, float] = (2.0, 4.0)  # from arrival; uniform in this range
+    limit_s: float = 0.2  # on the latency of encoding
     fleet: Fleet = field(default_factory=Fleet)
-    heavy_users: int = 0
+    heavy_users: int = 0  # so many of the users ask for ``heavy_at_once`` things at once
     heavy_at_once: int = 10
-    looks_ahead: bool = True
-    frugal_first: bool = True
-    front_refuses: bool = False
-    fair: bool = True
-    waiting: int = 64
+    looks_ahead: bool = True  # the LLM server begins only what it can still end in time
+    frugal_first: bool = True  # least energy of the boards in time; else the soonest
+    front_refuses: bool = False  # what is late on all boards; else only boards refuse
+    fair: bool = True  # the queue tells users apart; else it goes by deadline alone
+    waiting: int = 64  # bound of each board's queue
     warm_up_s: float = 30.0
-    horizon_s: float = 120.0
+    horizon_s: float = 120.0  # tasks that end in this time after ``warm_up_s`` count
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -133,11 +97,6 @@ def costs() -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of a task behind its encoder, by modality: on the link, and on the LLM server.
 
     The model of notebook 01: prefill, and an answer of 64 tokens.
-
-    Examples
-    --------
-    >>> {name: round(seconds, 2) for name, seconds in costs()[1].items()}
-    {'image': 0.69, 'audio': 0.79, 'video': 0.8}
     """
     setting = Setting(mbit_s=MBIT_S)
     items = {item.encoder: item for item in ITEMS}
@@ -160,18 +119,13 @@ class Forecast:
     """Running means of what boards and the LLM took, and the work that waits at every board.
 
     It places tasks by the rule of ``mllm_sched.edge.placement``, for a thousand boards in
-    microseconds; a test holds the two together.
+    microseconds; a test holds the two together. ``latency_s`` and ``energy_j`` are running means of
+    encoding, shape (modalities, boards); ``waiting_s`` is the work in each board's queue,
+    ``until_s`` when its encoder is expected to be free.
 
     A board that has not measured a modality yet is taken to be as fast as the median of the others
     and as frugal as the best, so that it is tried as soon as it is idle. Before anything was
     measured an encoding is expected to take its limit.
-
-    Attributes
-    ----------
-    latency_s, energy_j
-        Running means of encoding, shape (modalities, boards).
-    waiting_s, until_s
-        Of each board: work in its queue, and when its encoder is expected to be free.
     """
 
     def __init__(self, scenario: FleetScenario) -> None:
@@ -211,7 +165,7 @@ class Forecast:
         return self.waiting_s + np.maximum(self.until_s - now_s, 0.0)
 
     def _forget(self, modality: int, before_s: float) -> None:
-        """Boards last measured before a moment are as good as new, or none would try them again."""
+        """Treat boards last measured before a moment as new, or none would try them again."""
         old = self._measured_s[modality] < before_s
         self._known[modality] &= ~old
         self.latency_s[modality, old], self.energy_j[modality, old] = self._prior_s, 0.0
@@ -246,14 +200,8 @@ class Forecast:
 def placed(total_s: Array, energy_j: Array, left_s: float, same: float = SAME_ENERGY) -> int:
     """Of the boards that are in time: the least energy, or the soonest of those near it.
 
-    Parameters
-    ----------
-    total_s, energy_j
-        As predicted for each board, shape (boards,).
-    left_s
-        What the time may be.
-    same
-        Share of the least energy by which others may be above it.
+    ``total_s`` and ``energy_j`` are predictions, shape (boards,); ``same`` is the share by which
+    others may be above the least energy.
 
     Examples
     --------
@@ -269,13 +217,7 @@ def placed(total_s: Array, energy_j: Array, left_s: float, same: float = SAME_EN
 
 
 def soonest(backlog_s: Array, latency_s: Array, left_s: float) -> int:
-    """The soonest of the boards that would be in time if nothing waited there; or ``NOBODY``.
-
-    Examples
-    --------
-    >>> soonest(np.array([5.0, 3.0, 0.0]), np.array([0.1, 0.1, 9.0]), left_s=1.0)
-    1
-    """
+    """The soonest of the boards that would be in time if nothing waited there; or ``NOBODY``."""
     hope = latency_s <= left_s
     return int(np.where(hope, backlog_s + latency_s, np.inf).argmin()) if hope.any() else NOBODY
 
@@ -308,34 +250,16 @@ class SimulatedRequest:
 def play(scenario: FleetScenario) -> pd.DataFrame:
     """Simulate a scenario; the same one has the same outcome, to the last bit.
 
-    Returns
-    -------
     One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
     all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
     under way), ``begun_s`` (of encoding), ``encode_s``, ``energy_j``, ``true_s`` (mean latency of
     its arm then; all four NaN if it was not encoded), ``llm_s`` (on a place of the LLM).
-
-    Examples
-    --------
-    >>> tasks = play(FleetScenario(users=2, edges=1, warm_up_s=0.0, horizon_s=60.0))
-    >>> set(tasks["outcome"]) <= {"answered", "under way"}
-    True
     """
     return System(scenario).run()
 
 
 class System:
-    """Users, front, boards and LLM servers in one SimPy environment.
-
-    Attributes
-    ----------
-    env, llm
-        SimPy's clock, and the places of the LLM servers.
-    requests
-        Every task so far.
-    under_way
-        How many tasks have arrived and not ended.
-    """
+    """Users, front, boards and LLM servers in one SimPy environment."""
 
     def __init__(self, scenario: FleetScenario) -> None:
         self.scenario = scenario
@@ -491,8 +415,6 @@ def counted(scenario: FleetScenario, tasks: pd.DataFrame) -> pd.DataFrame:
 def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
     """What is said of one run, over the tasks that ended after the warm-up.
 
-    Returns
-    -------
     ``asked_hz`` and ``answered_hz`` (per second); ``answered``, ``late``, ``shed`` and every reason
     of ``SHED`` (shares of the tasks that ended); ``beyond``, the share of encoded tasks whose arm
     was truly beyond the limit; ``p50_s``, ``p95_s``, ``p99_s`` of the time to the end of an
@@ -537,11 +459,6 @@ def jain_index(shares: ArrayLike) -> float:
     """Jain's index: 1 if all have the same, 1/n if one of n has everything; NaN for nobody.
 
     Jain, Chiu and Hawe, DEC-TR-301 (1984).
-
-    Examples
-    --------
-    >>> jain_index([2, 2, 2]), jain_index([6, 0, 0])
-    (1.0, 0.3333333333333333)
     """
     values = np.asarray(shares, dtype=np.float64)
     squares = float(len(values) * (values**2).sum())
@@ -549,14 +466,7 @@ def jain_index(shares: ArrayLike) -> float:
 
 
 def max_min_share(wanted: ArrayLike, total: float) -> Array:
-    """The max-min fair split: nobody gets more than wanted, what is left goes to the others evenly.
-
-    Parameters
-    ----------
-    wanted
-        By each user, 0 or more.
-    total
-        What there is to share; if there is enough, all get what they want.
+    """The max-min fair split: at most what is wanted; the rest goes to the others evenly.
 
     Examples
     --------
@@ -577,14 +487,8 @@ def play_all(
 ) -> pd.DataFrame:
     """Play every scenario with every seed, on all cores.
 
-    Parameters
-    ----------
-    cases
-        Scenarios, each with what names it.
-
-    Returns
-    -------
-    One row a run: what names its case, ``seed``, and ``measures``.
+    ``cases`` are scenarios, each with what names it. One row a run: these names, ``seed``, and
+    ``measures``.
     """
     jobs = [
         (names, replace(scenario, seed=seed))
@@ -599,13 +503,7 @@ def _job(names: Mapping[str, Any], scenario: FleetScenario) -> dict[str, Any]:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, each with its bootstrap interval of 95 %: ``_low``, ``_high``; and ``n``.
-
-    Parameters
-    ----------
-    runs
-        Of ``play_all``.
-    """
+    """Means over seeds of ``play_all`` with 95 % intervals ``_low``, ``_high``; and ``n``."""
     names, rows = list(runs.columns[: runs.columns.get_loc("seed")]), []
     for key, group in runs.groupby(names, sort=False, dropna=False):
         row: dict[str, Any] = {**dict(zip(names, key, strict=True)), "n": len(group)}

@@ -53,23 +53,9 @@ def windows(
 ) -> pd.DataFrame:
     """Measure windows that begin at random times, as if every reading were taken when due.
 
-    Parameters
-    ----------
-    loads
-        By name.
-    seconds
-        Lengths of the windows.
-    rates_hz
-        Readings per second.
-    repeats
-        Windows of each kind.
-    seed
-        Of the beginnings and the readings.
-    schedules
-        Names of ``SCHEDULES``.
+    ``seconds`` are lengths of the windows, ``rates_hz`` readings per second, ``repeats`` windows of
+    each kind, ``schedules`` names of ``SCHEDULES``.
 
-    Returns
-    -------
     A row per window: ``load``, ``window_s``, ``rate_hz``, ``schedule``, ``error`` (relative),
     ``half_width`` (of the 95 % interval, relative to the truth), ``covered``.
     """

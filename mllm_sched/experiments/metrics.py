@@ -22,19 +22,10 @@ NUMBER = ["value", "low", "high", "n"]
 
 
 def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) -> pd.DataFrame:
-    """One row per scheduler and seed.
+    """One row per scheduler and seed, over the tasks from ``start`` on.
 
-    Parameters
-    ----------
-    table
-        Of ``run`` or ``sweep``.
-    limits
-        As the schedulers had them; ``latency_s`` must be among them.
-    start
-        First task that counts.
+    ``limits`` are those that the schedulers had; ``latency_s`` must be among them.
 
-    Returns
-    -------
     Columns ``energy_j`` and ``latency_s`` (means per task), ``energy_over_oracle``, ``violations``
     and ``observed_violations`` (shares of tasks), ``regret_j`` (sum), ``switches`` (share of tasks
     whose arm differs from the one before), ``failures`` (share).
@@ -70,8 +61,6 @@ def regret(table: pd.DataFrame) -> pd.Series:
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of every column of ``per_run``.
 
-    Returns
-    -------
     Long table: ``scheduler``, ``quantity``, ``value``, ``low``, ``high``, ``n`` (seeds).
     """
     rows = [
@@ -84,7 +73,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean and its 95 % percentile bootstrap interval; NaN bounds for a single value."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
@@ -92,7 +81,7 @@ def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
         return mean, float("nan"), float("nan")
     if np.ptp(values) == 0 or np.isnan(values).any():
         return mean, mean, mean
-    low, high = _bounds(values, seed)
+    low, high = _bounds(values)
     return mean, float(low), float(high)
 
 
@@ -120,7 +109,7 @@ def claim_table(
     return pd.DataFrame(list(rows), columns=["key", *NUMBER]).assign(evidence=evidence)
 
 
-def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArray]:
+def _bounds(values: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
     """Bounds of the mean over the last axis; percentiles, so they stay within the data."""
     result = bootstrap(
         (values,),
@@ -129,7 +118,7 @@ def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArra
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return result.confidence_interval.low, result.confidence_interval.high
 
@@ -137,8 +126,6 @@ def _bounds(values: NDArray[np.float64], seed: int = 0) -> tuple[NDArray, NDArra
 def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.DataFrame:
     """How much less one scheduler takes than every other, paired by seed.
 
-    Returns
-    -------
     One row per other scheduler: ``scheduler``, ``value`` = mean of 1 - ours / other, ``low``,
     ``high``, ``n``.
     """
@@ -152,19 +139,10 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
 
 
 def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataFrame:
-    """A quantity over the course of a run.
+    """A quantity over the course of a run, averaged within at most ``points`` blocks of tasks.
 
-    Parameters
-    ----------
-    table
-        Of ``run`` or ``sweep``.
-    values
-        The quantity of every row of it.
-    points
-        The tasks are averaged within at most this many blocks.
+    ``values`` holds the quantity of every row of ``table``.
 
-    Returns
-    -------
     ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), ``low``, ``high``; the
     bounds of a single seed are its value.
     """

@@ -43,11 +43,8 @@ def defaults(path: Path) -> dict[str, Any]:
 def typed(given: Sequence[str], paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Parameters given as ``NAME=VALUE``: for each notebook those that it has, typed like them.
 
-    Raises
-    ------
-    ValueError
-        For what is not ``NAME=VALUE``, a parameter that no notebook has (the known ones are
-        listed), or a value of another type than the notebook's default.
+    Raises ValueError for what is not ``NAME=VALUE``, a parameter that no notebook has (the known
+    ones are listed), or a value of another type than the notebook's default.
     """
     texts = {name: (value, sign) for name, sign, value in (pair.partition("=") for pair in given)}
     known = {path: defaults(path) for path in paths}

@@ -21,10 +21,7 @@ KEPT_ENVIRONMENT = "MLLM_SCHED_KEPT"
 
 
 def _memory() -> joblib.Memory:
-    """Cache of finished jobs, in the folder that ``make reproduce`` names; else none.
-
-    Every state of the code has a folder of its own in it.
-    """
+    """Cache of finished jobs by state of the code, in the folder of the environment; else none."""
     parent = os.environ.get(KEPT_ENVIRONMENT)
     if not parent:
         return joblib.Memory(None, verbose=0)
@@ -44,18 +41,10 @@ def spread(
     n_jobs: int | None = None,
     dask: str | None = None,
 ) -> list[Any]:
-    """``function(*job)`` for every job, in the order of the jobs.
+    """``function(*job)`` for every job, in the order of the jobs; see ``backend``.
 
-    Parameters
-    ----------
-    function
-        Of a module, so that other processes find it. It gets one thread.
-    jobs
-        Its arguments. A job should take seconds, a thousand times its overhead.
-    label
-        Of the progress bar.
-    n_jobs, dask
-        See ``backend``.
+    The function is a module's, so that other processes find it, and gets one thread. A job should
+    take seconds, a thousand times its overhead. ``label`` is that of the progress bar.
     """
     with backend(dask, n_jobs):
         parallel = joblib.Parallel(return_as="generator", batch_size=1)
@@ -65,20 +54,11 @@ def spread(
 
 @contextmanager
 def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None]:
-    """Where ``joblib.Parallel`` runs meanwhile.
+    """Where ``joblib.Parallel`` runs meanwhile: on ``n_jobs`` processes here, by default all cores.
 
-    Parameters
-    ----------
-    dask
-        Address of a Dask scheduler, whose workers must run the same code and packages; by default
-        the environment's MLLM_SCHED_DASK. Without an address the jobs stay on this machine.
-    n_jobs
-        Processes on this machine; all cores by default.
-
-    Raises
-    ------
-    OSError
-        When no Dask scheduler answers at the address.
+    With ``dask`` or the environment's MLLM_SCHED_DASK, the address of a Dask scheduler, on its
+    workers, which must run the same code and packages. Raises OSError if no scheduler answers
+    there.
     """
     address = dask or os.environ.get(DASK_ENVIRONMENT)
     if not address:

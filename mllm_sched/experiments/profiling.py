@@ -1,8 +1,8 @@
 """Measures every arm of a live device into a table that opens as ``trace:FILE``.
 
 The table is written anew after each arm and moved into place whole, so it is valid at any moment.
-Arms that it holds are not measured again, so an interrupted profile is taken up by the same call.
-The order of the arms is drawn by seed, so that drift is not confounded with them.
+Arms that it holds are not measured again, so the same call resumes an interrupted profile. The
+order of the arms is random by seed, so that drift is not confounded with them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ DISK_WAIT_S = 60.0  # at the end, for room to write what could not be written be
 class ProfileTable:
     """The table on disk, always whole; ValueError if the file is something else.
 
-    Attributes
-    ----------
-    done
-        Arms that the table holds, by index, and whether they failed.
+    ``done`` says of the arms that the table holds, by index, whether they failed.
     """
 
     def __init__(self, path: Path, space: ArmSpace) -> None:
@@ -160,24 +157,8 @@ def profile(
     """Measure arms, a row each, in an order drawn by seed.
 
     An arm that fails is a row with its reason, and the next one follows. ``NAME.json`` beside the
-    table says what it was measured with.
-
-    Parameters
-    ----------
-    task
-        Of size 1.
-    out
-        The table. Arms that it holds are not measured again.
-    arms
-        Which; all by default.
-    seed
-        Of the order.
-    retry_failed
-        Whether arms that failed before are measured again.
-
-    Returns
-    -------
-    Path of the table.
+    table says what it was measured with. Arms that the table ``out`` holds are not measured again,
+    except with ``retry_failed`` those that failed.
 
     Raises
     ------

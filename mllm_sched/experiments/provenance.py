@@ -78,8 +78,6 @@ def save_results(
 
     Parameters
     ----------
-    name
-        Of the notebook.
     tables, figures
         By file name, without its ending; any axes of a figure stand for it.
     parameters
@@ -94,7 +92,9 @@ def save_results(
     folder.mkdir(parents=True, exist_ok=True)
     facts = provenance(parameters, data=data)
     for key, table in tables.items():
-        _write_table(folder / f"{key}.csv", as_csv(table))
+        path, content = folder / f"{key}.csv", as_csv(table)
+        if not path.exists() or table_difference(path.read_text(), content.decode(), ROUNDING):
+            write_whole(path, content)
     for key, drawn in figures.items():
         _write_figure(folder / key, drawn)
     files = {
@@ -152,12 +152,6 @@ def as_csv(table: pd.DataFrame) -> bytes:
     cleaned = table.assign(**floats.mask(floats.abs() < 1e-12, 0.0))
     text = cleaned.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     return text.encode()
-
-
-def _write_table(path: Path, content: bytes) -> None:
-    if path.exists() and not table_difference(path.read_text(), content.decode(), ROUNDING):
-        return
-    write_whole(path, content)
 
 
 def table_difference(before: str, now: str, relative: float) -> str:

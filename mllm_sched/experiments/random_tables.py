@@ -2,7 +2,7 @@
 
 *Roofline* and *rough* are what ``adaptive-safe-gp`` was developed on, and their deviations are of
 the kind that its kernel assumes. *Queueing* and *published* were kept apart. So was *board*, until
-its first results led to two changes of the rule: an unknown arm is priced by the mean of a
+its first results led to two changes of the scheduler: an unknown arm is priced by the mean of a
 log-normal, and no arm of a component is tried on which none is trusted.
 """
 
@@ -35,21 +35,13 @@ SLOWER = 1.35  # a drift multiplies the latency of the best arm's component by t
 
 @dataclass(frozen=True)
 class Table:
-    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it.
-
-    Attributes
-    ----------
-    latency_s, energy_j
-        Shape (arms,).
-    trusted
-        Full power and load of every component, where that is truly within the limit.
-    """
+    """True means of every arm, a limit that some arms meet, and the arms trusted to meet it."""
 
     space: ArmSpace
-    latency_s: Array
-    energy_j: Array
+    latency_s: Array  # shape (arms,)
+    energy_j: Array  # shape (arms,)
     limit_s: float
-    trusted: Sequence[Arm]
+    trusted: Sequence[Arm]  # full power and load of components that truly meet the limit
 
     def best(self) -> int:
         """Arm of least energy within the limit."""
@@ -227,34 +219,17 @@ def _table(
 
 @dataclass(frozen=True)
 class Trial:
-    """A scheduler on the tables of one family.
-
-    Attributes
-    ----------
-    family, arms
-        Of ``FAMILIES``.
-    noise
-        Standard deviation of log latency and of log power of one measurement, in units of those of
-        the table.
-    heavy
-        Noise of Student's t with 3 degrees of freedom, of the same deviation.
-    raw
-        The rule models the outcomes, not their logarithms: it is told their exponentials.
-    seeds
-        Number of trusted arms given to the rule; all by default.
-    label
-        What is different in this trial.
-    """
+    """A scheduler on the tables of one family."""
 
     rule: Rule
-    family: str
+    family: str  # of ``FAMILIES``
     arms: int
-    noise: float = 0.03
+    noise: float = 0.03  # SD of log latency and log power of a measurement, in units of the table's
     tasks: int = 500
-    heavy: bool = False
-    raw: bool = False
-    seeds: int | None = None
-    label: str = ""
+    heavy: bool = False  # noise of Student's t with 3 degrees of freedom, of the same deviation
+    raw: bool = False  # the scheduler observes exponentials of the outcomes, and models these
+    seeds: int | None = None  # number of trusted arms given to the scheduler; all by default
+    label: str = ""  # what is different in this trial
 
     def play(self, seed: int) -> list[tuple[float, float]]:
         """Mean energy over the oracle's, and share of tasks truly beyond the limit.
@@ -303,10 +278,8 @@ class Trial:
 
 
 def play_all(trials: Iterable[Trial], tables: int, n_jobs: int | None = None) -> pd.DataFrame:
-    """Every trial on so many tables, the same for all, without drift and with it.
+    """Every trial on the same ``tables`` tables, without drift and with it.
 
-    Returns
-    -------
     One row per drift, trial and table: ``scheduler``, ``label``, ``family`` (with its arms),
     ``noise``, ``drift``, ``table``, ``energy`` (over the oracle's), ``violations`` (share).
     """
@@ -338,12 +311,7 @@ def _play(trial: Trial, tables: int) -> list[list[tuple[float, float]]]:
 def summary(played: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean energy and violations with 95 % intervals; median and worst tenth of the energy.
 
-    Parameters
-    ----------
-    played
-        Of ``play_all``.
-    by
-        Columns that make a row of the result.
+    ``by`` are the columns of ``play_all`` that make a row of the result.
     """
     rows = []
     for key, group in played.groupby(by, sort=False):

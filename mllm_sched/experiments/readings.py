@@ -50,22 +50,11 @@ GP_UCB = Rule("UCB", "safe-gp-ucb", {"limits": {"latency_s": 1e6}})  # no limit 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What some claims rest on, and how it may be read.
+    """What some claims rest on, and how it may be read."""
 
-    Attributes
-    ----------
-    claims
-        Ids of the claims.
-    numbers
-        Computes their numbers, in the form of a ``claims.csv``.
-    readings
-        Arguments of ``numbers`` that a reading changes, by its label. The first is ``AS_IS``,
-        without changes.
-    """
-
-    claims: tuple[str, ...]
-    numbers: Callable[..., pd.DataFrame]
-    readings: Mapping[str, Mapping[str, Any]]
+    claims: tuple[str, ...]  # ids
+    numbers: Callable[..., pd.DataFrame]  # computes their numbers, in the form of a ``claims.csv``
+    readings: Mapping[str, Mapping[str, Any]]  # label: changed arguments of ``numbers``
 
 
 def numbers(experiment: Experiment, reading: str) -> pd.DataFrame:
@@ -99,10 +88,7 @@ def _rules(
     baselines: Mapping[str, Any] | None = None,
     fitted: bool = True,
 ) -> list[Rule]:
-    """Safe GP-UCB, what stands as UCB, and epsilon-greedy; ``baselines`` are settings of both.
-
-    Gaussian processes take hyperparameters fitted to the other encoders, or the defaults.
-    """
+    """Safe GP-UCB, what stands as UCB, and epsilon-greedy; ``baselines`` are settings of both."""
     models = {"hyperparameters": transferred(device, task, all_tasks())} if fitted else {}
     own = (baselines or {}) if ucb.name == "ucb" else models
     return [
@@ -207,10 +193,7 @@ def _stability(
     board: Mapping[str, Any] | None = None,
     **rules: Any,
 ) -> pd.DataFrame:
-    """The numbers of notebooks 05 and 06, over the limits and levels at which some arm meets it.
-
-    Limits are scaled by the least latency of the encoder over that of the main one.
-    """
+    """The numbers of notebooks 05 and 06; limits are scaled by the least latency of the encoder."""
     task, played = _task(encoder), {}
     least, main = (
         SimulatedOrin().expected_all(one).latency_s.min() for one in (task, _task(ENCODER))

@@ -33,21 +33,11 @@ SEEDS_PER_JOB = 5  # a job of this size takes some seconds
 
 @dataclass(frozen=True)
 class Rule:
-    """A scheduler as it enters a comparison.
+    """A scheduler as it enters a comparison."""
 
-    Attributes
-    ----------
-    label
-        Its name in tables and figures.
-    name
-        Its name for ``make_scheduler``.
-    settings
-        Its own settings; they replace those that all schedulers of a run get, such as the limits.
-    """
-
-    label: str
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str  # in tables and figures
+    name: str  # for ``make_scheduler``
+    settings: Mapping[str, Any] = field(default_factory=dict)  # replace a run's common ones
 
 
 class RunStopped(RuntimeError):
@@ -83,7 +73,8 @@ def run(
     seed
         Of the scheduler's own randomness; the device was opened with its own.
     allow_infeasible
-        Go on where no arm meets the limits; the oracle's arm is then the one least beyond them.
+        Go on where no arm meets the limits; the oracle's arm is then the one that violates
+        them least.
     watch
         Called with the scheduler and its decision after every task.
     scheduler
@@ -203,8 +194,6 @@ def sweep(
 
     Parameters
     ----------
-    rules, task, steps, limits, allow_infeasible
-        See ``run``.
     device, device_settings
         Arguments of ``open_device``.
     seeds

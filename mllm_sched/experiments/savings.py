@@ -2,17 +2,16 @@
 
 Schedulers are simulated. Every device has one of its own for each encoder, and learns anew: its
 first tasks cost what the played run says, all later ones what the second half of that run took on
-average. A scheduler changes only what the module draws while tasks run; what it draws between them
-stands in a column of its own.
+average. Energy is that of the module while tasks run; between them it has a column of its own.
 
-Two intervals of 95 % are given. The inner one is a bootstrap over seeds, of the expected cost; a
+Two 95 % intervals are given. The inner one is a bootstrap over seeds, of the expected cost; a
 single device scatters more. The wider one adds the error of the model of the board, as one factor
-on all schedulers (normal in its log), so percentages do not move. This is a simplification: errors
-that differ between components would move them, and nothing published says how far off the CPU is.
+on all schedulers (normal in its log), so percentages do not move. Errors that differ between
+components would move them; nothing published says how far off the CPU is.
 
 Strategies are estimated: times by ``strategy_costs``, watts and joules per bit assumed. A request
-is one item of the mix and its answer. Devices and server wait for free, and the server serves one
-request at a time; batching would make it several times cheaper.
+is one item of the mix and its answer. Waiting costs nothing, and the server serves one request at a
+time; batching would make it several times cheaper.
 """
 
 from __future__ import annotations
@@ -53,13 +52,7 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True)
 class SavingsScenario:
-    """Who encodes how much, where; ValueError names a value outside of its range.
-
-    Examples
-    --------
-    >>> SavingsScenario(mix={"whisper-small": 3, "clip-vit-b32": 1}).mix
-    {'whisper-small': 0.75, 'clip-vit-b32': 0.25}
-    """
+    """Who encodes how much, where; ValueError names a value outside of its range."""
 
     tasks_per_day: float = 10_000  # of one device
     devices: int = 100
@@ -120,15 +113,9 @@ def play(
 ) -> pd.DataFrame:
     """Play every encoder under every limit on the simulated board.
 
-    Parameters
-    ----------
-    steps, seeds, first_seed
-        Tasks in a run, runs of each scheduler, and the seed of the first.
-    rules, board
-        The schedulers for a board and its task; further arguments of the board.
+    ``steps`` are tasks in a run, ``seeds`` runs of each scheduler. ``rules`` makes the schedulers
+    for a board and its task; ``board`` are further arguments of the board.
 
-    Returns
-    -------
     One row a run: ``encoder``, ``limit_s``, ``arms_within`` the limit, ``trusted_beyond`` (the
     trusted components that are not), ``scheduler``, ``seed``, ``late_energy_j``, ``late_beyond``,
     ``late_busy_s`` (means per task of the second half), ``late_idle_w`` (idle power of the module
@@ -219,15 +206,7 @@ class Curves:
 
 
 class PlayedRuns:
-    """A table of ``play``, ready for questions.
-
-    Attributes
-    ----------
-    encoders, limits_s, schedulers
-        What it holds.
-    seeds
-        Runs of each scheduler.
-    """
+    """A table of ``play``, ready for questions; ``seeds`` counts runs of each scheduler."""
 
     def __init__(self, runs: pd.DataFrame) -> None:
         missing = {"encoder", "limit_s", "scheduler", "seed", "late_energy_j"} - set(runs.columns)
@@ -248,13 +227,7 @@ class PlayedRuns:
         }
 
     def curves(self, encoder: str, limit_s: float) -> Curves:
-        """What was played of an encoder under a limit.
-
-        Raises
-        ------
-        ValueError
-            If that was not played, or no arm meets the limit; the message says what to choose.
-        """
+        """What was played of an encoder under a limit; ValueError says what to choose instead."""
         if encoder not in self.encoders:
             raise ValueError(f"encoder {encoder!r}: played were {', '.join(self.encoders)}")
         if limit_s not in self.limits_s:
@@ -306,11 +279,8 @@ class FleetBill:
 def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
     """Sums over encoders and devices; a seed stands for one way in which a fleet may learn.
 
-    Raises
-    ------
-    ValueError
-        If the limit or an encoder was not played, no arm meets the limit, or a device would have
-        to work more than all day.
+    Raises ValueError if the limit or an encoder was not played, no arm meets the limit, or a device
+    would have to work more than all day.
     """
     energy_j, late_j, beyond, busy_s, idle_w = np.zeros((5, len(played.schedulers), played.seeds))
     for encoder, share in scenario.mix.items():
@@ -339,11 +309,9 @@ def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
 def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
     """The bill, one row a scheduler; see ``FleetBill`` for what is counted.
 
-    Returns
-    -------
-    ``scheduler``; ``energy_kwh``, ``money`` and ``carbon_kg``, each with ``_low``, ``_high``
-    (seeds alone) and ``_wide_low``, ``_wide_high`` (with the model's error); ``learning_kwh``,
-    ``beyond`` with its interval, ``busy`` and ``idle_kwh``.
+    ``scheduler``; ``energy_kwh``, ``money`` and ``carbon_kg``, each with ``_low``, ``_high`` (seeds
+    alone) and ``_wide_low``, ``_wide_high`` (with the model's error); ``learning_kwh``, ``beyond``
+    with its interval, ``busy`` and ``idle_kwh``.
     """
     sums = fleet(scenario, played)
     columns = _in_units(scenario, sums.energy_kwh)
@@ -356,8 +324,6 @@ def annual(scenario: SavingsScenario, played: PlayedRuns) -> pd.DataFrame:
 def saved(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFrame:
     """What one scheduler saves against each other, paired by seed; below 0 it takes more.
 
-    Returns
-    -------
     One row per other ``scheduler``: ``share`` of the other's energy with ``_low`` and ``_high``;
     ``energy_kwh``, ``money`` and ``carbon_kg`` with these and the wide interval; ``always_on_kwh``,
     the saving if the module stays on between tasks at the power level it last had; and how many
@@ -405,7 +371,7 @@ def _resamples(seeds: int) -> Array:
 
 @lru_cache(maxsize=1)
 def model_factor() -> float:
-    """The factor by which the model's energy is off at either end of its interval of 95 %.
+    """The factor by which the model's energy is off at either end of its 95 % interval.
 
     From its errors on held-out rows: the mean absolute error of a normal is sqrt(2 / pi) of its
     standard deviation. Schedulers end up on the DLA, whose energy is that of the GPU over a ratio;
@@ -453,8 +419,8 @@ def short(value: float) -> str:
 
     Examples
     --------
-    >>> short(1234.5), short(0.04567), short(182.13)
-    ('1230', '0.0457', '182')
+    >>> short(1234.5), short(0.04567)
+    ('1230', '0.0457')
     """
     rounded = float(f"{value:.3g}")
     return f"{rounded:.0f}" if abs(rounded) >= 100 else f"{rounded:.6g}"
@@ -522,12 +488,7 @@ MOST = Power(edge_llm_w=60.0, server_share=1.0, pue=1.6, network_j_per_bit=2.7e-
 def request_j(strategy: str, encoder: str, power: Power = Power()) -> dict[str, float]:
     """Joules of one request by where they are spent: ``edge``, ``server`` and ``network``.
 
-    Parameters
-    ----------
-    strategy
-        ``all-edge``, ``all-remote`` or ``hybrid``.
-    encoder
-        Of its one item, among ``ENCODED``.
+    ``strategy`` is ``all-edge``, ``all-remote`` or ``hybrid``; ``encoder`` one of ``ENCODED``.
     """
     setting = Setting(items=[ENCODED[encoder]])
     cost, work = modelled(strategy, setting), read_work()[encoder]
@@ -546,8 +507,6 @@ def request_j(strategy: str, encoder: str, power: Power = Power()) -> dict[str, 
 def strategy_annual(scenario: SavingsScenario) -> pd.DataFrame:
     """The bill, one row a strategy.
 
-    Returns
-    -------
     ``strategy``; ``edge_kwh``, ``server_kwh``, ``network_kwh`` and their sum ``energy_kwh``;
     ``low_kwh`` and ``high_kwh``, the sums at the ends of the plausible range; ``money`` and
     ``carbon_kg`` at the scenario's price and carbon intensity, wherever the energy is drawn.

@@ -61,8 +61,8 @@ def claim_numbers(cases: Mapping[str, Comparison]) -> pd.DataFrame:
     """The numbers that claims refer to; give only cases in which some arm meets the limit.
 
     ``energy over oracle, worst`` and ``best``, and the ``spread`` between them, paired by seed;
-    ``violations, worst``; ``saving vs <baseline>, least``. What is said of the worst case must
-    hold in all, so its interval reaches to the worst bound of any case.
+    ``violations, worst``; ``saving vs <baseline>, least``. The interval of a worst case reaches to
+    the worst bound of any case.
     """
     if not cases:
         raise ValueError("no arm meets any of the limits; raise one")
@@ -91,12 +91,8 @@ def claim_numbers(cases: Mapping[str, Comparison]) -> pd.DataFrame:
 def over_cases(summary: pd.DataFrame, *, xlabel: str, title: str, evidence: str) -> Sequence[Axes]:
     """Energy, violations and latency over the cases, one line a scheduler with its interval.
 
-    Rules with a penalty are left out: where they differ at all, the tables say so.
-
-    Parameters
-    ----------
-    summary
-        Of ``by_case``, of every comparison's summary.
+    ``summary`` is ``by_case`` of every comparison's. Rules with a penalty are left out: where they
+    differ at all, the tables say so.
     """
     axes = plt.subplots(1, 3, figsize=(13.5, 4.2))[1]
     labels = list(summary["case"].unique())

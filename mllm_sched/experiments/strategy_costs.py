@@ -32,23 +32,13 @@ FP16_BYTES, TOKEN_BYTES = 2, 4
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device by its data sheet.
+    """A device by its data sheet."""
 
-    Attributes
-    ----------
-    tflops, fp32_tflops
-        FP16 on tensor cores without sparsity, and FP32 without tensor cores.
-    gb_per_s
-        Memory bandwidth.
-    compute_share, memory_share
-        Of both that a model reaches (*assumed*).
-    """
-
-    tflops: float
-    fp32_tflops: float
-    gb_per_s: float
-    compute_share: float = 0.4
-    memory_share: float = 0.7
+    tflops: float  # FP16 on tensor cores without sparsity
+    fp32_tflops: float  # without tensor cores
+    gb_per_s: float  # memory bandwidth
+    compute_share: float = 0.4  # of the peak that a model reaches (*assumed*)
+    memory_share: float = 0.7  # likewise (*assumed*)
 
     def seconds(self, flops: float, read_bytes: float, precision: str = "float16") -> float:
         """Time of work that is bound by arithmetic or by memory, whichever takes longer."""
@@ -66,21 +56,11 @@ A100 = Accelerator(tflops=312.0, fp32_tflops=19.5, gb_per_s=1935.0)
 
 @dataclass(frozen=True)
 class Language:
-    """An LLM in FP16; by default Vicuna-7B, that of LLaVA-1.5.
+    """An LLM in FP16; by default Vicuna-7B, that of LLaVA-1.5."""
 
-    Attributes
-    ----------
-    parameters
-        Weights, all read for every token.
-    answer_tokens
-        Length of the answer.
-    width
-        Of a token, and so of features behind the projector.
-    """
-
-    parameters: float = 6.74e9
+    parameters: float = 6.74e9  # weights, all read for every token
     answer_tokens: int = 64
-    width: int = 4096
+    width: int = 4096  # of a token, and so of features behind the projector
 
     def seconds(self, device: Accelerator, prompt_tokens: int) -> float:
         """Prefill, then one pass over the weights for each token; the cache is neglected."""
@@ -111,65 +91,40 @@ INPUTS = ("raw", "as the encoder sees it", "compressed")
 
 
 @lru_cache
-def _input_bytes(form: str) -> Sequence[int]:
-    raw = [item.input_bytes for item in ITEMS]
-    if form == "compressed":
-        frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
-        return [
-            len(media.jpeg(media.photograph("china"))),
-            len(media.opus(media.speech_like(30.0))),
-            sum(len(media.jpeg(frame)) for frame in frames),
-        ]
-    return {"raw": raw, "as the encoder sees it": [336 * 336 * 3, *raw[1:]]}[form]
-
-
 def items_as(form: str) -> tuple[EncodingPrice, ...]:
     """``ITEMS`` with inputs in one of the forms of ``INPUTS``.
 
     As its encoder sees it, the image has 336 x 336 pixels; sound and video are raw already so.
     Compressed are JPEG of the 1080p image, Opus, and one JPEG a frame; really compressed.
-
-    Examples
-    --------
-    >>> [item.input_bytes for item in items_as("as the encoder sees it")]
-    [338688, 960000, 2408448]
     """
-    sizes = zip(ITEMS, _input_bytes(form), strict=True)
-    return tuple(replace(item, input_bytes=size) for item, size in sizes)
+    raw = [item.input_bytes for item in ITEMS]
+    if form == "compressed":
+        frames = media.panned_video("china", seconds=8.0, fps=2.0, height=224, width=224)
+        sizes = [
+            len(media.jpeg(media.photograph("china"))),
+            len(media.opus(media.speech_like(30.0))),
+            sum(len(media.jpeg(frame)) for frame in frames),
+        ]
+    else:
+        sizes = {"raw": raw, "as the encoder sees it": [336 * 336 * 3, *raw[1:]]}[form]
+    pairs = zip(ITEMS, sizes, strict=True)
+    return tuple(replace(item, input_bytes=size) for item, size in pairs)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how the strategies are priced.
-
-    Attributes
-    ----------
-    mbit_s, delay_s
-        Link rate and one-way delay.
-    edges
-        Edge devices that hybrid spreads the encoders over; each sensor sits at its own, so that
-        nothing is sent between them.
-    component, power_w
-        Of the board, on which encoders run.
-    wire
-        Type of the features.
-    cut
-        Whether features are those of the ``encoder``, before the projector, or of the
-        ``projector``, behind it.
-    server_encodes
-        Precision of the encoders on the server, in All Remote: ``float16`` or ``float32``.
-    """
+    """Where and how the strategies are priced."""
 
     items: Sequence[EncodingPrice] = ITEMS
     language: Language = Language()
-    mbit_s: float = 10.0
-    delay_s: float = 0.01
-    edges: int = 1
-    component: str = "gpu"
+    mbit_s: float = 10.0  # link rate
+    delay_s: float = 0.01  # one way
+    edges: int = 1  # devices among which hybrid spreads the encoders; each sensor sits at its own
+    component: str = "gpu"  # of the board, on which encoders run
     power_w: float = 60
-    wire: str = "float16"
-    cut: str = "encoder"
-    server_encodes: str = "float16"
+    wire: str = "float16"  # type of the features
+    cut: str = "encoder"  # features before the projector (``encoder``) or behind it (``projector``)
+    server_encodes: str = "float16"  # precision in All Remote: ``float16`` or ``float32``
     server: Accelerator = A100
 
     def __post_init__(self) -> None:
@@ -202,13 +157,7 @@ class Cost:
 
 
 def modelled(strategy: str, setting: Setting = Setting()) -> Cost:
-    """Price a strategy: ``all-edge``, ``all-remote`` or ``hybrid``.
-
-    Raises
-    ------
-    ValueError
-        For an unknown strategy.
-    """
+    """Price a strategy: ``all-edge``, ``all-remote`` or ``hybrid``; ValueError for another."""
     up, transmission_s, llm_runs_on = 0, 0.0, setting.server
     if strategy == "all-edge":
         encode_s, llm_runs_on = _edges_s(setting, 1), ORIN
@@ -241,7 +190,7 @@ def edge_s(setting: Setting, item: EncodingPrice) -> float:
 
 
 def server_s(setting: Setting, item: EncodingPrice) -> float:
-    """Encoding time of an item on the server; what launches its operators costs nothing."""
+    """Encoding time of an item on the server; kernel launches cost nothing."""
     work = read_work()[item.encoder]  # counted in FP32
     if setting.server_encodes == "float32":
         return setting.server.seconds(work.flops, work.bytes, "float32")
@@ -316,8 +265,6 @@ def variants(base: Setting) -> Iterator[tuple[str, Setting]]:
 def sensitivity(base: Setting = Setting()) -> pd.DataFrame:
     """The strategies with one choice changed at a time; hybrid in both types on the wire.
 
-    Returns
-    -------
     Columns ``choice``; ``all_edge_ms``, ``all_remote_ms``, ``float16_ms``, ``int8_ms`` in total;
     ``float16_ratio``, ``int8_ratio``, hybrid's time over that of the quicker other strategy.
     """
@@ -337,14 +284,10 @@ LOG_RATES = (-3.0, 6.0)  # of the Mbit/s between which rates are looked for
 
 
 def holding_rates(setting: Setting) -> tuple[float, float]:
-    """The link rates in Mbit/s between which hybrid's ratio is at most ``HOLDS``.
+    """The least and greatest link rates in Mbit/s at which hybrid's ratio is at most ``HOLDS``.
 
-    The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so
-    it is least where the two others take the same time, or at an end.
-
-    Returns
-    -------
-    The least and the greatest rate, solved for; NaN twice if there is none.
+    The ratio falls with the rate while All Edge is the quicker other, and is monotone beyond; so it
+    is least where the two others take the same time, or at an end. NaN twice if it never holds.
     """
 
     def above(log_rate: float) -> float:
@@ -366,10 +309,8 @@ def holding_rates(setting: Setting) -> tuple[float, float]:
 def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
     """By the type on the wire: between which link rates, and which lengths of the answer.
 
-    Returns
-    -------
-    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``, of answers
-    of up to 1000 tokens; NaN where the claim holds nowhere.
+    Columns ``wire``, ``from_mbit_s``, ``to_mbit_s``, ``from_tokens``, ``to_tokens``, of answers of
+    up to 1000 tokens; NaN where the claim holds nowhere.
     """
     rows = []
     for wire in ("float16", "int8"):
@@ -388,10 +329,8 @@ def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
 def region(
     setting: Setting, rates_mbit_s: NDArray[np.float64], gains: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Hybrid's ratio over link rates, and over how many times smaller features are than inputs.
+    """Hybrid's ratio over link rates and over how many times smaller features are than inputs.
 
-    Returns
-    -------
     Shape (gains, rates).
     """
     edge, remote, hybrid = (modelled(name, setting) for name in STRATEGIES)
@@ -405,12 +344,9 @@ def region(
 
 
 def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
-    """What the claims are judged by, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
+    """Numbers of the claims, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
 
-    Parameters
-    ----------
-    base
-        The case of the claim; both types on the wire are priced.
+    ``base`` is the case of the claim; both types on the wire are priced.
     """
     changed = sensitivity(base).set_index("choice")
     case, resized = changed.loc["as in the claim"], changed.loc[f"input {INPUTS[1]}"]

@@ -76,13 +76,8 @@ def language_servers() -> Iterator[dict[str, str]]:
 def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
     """Logits and greedy tokens of decoupled runs beside those of the whole model.
 
-    Parameters
-    ----------
-    servers
-        Addresses by model, as of ``language_servers``. Encoders run in this process.
+    ``servers`` are addresses by model, of ``language_servers``. Encoders run in this process.
 
-    Returns
-    -------
     Columns ``model``, ``items``, ``cut``, ``features`` (the wire type, or how features were
     tampered with), ``bitwise`` (whether all logits of the prompt are equal), ``max_delta``
     (their largest difference), ``tokens_equal`` (share of the answer's tokens).
@@ -194,8 +189,6 @@ def run_strategies(
 ) -> pd.DataFrame:
     """Every strategy over one link, after one request to each node that warms it up.
 
-    Returns
-    -------
     One row a run of ``RUNS``, medians over ``repeats``: ``strategy``, times in milliseconds,
     ``up_bytes``, ``down_bytes``, ``spread_ms`` (from the quickest to the slowest repeat in total),
     ``tokens_equal`` (the share of tokens equal to All Edge's), and ``payload_bytes`` (the items or
@@ -263,10 +256,7 @@ def residual_queue(on: Bench, rates_mbit_s: Sequence[float]) -> pd.DataFrame:
     An All Remote request is given a part of the time that its upload takes. When its deadline is
     missed, bytes that the sender's kernel and the link hold already still drain.
 
-    Returns
-    -------
-    Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, the median of several),
-    ``same_s`` and
+    Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, median), ``same_s`` and
     ``new_s`` (right after the miss, over the same connection and over another one), and
     ``residual_bytes`` (what the wait on the same connection amounts to at the link's rate).
     """

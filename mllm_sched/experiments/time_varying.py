@@ -27,23 +27,13 @@ SPOILED = 0.1  # share of tasks beyond the limit from which a run counts as spoi
 
 @dataclass(frozen=True)
 class ChangeScenario:
-    """What happens to the simulated board.
-
-    Attributes
-    ----------
-    board
-        Further arguments of the simulated board.
-    start, stop
-        First task of the change, and first that is as before; the run's end if it stays.
-    full
-        Task from which it is complete; by default its first.
-    """
+    """What happens to the simulated board."""
 
     label: str
-    board: Mapping[str, Any]
-    start: int
-    stop: int
-    full: int | None = None
+    board: Mapping[str, Any]  # further arguments of the simulated board
+    start: int  # first task of the change
+    stop: int  # first task that is as before; the run's end if the change stays
+    full: int | None = None  # task from which it is complete; by default its first
 
 
 def changes(steps: int) -> list[ChangeScenario]:
@@ -118,8 +108,6 @@ def _play(
 def aftermath(played: pd.DataFrame, scenarios: Sequence[ChangeScenario]) -> pd.DataFrame:
     """What each run took from the change to its end, one row per scenario, scheduler and seed.
 
-    Returns
-    -------
     ``violations`` and ``failures`` (shares of tasks), ``energy_over_oracle`` (of tasks that did not
     fail), ``energy_afterwards`` (the same, from where the board is as before; NaN if it never is),
     ``tasks_until_safe`` (see there) and ``never_safe`` (whether it never was again).
@@ -186,13 +174,8 @@ def safe_under_change(
     """The numbers that claims refer to: safe GP-UCB alone, in every one of ``changes``.
 
     ``violations after a change, worst``: share of tasks in the worst change. ``runs spoiled by a
-    change``: how many seeds violated the limit in more than a tenth of the tasks after some change.
-    A run in some tens decides, so this needs many seeds.
-
-    Parameters
-    ----------
-    **settings
-        Of the rule, beside its fitted hyperparameters.
+    change``: how many seeds violated the limit in more than a tenth of the tasks after some change;
+    a run in some tens decides, so this needs many seeds. ``settings`` are further ones of the rule.
     """
     board, scenarios = SimulatedOrin(), changes(steps)
     fitted = {"hyperparameters": transferred(board, task, all_tasks())}
