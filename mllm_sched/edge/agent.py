@@ -2,6 +2,11 @@
 
     user -> queue -> scheduler.ask -> device -> journal, scheduler.tell -> LLM server -> user
 
+By function: ``UserService.Generate`` (service), ``Agent._serve`` (here), ``EncoderStage.encode``,
+which waits in the queue until ``EncoderStage.dispatch`` serves it (encoder_stage),
+``ClosedLoop.encode`` (closed_loop), ``Learner.ask``, ``device.run``, ``Learner.tell`` (learner),
+``Answering.relay`` (answering).
+
 The end of an answer is sent only when what its encoding took is in the journal.
 """
 

@@ -1,4 +1,4 @@
-"""Reads the power modes of a Jetson from its own nvpmodel configuration.
+"""Reads the power modes of a Jetson from its own nvpmodel configuration; ``clocks`` sets them.
 
 The file names knobs (``< PARAM ... >``: an attribute and its file, a line each) and then modes
 (``< POWER_MODEL ... >``: knob, attribute and value). A knob may name two files, the second with
