@@ -281,3 +281,16 @@ def test_an_export_names_a_fact_that_nobody_gave(path, tmp_path):
         learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
         with pytest.raises(TableError, match="column modality: '': expected one of image"):
             export(path, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"durability": "none"}, "expected one of process, power"),
+        ({"keep_days": 0}, "keep_days=0: expected above 0"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said):
+        Journal(tmp_path / "journal.db", **given)
+    assert not (tmp_path / "journal.db").exists()

@@ -5,6 +5,7 @@ import hmac
 import logging
 import math
 import secrets
+import stat
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from mllm_sched.edge import users as module
 from mllm_sched.edge.refusals import REASONS, Refusal
 from mllm_sched.edge.service import Gate
-from mllm_sched.edge.users import User, Users, add
+from mllm_sched.edge.users import User, Users, add, load_yaml
 
 
 def digest(token):
@@ -247,3 +248,13 @@ def test_every_refusal_has_a_status_and_says_when_to_ask_again(reason):
     assert dict(refusal.metadata) == {"refused": reason, "retry-s": "2"}
     assert str(Refusal(reason, "because")) == f"{reason}: because"
     assert dict(Refusal(reason, "because", retry_s=math.inf).metadata) == {"refused": reason}
+
+
+def test_a_new_users_file_is_for_its_owner_alone(tmp_path):
+    add(tmp_path / "users.yaml", "ann")
+    assert stat.S_IMODE((tmp_path / "users.yaml").stat().st_mode) == 0o600
+
+
+def test_a_field_of_an_anchor_may_stand_again():
+    loaded = load_yaml(b"base: &base {waiting: 9, batch: 1}\nqueue: {<<: *base, batch: 4}\n")
+    assert loaded["queue"] == {"waiting": 9, "batch": 4}

@@ -109,6 +109,11 @@ class Journal:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        if durability not in ("process", "power"):
+            raise ValueError(f"durability={durability!r}: expected one of process, power")
+        for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: expected above 0")
         self.path, self.lock, self._reading = Path(path), threading.RLock(), threading.Lock()
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
         self._wall, self._monotonic = wall, monotonic

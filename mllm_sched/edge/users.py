@@ -225,15 +225,18 @@ def _parsed(path: Path, content: bytes) -> Users:
         raise ValueError(f"{path}: {error}") from None
 
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *base`, whose fields may stand again
+
+
 class _Loader(yaml.SafeLoader):
     """Takes no field twice, as happens where the dash of an entry is forgotten."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        fields = super().construct_mapping(node, deep)
-        if len(fields) < len(node.value):
+        own = [str(key.value) for key, _ in node.value if key.tag != MERGE]
+        if len(set(own)) < len(own):
             line = node.start_mark.line + 1
             raise ValueError(f"a field stands twice in the entry of line {line}")
-        return fields
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(content: bytes) -> Any:
