@@ -112,6 +112,16 @@ def test_closing_ends_the_process_and_may_be_repeated(stub):
     assert not alive(pid) and stub.pid is None
 
 
+def test_closing_from_another_thread_ends_the_request_under_way(stub):
+    pid = stub.ask({"do": "go"}, 10)
+    closing = threading.Timer(0.3, stub.close)
+    closing.start()
+    with pytest.raises(CrashError, match="killed by SIGKILL"):
+        stub.ask({"do": "hang"}, 60)
+    closing.join()
+    assert not alive(pid) and stub.pid is None
+
+
 ORPHAN = """
 import sys
 from pathlib import Path

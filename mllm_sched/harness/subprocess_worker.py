@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from mllm_sched.harness.reading import HarnessError
 
 PIECE = 1 << 16
 END_S = 5.0  # that a process which closed its pipes may take to end
+KILL_AFTER_S = 0.1  # that closing waits for a request under way
 CALL_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 1800.0  # TensorRT takes minutes to build an engine, and longer on a slow clock
 
@@ -123,6 +125,7 @@ class Child:
     ) -> None:
         self._command = command
         self._environment = environment or {}
+        self._turn = threading.RLock()  # held by who uses the process
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -149,18 +152,19 @@ class Child:
         HangError
             If it did not answer in time; it is then killed.
         """
-        self.start()
-        ends_s = time.monotonic() + timeout_s
-        try:
-            line = json.dumps({**request, "bytes": len(data)}).encode() + b"\n"
-            self._send(line, ends_s)
-            self._send(data, ends_s)
-            answer, behind = self._receive(ends_s)
-        except TimeoutError:
-            self.close()
-            raise HangError(timeout_s) from None
-        except (BrokenPipeError, EOFError):
-            raise CrashError(self._obituary()) from None
+        with self._turn:
+            self.start()
+            ends_s = time.monotonic() + timeout_s
+            try:
+                line = json.dumps({**request, "bytes": len(data)}).encode() + b"\n"
+                self._send(line, ends_s)
+                self._send(data, ends_s)
+                answer, behind = self._receive(ends_s)
+            except TimeoutError:
+                self.close()
+                raise HangError(timeout_s) from None
+            except (BrokenPipeError, EOFError):
+                raise CrashError(self._obituary()) from None
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer["ok"], behind
@@ -183,15 +187,24 @@ class Child:
         os.set_blocking(self._process.stdin.fileno(), False)  # else one that hangs holds the parent
 
     def close(self) -> None:
-        """End the process. Closing twice does nothing; a later request starts another."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, self._log):
-            if pipe:
-                pipe.close()
+        """End the process. Closing twice does nothing; a later request starts another.
+
+        A request under way in another thread ends with a CrashError.
+        """
+        while not self._turn.acquire(timeout=KILL_AFTER_S):
+            if process := self._process:
+                process.kill()
+        try:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, self._log):
+                if pipe:
+                    pipe.close()
+        finally:
+            self._turn.release()
 
     def _send(self, data: bytes, ends_s: float) -> None:
         assert self._process and self._process.stdin
