@@ -24,9 +24,8 @@ from mllm_sched.pipeline.checkpoints import load_encoders
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
 from mllm_sched.pipeline.node_errors import NodeBusy, NodeError
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import Item, Part, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.wire import pack
 
 MODEL, PAUSE_S, KINDS = "small-qwen2.5-omni", 0.05, 8

@@ -23,9 +23,8 @@ import pandas as pd
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.requests import Item, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.strategies import run
 
 MODEL = "small-llava"

@@ -11,8 +11,7 @@ import torch
 
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.llm_server import Node
-from mllm_sched.pipeline.prompts import markers_of, prompt_ids
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import Item, Part, Request, markers_of, prompt_ids
 from mllm_sched.pipeline.service import listening
 from mllm_sched.pipeline.split import monolithic as reference
 from mllm_sched.pipeline.split import split

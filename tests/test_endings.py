@@ -7,11 +7,11 @@ import time
 import psutil
 import pytest
 
-from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.service import NodeProcess
 
 NODE = """
 import time
-from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.service import NodeProcess
 print(NodeProcess("--model", "small-llava").start().pid, flush=True)
 time.sleep(60)
 """

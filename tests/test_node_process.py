@@ -11,7 +11,7 @@ from test_wire import MALFORMED
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import NodeUnreachable, RequestRefused
-from mllm_sched.pipeline.processes import NodeProcess
+from mllm_sched.pipeline.service import NodeProcess
 
 pytestmark = pytest.mark.slow
 

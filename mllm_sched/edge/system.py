@@ -23,7 +23,7 @@ from mllm_sched.edge.logs import say
 from mllm_sched.edge.users import add
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.options import Security
-from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
+from mllm_sched.pipeline.service import NodeProcess, ServiceProcess
 
 log = logging.getLogger(__name__)
 

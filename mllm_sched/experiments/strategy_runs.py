@@ -24,9 +24,8 @@ from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.split import EncoderHalf, monolithic, split
 from mllm_sched.pipeline.strategies import Outcome, run
