@@ -121,7 +121,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--limit", type=int, default=8)
     options = parser.parse_args()
-    with NodeProcess("--model", MODEL, "--limit", str(options.limit)) as server:
+    limit = ("--limit", str(options.limit))
+    with NodeProcess("serve-llm", "--model", MODEL, *limit) as server:
         clients = Clients(server.address)
         process = psutil.Process(server.pid)
         watched(process, clients, options.clients, options.seconds / 6)  # until it has its buffers

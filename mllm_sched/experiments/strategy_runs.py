@@ -67,7 +67,7 @@ TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
 @contextmanager
 def language_servers() -> Iterator[dict[str, str]]:
     """Addresses of an LLM server for each of ``MODELS``, without encoders."""
-    nodes = {name: NodeProcess("--model", name) for name in MODELS}
+    nodes = {name: NodeProcess("serve-llm", "--model", name) for name in MODELS}
     with _running(list(nodes.values())):
         yield {name: node.address for name, node in nodes.items()}
 
@@ -89,7 +89,7 @@ def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
     rows = []
     for name, address in servers.items():
         whole = load_model(name)
-        encoders, _ = split(whole)
+        encoders, _ = split(whole, name)
         with EdgeClient(address) as client:
             card = client.describe()
             for modalities in MODELS[name]:
@@ -163,13 +163,13 @@ def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
 
     More edge devices than this machine has cores would wait for each other.
     """
-    slower = ("--encoders", "--encoders-slowdown", str(encoders_slowdown))
-    options = [
-        ("--encoders",),
-        (*slower, "--llm-slowdown", str(llm_slowdown)),
-        (*slower, "--no-llm"),
+    slower = ("--encoders-slowdown", str(encoders_slowdown))
+    commands = [
+        ("serve-llm", "--with-encoders"),
+        ("serve-llm", "--with-encoders", *slower, "--llm-slowdown", str(llm_slowdown)),
+        ("edge", "--listen", *slower),
     ]
-    nodes = [NodeProcess("--model", MODEL, *each) for each in options]
+    nodes = [NodeProcess(*each, "--model", MODEL) for each in commands]
     with _running(nodes):
         server, *edges = (node.address for node in nodes)
         with EdgeClient(server) as client:
@@ -293,4 +293,4 @@ def _residual(on: Bench, mbit_s: float) -> tuple[float, ...]:
 def _short_s(on: Bench, client: EdgeClient) -> float:
     """Seconds of a request without items and with one token to answer."""
     request = on.request((), 1)
-    return client.ask(pack(request, on.model), request.id, DEADLINE_S).times.total_s
+    return client.ask(pack(request, on.model), request.id, DEADLINE_S).total_s

@@ -104,12 +104,12 @@ class Request:
 def markers_of(half: EncoderHalf | LanguageHalf) -> dict[str, int]:
     """Tokens that stand for items, and those before and after them: ``image``, ``image.start``."""
     markers = {}
-    architecture, config = half.architecture, half.config
+    architecture = half.architecture
     for modality in architecture.projectors:
-        markers[modality] = architecture.placeholder(config, modality)
-        if brackets := architecture.brackets(config, modality):
+        markers[modality] = architecture.placeholder(modality)
+        if brackets := architecture.brackets(modality):
             markers[f"{modality}.start"], markers[f"{modality}.end"] = brackets
-    begin = config.get_text_config().bos_token_id
+    begin = half.config.get_text_config().bos_token_id
     return markers if begin is None else {"begin": int(begin), **markers}
 
 

@@ -259,14 +259,13 @@ class ServiceProcess:
 
 
 class NodeProcess(ServiceProcess):
-    """A node of the pipeline, with options of ``python -m mllm_sched.pipeline.llm_server``.
+    """A node of the pipeline: ``mllm-sched serve-llm``, or ``edge --listen``, with options.
 
     Examples
     --------
-    >>> with NodeProcess("--model", "small-llava") as node:  # doctest: +SKIP
+    >>> with NodeProcess("serve-llm", "--model", "small-llava") as node:  # doctest: +SKIP
     ...     client = EdgeClient(node.address)
     """
 
-    def __init__(self, *options: str, port: int = 0) -> None:
-        command = (sys.executable, "-m", "mllm_sched.pipeline.llm_server", *options)
-        super().__init__(*command, port=port)
+    def __init__(self, *command: str, port: int = 0) -> None:
+        super().__init__(sys.executable, "-m", "mllm_sched.cli", *command, port=port)
