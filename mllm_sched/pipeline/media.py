@@ -19,14 +19,11 @@ from scipy.signal import lfilter
 
 from mllm_sched.pipeline.requests import AUDIO_HZ, Item
 
-PHOTOGRAPHS = ("china", "flower")
 SENSOR_NOISE = 2.0  # standard deviation of a pixel, of 255: what a camera adds in daylight
 
 
 @lru_cache(maxsize=4)
 def _native(name: str) -> NDArray[np.uint8]:
-    if name not in PHOTOGRAPHS:
-        raise ValueError(f"photograph {name!r}: expected one of {', '.join(PHOTOGRAPHS)}")
     from sklearn.datasets import load_sample_image
 
     image: NDArray[np.uint8] = np.ascontiguousarray(load_sample_image(f"{name}.jpg"))
@@ -34,7 +31,7 @@ def _native(name: str) -> NDArray[np.uint8]:
 
 
 def photograph(name: str = "china", height: int = 1080, width: int = 1920) -> NDArray[np.uint8]:
-    """A photograph, cropped and resized: uint8 (height, width, 3).
+    """The photograph ``china`` or ``flower``, cropped and resized: uint8 (height, width, 3).
 
     The originals have 427 x 640 pixels. Enlarged, they are smoother than a camera's picture and
     compress better; sensor noise is added to make up for some of it.
