@@ -24,9 +24,8 @@ from mllm_sched.pipeline.checkpoints import load_encoders
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
 from mllm_sched.pipeline.node_errors import NodeBusy, NodeError
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import Item, Part, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.wire import pack
 
 MODEL, PAUSE_S, KINDS = "small-qwen2.5-omni", 0.05, 8
@@ -122,7 +121,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--limit", type=int, default=8)
     options = parser.parse_args()
-    with NodeProcess("--model", MODEL, "--limit", str(options.limit)) as server:
+    limit = ("--limit", str(options.limit))
+    with NodeProcess("serve-llm", "--model", MODEL, *limit) as server:
         clients = Clients(server.address)
         process = psutil.Process(server.pid)
         watched(process, clients, options.clients, options.seconds / 6)  # until it has its buffers

@@ -23,12 +23,12 @@ import pandas as pd
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.requests import Item, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.strategies import run
 
 MODEL = "small-llava"
+NODE = ("serve-llm", "--with-encoders", "--model", MODEL)
 # 4718592 bytes, as many as LLaVA-1.5's features of one image take in float16.
 IMAGE = np.random.default_rng(0).integers(0, 256, (1024, 1536, 3), dtype=np.uint8)
 LIMIT = 1.10
@@ -78,7 +78,7 @@ def ours_s(link: Link) -> float:
 
 def measured(mbit_s: float, repeats: int) -> Iterator[tuple[str, float]]:
     """Rows of transport and seconds."""
-    with bare_server() as bare, NodeProcess("--model", MODEL, "--encoders") as node:
+    with bare_server() as bare, NodeProcess(*NODE) as node:
         for _ in range(repeats):
             with Link(bare, up_mbit_s=mbit_s, down_mbit_s=mbit_s) as link:
                 yield "bare socket", bare_s(link.address)

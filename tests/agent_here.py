@@ -29,10 +29,9 @@ from mllm_sched.edge.users import Users
 from mllm_sched.pipeline.checkpoints import bare_encoders
 from mllm_sched.pipeline.node_errors import DeadlineMissed
 from mllm_sched.pipeline.options import Limits, Security
-from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import Item, Part, Request, markers_of, prompt_ids
 from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 MODEL = "small-qwen2.5-omni"

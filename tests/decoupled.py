@@ -9,10 +9,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from mllm_sched.pipeline.checkpoints import load_model
+from mllm_sched.pipeline.checkpoints import load_model, small_identity
 from mllm_sched.pipeline.llm_server import Node
-from mllm_sched.pipeline.prompts import markers_of, prompt_ids
-from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.requests import Item, Request, markers_of, prompt_ids
 from mllm_sched.pipeline.service import listening
 from mllm_sched.pipeline.split import monolithic as reference
 from mllm_sched.pipeline.split import split
@@ -46,8 +45,6 @@ def whole(name):
 @lru_cache(maxsize=8)
 def halves(name):
     """Both halves, with the identity that nodes give to a small model."""
-    from mllm_sched.pipeline.checkpoints import small_identity
-
     return split(whole(name), small_identity(name, 0))
 
 
@@ -70,10 +67,6 @@ def message(name, asked=None, parts=None, wire="float32", **options):
     asked = asked or request(name)
     parts = parts_of(name, asked) if parts is None else parts
     return asked, pack(asked, halves(name)[0].identity, parts, wire, **options)
-
-
-def changed(parts, how):
-    return [Part(part.modality, part.cut, how(part.features), part.layout) for part in parts]
 
 
 def monolithic(name, asked):

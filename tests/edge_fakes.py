@@ -20,9 +20,8 @@ from mllm_sched.edge.system import free_port
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.options import Limits, Security
-from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
-from mllm_sched.pipeline.service import abort, deadline_of, serve
+from mllm_sched.pipeline.service import ServiceProcess, abort, deadline_of, serve
 from mllm_sched.pipeline.wire import read_rest, read_start
 
 MODEL = "f" * 64

@@ -20,9 +20,8 @@ from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Security
-from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.requests import Item, Request, prompt_ids
 from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 pytestmark = pytest.mark.slow

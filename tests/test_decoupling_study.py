@@ -15,7 +15,6 @@ from mllm_sched.experiments.strategy_runs import (
 )
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.edge_client import EdgeClient
-from mllm_sched.pipeline.options import Slowdown
 from mllm_sched.pipeline.requests import Item
 
 
@@ -28,7 +27,7 @@ def compared():
 @pytest.fixture(scope="module")
 def running():
     """What ``bench`` starts as processes."""
-    slower = {"encoders": True, "slowdown": Slowdown(2.0, 2.0)}
+    slower = {"encoders": True, "encoders_slowdown": 2.0, "llm_slowdown": 2.0}
     with (
         node_here(MODEL, encoders=True) as server,
         node_here(MODEL, **slower) as able,

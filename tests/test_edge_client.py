@@ -27,43 +27,34 @@ def finished(tokens):
 
 
 class Scripted(rpc.NodeServicer):
-    """A node that answers every request with the same events."""
+    """A node whose tries go by a script: each sends events, and ends with a status or hangs."""
 
-    def __init__(self, events):
-        self.events = events
-
-    def Generate(self, request, context):
-        yield from self.events
-
-
-class Refusing(rpc.NodeServicer):
-    """A node that turns requests away, with these words behind it; after some it only hangs."""
-
-    def __init__(self, code, told, times=1000):
-        self.code, self.told, self.times = code, told, times
+    def __init__(self, *tries):
+        self.tries = [*tries]
 
     def Generate(self, request, context):
-        self.times -= 1
-        if self.times < 0:
+        events, code, told = self.tries.pop(0) if len(self.tries) > 1 else self.tries[0]
+        yield from events
+        if code == "hangs":
             ended = threading.Event()
             if context.add_callback(ended.set):
                 ended.wait(60)
-        context.set_trailing_metadata(tuple(self.told.items()))
-        context.abort(self.code, "not now")
+        elif code:
+            context.set_trailing_metadata(tuple(told.items()))
+            context.abort(grpc.StatusCode[code], "not now")
 
 
-def ask(events):
-    return ask_of(Scripted(events))
+HANGS = ((), "hangs", {})
 
 
-def ask_of(node):
+def ask(*tries):
     server = grpc.server(ThreadPoolExecutor(2))
-    rpc.add_NodeServicer_to_server(node, server)
+    rpc.add_NodeServicer_to_server(Scripted(*tries), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with EdgeClient(f"127.0.0.1:{port}") as client:
-            return client.ask(b"message", "name", deadline_s=2)
+            return client.ask(b"message", "name", deadline_s=1)
     finally:
         server.stop(None).wait()
 
@@ -80,7 +71,7 @@ def ask_of(node):
 )
 def test_an_answer_with_a_token_too_few_or_too_many_is_refused(events):
     with pytest.raises(RequestRefused, match=r"tokens told of, \d came") as refused:
-        ask(events)
+        ask((events, None, {}))
     assert refused.value.code is grpc.StatusCode.DATA_LOSS
 
 
@@ -88,46 +79,34 @@ def test_an_answer_with_a_token_too_few_or_too_many_is_refused(events):
 def test_who_is_refused_learns_why_and_when_to_come_back(code):
     told = {"refused": "too-late", "retry-s": "0.25"}
     with pytest.raises(NodeError, match="not now") as refused:
-        ask_of(Refusing(grpc.StatusCode[code], told))
+        ask(((), code, told))
     assert (refused.value.reason, refused.value.retry_s) == ("too-late", 0.25)
     assert refused.value.code.name == code
 
 
 @pytest.mark.parametrize(
-    ("times", "errors"),
-    [(1000, (NodeUnreachable, DeadlineMissed)), (1, DeadlineMissed)],  # the last may have no time
+    ("later", "errors"),
+    [([], (NodeUnreachable, DeadlineMissed)), ([HANGS], DeadlineMissed)],  # the last may be late
     ids=["always", "at first"],
 )
-def test_who_asks_until_the_deadline_learns_why_it_was_in_vain(times, errors):
+def test_who_asks_until_the_deadline_learns_why_it_was_in_vain(later, errors):
     told = {"refused": "draining", "retry-s": "0.25"}
     with pytest.raises(errors, match="not now") as unanswered:
-        ask_of(Refusing(grpc.StatusCode.UNAVAILABLE, told, times))
+        ask(((), "UNAVAILABLE", told), *later)
     assert (unanswered.value.reason, unanswered.value.retry_s) == ("draining", 0.25)
     assert unanswered.value.tries > 1
 
 
 def test_no_try_is_made_that_is_too_short_to_be_answered(monkeypatch):
-    monkeypatch.setattr(edge_client, "LEAST_TRY_S", 2.0)  # all the time there is
+    monkeypatch.setattr(edge_client, "LEAST_TRY_S", 1.0)  # all the time there is
     with pytest.raises(NodeUnreachable, match="not now") as unanswered:
-        ask_of(Refusing(grpc.StatusCode.UNAVAILABLE, {}))
+        ask(((), "UNAVAILABLE", {}))
     assert unanswered.value.tries == 1
 
 
 def test_a_node_that_began_to_answer_and_was_late_is_not_said_to_have_been_away():
-    class Restarted(rpc.NodeServicer):
-        tries = 0
-
-        def Generate(self, request, context):
-            self.tries += 1
-            if self.tries == 1:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
-            yield TOKENS[0]
-            ended = threading.Event()
-            if context.add_callback(ended.set):
-                ended.wait(60)
-
     with pytest.raises(DeadlineMissed) as late:
-        ask_of(Restarted())
+        ask(((), "UNAVAILABLE", {}), (TOKENS[:1], "hangs", {}))
     assert "not now" not in str(late.value) and late.value.tries == 2
 
 
@@ -143,5 +122,5 @@ def test_a_node_that_began_to_answer_and_was_late_is_not_said_to_have_been_away(
 )
 def test_what_is_no_word_or_no_seconds_is_not_believed(told, retry_s):
     with pytest.raises(NodeBusy) as refused:
-        ask_of(Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, told))
+        ask(((), "RESOURCE_EXHAUSTED", told))
     assert (refused.value.reason, refused.value.retry_s) == ("", retry_s)

@@ -23,7 +23,7 @@ from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.media import h264
 from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.prompts import TextStream, decode_text, encode_text, markers_of
+from mllm_sched.pipeline.requests import TextStream, decode_text, encode_text, markers_of
 from mllm_sched.pipeline.small_models import small_model
 
 MODEL = "small-qwen2.5-omni"

@@ -44,8 +44,8 @@ from mllm_sched.pipeline.node_errors import (
     RequestRefused,
 )
 from mllm_sched.pipeline.options import Limits, Security
-from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.service import ServiceProcess
 from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 Status = grpc.StatusCode

@@ -33,7 +33,8 @@ async def answered(jobs, name, digest=b"d", tokens=3, logits=b""):
 
     with jobs.take(name, digest) as slot:
         job = jobs.launch(name, digest, FAR_S, slot, work)
-    await jobs.drain(1.0)
+    while not job.over:
+        await asyncio.sleep(0)
     await asyncio.sleep(0)
     return job
 
@@ -56,10 +57,7 @@ async def test_an_answer_is_kept_and_may_be_followed_from_any_token():
 
 @in_a_loop
 async def test_an_answer_that_was_made_anew_goes_on_only_behind_the_same_tokens():
-    jobs = Jobs(2)
-    job = await answered(jobs, "a")  # tokens 0, 1, 2
-    same = [event async for event in job.follow(2, digest_of([0, 1]))]
-    assert [event.token.token for event in same[:-1]] == [2]
+    job = await answered(Jobs(2), "a")  # tokens 0, 1, 2
     for had in ([0, 7], [0, 1, 2, 3]):
         with pytest.raises(RefusedError, match="made anew") as refused:
             [event async for event in job.follow(len(had), digest_of(had))]
@@ -96,30 +94,19 @@ async def test_a_slow_follower_misses_no_token_of_an_answer_that_ends_meanwhile(
 
 @in_a_loop
 async def test_old_answers_are_forgotten_and_their_ids_are_not(monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED_BYTES", 100_000)
+    monkeypatch.setattr(module, "REMEMBERED_BYTES", 50_000)
+    monkeypatch.setattr(module, "REMEMBERED_IDS", 10)
     jobs = Jobs(2)
-    for number in range(50):
+    for number in range(20):
         await answered(jobs, str(number), logits=bytes(3000))
-    assert jobs.find("49", b"d") is not None
+    held = [number for number in range(20) if jobs.knows(str(number))]
+    assert held == [16, 17, 18, 19]  # of some 12 kB each
+    assert jobs.find("5", b"d") is None and jobs.find("19", b"d") is not None
     with pytest.raises(RefusedError, match="its answer is gone") as refused:
-        jobs.find("0", b"d")
+        jobs.find("6", b"d")
     assert refused.value.code is grpc.StatusCode.ALREADY_EXISTS
     with pytest.raises(RefusedError, match="with other bytes"):
-        jobs.find("0", b"x")
-    held = sum(job.held_bytes for job in jobs._jobs.values())
-    assert 50_000 < held <= 100_000
-    assert jobs.find("never seen", b"d") is None
-
-
-@in_a_loop
-async def test_ids_are_bounded_too(monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED_BYTES", 0)
-    monkeypatch.setattr(module, "REMEMBERED_IDS", 10)
-    jobs = Jobs(1)
-    for number in range(30):
-        await answered(jobs, str(number))
-    assert len(jobs._forgotten) == 10
-    assert len(jobs._jobs) == 1  # the newest answer stays, however large
+        jobs.find("6", b"x")
 
 
 @in_a_loop
@@ -166,27 +153,6 @@ async def test_draining_stops_what_takes_too_long():
 
 
 @in_a_loop
-async def test_a_request_sent_again_takes_the_place_of_its_own_upload_that_hangs():
-    jobs = Jobs(1)
-
-    async def hanging():
-        with jobs.take("a", b"d") as slot:
-            async with slot.upload(FAR_S):
-                await asyncio.sleep(60)
-
-    first = asyncio.create_task(hanging())
-    await asyncio.sleep(0)
-    with pytest.raises(RefusedError, match="1 requests are served now"):
-        jobs.take("b", b"d")
-    with jobs.take("a", b"d"):
-        assert jobs.taken == 1
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(first, 1)
-        assert jobs.taken == 1
-    assert jobs.taken == 0
-
-
-@in_a_loop
 async def test_an_answer_is_made_as_long_as_anyone_waits_for_it():
     loop, jobs = asyncio.get_running_loop(), Jobs(1)
     reached = []
@@ -211,9 +177,9 @@ async def test_what_an_answer_holds_in_memory_is_not_underrated():
     await answered(jobs, "first", tokens=64)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for number in range(100):
+    for number in range(30):
         await answered(jobs, str(number), tokens=64)
-    held = (tracemalloc.get_traced_memory()[0] - before) / 100
+    held = (tracemalloc.get_traced_memory()[0] - before) / 30
     tracemalloc.stop()
     assert held <= jobs.find("0", b"d").held_bytes < 3 * held
 

@@ -12,12 +12,11 @@ def psnr_db(one, other):
     return 10 * np.log10(255**2 / np.mean((one.astype(float) - other.astype(float)) ** 2))
 
 
-@pytest.mark.parametrize("name", media.PHOTOGRAPHS)
+@pytest.mark.parametrize("name", ["china", "flower"])
 def test_photographs_have_the_shape_asked_for_and_are_the_same_each_time(name):
-    image = media.photograph(name)
-    assert image.shape == (1080, 1920, 3) and image.dtype == np.uint8
-    assert np.array_equal(image, media.photograph(name))
-    assert image.std() > 30
+    image = media.photograph(name, 480, 720)
+    assert image.shape == (480, 720, 3) and image.dtype == np.uint8
+    assert np.array_equal(image, media.photograph(name, 480, 720)) and image.std() > 30
 
 
 def test_a_video_moves_and_its_noise_differs_from_frame_to_frame():
@@ -46,11 +45,11 @@ def test_jpeg_can_be_read_again_and_shrinks_with_its_quality():
 
 
 def test_h264_is_a_video_of_all_frames_near_its_bit_rate():
-    video = media.panned_video("china", 4.0, 25.0, 180, 320)
+    video = media.panned_video("china", 2.0, 25.0, 180, 320)
     data = media.h264(video, 25.0, 250_000)
     again = media.decoded(data)
     assert again.shape == video.shape and psnr_db(again, video) > 25
-    assert 0.1e6 < 8 * len(data) / 4.0 < 0.4e6
+    assert 0.1e6 < 8 * len(data) / 2.0 < 0.4e6
     assert data == media.h264(video, 25.0, 250_000)
 
 

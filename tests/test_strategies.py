@@ -1,7 +1,6 @@
 """The three strategies over real sockets and a real link."""
 
 import socket
-import threading
 import time
 
 import numpy as np
@@ -12,12 +11,9 @@ from hypothesis import strategies as st
 
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
-from mllm_sched.pipeline.options import Slowdown
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.strategies import STRATEGIES, run, spread
 from mllm_sched.pipeline.wire import wire_bytes
-
-SLOWER = Slowdown(encoders=5)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +26,8 @@ def server():
 def edges():
     """An edge device that could do all alone, and one with encoders only."""
     with (
-        node_here(OMNI, encoders=True, slowdown=SLOWER) as able,
-        node_here(OMNI, encoders=True, language=False, slowdown=SLOWER) as other,
+        node_here(OMNI, encoders=True, encoders_slowdown=5) as able,
+        node_here(OMNI, encoders=True, language=False, encoders_slowdown=5) as other,
     ):
         yield [able, other]
 
@@ -92,7 +88,7 @@ def test_cut_and_wire_type_change_what_is_sent_by_as_much_as_they_should(link, e
 def test_encoders_of_one_request_run_in_parallel_over_several_edge_devices(link, edges):
     asked = request(OMNI)
     one, both = (
-        [run("hybrid", again(asked), link, used) for _ in range(4)] for used in (edges[:1], edges)
+        [run("hybrid", again(asked), link, used) for _ in range(2)] for used in (edges[:1], edges)
     )
     assert one[0].tokens == both[0].tokens
     # The quickest of several: other work on the machine only ever adds.
@@ -113,7 +109,7 @@ def test_an_edge_device_that_is_gone_is_named_within_the_deadline(link):
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
     begun = time.monotonic()
     with pytest.raises(NodeUnreachable, match=address):
-        run("hybrid", asked, link, [address], deadline_s=1.5)
+        run("hybrid", asked, link, [address], deadline_s=0.5)
     assert time.monotonic() - begun < 10
 
 
@@ -133,17 +129,6 @@ def test_a_link_lost_for_a_time_delays_an_answer_and_one_lost_for_long_misses_th
     assert time.monotonic() - begun < 10
     link.cut(0.0)
     assert run("hybrid", again(asked), link, edges, deadline_s=20).tokens == tokens
-
-
-def test_a_severed_connection_in_mid_upload_is_taken_up_again(server, edges):
-    asked = request(OMNI)
-    with Link(server, up_mbit_s=1, down_mbit_s=1) as slow:
-        timer = threading.Timer(0.5, slow.sever)
-        timer.start()
-        outcome = run("all-remote", asked, slow, [])
-        timer.join()
-        assert slow.passed().up_bytes > 1.3 * asked.bytes  # a part of it twice
-    assert outcome.tokens == monolithic(OMNI, asked)[1]
 
 
 SIZES = st.lists(st.integers(1, 10**6), max_size=12)

@@ -7,7 +7,7 @@ import sys
 from waiting import until
 
 from mllm_sched.edge.system import Supervisor
-from mllm_sched.pipeline.processes import ServiceProcess
+from mllm_sched.pipeline.service import ServiceProcess
 
 SLOW = """
 import sys, time

@@ -34,12 +34,6 @@ def test_the_table_holds_every_full_size_encoder_with_its_modality():
     assert set(FULL_SIZE) < set(read_work())
 
 
-@pytest.mark.parametrize("name", ["clip-vit-b32", "whisper-small", "resnet-50"])
-def test_the_committed_counts_are_those_of_the_encoder(name):
-    assert read_work()[name].flops == encoder_work(name).flops
-    assert read_work()[name].parameters == encoder_work(name).parameters
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_flops_agree_with_torch_which_counts_the_parts(name):
@@ -58,7 +52,7 @@ def test_clip_l14_has_the_published_size():
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "resnet-50"])
-def test_scaling_says_what_counting_a_batch_says(name):
+def test_committed_counts_scaled_are_those_of_a_batch(name):
     scaled, counted = read_work()[name].scaled(4), encoder_work(name, batch=4)
     assert scaled.flops == counted.flops and scaled.kernels == counted.kernels
     assert scaled.bytes == pytest.approx(counted.bytes, rel=0.01)
@@ -84,16 +78,12 @@ def test_views_are_free_and_copies_are_not():
     assert count(Call(lambda x: x.transpose(0, 1).contiguous()), 2, 12).bytes == 2 * 4 * 24
 
 
-def test_a_product_of_two_activations_is_counted_but_not_for_the_dla():
-    work = count(Call(lambda x: x @ x.transpose(-1, -2)), 2, 3, 5)
-    assert work.flops == 2 * 2 * 3 * 3 * 5
-    assert work.dla_segments == 0
-
-
-def test_a_linear_layer_whose_weight_is_computed_is_not_for_the_dla():
-    work = count(Call(lambda x: nn.functional.linear(x, x)), 3, 5)
-    assert work.flops == 2 * 3 * 3 * 5
-    assert work.dla_segments == 0
+@pytest.mark.parametrize(
+    "product", [lambda x: x @ x.transpose(-1, -2), lambda x: nn.functional.linear(x, x)]
+)
+def test_a_product_of_two_activations_is_counted_but_not_for_the_dla(product):
+    work = count(Call(product), 3, 5)
+    assert (work.flops, work.dla_segments) == (2 * 3 * 3 * 5, 0)
 
 
 def test_views_do_not_break_a_segment_and_what_the_dla_lacks_does():
@@ -139,9 +129,3 @@ def test_scaling_keeps_the_parts_within_the_whole(name, factor):
     assert min(rest.flops, rest.bytes, rest.kernels, rest.parameters) >= 0
     assert work.flops == pytest.approx(factor * read_work()[name].flops)
     assert work.bytes >= 4 * work.parameters
-
-
-def test_scaling_by_nothing_is_refused():
-    for factor in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="expected above 0"):
-            read_work()["resnet-50"].scaled(factor)

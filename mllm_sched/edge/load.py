@@ -14,8 +14,7 @@ import pandas as pd
 
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeBusy, NodeError
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import Item, Request
+from mllm_sched.pipeline.requests import Item, Request, prompt_ids
 from mllm_sched.pipeline.wire import pack
 
 QUESTION = b"What is this?"

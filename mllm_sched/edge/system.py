@@ -23,7 +23,7 @@ from mllm_sched.edge.logs import say
 from mllm_sched.edge.users import add
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.options import Security
-from mllm_sched.pipeline.processes import NodeProcess, ServiceProcess
+from mllm_sched.pipeline.service import NodeProcess, ServiceProcess
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,8 @@ class LocalSystem:
         self.model, port = model, free_port()
         self._tls = dict(tls or {})
         files = [text for name, file in self._tls.items() for text in (f"--{name}", str(file))]
-        self.server = NodeProcess("--model", model, *server_options, *files, port=port)
+        options = ("--model", model, *server_options, *files)
+        self.server = NodeProcess("serve-llm", *options, port=port)
         self.llm = f"127.0.0.1:{port}"
         self.tokens: dict[str, str] = {}
         self._users_file = self._write_users(users, front) if users else None

@@ -172,12 +172,12 @@ def shapes_of(
     its class's own by default.
     """
     architecture = architecture_of(config)
-    processor = architecture.processor(config, item.modality)
+    processor = architecture.processor(item.modality)
     if pixels and isinstance(architecture, QwenVision) and item.modality != "audio":
         processor.size = pixels
-    _, layout = architecture.prepare(config, processor, item)
-    rows, width = architecture.encoded_shape(config, item.modality, layout)
-    tokens = architecture.tokens(config, item.modality, layout)
+    _, layout = architecture.prepare(processor, item)
+    rows, width = architecture.encoded_shape(item.modality, layout)
+    tokens = architecture.tokens(item.modality, layout)
     return {
         "encoder": (rows, width),
         "projector": (tokens, config.get_text_config().hidden_size),

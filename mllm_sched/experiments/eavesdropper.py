@@ -107,7 +107,7 @@ def _in_reading_order(encoders: EncoderHalf, part: Part) -> NDArray:
     merge = encoders.config.vision_config.spatial_merge_size
     grouped = rows.reshape(-1, merge**2, rows.shape[1])
     assert isinstance(encoders.architecture, QwenVision)
-    order = encoders.architecture.reading_order(encoders.config, part.layout).numpy()
+    order = encoders.architecture.reading_order(part.layout).numpy()
     _, height, width = part.layout.grid or (1, 1, 1)
     placed = grouped[order].reshape(height // merge, width // merge, merge, merge, -1)
     return placed.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)

@@ -24,9 +24,8 @@ from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
-from mllm_sched.pipeline.processes import NodeProcess
-from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request, prompt_ids
+from mllm_sched.pipeline.service import NodeProcess
 from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.split import EncoderHalf, monolithic, split
 from mllm_sched.pipeline.strategies import Outcome, run
@@ -68,7 +67,7 @@ TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
 @contextmanager
 def language_servers() -> Iterator[dict[str, str]]:
     """Addresses of an LLM server for each of ``MODELS``, without encoders."""
-    nodes = {name: NodeProcess("--model", name) for name in MODELS}
+    nodes = {name: NodeProcess("serve-llm", "--model", name) for name in MODELS}
     with _running(list(nodes.values())):
         yield {name: node.address for name, node in nodes.items()}
 
@@ -90,7 +89,7 @@ def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
     rows = []
     for name, address in servers.items():
         whole = load_model(name)
-        encoders, _ = split(whole)
+        encoders, _ = split(whole, name)
         with EdgeClient(address) as client:
             card = client.describe()
             for modalities in MODELS[name]:
@@ -164,13 +163,13 @@ def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
 
     More edge devices than this machine has cores would wait for each other.
     """
-    slower = ("--encoders", "--encoders-slowdown", str(encoders_slowdown))
-    options = [
-        ("--encoders",),
-        (*slower, "--llm-slowdown", str(llm_slowdown)),
-        (*slower, "--no-llm"),
+    slower = ("--encoders-slowdown", str(encoders_slowdown))
+    commands = [
+        ("serve-llm", "--with-encoders"),
+        ("serve-llm", "--with-encoders", *slower, "--llm-slowdown", str(llm_slowdown)),
+        ("edge", "--listen", *slower),
     ]
-    nodes = [NodeProcess("--model", MODEL, *each) for each in options]
+    nodes = [NodeProcess(*each, "--model", MODEL) for each in commands]
     with _running(nodes):
         server, *edges = (node.address for node in nodes)
         with EdgeClient(server) as client:
@@ -294,4 +293,4 @@ def _residual(on: Bench, mbit_s: float) -> tuple[float, ...]:
 def _short_s(on: Bench, client: EdgeClient) -> float:
     """Seconds of a request without items and with one token to answer."""
     request = on.request((), 1)
-    return client.ask(pack(request, on.model), request.id, DEADLINE_S).times.total_s
+    return client.ask(pack(request, on.model), request.id, DEADLINE_S).total_s

@@ -1,8 +1,6 @@
 """The kinds of multimodal model that can be split, and where.
 
-An architecture names the modules of both halves and does what differs between kinds of model: turns
-raw input into tensors, runs encoder and projector apart, and gives every token its position. To
-add one, derive from ``Architecture`` and enter it in ``ARCHITECTURES`` under its ``model_type``.
+To add one, derive from ``Architecture`` and enter it in ``ARCHITECTURES`` under its ``model_type``.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ CHANNELS = "channels_last"  # a processor left to guess takes a picture 3 pixels
 
 
 class Architecture(ABC):
-    """One kind of model.
+    """One kind of model, with a configuration of its own.
 
     Attributes
     ----------
@@ -41,38 +39,39 @@ class Architecture(ABC):
     language: Sequence[str] = ("model.language_model", "lm_head")
     exportable = False
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
     @abstractmethod
-    def processor(self, config: Any, modality: str) -> Any:
+    def processor(self, modality: str) -> Any:
         """Turns raw input into tensors, where a checkpoint does not bring its own."""
 
     @abstractmethod
-    def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
+    def prepare(self, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         """What the encoder takes, and the layout of what it will give."""
 
     @abstractmethod
     def encode(self, model: nn.Module, modality: str, inputs: Inputs) -> Tensor:
         """Features (rows, width) before the projector; ``model`` has identities for projectors."""
 
-    def project(
-        self, projector: nn.Module, config: Any, features: Tensor, layout: Layout
-    ) -> Tensor:
+    def project(self, projector: nn.Module, features: Tensor, layout: Layout) -> Tensor:
         """Features as the LLM takes them: (tokens, hidden size)."""
         projected: Tensor = projector(features)
         return projected
 
     @abstractmethod
-    def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+    def tokens(self, modality: str, layout: Layout) -> int:
         """Placeholders that an item takes; ValueError if its layout is none."""
 
     @abstractmethod
-    def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
+    def encoded_shape(self, modality: str, layout: Layout) -> tuple[int, int]:
         """Rows and width of the features before the projector."""
 
-    def placeholder(self, config: Any, modality: str) -> int:
+    def placeholder(self, modality: str) -> int:
         """The token in whose place features go."""
-        return int(getattr(config, f"{modality}_token_id"))
+        return int(getattr(self.config, f"{modality}_token_id"))
 
-    def brackets(self, config: Any, modality: str) -> tuple[int, int] | None:
+    def brackets(self, modality: str) -> tuple[int, int] | None:
         """Tokens that must stand before and after an item, if any must."""
         return None
 
@@ -92,22 +91,22 @@ class QwenVision(Architecture):
     encoders: Mapping[str, str] = {"image": "model.visual", "video": "model.visual"}
     projectors: Mapping[str, str] = {"image": "model.visual.merger", "video": "model.visual.merger"}
 
-    def processor(self, config: Any, modality: str) -> Any:
+    def processor(self, modality: str) -> Any:
         from transformers import Qwen2VLImageProcessorPil
 
-        vision = config.vision_config
+        vision = self.config.vision_config
         return Qwen2VLImageProcessorPil(
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
         )
 
-    def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
+    def prepare(self, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         if item.modality == "image":
             made = processor(images=[item.data], return_tensors="pt", input_data_format=CHANNELS)
             (grid,) = made["image_grid_thw"].tolist()
             return {"pixel_values": made["pixel_values"]}, Layout(grid=tuple(grid))
-        return self._prepare_video(config.vision_config, processor, item)
+        return self._prepare_video(self.config.vision_config, processor, item)
 
     def _prepare_video(self, vision: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         """Frames as the image processor lays them, joined in time; an odd last one is doubled."""
@@ -131,18 +130,16 @@ class QwenVision(Architecture):
         features: Tensor = visual(pixels.type(visual.dtype), inputs["grid"]).last_hidden_state
         return features
 
-    def project(
-        self, projector: nn.Module, config: Any, features: Tensor, layout: Layout
-    ) -> Tensor:
+    def project(self, projector: nn.Module, features: Tensor, layout: Layout) -> Tensor:
         """Merge patches, and put the tokens back in reading order."""
         projected: Tensor = projector(features)
-        return projected[self.reading_order(config, layout)]
+        return projected[self.reading_order(layout)]
 
-    def reading_order(self, config: Any, layout: Layout) -> Tensor:
+    def reading_order(self, layout: Layout) -> Tensor:
         """Where the encoder, which goes window by window, has each token of a picture."""
         from transformers.vision_utils import get_vision_window_index
 
-        vision = config.vision_config
+        vision = self.config.vision_config
         order, _ = get_vision_window_index(
             torch.tensor([layout.grid]),
             vision.spatial_merge_size,
@@ -151,8 +148,8 @@ class QwenVision(Architecture):
         )
         return torch.argsort(order)
 
-    def tokens(self, config: Any, modality: str, layout: Layout) -> int:
-        merge = config.vision_config.spatial_merge_size
+    def tokens(self, modality: str, layout: Layout) -> int:
+        merge = self.config.vision_config.spatial_merge_size
         time, height, width = _checked_grid(layout.grid, merge)
         if layout.mel_frames is not None:
             raise ValueError(f"mel_frames={layout.mel_frames}: a picture has none")
@@ -160,18 +157,18 @@ class QwenVision(Architecture):
             raise ValueError(f"grid={layout.grid}: an image has one step in time")
         return time * height * width // merge**2
 
-    def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
-        vision = config.vision_config
-        patches = self.tokens(config, modality, layout) * vision.spatial_merge_size**2
+    def encoded_shape(self, modality: str, layout: Layout) -> tuple[int, int]:
+        vision = self.config.vision_config
+        patches = self.tokens(modality, layout) * vision.spatial_merge_size**2
         return patches, int(vision.hidden_size)
 
-    def brackets(self, config: Any, modality: str) -> tuple[int, int] | None:
-        return config.vision_start_token_id, config.vision_end_token_id
+    def brackets(self, modality: str) -> tuple[int, int] | None:
+        return self.config.vision_start_token_id, self.config.vision_end_token_id
 
     def positions(self, model: Any, ids: Tensor, layouts: Sequence[tuple[str, Layout]]) -> Tensor:
         kinds = torch.zeros_like(ids)
         for kind, modality in enumerate(("image", "video"), start=1):
-            kinds[ids == self.placeholder(model.config, modality)] = kind
+            kinds[ids == self.placeholder(modality)] = kind
         positions, _ = model.model.get_rope_index(
             ids,
             mm_token_type_ids=kinds,
@@ -188,16 +185,16 @@ class QwenOmni(QwenVision):
     encoders: Mapping[str, str] = {**QwenVision.encoders, "audio": "model.audio_tower"}
     projectors: Mapping[str, str] = {**QwenVision.projectors, "audio": "model.audio_tower.proj"}
 
-    def processor(self, config: Any, modality: str) -> Any:
+    def processor(self, modality: str) -> Any:
         if modality != "audio":
-            return super().processor(config, modality)
+            return super().processor(modality)
         from transformers import WhisperFeatureExtractor
 
-        return WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+        return WhisperFeatureExtractor(feature_size=self.config.audio_config.num_mel_bins)
 
-    def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
+    def prepare(self, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         if item.modality != "audio":
-            return super().prepare(config, processor, item)
+            return super().prepare(processor, item)
         made = processor(
             samples_of(item),
             sampling_rate=int(AUDIO_HZ),
@@ -216,31 +213,29 @@ class QwenOmni(QwenVision):
         features: Tensor = model.model.get_audio_features(**inputs).last_hidden_state
         return features
 
-    def project(
-        self, projector: nn.Module, config: Any, features: Tensor, layout: Layout
-    ) -> Tensor:
+    def project(self, projector: nn.Module, features: Tensor, layout: Layout) -> Tensor:
         if layout.grid is not None:
-            return super().project(projector, config, features, layout)
+            return super().project(projector, features, layout)
         projected: Tensor = projector(features)
         return projected
 
-    def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+    def tokens(self, modality: str, layout: Layout) -> int:
         if modality != "audio":
-            return super().tokens(config, modality, layout)
+            return super().tokens(modality, layout)
         frames = layout.mel_frames
         if frames is None or frames < 4 or layout.grid is not None:
             raise ValueError(f"mel_frames={frames}: expected 4 frames at least, and no grid")
         return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
-    def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
+    def encoded_shape(self, modality: str, layout: Layout) -> tuple[int, int]:
         if modality != "audio":
-            return super().encoded_shape(config, modality, layout)
-        return self.tokens(config, modality, layout), int(config.audio_config.d_model)
+            return super().encoded_shape(modality, layout)
+        return self.tokens(modality, layout), int(self.config.audio_config.d_model)
 
-    def brackets(self, config: Any, modality: str) -> tuple[int, int] | None:
+    def brackets(self, modality: str) -> tuple[int, int] | None:
         if modality != "audio":
-            return super().brackets(config, modality)
-        return config.audio_start_token_id, config.audio_end_token_id
+            return super().brackets(modality)
+        return self.config.audio_start_token_id, self.config.audio_end_token_id
 
     def positions(self, model: Any, ids: Tensor, layouts: Sequence[tuple[str, Layout]]) -> Tensor:
         frames = [layout.mel_frames for kind, layout in layouts if kind == "audio"]
@@ -278,7 +273,7 @@ def _checked_grid(grid: tuple[int, int, int] | None, merge: int) -> tuple[int, i
 
 
 class UnsupportedError(ValueError):
-    """A model of a kind that cannot be split yet; the message lists those that can."""
+    """A model of a kind that cannot be split."""
 
 
 class Llava(Architecture):
@@ -288,36 +283,36 @@ class Llava(Architecture):
     projectors: Mapping[str, str] = {"image": "model.multi_modal_projector"}
     exportable = True
 
-    def processor(self, config: Any, modality: str) -> Any:
+    def processor(self, modality: str) -> Any:
         from transformers import CLIPImageProcessorPil
 
-        side = config.vision_config.image_size
+        side = self.config.vision_config.image_size
         return CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
 
-    def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
+    def prepare(self, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         made = processor(images=[item.data], return_tensors="pt", input_data_format=CHANNELS)
         return {"pixel_values": made["pixel_values"]}, Layout()
 
     def encode(self, model: Any, modality: str, inputs: Inputs) -> Tensor:
-        layers = model.config.vision_feature_layer
-        strategy = model.config.vision_feature_select_strategy
+        layers = self.config.vision_feature_layer
+        strategy = self.config.vision_feature_select_strategy
         outputs = model.model.get_image_features(
             **inputs, vision_feature_layer=layers, vision_feature_select_strategy=strategy
         )
         return torch.cat(list(outputs.pooler_output))
 
-    def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+    def tokens(self, modality: str, layout: Layout) -> int:
         _check_empty(layout)
-        vision = config.vision_config
+        vision = self.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
-        return int(patches + (config.vision_feature_select_strategy == "full"))
+        return int(patches + (self.config.vision_feature_select_strategy == "full"))
 
-    def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
-        layers = config.vision_feature_layer
+    def encoded_shape(self, modality: str, layout: Layout) -> tuple[int, int]:
+        layers = self.config.vision_feature_layer
         depth = 1 if isinstance(layers, int) else len(layers)
-        return self.tokens(config, modality, layout), depth * config.vision_config.hidden_size
+        return self.tokens(modality, layout), depth * self.config.vision_config.hidden_size
 
 
 class Voxtral(Architecture):
@@ -327,14 +322,14 @@ class Voxtral(Architecture):
     projectors: Mapping[str, str] = {"audio": "model.multi_modal_projector"}
     exportable = True
 
-    def processor(self, config: Any, modality: str) -> Any:
+    def processor(self, modality: str) -> Any:
         from transformers import WhisperFeatureExtractor
 
-        audio = config.audio_config
+        audio = self.config.audio_config
         seconds = 2 * audio.max_source_positions // 100  # a spectrum each 10 ms, halved once
         return WhisperFeatureExtractor(feature_size=audio.num_mel_bins, chunk_length=seconds)
 
-    def prepare(self, config: Any, processor: Any, item: Item) -> tuple[Inputs, Layout]:
+    def prepare(self, processor: Any, item: Item) -> tuple[Inputs, Layout]:
         window = processor.n_samples
         if len(item.data) > window:
             raise ValueError(f"audio of {len(item.data)} samples: at most {window} fit one item")
@@ -345,13 +340,13 @@ class Voxtral(Architecture):
         features: Tensor = model.model.get_audio_features(**inputs).pooler_output
         return features
 
-    def tokens(self, config: Any, modality: str, layout: Layout) -> int:
+    def tokens(self, modality: str, layout: Layout) -> int:
         _check_empty(layout)
-        audio = config.audio_config
+        audio = self.config.audio_config
         return int(audio.max_source_positions * audio.hidden_size // audio.intermediate_size)
 
-    def encoded_shape(self, config: Any, modality: str, layout: Layout) -> tuple[int, int]:
-        return self.tokens(config, modality, layout), int(config.audio_config.intermediate_size)
+    def encoded_shape(self, modality: str, layout: Layout) -> tuple[int, int]:
+        return self.tokens(modality, layout), int(self.config.audio_config.intermediate_size)
 
 
 def _check_empty(layout: Layout) -> None:
@@ -359,25 +354,19 @@ def _check_empty(layout: Layout) -> None:
         raise ValueError(f"{layout}: every item of this model has the same layout; say none")
 
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+ARCHITECTURES: Mapping[str, type[Architecture]] = MappingProxyType(
     {
-        "llava": Llava(),
-        "voxtral": Voxtral(),
-        "qwen2_5_vl": QwenVision(),
-        "qwen2_5_omni_thinker": QwenOmni(),
+        "llava": Llava,
+        "voxtral": Voxtral,
+        "qwen2_5_vl": QwenVision,
+        "qwen2_5_omni_thinker": QwenOmni,
     }
 )
 """Kinds of model that can be split, by ``model_type`` of their configuration."""
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The architecture of a model with this configuration.
-
-    Raises
-    ------
-    UnsupportedError
-        For any other kind of model.
-    """
+    """The architecture of a model with this configuration; UnsupportedError if there is none."""
     kind = getattr(config, "model_type", type(config).__name__)
     if kind not in ARCHITECTURES:
         known, base = ", ".join(ARCHITECTURES), f"{Architecture.__module__}.Architecture"
@@ -385,4 +374,4 @@ def architecture_of(config: Any) -> Architecture:
             f"a model of type {kind!r} cannot be split; supported: {known}. To add it, derive a "
             f"class from {base} and enter it in {__name__}.ARCHITECTURES"
         )
-    return ARCHITECTURES[kind]
+    return ARCHITECTURES[kind](config)

@@ -1,4 +1,4 @@
-"""Models and their halves by name: small ones, or checkpoints of which one half is read."""
+"""Models and their halves by name: small models, or checkpoints of which one half is read."""
 
 from __future__ import annotations
 
@@ -33,19 +33,16 @@ def load_encoders(
 ) -> EncoderHalf:
     """The edge's half alone; the LLM of a checkpoint is never held in memory.
 
-    A small model is built whole, and halved. Where ``dtype`` is not the checkpoint's own, weights
-    of the other half pass through memory a few at a time.
-
     Parameters
     ----------
     name
-        A small model, or ``hf:`` and a folder or hub id.
+        A small model, which is built whole and halved, or ``hf:`` and a folder or hub id.
     modalities
         Encoders to hold; all by default.
     seed
         Of a small model's weights.
     dtype
-        Of the weights in memory: ``float32``, ``bfloat16`` or ``float16``.
+        Of the weights: ``float32``, ``bfloat16`` or ``float16``.
     """
     return _load_halves(name, seed, dtype, "language")[0].only(modalities)
 

@@ -42,36 +42,16 @@ _OPTIONS = [
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds of a request.
-
-    ``total_s`` and ``first_token_s`` are from asking to the last and first token; ``encode_s`` and
-    ``llm_s`` work on the node, ``wait_s`` waiting there for other requests, ``receive_s`` the
-    upload as the node saw it.
-    """
-
-    total_s: float
-    encode_s: float = 0.0
-    llm_s: float = 0.0
-    wait_s: float = 0.0
-    receive_s: float = 0.0
-    first_token_s: float = 0.0
-
-    @property
-    def transmission_s(self) -> float:
-        """Neither work nor waiting; meaningless for an answer that was ready when asked for."""
-        return self.total_s - self.encode_s - self.llm_s - self.wait_s
-
-
-@dataclass(frozen=True)
 class Answer:
-    """Tokens, times, number of tries, and if wanted the logits that tokens were chosen from.
+    """Tokens, and if wanted the logits that they were chosen from.
 
-    ``runs`` of an edge agent: the arm that each item was encoded on, and what that took.
+    ``total_s`` is from asking to the last token, ``times`` are the node's. ``runs`` are an edge
+    agent's, of its encoders, one for each item.
     """
 
     tokens: tuple[int, ...]
-    times: Times
+    total_s: float
+    times: pb.Times
     tries: int = 1
     logits: tuple[torch.Tensor, ...] = field(default=(), repr=False)
     runs: tuple[pb.Run, ...] = ()
@@ -109,7 +89,7 @@ class EdgeClient:
         self._channel.close()
 
     def describe(self, deadline_s: float = 10.0) -> pb.Card:
-        """What the node holds and takes; NodeError if it cannot be reached or refuses."""
+        """What the node holds and takes. Raises as ``ask``."""
 
         def attempt(left_s: float) -> list[pb.Card]:
             return [self._call(self._stub.Describe, left_s, pb.Nothing())]
@@ -120,48 +100,32 @@ class EdgeClient:
     def ask(self, data: bytes, name: str, deadline_s: float) -> Answer:
         """Send a message of ``wire.pack`` and wait for its answer.
 
-        ``name`` is the request's id: under the same id, an answer is never generated twice. Until
-        the deadline an unreachable node is tried again.
+        ``name`` is the request's id: under the same id, an answer is never generated twice. An
+        unreachable node is tried again until the deadline.
 
-        Raises
-        ------
-        RequestRefused
-            If the node will not serve it.
-        NodeBusy
-            If it cannot now.
-        NodeUnreachable, DeadlineMissed
-            If the deadline passed.
+        Raises RequestRefused if the node will not serve it, NodeBusy if it cannot now,
+        NodeUnreachable or DeadlineMissed if the deadline passed.
         """
         begun_s, left_s = time.perf_counter(), deadline_s
         while True:
             try:
-                return self._ask(data, name, left_s, begun_s)
+                *events, (last, tries) = self.events(data, name, left_s)
             except AnswerChanged:
                 left_s = deadline_s - (time.perf_counter() - begun_s)
                 if left_s <= 0:
                     raise
-
-    def _ask(self, data: bytes, name: str, deadline_s: float, begun_s: float) -> Answer:
-        tokens: list[int] = []
-        logits: list[torch.Tensor] = []
-        first_s, tries = 0.0, 1
-        finished = pb.Finished()
-        for event, tries in self.events(data, name, deadline_s):  # noqa: B007 (used below)
-            if event.WhichOneof("content") == "finished":
-                finished = event.finished
                 continue
-            first_s = first_s or time.perf_counter() - begun_s
-            tokens.append(event.token.token)
-            if event.token.logits:
-                logits.append(load(event.token.logits)["logits"])
-        times = _times(time.perf_counter() - begun_s, finished.times, first_s)
-        return Answer(tuple(tokens), times, tries, tuple(logits), tuple(finished.runs))
+            total_s, told = time.perf_counter() - begun_s, last.finished
+            tokens = tuple(event.token.token for event, _ in events)
+            sent = (event.token.logits for event, _ in events if event.token.logits)
+            logits = tuple(load(each)["logits"] for each in sent)
+            return Answer(tokens, total_s, told.times, tries, logits, tuple(told.runs))
 
     def events(self, data: bytes, name: str, deadline_s: float) -> Iterator[tuple[pb.Event, int]]:
         """Tokens as they come, then the end; each with the number of the try.
 
-        Raises as ``ask``, and AnswerChanged if the node lost the answer and generated another one;
-        ``ask`` then begins again by itself.
+        Raises as ``ask``, and AnswerChanged if the node lost the answer and generated another one,
+        where ``ask`` begins again by itself.
         """
         tokens: list[int] = []
 
@@ -182,9 +146,9 @@ class EdgeClient:
 
     def encode(
         self, request: Request, model: str, deadline_s: float, cut: str = "projector"
-    ) -> tuple[tuple[Part, ...], Times]:
+    ) -> tuple[tuple[Part, ...], pb.Times]:
         """Features of a request's items, made by a node that holds encoders. Raises as ``ask``."""
-        data, begun_s = pack(request, model), time.perf_counter()
+        data = pack(request, model)
 
         def attempt(left_s: float) -> Iterator[tuple[bytes, pb.Times]]:
             start = start_of(data, request.id, cut=cut, wire="float32")
@@ -196,7 +160,7 @@ class EdgeClient:
         except WireError as error:
             message = f"{self.address}: invalid features: {error}"
             raise RequestRefused(message, grpc.StatusCode.DATA_LOSS) from error
-        return parts, _times(time.perf_counter() - begun_s, times)
+        return parts, times
 
     def _call(self, method: Any, left_s: float, message: Any) -> Any:
         return method(message, timeout=left_s, metadata=self._security.metadata)
@@ -253,10 +217,6 @@ def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
 
 
 def _check_count(told: int, have: int) -> None:
-    """Refuse an answer with a token twice or left out."""
+    """RequestRefused if a token came twice or was left out."""
     if told != have:
         raise RequestRefused(f"{told} tokens told of, {have} came", grpc.StatusCode.DATA_LOSS)
-
-
-def _times(total_s: float, told: pb.Times, first_token_s: float = 0.0) -> Times:
-    return Times(total_s, told.encode_s, told.llm_s, told.wait_s, told.receive_s, first_token_s)

@@ -1,4 +1,4 @@
-"""Answers of a node by request, running and complete: none is generated twice."""
+"""Jobs of a service: the answers to its requests, running and complete, none generated twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REMEMBERED_IDS = 100_000
 
 
 class RefusedError(Exception):
-    """A request that is not served, with the status that says why."""
+    """A request that is not served, with the status of the call."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -28,9 +28,9 @@ class RefusedError(Exception):
 
 
 class Job:
-    """The answer to one request; any number of callers may follow it, from any token on.
+    """The answer to one request, which any number of callers may follow from any token on.
 
-    ``ends_s``, on the loop's clock, is the latest deadline of its callers.
+    ``ends_s`` is the latest deadline of its callers, on the loop's clock.
     """
 
     def __init__(self, digest: bytes, ends_s: float) -> None:
@@ -50,12 +50,12 @@ class Job:
 
     @property
     def held_bytes(self) -> int:
-        """Roughly what it holds in memory."""
+        """Approximate memory that it takes."""
         held = sum(100 + len(logits) for logits in self.logits.values())
         return JOB_BYTES + self.tokens.itemsize * len(self.tokens) + held
 
     def add(self, token: int, logits: bytes = b"") -> None:
-        """One more token, with its logits if they are wanted."""
+        """Append a token."""
         if logits:
             self.logits[len(self.tokens)] = logits
         self.tokens.append(token)
@@ -63,7 +63,7 @@ class Job:
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """A block that ends with TimeoutError at the last caller's deadline."""
+        """A block that ends with TimeoutError at the latest deadline of its callers."""
         async with asyncio.timeout_at(self.ends_s) as self._deadline:
             try:
                 yield
@@ -71,17 +71,14 @@ class Job:
                 self._deadline = None
 
     def extend(self, ends_s: float) -> None:
-        """One more caller waits until ``ends_s``."""
+        """Add a caller with this deadline."""
         self.ends_s = max(self.ends_s, ends_s)
         if self._deadline and not self._deadline.expired():
             self._deadline.reschedule(self.ends_s)
 
     def end(self, finished: pb.Finished | None = None, failure: RefusedError | None = None) -> None:
-        """No more tokens: the answer is complete, or it failed.
-
-        A failure is kept without its traceback, whose frames would keep the request in memory.
-        """
-        if failure is not None:
+        """End the answer, complete or failed."""
+        if failure is not None:  # whose frames would keep the request in memory
             failure.__traceback__ = failure.__context__ = failure.__cause__ = None
         self.finished, self.failure = finished, failure
         self._wake()
@@ -90,13 +87,15 @@ class Job:
         """Every event behind the first ``have`` tokens, as they come.
 
         ``so_far`` is the ``digest_of`` those tokens; not checked if empty. Raises RefusedError if
-        the answer fails, has no such token, or began with other tokens.
+        the answer fails, is shorter, or began with other tokens.
         """
         checked = not (have and so_far)
         while True:
             if not checked and (self.finished or len(self.tokens) >= have):
-                self._check_beginning(have, so_far)
                 checked = True
+                if digest_of(self.tokens[:have]) != so_far:
+                    message = "the answer was made anew and begins differently; ask for all of it"
+                    raise RefusedError(grpc.StatusCode.ABORTED, message)
             changed = self._changed
             while have < len(self.tokens):  # more may come while one is sent
                 place, have = have, have + 1
@@ -112,21 +111,13 @@ class Job:
                 return
             await changed.wait()
 
-    def _check_beginning(self, have: int, so_far: bytes) -> None:
-        if digest_of(self.tokens[:have]) != so_far:
-            message = "the answer was made anew and begins differently; ask for all of it"
-            raise RefusedError(grpc.StatusCode.ABORTED, message)
-
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
 
 class Jobs:
-    """All jobs of a node, of which ``limit`` run at a time.
-
-    A job takes a place from the first piece of its request to the end of its answer.
-    """
+    """All jobs of a service; ``limit`` requests have a slot, from upload to end of answer."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -139,10 +130,9 @@ class Jobs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, name: str, digest: bytes) -> Job | None:
-        """The job of that request, if it was sent before.
+        """The job of a request that was sent before.
 
-        Raises RefusedError (ALREADY_EXISTS) if the id belongs to other bytes, or to an answer that
-        is no longer held.
+        Raises RefusedError (ALREADY_EXISTS) if it had other bytes, or its answer was dropped.
         """
         job = self._jobs.get(name)
         known = job.digest if job else self._forgotten.get(name)
@@ -156,9 +146,9 @@ class Jobs:
         return name in self._jobs
 
     def take(self, name: str, digest: bytes) -> Slot:
-        """A place for one more request; RefusedError (RESOURCE_EXHAUSTED) if there is none.
+        """A slot for one more request; RefusedError (RESOURCE_EXHAUSTED) if there is none.
 
-        A request that is sent again while its first upload hangs takes the place of that upload.
+        A request that is sent again while its first upload hangs takes the slot of that upload.
         """
         if (older := self._uploads.get((name, digest))) is not None:
             older.give_way()
@@ -177,12 +167,12 @@ class Jobs:
         slot: Slot,
         work: Callable[[Job], Coroutine[Any, Any, None]],
     ) -> Job:
-        """Begin an answer, unless it runs already; it goes on to its end, followed or not."""
+        """Begin a job, unless it runs already; it goes on to its end, followed or not."""
         if (known := self.find(name, digest)) is not None:
             known.extend(ends_s)
             return known
         job = self._jobs[name] = Job(digest, ends_s)
-        slot.keep()
+        slot.kept = True
         task = asyncio.create_task(work(job))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._done(name, job, slot, task))
@@ -201,7 +191,6 @@ class Jobs:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop the oldest answers once they take too much memory; ids stay longer."""
         while self._held > REMEMBERED_BYTES and len(self._given) > 1:  # the newest stays
             name, size = self._given.popitem(last=False)
             self._held -= size
@@ -210,7 +199,7 @@ class Jobs:
             self._forgotten.popitem(last=False)
 
     async def drain(self, grace_s: float) -> None:
-        """Wait until no request is served any more; stop answers that take longer than that."""
+        """Wait until no request is served any more; stop jobs that take longer than that."""
         ends_s = asyncio.get_running_loop().time() + grace_s
         while self.taken and asyncio.get_running_loop().time() < ends_s:
             await asyncio.sleep(0.02)
@@ -221,15 +210,14 @@ class Jobs:
 
 
 class Slot:
-    """A place among the requests that are served; given back on leaving, unless kept.
+    """A place among the requests that are served, free at the end of the block unless launched.
 
-    ``also`` is closed when the place is given back.
+    ``also`` is closed when it is free again.
     """
 
     def __init__(self, jobs: Jobs, request: tuple[str, bytes]) -> None:
-        self._jobs: Jobs | None = jobs
-        self._all, self._request = jobs, request
-        self._kept = False
+        self._jobs, self._request = jobs, request
+        self.kept = self._free = False
         self._upload: asyncio.Timeout | None = None
         self.also = ExitStack()
         jobs.taken += 1
@@ -239,14 +227,14 @@ class Slot:
 
     def __exit__(self, *_: object) -> None:
         self._uploaded()
-        if not self._kept:
+        if not self.kept:
             self.release()
 
     @asynccontextmanager
     async def upload(self, ends_s: float) -> AsyncIterator[None]:
-        """A block that ends with TimeoutError when the same request comes again.
+        """A block that ends when the same request comes again (TimeoutError), or at ``ends_s``.
 
-        Raises RefusedError (DEADLINE_EXCEEDED) at ``ends_s``.
+        The latter is a RefusedError (DEADLINE_EXCEEDED).
         """
         try:
             async with asyncio.timeout_at(ends_s) as self._upload:
@@ -254,7 +242,7 @@ class Slot:
                     yield
                 finally:
                     self._upload = None
-            if self._jobs is None:  # complete by now, but a newer upload has its place
+            if self._free:  # complete by now, but a newer upload has its place
                 raise TimeoutError
         except TimeoutError:
             if asyncio.get_running_loop().time() < ends_s:
@@ -263,23 +251,19 @@ class Slot:
             raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, late) from None
 
     def give_way(self) -> None:
-        """Stop this upload and free its place: the same request came by another connection."""
+        """Stop this upload: the same request came by another connection."""
         self._uploaded()
         self.release()
         if self._upload and not self._upload.expired():
             self._upload.reschedule(asyncio.get_running_loop().time())
 
     def _uploaded(self) -> None:
-        if self._all._uploads.get(self._request) is self:
-            del self._all._uploads[self._request]
-
-    def keep(self) -> None:
-        """Hold it beyond the end of the block."""
-        self._kept = True
+        if self._jobs._uploads.get(self._request) is self:
+            del self._jobs._uploads[self._request]
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
-        jobs, self._jobs = self._jobs, None
-        if jobs is not None:
-            jobs.taken -= 1
+        """Free it; a second time does nothing."""
+        if not self._free:
+            self._free = True
+            self._jobs.taken -= 1
             self.also.close()

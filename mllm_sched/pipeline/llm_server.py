@@ -1,8 +1,7 @@
-"""A node of the pipeline as a process: encoders, an LLM, or both, behind gRPC.
+"""A node of the pipeline: encoders, an LLM, or both, behind gRPC.
 
-The LLM server is a node with the language half, an edge device one with the encoders' half. A node
-with both answers raw requests alone (All Edge, All Remote). One thread does all of a model's work,
-in the order in which it came.
+A node with both answers raw requests alone (All Edge, All Remote). One thread does all of a model's
+work, in the order in which it came.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import sys
 import time
 import uuid
@@ -26,19 +24,10 @@ from safetensors.torch import save
 from mllm_sched.endings import end_with
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
-from mllm_sched.pipeline.options import (
-    Limits,
-    Security,
-    Slowdown,
-    add_options,
-    check_host,
-    check_options,
-    security_of,
-)
-from mllm_sched.pipeline.prompts import markers_of
+from mllm_sched.pipeline.options import Limits, Security, check_host, check_options, security_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Part, Request
+from mllm_sched.pipeline.requests import Part, Request, markers_of
 from mllm_sched.pipeline.service import abort, code_of, deadline_of, serve
 from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
 from mllm_sched.pipeline.wire import (
@@ -58,7 +47,10 @@ Status = grpc.StatusCode
 
 
 class Node(rpc.NodeServicer):
-    """The service of a model by name, with one of its halves at least."""
+    """The service of a model by name, with at least one of its halves.
+
+    A device that is slower by ``encoders_slowdown`` and ``llm_slowdown`` is imitated by pauses.
+    """
 
     def __init__(
         self,
@@ -67,7 +59,8 @@ class Node(rpc.NodeServicer):
         language: LanguageHalf | None = None,
         *,
         limits: Limits = Limits(),
-        slowdown: Slowdown = Slowdown(),
+        encoders_slowdown: float = 1.0,
+        llm_slowdown: float = 1.0,
         security: Security = Security(),
     ) -> None:
         half = language or encoders
@@ -75,7 +68,8 @@ class Node(rpc.NodeServicer):
             raise ValueError("a node holds encoders, an LLM, or both")
         self.name, self.half = name, half
         self.encoders, self.language = encoders, language
-        self.limits, self.slowdown, self.security = limits, slowdown, security
+        self.limits, self.security = limits, security
+        self.encoders_slowdown, self.llm_slowdown = encoders_slowdown, llm_slowdown
         cuts = (["encoder", "projector"] if language else []) + (["input"] if encoders else [])
         self.rules = Rules(
             half, cuts, max_new_tokens=limits.new_tokens, max_logits_bytes=limits.bytes
@@ -203,7 +197,7 @@ class Node(rpc.NodeServicer):
             message.prompt, parts, header.max_new_tokens, of_prompt=header.logits
         )
         while True:
-            step, busy_s = await self._compute(lambda: next(steps, None), self.slowdown.llm, times)
+            step, busy_s = await self._compute(lambda: next(steps, None), self.llm_slowdown, times)
             times.llm_s += busy_s
             if step is None:
                 break
@@ -212,7 +206,7 @@ class Node(rpc.NodeServicer):
         job.end(pb.Finished(tokens=len(job.tokens), times=times))
 
     async def _parts(self, message: Message, cut: str, times: pb.Times) -> tuple[Part, ...]:
-        """Features of raw items, whose number is checked before any is encoded."""
+        """Features of raw items; all are checked before any is encoded."""
         assert self.encoders
         prepared = [
             await self._encoder_work(partial(self.encoders.prepare, item), times)
@@ -229,17 +223,14 @@ class Node(rpc.NodeServicer):
         return tuple(parts)
 
     async def _encoder_work(self, work: Callable[[], Any], times: pb.Times) -> Any:
-        result, busy_s = await self._compute(work, self.slowdown.encoders, times)
+        result, busy_s = await self._compute(work, self.encoders_slowdown, times)
         times.encode_s += busy_s
         return result
 
     async def _compute(
         self, work: Callable[[], Any], slowdown: float, times: pb.Times
     ) -> tuple[Any, float]:
-        """The result, and the seconds it took. Requests take turns, token by token.
-
-        A device that is slower by ``slowdown`` is imitated by a pause after the work.
-        """
+        """The result, and the seconds it took. Requests take turns, token by token."""
         asked_s = time.perf_counter()
 
         def timed() -> tuple[Any, float, float]:
@@ -270,6 +261,8 @@ def run_node(
 
     ``encoders`` are the modalities to hold encoders for, all if empty; None for no encoders.
     """
+    if options.parent:
+        end_with(options.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     check_options(options)
     security = security_of(options)
@@ -288,29 +281,10 @@ def run_node(
             edge,
             llm,
             limits=Limits(options.limit, options.max_bytes, idle_s=options.idle),
-            slowdown=Slowdown(options.encoders_slowdown, options.llm_slowdown),
+            encoders_slowdown=options.encoders_slowdown,
+            llm_slowdown=options.llm_slowdown,
             security=security,
         )
         await serve(node, options.host, options.port)
 
     asyncio.run(main())
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve a node with any halves; what ``mllm-sched serve-llm`` and ``edge`` are made of."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    add_options(parser)
-    parser.add_argument(
-        "--encoders", nargs="*", metavar="MODALITY", help="hold these; all if empty"
-    )
-    parser.add_argument("--no-llm", action="store_true", help="hold no LLM")
-    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process has ended")
-    options = parser.parse_args(argv)
-    if options.parent:
-        end_with(options.parent)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    run_node(options, encoders=options.encoders, language=not options.no_llm)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """Images, sound and video: test inputs, codecs, and files.
 
-The photographs ship with scikit-learn; nothing is downloaded, and all randomness is seeded. Pillow
-and PyAV really compress, so that the size of an input is measured.
+The photographs ship with scikit-learn; all randomness is seeded.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ from scipy.signal import lfilter
 
 from mllm_sched.pipeline.requests import AUDIO_HZ, Item
 
-PHOTOGRAPHS = ("china", "flower")
 SENSOR_NOISE = 2.0  # standard deviation of a pixel, of 255: what a camera adds in daylight
 
 
 @lru_cache(maxsize=4)
 def _native(name: str) -> NDArray[np.uint8]:
-    if name not in PHOTOGRAPHS:
-        raise ValueError(f"photograph {name!r}: expected one of {', '.join(PHOTOGRAPHS)}")
     from sklearn.datasets import load_sample_image
 
     image: NDArray[np.uint8] = np.ascontiguousarray(load_sample_image(f"{name}.jpg"))
@@ -35,14 +31,10 @@ def _native(name: str) -> NDArray[np.uint8]:
 
 
 def photograph(name: str = "china", height: int = 1080, width: int = 1920) -> NDArray[np.uint8]:
-    """A photograph, cropped to the shape asked for and resized.
+    """The photograph ``china`` or ``flower``, cropped and resized: uint8 (height, width, 3).
 
     The originals have 427 x 640 pixels. Enlarged, they are smoother than a camera's picture and
     compress better; sensor noise is added to make up for some of it.
-
-    Returns
-    -------
-    uint8 of shape (height, width, 3).
 
     Examples
     --------
@@ -69,7 +61,7 @@ def panned_video(
     width: int = 1280,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """A camera that pans over a photograph, with sensor noise: (frames, height, width, 3)."""
+    """A camera that pans over a photograph, with noise: uint8 (frames, height, width, 3)."""
     frames, rng = max(1, round(seconds * fps)), np.random.default_rng(seed)
     scene = photograph(name, height + height // 4, width + width // 4)
     video = np.empty((frames, height, width, 3), np.uint8)
@@ -86,14 +78,10 @@ def panned_video(
 
 
 def speech_like(seconds: float = 10.0, seed: int = 0) -> NDArray[np.int16]:
-    """Sound with the pitch, formants and pauses of speech, and no words.
+    """Sound with the pitch, formants and pauses of speech: int16 (samples,) at 16 kHz.
 
     Pulses of a varying pitch, or noise, go through three resonances that change four times a
     second, as syllables do; every sixth syllable is a pause.
-
-    Returns
-    -------
-    int16 of shape (samples,), 16000 a second.
     """
     rng, hz = np.random.default_rng(seed), AUDIO_HZ
     pieces: list[NDArray[np.float64]] = []
@@ -170,17 +158,19 @@ def _sound(
 def decoded(data: bytes) -> NDArray[np.generic]:
     """Frames (frames, height, width, 3) or samples (samples,) of a compressed file."""
     with av.open(io.BytesIO(data), "r") as container:
-        if container.streams.video:
-            return np.stack(
-                [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            )
-        to_16_khz = av.AudioResampler("s16", "mono", int(AUDIO_HZ))
-        frames = [
-            part.to_ndarray()[0]
-            for frame in [*container.decode(audio=0), None]
-            for part in to_16_khz.resample(frame)
-        ]
-        return np.concatenate(frames)
+        return _decoded(container)
+
+
+def _decoded(container: av.container.InputContainer) -> NDArray[np.generic]:
+    if container.streams.video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    to_16_khz = av.AudioResampler("s16", "mono", int(AUDIO_HZ))
+    frames = [
+        part.to_ndarray()[0]
+        for frame in [*container.decode(audio=0), None]
+        for part in to_16_khz.resample(frame)
+    ]
+    return np.concatenate(frames)
 
 
 def read_image(path: Path) -> Item:
@@ -194,24 +184,22 @@ def read_image(path: Path) -> Item:
 
 def read_audio(path: Path) -> Item:
     """Sound in any format that FFmpeg reads, at 16 kHz and in mono; ValueError if it is none."""
-    samples = _decoded(path)
+    with _opened(path) as container:
+        samples = _decoded(container)
     if samples.ndim != 1:
         raise ValueError(f"{path}: a video; give it as one")
     return Item("audio", samples)
 
 
 def read_video(path: Path, fps: float) -> Item:
-    """A video in any format that FFmpeg reads, of which ``fps`` frames a second are kept.
-
-    Raises ValueError if it is none, or has fewer frames than that.
-    """
+    """``fps`` frames a second of a video in any format that FFmpeg reads; ValueError if none."""
     with _opened(path) as container:
         if not container.streams.video:
             raise ValueError(f"{path}: no video in it")
         rate = float(container.streams.video[0].average_rate or 0)
-    if not 0 < fps <= rate:
-        raise ValueError(f"fps={fps:g}: {path} has {rate:g} frames a second; take fewer")
-    frames = _decoded(path)
+        if not 0 < fps <= rate:
+            raise ValueError(f"fps={fps:g}: {path} has {rate:g} frames a second; take fewer")
+        frames = _decoded(container)
     kept = np.floor(np.arange(0, len(frames), rate / fps)).astype(int)
     return Item("video", frames[kept], fps)
 
@@ -221,8 +209,3 @@ def _opened(path: Path) -> av.container.InputContainer:
         return av.open(str(path), "r")
     except av.error.InvalidDataError:
         raise ValueError(f"{path}: nothing that FFmpeg can read") from None
-
-
-def _decoded(path: Path) -> np.ndarray:
-    _opened(path).close()  # says in plain words what is wrong
-    return decoded(path.read_bytes())

@@ -18,8 +18,8 @@ LONGEST_S = 3600.0  # to which seconds are believed
 class NodeError(RuntimeError):
     """A request that was not answered, with the status of its last try.
 
-    ``reason`` is why an edge agent or its front refused it, in one word (``too-late``), ``retry_s``
-    the seconds after which to ask again; 0 if unknown.
+    ``reason`` is one word of an edge agent or front (``too-late``), ``retry_s`` the seconds after
+    which to ask again; 0 if unknown.
     """
 
     def __init__(
@@ -83,11 +83,7 @@ def error_of(
     tries: int,
     before: NodeError | None = None,
 ) -> NodeError:
-    """The error of a call that ended with a status.
-
-    ``before`` is how the previous try ended: the best reason there is where the deadline ended
-    this one without a token.
-    """
+    """The error of a call; ``before`` is that of the previous try, where no token came since."""
     code, details = error.code(), error.details() or "no reason given"
     told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
     more: dict[str, Any] = {

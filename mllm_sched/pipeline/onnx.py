@@ -1,7 +1,6 @@
 """Encoders as ONNX files, open on a component through ONNX Runtime's execution providers.
 
-A file is exported once and then found again by its name, which is a digest of all that decides its
-contents. Two processes may ask at once: each writes a file of its own and moves it into place.
+A file is named by a digest of all that decides its contents, and exported once.
 
 ONNX Runtime and TensorRT both fall back without an error: to the CPU where a provider is missing,
 to the GPU where the DLA cannot take a layer. Here the first is an error, and of the second the
@@ -35,7 +34,7 @@ from mllm_sched.pipeline.encoders import CHECKPOINT, build_encoder, encoder_spec
 
 if TYPE_CHECKING:
     import onnxruntime
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mllm_sched.pipeline.split import EncoderHalf
 
@@ -57,7 +56,7 @@ _PLACED = re.compile(r"placed on \[(?P<provider>\w+)\]\. Number of nodes: (?P<co
 
 
 class FallbackError(RuntimeError):
-    """A component cannot be had, and another one would have run the model in its place."""
+    """The component asked for is not available; another one would have run the model."""
 
 
 def export_encoder(
@@ -67,19 +66,17 @@ def export_encoder(
 
     Parameters
     ----------
-    name
-        As for ``encoder_spec``.
+    name, seed
+        As for ``build_encoder``.
     precision
         ``fp32``, or ``int8``: weights quantised once, activations at run time. In transformers
         the linear layers are quantised (with signed weights), in convolutional networks the
         convolutions too (with unsigned ones: ONNX Runtime has no other on the CPU). Attention,
         normalisation and the patch embedding stay FP32.
-    seed
-        Of the random weights.
     folder
         Where files are kept; the repository's cache by default.
 
-    Raises ValueError, which lists the known ones, for an unknown encoder or precision.
+    Raises ValueError for an unknown encoder or precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -122,17 +119,23 @@ def _export(name: str, seed: int, path: Path) -> None:
 
     # Two items, because the exporter takes a batch of one for a constant.
     inputs = torch.from_numpy(example_input(name, 2, np.random.default_rng(0)))
+    free = {INPUT: {0: torch.export.Dim(BATCH, min=1, max=1024)}}
+    _to_onnx(build_encoder(name, seed), path, [INPUT], args=(inputs,), dynamic_shapes=free)
+
+
+def _to_onnx(model: nn.Module, path: Path, inputs: Sequence[str], **more: Any) -> None:
+    import torch
+
     torch.onnx.export(
-        build_encoder(name, seed),
-        (inputs,),
-        path,
+        model,
+        f=path,
         dynamo=True,
         opset_version=OPSET,
-        input_names=[INPUT],
+        input_names=inputs,
         output_names=[OUTPUT],
-        dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH, min=1, max=1024)}},
         external_data=False,
         verbose=False,
+        **more,
     )
 
 
@@ -148,9 +151,9 @@ def _quantise(name: str, source: Path, path: Path) -> None:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """A file to export to; it takes its name only when it is complete.
+    """A file to export to, without warnings; it takes its name when it is complete.
 
-    The exporter's and the quantiser's advice is silenced: nobody can act on it here.
+    Two processes may export at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     before = logging.root.manager.disable
@@ -168,6 +171,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
         logging.disable(before)
 
 
+@cache
 def open_session(
     name: str, precision: str = "fp32", threads: int = 1, seed: int = 0, folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
@@ -176,8 +180,6 @@ def open_session(
     The ``threads`` that share an operator do not spin while they wait, so that CPU time is work.
     Other parameters as for ``export_encoder``.
     """
-    if threads < 1:
-        raise ValueError(f"threads={threads}: expected at least 1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -191,37 +193,21 @@ def open_session(
 def open_encoder(
     encoder: str, component: str, precision: str, threads: int, batch: int, seed: int, cache: str
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A call of the encoder on random input, and where ONNX Runtime really placed it.
+    """A call of the encoder on a random batch, and where ONNX Runtime really placed it.
 
-    Parameters
-    ----------
-    encoder, seed
-        As for ``export_encoder``.
-    component, precision
-        As for ``providers_for``; on the CPU ``fp32`` or ``int8``.
-    threads
-        On the CPU; ignored elsewhere.
-    batch
-        Items of a call.
-    cache
-        Folder of exported encoders.
-
-    Returns
-    -------
-    The call, and ``provider`` and ``dla_share`` (NaN where no DLA was asked for).
+    The CPU takes ``threads`` and a precision of ``PRECISIONS``, other components those of
+    ``providers_for``. Returns the call, and ``provider`` and ``dla_share`` (NaN where no DLA was
+    asked for).
     """
-    import onnxruntime
-
     inputs = example_input(encoder, batch, np.random.default_rng(0))
     if component == "cpu":
-        session = _on_cpu(encoder, precision, threads, seed, cache)
+        session = open_session(encoder, precision, threads, seed, Path(cache))
         facts: dict[str, Any] = {"provider": CPU}
     else:  # TensorRT wants a fixed batch, and lowers the precision itself
         model = export_encoder(encoder, "fp32", seed, Path(cache))
         session, share = open_on(component, model, precision, batch)
         facts = {"provider": session.get_providers()[0], "dla_share": share}
-    quiet = onnxruntime.RunOptions()
-    quiet.log_severity_level = 3  # the session itself may have been opened with a full log
+    quiet = _quiet()
 
     def call() -> Any:
         return session.run(None, {INPUT: inputs}, quiet)
@@ -230,12 +216,13 @@ def open_encoder(
     return call, facts
 
 
-@cache
-def _on_cpu(
-    encoder: str, precision: str, threads: int, seed: int, cache: str
-) -> onnxruntime.InferenceSession:
-    """One session for all batch sizes, since the exported batch is free."""
-    return open_session(encoder, precision, threads, seed, Path(cache))
+def _quiet() -> onnxruntime.RunOptions:
+    """Calls without a log, of a session that may have been opened with a full one."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 3
+    return options
 
 
 def open_half(
@@ -246,11 +233,10 @@ def open_half(
     precision: str,
     folder: Path,
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """One encoder of a model on a component, exported for inputs of the shapes of the example.
+    """One encoder of a model on a component, exported for inputs of these shapes.
 
-    Raises ValueError if encoders of this kind cannot be exported; else as ``open_on``.
+    Raises as ``check_exportable`` and ``open_on``.
     """
-    import onnxruntime
     import torch
 
     check_exportable(half)
@@ -261,12 +247,11 @@ def open_half(
     if not path.exists():
         _export_half(half, modality, inputs, path)
     session, _ = open_on(component, path, precision)
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 3  # the session itself was opened with a full log
+    quiet = _quiet()
 
     def call(given: Mapping[str, Tensor]) -> Tensor:
         arrays = {name: tensor.numpy() for name, tensor in given.items()}
-        return torch.from_numpy(session.run([OUTPUT], arrays, options)[0])
+        return torch.from_numpy(session.run([OUTPUT], arrays, quiet)[0])
 
     return call
 
@@ -287,8 +272,6 @@ def _export_half(
     import torch
 
     class Encoding(torch.nn.Module):
-        """The encoder with what its architecture does around it."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = half.model
@@ -297,42 +280,26 @@ def _export_half(
             return half.architecture.encode(self.model, modality, inputs)
 
     with _written_whole(path) as unfinished:
-        torch.onnx.export(
-            Encoding().eval(),
-            (),
-            unfinished,
-            kwargs=dict(inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=[OUTPUT],
-            external_data=False,
-            verbose=False,
-        )
+        _to_onnx(Encoding().eval(), unfinished, list(inputs), kwargs=dict(inputs))
 
 
-def providers_for(
-    component: str, precision: str = "fp16", available: Sequence[str] | None = None
-) -> list[tuple[str, dict[str, str]]]:
+def providers_for(component: str, precision: str = "fp16") -> list[tuple[str, dict[str, str]]]:
     """The execution provider of a component, with its options.
 
     Engines are not cached: a cached one runs on core 0 whatever ``trt_dla_core`` says (ONNX
-    Runtime issue 26680), and only a build says which layers went where.
-
-    ``precision`` is ``fp32``, ``fp16`` or ``int8``, of which a DLA takes the last two;
-    ``available`` are by default the providers of this ONNX Runtime.
+    Runtime issue 26680), and only a build says which layers went where. ``precision`` is ``fp32``,
+    ``fp16`` or ``int8``, of which a DLA takes the last two.
 
     Raises ValueError for an unknown component or a precision that it does not take, FallbackError
-    if it has no provider.
+    if this ONNX Runtime has no provider for it.
     """
     if component not in COMPONENTS:
         raise ValueError(f"component {component!r}: expected one of {', '.join(COMPONENTS)}")
     if component == "cpu":
         return [(CPU, {})]
-    if available is None:
-        import onnxruntime
+    import onnxruntime
 
-        available = onnxruntime.get_available_providers()
+    available = onnxruntime.get_available_providers()
     dla = component.removeprefix("dla") if component.startswith("dla") else ""
     if dla and precision == "fp32":
         raise ValueError(f"{component}: precision fp32; a DLA takes fp16 or int8")
@@ -388,9 +355,8 @@ def open_on(
 def dla_share(log: str, names: Collection[str]) -> float:
     """Share on the DLA of nodes with these names, from the log of opening a session with TensorRT.
 
-    TensorRT lists what it runs on the DLA as regions, without their layers. It does name every
-    layer that it takes off the DLA; all others of the model stayed there. Layers that it adds
-    itself, to convert formats, are not counted.
+    TensorRT lists what it runs on the DLA as regions without their layers, but names every layer
+    that it takes off the DLA. Layers that it adds, to convert formats, are not counted.
     """
     if not _REGION.search(log):
         return 0.0

@@ -1,6 +1,6 @@
-"""Options of programs that run a node or ask one: limits, and who may ask.
+"""Settings of nodes and their clients: limits, secrets, and options of the command line.
 
-gRPC is imported late: the command line needs these options before it is known to be there.
+gRPC is imported late: the command line needs them where it may not be installed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,12 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Slowdown:
-    """How much slower than this machine the imitated device is; 1 for this machine itself."""
-
-    encoders: float = 1.0
-    llm: float = 1.0
-
-
-@dataclass(frozen=True)
 class Security:
     """Secrets of a node or a client; none by default.
 
-    Both sides share the token, which crosses the network in the clear without certificates.
-    ``certificate`` and ``key`` are PEM files of this side, ``authority`` that of the signer of the
-    other side's certificate. Raises ValueError if only some of the three files are given, or a
-    token is empty or no ASCII.
+    The token, which both sides share, crosses the network in the clear without certificates.
+    ``certificate`` and ``key`` are PEM files of this side, ``authority`` signed the other side's
+    certificate. Raises ValueError for some of the files without the others, or an invalid token.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -100,10 +91,7 @@ class Security:
 
 
 def check_host(host: str, security: Security, *, is_open: bool = False) -> None:
-    """Refuse (ValueError) to listen beyond this machine without certificates.
-
-    ``is_open`` allows it: whoever reaches the host may then read everything, a token too.
-    """
+    """ValueError for a host that others can reach, without certificates, unless ``is_open``."""
     if is_loopback(host) or is_open or security.certificate:
         return
     raise ValueError(
@@ -123,7 +111,7 @@ def is_loopback(host: str) -> bool:
 
 
 def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
-    """Options of every node; those on security also tell a client who it is."""
+    """Options of every node; a client takes those on security."""
     add = parser.add_argument
     add("--port", type=int, default=port, help="0: a free one (default %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
@@ -134,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
     add("--limit", type=int, default=REQUESTS, help="requests at a time (%(default)s)")
     add("--max-bytes", type=int, default=MESSAGE_BYTES, help="of a message (%(default)s)")
     add("--idle", type=float, default=30.0, metavar="S", help="an upload may pause (%(default)s)")
+    add("--parent", type=int, help=argparse.SUPPRESS)  # the process to end with
     add("--threads", type=int, default=1, help="of PyTorch (default %(default)s)")
     for name in ("encoders", "llm"):
         add(f"--{name}-slowdown", type=float, default=1.0, metavar="N", help="imitate a slower one")
@@ -144,7 +133,7 @@ def add_options(parser: argparse.ArgumentParser, port: int = 50051) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that a node cannot work with; ValueError names the option."""
+    """ValueError for numbers that a node cannot work with."""
     least = {
         **{"limit": 1, "max_bytes": 1024, "threads": 1, "idle": 0.1},
         **{"encoders_slowdown": 1, "llm_slowdown": 1},

@@ -1,15 +1,23 @@
-"""Serving behind gRPC: start, health check, graceful end, and the status of an error."""
+"""A service behind gRPC: served here until a signal, or in a child process.
+
+Start, health check, graceful end, and the status of an error are the same for nodes, agents and
+fronts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,6 +36,7 @@ SERVICE = "mllm_sched.pipeline.Node"
 SPARE_CALLS = 16  # beyond the limit of requests: to be refused politely, described, checked
 GRACE_S = 10.0
 LARGEST_PIECE = 1 << 20
+START_TIMEOUT_S = 120.0
 
 
 class Service(Protocol):
@@ -37,7 +46,7 @@ class Service(Protocol):
     security: Security
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, finish what was begun, within so many seconds."""
+        """Take nothing new; finish what was begun within ``grace_s``."""
 
     def close(self) -> None:
         """Release what it holds; no call comes any more."""
@@ -80,8 +89,8 @@ async def listening(
 ) -> AsyncIterator[int]:
     """Serve inside the block; at its end, finish what was begun, for ten seconds at most.
 
-    ``add`` adds further servicers to the server, ``names`` are those of all services for the
-    health check. Yields the port, a free one for 0. Raises OSError if the address is taken.
+    ``add`` adds further servicers; ``names`` are the services of the health check. Yields the port,
+    a free one for 0. Raises OSError if the address is taken.
     """
     server = grpc.aio.server(
         options=[
@@ -153,3 +162,110 @@ async def abort(context: Any, error: Exception) -> None:
     text = str(error) or "the message came too slowly, or again by another connection"
     # Text that a caller sent may be in it, and gRPC sends no status at all for some of that.
     await context.abort(code, text.encode("unicode_escape").decode())
+
+
+class ServiceProcess:
+    """A service as a child process, which is told its parent (``--parent``) and ends with it.
+
+    ``port`` becomes an option of the command; 0 is a free one, the same again after a restart.
+    """
+
+    def __init__(self, *command: str, port: int | None = None) -> None:
+        self._command, self._port = command, port
+        self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
+        self.address = ""
+        """``HOST:PORT``, once it listens."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and has not ended since."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start it and wait until it listens.
+
+        Raises RuntimeError if it runs already, or, with its last words, if it does not come to
+        listen.
+        """
+        self.begin()
+        self.wait()
+        return self
+
+    def begin(self) -> None:
+        """Start it without waiting, so that several may load at once."""
+        if self._process:
+            raise RuntimeError(f"it runs already, as process {self.pid}; stop it first")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when it stops)
+        place = [] if self._port is None else ["--port", str(self._port)]
+        self._process = subprocess.Popen(
+            [*self._command, *place, "--parent", str(os.getpid())],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the side that asks
+        )
+
+    def wait(self) -> None:
+        """Wait until it listens."""
+        assert self._process and self._process.stdout
+        killer = threading.Timer(START_TIMEOUT_S, self._process.kill)
+        killer.start()
+        line = self._process.stdout.readline()
+        killer.cancel()
+        if not line.startswith(READY):
+            words = self.log()
+            self.kill()
+            raise RuntimeError(f"it did not start: {' '.join(words[-1:])}")
+        self.address = line.removeprefix(READY).strip()
+        if self._port is not None:
+            self._port = int(self.address.rpartition(":")[2])
+
+    def log(self) -> list[str]:
+        """Lines of its standard error so far."""
+        assert self._log
+        self._log.flush()
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace").splitlines()
+
+    def kill(self) -> None:
+        """End it at once, as ``kill -9`` does."""
+        self._end(subprocess.Popen.kill)
+
+    def stop(self) -> None:
+        """End it gracefully. Stopping twice does nothing."""
+        self._end(subprocess.Popen.terminate)
+
+    def _end(self, how: Callable[[subprocess.Popen[str]], None]) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        how(process)
+        process.wait()
+        for stream in (process.stdout, self._log):
+            if stream:
+                stream.close()
+
+
+class NodeProcess(ServiceProcess):
+    """A node of the pipeline: ``mllm-sched serve-llm``, or ``edge --listen``, with options.
+
+    Examples
+    --------
+    >>> with NodeProcess("serve-llm", "--model", "small-llava") as node:  # doctest: +SKIP
+    ...     client = EdgeClient(node.address)
+    """
+
+    def __init__(self, *command: str, port: int = 0) -> None:
+        super().__init__(sys.executable, "-m", "mllm_sched.cli", *command, port=port)

@@ -2,14 +2,14 @@
 
 Both halves hold the projectors, which are small, so that the cut can be chosen for every request.
 The LLM's half keeps no state between requests: positions are explicit, and each answer has its own
-cache of keys and values. ``monolithic`` is the reference: the same request, answered by the whole
-model with Hugging Face's own ``forward`` and ``generate``.
+cache. ``monolithic`` is the reference: the whole model with Hugging Face's ``forward`` and
+``generate``.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -22,7 +22,7 @@ from mllm_sched.pipeline.requests import Item, Layout, Part, Request
 
 
 class _Half:
-    """What both halves share: the model without the other's modules, and its projectors."""
+    """The model without the other half's modules, and its projectors by modality."""
 
     def __init__(self, model: Any, projectors: Mapping[str, nn.Module], identity: str) -> None:
         self.model = model
@@ -50,15 +50,13 @@ class _Half:
         if part.cut == "projector":
             return features
         projector = self.projectors[part.modality]
-        return self.architecture.project(projector, self.config, features, part.layout)
+        return self.architecture.project(projector, features, part.layout)
 
 
 class EncoderHalf(_Half):
-    """The half for the edge.
+    """The half for the edge: encoders, and processors that turn raw input into tensors.
 
-    Its model has no LLM, and identities in place of projectors, which are held by modality beside
-    the processors that turn raw input into tensors. Only an LLM of the same identity takes its
-    features.
+    Only an LLM of the same identity takes its features.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class EncoderHalf(_Half):
     def only(self, modalities: Sequence[str]) -> EncoderHalf:
         """This half with the encoders of some modalities, all if none is named.
 
-        Raises ValueError for a modality without an encoder.
+        Raises ValueError for another modality.
         """
         if missing := sorted(set(modalities) - set(self.modalities)):
             held = ", ".join(self.modalities)
@@ -91,7 +89,7 @@ class EncoderHalf(_Half):
     def encode(self, item: Item, cut: str = "projector") -> Part:
         """Features of one item, cut after the ``encoder`` or after the ``projector``.
 
-        Raises ValueError for an item of another modality, or one that the encoder cannot take.
+        Raises ValueError for an item that the encoders cannot take.
         """
         return self.encode_prepared(item.modality, *self.prepare(item), cut)
 
@@ -109,13 +107,13 @@ class EncoderHalf(_Half):
         return Part(modality, cut, self.project(part), layout)
 
     def prepare(self, item: Item) -> tuple[dict[str, Tensor], Layout]:
-        """Input tensors of the encoder, and the layout of its features; ValueError if invalid."""
+        """Input tensors of the encoder, and the layout of its features. Raises as ``encode``."""
         if item.modality not in self.modalities:
             held = ", ".join(self.modalities)
             raise ValueError(f"no encoder for {item.modality} here; this half holds: {held}")
         processor = self._processors[item.modality]
         try:  # processors raise errors of many kinds, for audio of a few samples for example
-            inputs, layout = self.architecture.prepare(self.config, processor, item)
+            inputs, layout = self.architecture.prepare(processor, item)
         except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
             shape = " x ".join(map(str, item.data.shape))
             why = str(error).partition("\n")[0][:200]
@@ -131,10 +129,11 @@ class LanguageHalf(_Half):
     def ids(self, prompt: Sequence[int], parts: Sequence[tuple[str, Layout]]) -> Tensor:
         """The prompt with each placeholder repeated for every token of its item: (1, tokens).
 
-        Raises ValueError if placeholders and parts differ, or stand outside their brackets.
+        Raises ValueError if placeholders, brackets and parts differ.
         """
-        kinds = {self.placeholder(modality): modality for modality in self.projectors}
-        left, ids = list(parts), []
+        architecture = self.architecture
+        kinds = {architecture.placeholder(modality): modality for modality in self.projectors}
+        left, ids, taken = list(parts), [], Counter[int]()
         for place, token in enumerate(prompt):
             if token not in kinds:
                 ids.append(token)
@@ -142,16 +141,18 @@ class LanguageHalf(_Half):
             if not left or left[0][0] != kinds[token]:
                 raise ValueError(f"prompt: token {place} stands for {kinds[token]}, parts do not")
             modality, layout = left.pop(0)
-            self._check_brackets(prompt, place, modality)
-            ids += [token] * self.architecture.tokens(self.config, modality, layout)
+            brackets = architecture.brackets(modality) or ()
+            if brackets and (not place or tuple(prompt[place - 1 : place + 2 : 2]) != brackets):
+                raise ValueError(f"prompt: {modality} at {place} is not between {brackets}")
+            taken.update(brackets)
+            ids += [token] * architecture.tokens(modality, layout)
         if left:
             raise ValueError(f"prompt: no placeholder for {len(left)} of {len(parts)} parts")
-        self._check_markers(prompt, parts)
+        markers = {each for name in self.projectors for each in architecture.brackets(name) or ()}
+        for marker in sorted(markers):  # one too many would shift all positions behind it
+            if list(prompt).count(marker) != taken[marker]:
+                raise ValueError(f"prompt: marker {marker} without an item beside it")
         return torch.tensor([ids])
-
-    def placeholder(self, modality: str) -> int:
-        """The token that stands for an item."""
-        return self.architecture.placeholder(self.config, modality)
 
     def generate(
         self,
@@ -163,8 +164,8 @@ class LanguageHalf(_Half):
     ) -> Iterator[tuple[int, Tensor]]:
         """The greedy answer: each token with the logits it was chosen from, (1, vocabulary).
 
-        With ``of_prompt`` the first token comes with the logits of the whole prompt, (tokens,
-        vocabulary), which may take gigabytes. Ends after an end-of-sequence token.
+        With ``of_prompt`` the first comes with the logits of the whole prompt, (tokens,
+        vocabulary), which may take gigabytes.
         """
         from transformers import DynamicCache
 
@@ -190,7 +191,7 @@ class LanguageHalf(_Half):
         for modality in self.projectors:
             features = [self.project(part) for part in parts if part.modality == modality]
             if features:
-                places = (ids == self.placeholder(modality))[..., None]
+                places = (ids == self.architecture.placeholder(modality))[..., None]
                 embedded = embedded.masked_scatter(places, torch.cat(features))
         return embedded, self.architecture.positions(self.model, ids, layouts)
 
@@ -208,26 +209,6 @@ class LanguageHalf(_Half):
         logits: Tensor = self.model.lm_head(hidden[:, -1:] if last else hidden)
         return logits[0]
 
-    def _check_brackets(self, prompt: Sequence[int], place: int, modality: str) -> None:
-        brackets = self.architecture.brackets(self.config, modality)
-        around = (
-            prompt[place - 1] if place > 0 else None,
-            prompt[place + 1] if place + 1 < len(prompt) else None,
-        )
-        if brackets and around != brackets:
-            raise ValueError(f"prompt: {modality} at {place} is not between {brackets}")
-
-    def _check_markers(self, prompt: Sequence[int], parts: Sequence[tuple[str, Layout]]) -> None:
-        """A start or end marker without its item would shift all positions behind it."""
-        pairs = {self.architecture.brackets(self.config, modality) for modality in self.projectors}
-        for pair in pairs - {None}:
-            items = sum(
-                self.architecture.brackets(self.config, modality) == pair for modality, _ in parts
-            )
-            for marker in pair or ():
-                if list(prompt).count(marker) != items:
-                    raise ValueError(f"prompt: marker {marker} without an item beside it")
-
 
 def with_part(module: Any, path: str, part: nn.Module | None) -> Any:
     """A copy of a module that has ``part`` at ``path``; all else is shared."""
@@ -239,15 +220,13 @@ def with_part(module: Any, path: str, part: nn.Module | None) -> Any:
     return copied
 
 
-def split(model: Any, identity: str = "", source: str = "") -> tuple[EncoderHalf, LanguageHalf]:
+def split(model: Any, identity: str, source: str = "") -> tuple[EncoderHalf, LanguageHalf]:
     """Both halves of a Hugging Face model. They share its weights; the model itself stays whole.
 
-    ``identity`` of its weights is their digest by default. ``source`` is the folder or hub id with
-    the input processors; by default they follow the configuration. Raises UnsupportedError for a
-    model of another kind.
+    ``identity`` is that of its weights, ``source`` the folder or hub id with the input processors,
+    which otherwise follow the configuration. Raises UnsupportedError for a model of another kind.
     """
     architecture = architecture_of(model.config)
-    identity = identity or _weights_identity(model)
     projectors = {
         modality: attrgetter(path)(model) for modality, path in architecture.projectors.items()
     }
@@ -258,33 +237,22 @@ def split(model: Any, identity: str = "", source: str = "") -> tuple[EncoderHalf
         encoders = with_part(encoders, path, nn.Identity())
     for path in set(architecture.encoders.values()) | set(architecture.projectors.values()):
         language = with_part(language, path, None)
-    processors = {
-        modality: _processor(architecture, model.config, modality, source)
-        for modality in projectors
-    }
+    processors = {modality: _processor(architecture, modality, source) for modality in projectors}
     return (
         EncoderHalf(encoders, projectors, identity, processors),
         LanguageHalf(language, projectors, identity),
     )
 
 
-def _processor(architecture: Architecture, config: Any, modality: str, source: str) -> Any:
+def _processor(architecture: Architecture, modality: str, source: str) -> Any:
     """The checkpoint's own input processor if it has one, else one that follows the config."""
     from transformers.utils import cached_file
 
-    processor = architecture.processor(config, modality)
+    processor = architecture.processor(modality)
     name = "preprocessor_config.json"
     if source and cached_file(source, name, _raise_exceptions_for_missing_entries=False):
         return type(processor).from_pretrained(source)
     return processor
-
-
-def _weights_identity(model: Any) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weights in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weights.detach().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @torch.inference_mode()
@@ -303,7 +271,7 @@ def monolithic(model: Any, request: Request) -> tuple[Tensor, tuple[int, ...]]:
             name = "video_second_per_grid" if omni else "second_per_grid_ts"
             inputs[name] = torch.tensor([layout.seconds_per_grid])
     if model.config.model_type == "qwen2_5_vl":
-        kinds = [ids == language.placeholder(modality) for modality in ("image", "video")]
+        kinds = [ids == language.architecture.placeholder(kind) for kind in ("image", "video")]
         inputs["mm_token_type_ids"] = kinds[0] * 1 + kinds[1] * 2
     logits: Tensor = model(input_ids=ids, **inputs).logits
     length = {"max_new_tokens": request.max_new_tokens, "do_sample": False}

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from mllm_sched.pipeline.edge_client import EdgeClient, Times
+from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
+from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.requests import Item, Part, Request
 from mllm_sched.pipeline.wire import pack
 
@@ -23,20 +24,15 @@ DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds and bytes of a request, and the tokens of its answer.
-
-    ``encode_s`` is of the device that encoded longest, ``wait_s`` waiting for other requests on any
-    node, ``total_s`` from asking to the last token, ``transmission_s`` all the rest: the link, and
-    packing, copying and checking. Bytes are those that crossed the link, gRPC's own included.
-    """
+    """Seconds and bytes of a request, and the tokens of its answer."""
 
     strategy: str
-    transmission_s: float
-    encode_s: float
+    transmission_s: float  # the rest of the total: the link, packing, copying and checking
+    encode_s: float  # of the device that encoded longest
     llm_s: float
-    wait_s: float
-    total_s: float
-    up_bytes: int
+    wait_s: float  # for other requests, on any node
+    total_s: float  # from asking to the last token
+    up_bytes: int  # over the link, gRPC's own included
     down_bytes: int
     tokens: tuple[int, ...]
 
@@ -69,12 +65,7 @@ def run(
     deadline_s
         For each step.
 
-    Raises
-    ------
-    ValueError
-        For an unknown strategy, or no edge device where one is needed.
-    NodeError
-        If a node does not do its part; see ``EdgeClient.ask``.
+    Raises ValueError for a strategy that cannot run, else as ``EdgeClient.ask``.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
@@ -84,7 +75,7 @@ def run(
     with EdgeClient(address) as client:
         model = client.describe(deadline_s).model
         before, begun_s = link.passed(), time.perf_counter()
-        parts, encoded = None, Times(0.0)
+        parts, encoded = None, pb.Times()
         if strategy == "hybrid":
             parts, encoded = _encode(request, model, edges, cut, deadline_s)
         data = pack(request, model, parts, wire)
@@ -107,7 +98,7 @@ def run(
 
 
 def spread(items: Sequence[Item], devices: int) -> list[list[int]]:
-    """Items for each device: the largest first, each to the device with the fewest bytes so far.
+    """Indices of the items for each device: the largest first, to the one with the fewest bytes.
 
     Examples
     --------
@@ -127,11 +118,11 @@ def spread(items: Sequence[Item], devices: int) -> list[list[int]]:
 
 def _encode(
     request: Request, model: str, edges: Sequence[str], cut: str, deadline_s: float
-) -> tuple[list[Part], Times]:
+) -> tuple[list[Part], pb.Times]:
     """Features of all items in order, and the times of the device that was busy longest."""
     shares = [share for share in spread(request.items, len(edges)) if share]
 
-    def one(edge: str, share: list[int]) -> tuple[tuple[Part, ...], Times]:
+    def one(edge: str, share: list[int]) -> tuple[tuple[Part, ...], pb.Times]:
         items = [request.items[index] for index in share]
         with EdgeClient(edge) as client:
             return client.encode(replace(request, items=items), model, deadline_s, cut)
@@ -146,6 +137,6 @@ def _encode(
     longest = max(
         (times for _, times in results),
         key=lambda times: times.encode_s + times.wait_s,
-        default=Times(0.0),
+        default=pb.Times(),
     )
     return [parts[index] for index in sorted(parts)], longest

@@ -7,9 +7,8 @@ The layout::
                 {"request": "{... JSON of Header ...}"}
     tensors     prompt, part0, part0.scale, part1, ...
 
-A message is untrusted: it is checked before a model sees it, nothing is unpickled, every size is
-bounded before memory is taken, and whatever is wrong ends in a ``WireError``. PyTorch is imported
-late, so that a process that only passes messages on does without.
+A message is untrusted: nothing is unpickled, every size is bounded before memory is taken, and
+whatever is wrong ends in a ``WireError``. PyTorch is imported late: a front does without.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ SLOWEST_BYTES_S = 8 << 10  # an upload that is slower on average holds a place f
 
 
 class WireError(ValueError):
-    """Bytes that are no valid request; the message says what is wrong with them."""
+    """Bytes that are no valid request."""
 
 
 class MismatchError(WireError):
@@ -82,7 +81,7 @@ class PartHeader:
 
     @property
     def layout(self) -> Layout:
-        """What the LLM must know of it."""
+        """Layout of its features."""
         return Layout(self.grid, self.seconds_per_grid, self.mel_frames)
 
 
@@ -115,8 +114,6 @@ def wire_bytes(rows: int, width: int, wire: str) -> int:
 
     Examples
     --------
-    >>> wire_bytes(576, 4096, "float16")
-    4718592
     >>> wire_bytes(576, 1024, "int8")
     592128
     """
@@ -160,11 +157,7 @@ def _check_type(wire: str) -> None:
 
 
 class Rules:
-    """What a server takes.
-
-    Either ``half`` gives the model's identity, its modalities and the shapes of features; ``cuts``
-    are those served. Limits are on the length of an answer, and on the logits of a prompt.
-    """
+    """What a server of either ``half`` of a model takes; ``cuts`` are those served."""
 
     def __init__(
         self,
@@ -184,7 +177,7 @@ class Rules:
         self.max_logits_bytes = max_logits_bytes
 
     def check(self, header: Header) -> None:
-        """Refuse what is not for this server, or asks for too much."""
+        """WireError if a request is not for this server, or asks for too much."""
         if header.model != self.half.identity:
             theirs, ours = header.model[:12], self.half.identity[:12]
             raise MismatchError(f"made for model {theirs}, this server holds {ours}")
@@ -202,20 +195,20 @@ class Rules:
                 raise MismatchError(f"{part.modality}: this model takes {held}")
 
     def shape(self, part: PartHeader, cut: str) -> tuple[int, int]:
-        """Rows and width that the features of a part must have."""
-        architecture, config = self.half.architecture, self.half.config
+        """(rows, width) of the features of a part."""
+        architecture = self.half.architecture
         try:
-            tokens = architecture.tokens(config, part.modality, part.layout)
+            tokens = architecture.tokens(part.modality, part.layout)
             if tokens > self.max_tokens:
                 raise ValueError(f"{tokens} tokens: at most {self.max_tokens} here")
             if cut == "encoder":
-                return architecture.encoded_shape(config, part.modality, part.layout)
+                return architecture.encoded_shape(part.modality, part.layout)
         except ValueError as error:
             raise WireError(f"{part.modality}: {str(error)[:200]}") from error
-        return tokens, int(config.get_text_config().hidden_size)
+        return tokens, int(self.half.config.get_text_config().hidden_size)
 
     def check_item(self, item: Item) -> None:
-        """Refuse raw input that would take far more memory than its bytes."""
+        """WireError for raw input that would take far more memory than its bytes."""
         if item.modality == "audio":
             if len(item.data) > MAX_AUDIO_S * AUDIO_HZ:
                 raise WireError(f"audio of {len(item.data)} samples: at most {MAX_AUDIO_S} s")
@@ -237,10 +230,9 @@ class Rules:
         *,
         logits: bool = False,
     ) -> None:
-        """Refuse a request that is longer with its features and answer than the model reads."""
+        """WireError if prompt, features and answer are longer than the model reads."""
         length = len(prompt) + sum(
-            self.half.architecture.tokens(self.half.config, modality, layout)
-            for modality, layout in layouts
+            self.half.architecture.tokens(modality, layout) for modality, layout in layouts
         )
         if (total := length + max_new_tokens) > self.max_tokens:
             raise WireError(f"{total} tokens with the answer: at most {self.max_tokens} here")
@@ -263,13 +255,13 @@ def pack(
     Parameters
     ----------
     model
-        Identity of the model that the parts come from, or that raw items are meant for.
+        Identity of the model that it is meant for.
     parts
-        Features of all items, with one cut; the raw items are sent if there are none.
+        Features of all items, with one cut; by default the raw items are sent.
     wire
-        Type of the features on the wire: one of ``WIRE_TYPES``.
+        Type of the features, one of ``WIRE_TYPES``.
     logits
-        Whether the logits are wanted beside the tokens.
+        Whether logits are wanted beside the tokens.
     """
     import torch
     from safetensors.torch import save
@@ -300,9 +292,8 @@ def pack(
 def unpack(data: bytes, rules: Rules) -> Message:
     """The request that the bytes hold.
 
-    Raises MismatchError if it is for another model or a cut that is not served, and WireError for
-    everything else: truncated or trailing bytes, an invalid header, tensors of wrong name, type or
-    shape, more than the limits allow, token ids out of range, NaN and infinite features.
+    Raises MismatchError if it is for another model, a cut or a modality that is not served, and
+    WireError for everything else.
     """
     table, header = read_header(data)
     rules.check(header)
@@ -321,10 +312,7 @@ def unpack(data: bytes, rules: Rules) -> Message:
 
 
 def read_parts(data: bytes) -> tuple[Part, ...]:
-    """The features in an encoding node's reply; their shapes are not checked.
-
-    Raises WireError if the bytes are no message, or its tensors are not those of its header.
-    """
+    """The features in an encoding node's reply, of any shape; WireError if there are none."""
     import torch
 
     table, header = read_header(data)
@@ -335,7 +323,7 @@ def read_parts(data: bytes) -> tuple[Part, ...]:
 
 
 def read_header(data: bytes) -> tuple[dict[str, Any], Header]:
-    """The table of tensors, and the header; nothing behind them is touched."""
+    """The table of tensors, and the header; WireError if they are invalid."""
     if len(data) < 8:
         raise WireError(f"{len(data)} bytes: too short for a header")
     length = int.from_bytes(data[:8], "little")
@@ -353,8 +341,6 @@ def read_header(data: bytes) -> tuple[dict[str, Any], Header]:
 
 
 def _json(text: bytes | str, what: str) -> dict[str, Any]:
-    """A JSON object without NaN, infinity or a key that stands twice."""
-
     def no_constant(name: str) -> float:
         raise ValueError(f"{name} is no number here")
 
@@ -438,7 +424,7 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _check_tensors(table: dict[str, Any], header: Header, rules: Rules | None) -> None:
-    """Every tensor that the header promises, no other, each of the right type and shape."""
+    """WireError unless the tensors are those of the header, each of its type and shape."""
     wanted: dict[str, tuple[str, list[int] | None]] = {"prompt": ("I32", None)}
     for index, part in enumerate(header.parts):
         if header.cut == "input":
@@ -508,7 +494,7 @@ def digest_of(tokens: Iterable[int]) -> bytes:
 
 
 async def read_start(pieces: AsyncIterator[pb.Piece], max_bytes: int, timeout_s: float) -> pb.Start:
-    """The first piece, checked; WireError if it is no valid start, TimeoutError if it is late."""
+    """The first piece; WireError if it is no valid start, TimeoutError if it is late."""
     piece = await _next(pieces, timeout_s)
     if piece is None or piece.WhichOneof("content") != "start":
         raise WireError("the first piece must be a start")
@@ -528,9 +514,8 @@ async def read_rest(
 ) -> tuple[bytes, float]:
     """The whole message, and the seconds it took to arrive.
 
-    A sender may pause for ``timeout_s`` in all, beside what its bytes take at the slowest rate;
-    else TimeoutError. Raises WireError if it is longer or shorter than announced, or of another
-    digest.
+    Raises TimeoutError if it pauses for more than ``timeout_s`` in all, beside what its bytes take
+    at the slowest rate; WireError if its length or digest is not as announced.
     """
     begun_s, data = time.perf_counter(), bytearray()
     while len(data) < start.bytes:

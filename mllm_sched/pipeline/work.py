@@ -43,8 +43,6 @@ class Work:
         ... # doctest: +ELLIPSIS
         Work(flops=30, bytes=260, kernels=2, parameters=5, ...)
         """
-        if not factor > 0:
-            raise ValueError(f"factor={factor}: expected above 0")
         return replace(
             self,
             flops=self.flops * factor,
