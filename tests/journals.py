@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mllm_sched import ArmSpace, Factor
-from mllm_sched.edge.learner import SchedulerSpec
+from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.schedulers.persistence import same_state as alike
 
 __all__ = ["alike"]
@@ -34,6 +34,11 @@ def work(learner, tasks, first=0):
     for number in range(first, first + tasks):
         decision = learner.ask([f"ada/{number}/0"])
         learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
+
+
+def rebuilt(journal, made=None):
+    """State of the scheduler that the journal makes."""
+    return Learner(journal, made or spec()).scheduler.state()
 
 
 def as_after_a_crash(path: Path, folder: Path) -> Path:

@@ -11,8 +11,7 @@ import yaml
 
 from mllm_sched import cli, open_device
 from mllm_sched.edge.journal import Journal
-from mllm_sched.edge.learner import Learner
-from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.harness.subprocess_worker import Child
 
@@ -69,7 +68,8 @@ def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
         assert cli.main(["agent", write(), "--check"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "edge-1.journal" in line)
     assert "1 measurement of another scheduler, so it will be refused (name: ucb, here" in line
-    assert "power_w: here also 50, 60" in line and len(line) - len(str(tmp_path)) < 300
+    assert "power_w: [15, 30] log=True ['15W', '30W'], here [15, 30, 50, 60]" in line
+    assert len(line) - len(str(tmp_path)) < 350
     assert cli.main(["agent", write()]) == 2
     said = capsys.readouterr().err.strip()
     assert "of another scheduler (name: ucb, here adaptive-safe-gp; " in said

@@ -223,7 +223,7 @@ def test_what_a_locked_journal_could_not_take_is_written_before_the_next_decisio
             assert len(rows(loop)) == number
             assert exposed(loop, "mllm_sched_tasks_total") == number  # as the journal has it
             other.rollback()
-        loop.settle()
+        loop.write_pending()
         assert len(rows(loop)) == number + 1
     with locking(loop) as other:
         with pytest.raises(JournalError):

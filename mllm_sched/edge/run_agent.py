@@ -23,13 +23,17 @@ from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
-from mllm_sched.edge.journal import AsyncJournal, Journal, JournalError
-from mllm_sched.edge.journal_table import count_measured, read_spec
-from mllm_sched.edge.learner import Learner, SchedulerSpec
+from mllm_sched.edge.journal import (
+    AsyncJournal,
+    Journal,
+    JournalError,
+    count_measured,
+    read_spec,
+)
+from mllm_sched.edge.learner import Learner, SchedulerSpec, differences
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
-from mllm_sched.edge.scheduler_spec import differences
 from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
 from mllm_sched.harness.reading import HarnessError
@@ -129,7 +133,7 @@ async def _watch(journal: AsyncJournal, metrics: Metrics) -> None:
 def _close(loop: ClosedLoop) -> None:
     """Write what is left. All that users were answered is in the journal already."""
     try:
-        loop.settle()
+        loop.write_pending()
         loop.learner.close()
     except JournalError as error:
         say(log, "journal-left-open", "warning", why=str(error), reason=error.reason)
