@@ -13,6 +13,7 @@ from mllm_sched import cli, open_device
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.system import LocalSystem
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.subprocess_worker import Child
 
 GOOD = {
@@ -39,17 +40,20 @@ def write(tmp_path):
 
 
 def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, capsys):
-    assert cli.main(["agent", write(), "--check"]) == 0
+    with FakeJetson(tmp_path / "board") as board:
+        board.heat(61.5)
+        live = {"device": "agx-orin", "device_settings": {"root": str(board.root)}}
+        assert cli.main(["agent", write(**live), "--check"]) == 0
     said = capsys.readouterr().out
     for words in (
         "agent edge-1 listens on 127.0.0.1:0, no metrics",
         "users: anybody, as one user without limits",
-        "component(3) x power_w(4) x load(5) = 60 arms",
+        "component(3) x power_w(4) x load(5) = 60 arms), mode MAXN",
+        "temperature 61.5 C (tj-thermal)",
         "latency simulated, energy simulated",
         "encoding within 0.2 s",
         "trusted: component=gpu, power_w=60, load=1.0",
-        "journal",
-        "none yet",
+        "edge-1.journal: none yet",
         "LLM server 127.0.0.1:1: does not answer now",
     ):
         assert words in said
@@ -82,7 +86,18 @@ def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
         ({"device": "toaster"}, "device 'toaster': expected one of agx-orin-sim, host"),
         ({"model": "huge"}, "model 'huge': expected one of small-llava"),
         ({"modalities": ["audio"]}, "no encoder for audio"),
-        ({"device_settings": {"speeed": 2}}, "unknown setting 'speeed'; expected some of"),
+        (
+            {"device_settings": {"speeed": 2}},
+            "unknown setting 'speeed'; expected some of accounting",
+        ),
+        ({"device_settings": {"noise": 0.1}}, "unknown setting 'noise'"),
+        ({"device_settings": {"noise_seed": 1}}, "noise_seed: it is called seed now"),
+        (
+            {"device": "host", "device_settings": {"encoder": "tiny-clip"}},
+            "'encoder'; expected some of component, open_timeout_s, repeats, timeout_s",
+        ),
+        ({"device": "host", "device_settings": {"seed": 1}}, "unknown setting 'seed'"),
+        ({"device": "agx-orin", "device_settings": {"window_s": 1}}, "unknown setting 'window_s'"),
         ({"scheduler": {"limit_s": 0.2, "trusted": [{"component": "npu"}]}}, "scheduler.trusted"),
         ({"scheduler": {"limit_s": 0.2, "name": "magic"}}, "scheduler 'magic': expected one of"),
         ({"device": "agx-orin"}, "this is no Jetson AGX Orin"),
@@ -109,12 +124,6 @@ def test_a_front_serves_until_it_is_told_to_stop_and_logs_in_json(tmp_path):
         _, log = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "front-started" in [json.loads(line)["event"] for line in log.splitlines()]
-
-
-def test_a_second_agent_on_the_same_journal_is_refused(write, tmp_path, capsys):
-    with Journal(tmp_path / "edge-1.journal"):
-        assert cli.main(["agent", write()]) == 2
-    assert "writes it; stop that agent" in capsys.readouterr().err
 
 
 def test_a_token_is_shown_once_and_stands_in_no_file(tmp_path, capsys):
