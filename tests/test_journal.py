@@ -16,6 +16,7 @@ from journals import FACTS, SPACE, spec, taken, work
 
 from mllm_sched import Task
 from mllm_sched.devices.trace import TraceDevice
+from mllm_sched.edge import journal as journal_module
 from mllm_sched.edge import learner as learner_module
 from mllm_sched.edge.journal import AlreadyAnswered, Journal, JournalError, read_journal
 from mllm_sched.edge.journal_table import export
@@ -26,17 +27,20 @@ HOUR_S = 3600.0
 
 
 class Clocks:
-    """A wall clock that is set, and seconds that pass evenly."""
+    """In the place of the module ``time``: a wall clock that is set, and seconds that pass."""
 
     def __init__(self):
         self.wall_s, self.even_s = 1e9, 50.0
 
+    def time(self):
+        return self.wall_s
+
+    def monotonic(self):
+        return self.even_s
+
     def sleep(self, seconds):
         self.wall_s += seconds
         self.even_s += seconds
-
-    def journal(self, path, **given):
-        return Journal(path, wall=lambda: self.wall_s, monotonic=lambda: self.even_s, **given)
 
 
 @pytest.fixture
@@ -45,8 +49,10 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def clocks():
-    return Clocks()
+def clocks(monkeypatch):
+    clocks = Clocks()
+    monkeypatch.setattr(journal_module, "time", clocks)
+    return clocks
 
 
 def test_an_answer_is_kept_once_per_user_and_request(path):
@@ -91,7 +97,7 @@ def test_an_answer_is_found_at_once_while_the_journal_is_held(path):
 
 
 def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, caplog):
-    with clocks.journal(path) as journal:
+    with Journal(path) as journal:
         assert journal.now_s() == 0.0
         clocks.sleep(100)
         clocks.wall_s -= 5000  # set back while it runs
@@ -102,10 +108,10 @@ def test_seconds_of_service_go_on_whatever_the_wall_clock_does(path, clocks, cap
         journal.append("started", {})
     clocks.even_s = 3.0  # another boot
     clocks.wall_s += 40
-    with clocks.journal(path) as journal:
+    with Journal(path) as journal:
         journal.append("started", {})
     clocks.wall_s -= 7000
-    with caplog.at_level(logging.WARNING), clocks.journal(path) as journal:
+    with caplog.at_level(logging.WARNING), Journal(path) as journal:
         assert "7000.0 s before its last event" in caplog.text
         clocks.sleep(10)
         assert journal.now_s() == 150.0
@@ -147,7 +153,7 @@ def test_a_body_without_a_place_in_json_is_refused(path):
 
 
 def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks):
-    with clocks.journal(path, keep_days=1.0, keep_answers_s=60.0) as journal:
+    with Journal(path, keep_days=1.0, keep_answers_s=60.0) as journal:
         learner = Learner(journal, spec())
         work(learner, 30)
         journal.keep_answer("ada", "old", b"", [], b"")
@@ -162,7 +168,7 @@ def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks)
         clocks.sleep(50 * HOUR_S)
         learner.close()
         assert len(list(journal.events())) == 1  # the clock goes on from it
-    with clocks.journal(path) as journal:
+    with Journal(path) as journal:
         assert Learner(journal, spec()).scheduler.steps == 32
         assert journal.now_s() == 75 * HOUR_S
 
@@ -170,7 +176,7 @@ def test_old_events_and_answers_go_and_the_scheduler_loses_nothing(path, clocks)
 def test_the_file_does_not_grow_without_bound(path, clocks, monkeypatch):
     monkeypatch.setattr(learner_module, "SNAPSHOT_EVERY", 80)
     sizes = []
-    with clocks.journal(path, keep_days=0.01, keep_answers_s=60.0) as journal:
+    with Journal(path, keep_days=0.01, keep_answers_s=60.0) as journal:
         learner = Learner(journal, spec("ucb"))
         for turn in range(12):
             work(learner, 20, first=20 * turn)

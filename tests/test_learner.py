@@ -3,8 +3,10 @@
 import logging
 import math
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from journals import FACTS, SPACE, alike, as_after_a_crash, rebuilt, spec, taken, work
 
 from mllm_sched import ArmSpace, Factor
+from mllm_sched.edge import journal as journal_module
 from mllm_sched.edge import learner as module
 from mllm_sched.edge.journal import Journal, read_journal
 from mllm_sched.edge.learner import Learner
@@ -31,6 +34,11 @@ OTHER_BOARD = pd.DataFrame(
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "journal.db"
+
+
+def passing(clock):
+    """In the place of the module ``time``: seconds that a test lets pass."""
+    return SimpleNamespace(time=time.time, monotonic=lambda: clock[0])
 
 
 def one_call(learner, call, number, going, clock):
@@ -72,8 +80,9 @@ def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(made,
     clock = [0.0]
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SNAPSHOT_EVERY", 7)
+        patch.setattr(journal_module, "time", passing(clock))
         folder, going = Path(name), []
-        with Journal(folder / "journal.db", monotonic=lambda: clock[0]) as journal:
+        with Journal(folder / "journal.db") as journal:
             learner = Learner(journal, made)
             for call, number in calls:
                 one_call(learner, call, number, going, clock)
@@ -259,7 +268,8 @@ def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_
 def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SNAPSHOT_EVERY", 2)
     even_s = [0.0]
-    with Journal(path, monotonic=lambda: even_s[0], keep_answers_s=60.0) as journal:
+    monkeypatch.setattr(journal_module, "time", passing(even_s))
+    with Journal(path, keep_answers_s=60.0) as journal:
         learner = Learner(journal, spec())
         work(learner, 3)
         failing, arm = learner.ask(["ada/9/0"]), learner.arm_of("ada/1/0")

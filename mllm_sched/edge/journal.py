@@ -16,7 +16,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +161,6 @@ class Journal:
         scheduler loses nothing, the table does: export it before.
     keep_answers_s
         Seconds after which ``prune`` drops an answer.
-    wall, monotonic
-        The clocks, in seconds.
 
     Attributes
     ----------
@@ -194,8 +191,6 @@ class Journal:
         busy_s: float = 2.0,
         keep_days: float = 30.0,
         keep_answers_s: float = 3600.0,
-        wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if durability not in DURABILITY:
             raise ValueError(f"durability={durability!r}: expected one of {', '.join(DURABILITY)}")
@@ -204,7 +199,6 @@ class Journal:
                 raise ValueError(f"{name}={value}: expected above 0")
         self.path, self.lock = Path(path), threading.RLock()
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
-        self._wall, self._monotonic = wall, monotonic
         with ExitStack() as opened:
             opened.enter_context(_held(self.path))
             if not self.path.exists():
@@ -226,10 +220,10 @@ class Journal:
             last = self._database.execute(
                 "SELECT now_s, utc FROM events ORDER BY id DESC LIMIT 1"
             ).fetchone()
-        last_s, utc = last or (0.0, self._wall())
-        gap_s = self._wall() - utc
+        last_s, utc = last or (0.0, time.time())
+        gap_s = time.time() - utc
         self.stepped_back_s = max(-gap_s, 0.0)
-        self._base_s = last_s + max(gap_s, 0.0) - self._monotonic()
+        self._base_s = last_s + max(gap_s, 0.0) - time.monotonic()
         if self.stepped_back_s:
             log.warning(
                 "journal %s: the wall clock is %.1f s before its last event; "
@@ -245,7 +239,7 @@ class Journal:
         Within a process they follow the monotonic clock; a restart adds what the wall clock says
         has passed since the last event, or nothing if it was set back.
         """
-        return self._base_s + self._monotonic()
+        return self._base_s + time.monotonic()
 
     def set_meta(self, name: str, value: str) -> None:
         """Write a value about the journal itself, for ``read_meta``."""
@@ -264,7 +258,7 @@ class Journal:
         now_s = self.now_s() if now_s is None else now_s
         text = ENCODER.encode(body)
         crc = _event_crc(now_s, kind, decision, text.encode())
-        row = (now_s, self._wall(), kind, decision, text, crc)
+        row = (now_s, time.time(), kind, decision, text, crc)
         with self.lock, sqlite_errors(self.path):
             cursor = self._database.execute(
                 "INSERT INTO events (now_s, utc, kind, decision, body, crc) "
@@ -473,23 +467,20 @@ class AsyncJournal:
 
     def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:
         self.journal, self.path, self.why_not = journal, journal.path, ""
-        self._on_down = on_down
-        self._readers = ThreadPoolExecutor(3, "journal-reader")  # never wait for a lock for long
-        self._writer = ThreadPoolExecutor(1, "journal-writer")
+        self._on_down, self._writing = on_down, asyncio.Lock()
 
     async def answer(self, user: str, name: str) -> StoredAnswer | None:
         """See ``Journal.answer``."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self.journal.answer, user, name)
+        return await asyncio.to_thread(self.journal.answer, user, name)
 
     async def keep_answer(
         self, user: str, name: str, digest: bytes, tokens: Sequence[int], finished: bytes
     ) -> None:
         """See ``Journal.keep_answer``."""
         answer = user, name, digest, tokens, finished
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._writer, self.journal.keep_answer, *answer)
+            async with self._writing:  # one thread at most waits for a journal that is locked
+                await asyncio.to_thread(self.journal.keep_answer, *answer)
         except JournalError as error:
             self.failed(error)
             raise
@@ -503,21 +494,14 @@ class AsyncJournal:
 
     async def watch(self) -> None:
         """Try again and again whether it can be written, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                now = repr(time.time())
-                await loop.run_in_executor(self._readers, self.journal.set_meta, "looked", now)
+                await asyncio.to_thread(self.journal.set_meta, "looked", repr(time.time()))
             except JournalError as error:
                 self.failed(error)
             else:
                 self.why_not = ""
             await asyncio.sleep(PROBE_S)
-
-    def close(self) -> None:
-        """Wait for nothing more."""
-        for threads in (self._readers, self._writer):
-            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
