@@ -146,11 +146,12 @@ def test_huge_deep_and_circular_values_are_cut_to_size(stream):
     assert len(line["many"]) == logs.MOST and len(stream.getvalue()) < 10_000
 
 
-def test_a_message_that_cannot_be_made_says_so_without_its_contents(stream):
+def test_a_message_that_cannot_be_made_says_so_without_its_contents(stream, monkeypatch):
     class Broken:
         def __str__(self):
             raise RuntimeError(SECRET)
 
+    monkeypatch.setattr(sys, "stderr", stream)
     logs.setup()  # without the handler of pytest, which is strict
     LOG.info("%d", f"Bearer {SECRET}")
     logs.say(LOG, "asked", what=Broken())
