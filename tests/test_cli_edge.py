@@ -39,6 +39,16 @@ def write(tmp_path):
     return written
 
 
+def journal_of(path, tasks):
+    with Journal(path) as journal:
+        learner = Learner(journal, SchedulerSpec("ucb", SPACE, {"latency_s": 0.2}))
+        for number in range(tasks):
+            decision = learner.ask([f"ana/{number}/0"])
+            facts = {"modality": "image", "encoder": "resnet-50", "evidence": "simulated"}
+            learner.tell(decision.id, latency_s=0.1, energy_j=1.0, facts=facts)
+    return path
+
+
 def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, capsys):
     with FakeJetson(tmp_path / "board") as board:
         board.heat(61.5)
@@ -63,10 +73,7 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
 def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
     write, tmp_path, capsys, monkeypatch
 ):
-    with Journal(tmp_path / "edge-1.journal") as journal:
-        learner = Learner(journal, SchedulerSpec("ucb", SPACE, {"latency_s": 0.2}))
-        decision = learner.ask(["ana/1/0"])
-        learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
+    journal_of(tmp_path / "edge-1.journal", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Child, "start", lambda child: pytest.fail("an encoder was started"))
         assert cli.main(["agent", write(), "--check"]) == 0
@@ -146,20 +153,9 @@ def test_the_token_of_a_front_is_for_its_owner_alone(tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() != "of before"
 
 
-def journal_of(folder, tasks):
-    path, spec = folder / "a.journal", SchedulerSpec("ucb", SPACE, {"latency_s": 0.2})
-    with Journal(path) as journal:
-        learner = Learner(journal, spec)
-        for number in range(tasks):
-            decision = learner.ask([f"ana/{number}/0"])
-            facts = {"modality": "image", "encoder": "resnet-50", "evidence": "simulated"}
-            learner.tell(decision.id, latency_s=0.1, energy_j=1.0, facts=facts)
-    return path
-
-
 def test_an_export_says_what_is_in_it_and_which_arms_lack(tmp_path, capsys):
-    out = tmp_path / "out.csv"
-    assert cli.main(["journal", str(journal_of(tmp_path, 6)), str(out)]) == 0
+    out, measured = tmp_path / "out.csv", journal_of(tmp_path / "a.journal", 6)
+    assert cli.main(["journal", str(measured), str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{out}: 6 measurements"
     assert {"  component: gpu", "  power_w: 15, 30"} < set(said)
