@@ -122,6 +122,5 @@ def test_the_configurations_of_the_page_are_what_agents_and_fronts_read(tmp_path
         config = read_config(tmp_path / name, kind)
         assert config.token_file and config.users_file and config.metrics
     agent = read_config(tmp_path / "agent.yaml", AgentConfig)
-    small = agent.model_copy(update={"model": "small-llava"})  # made in no time
-    open_device_of(small).close()
+    open_device_of(agent).close()
     assert agent.listen in config.agents and agent.siblings[0] in config.agents
