@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from mllm_sched import make_scheduler
 from mllm_sched.arms import ArmSpace, Factor
@@ -85,14 +84,12 @@ def rows(loop):
 
 
 def exposed(loop, name, **labels):
-    """Sum of the series of a metric with these labels."""
-    families = text_string_to_metric_families(loop.metrics.text())
-    samples = [sample for family in families for sample in family.samples]
-    return sum(
-        sample.value
-        for sample in samples
-        if sample.name == f"mllm_sched_{name}" and labels.items() <= sample.labels.items()
-    )
+    """The value of a series; 0 if there is none."""
+    return loop.metrics.registry.get_sample_value(f"mllm_sched_{name}", labels) or 0
+
+
+def tasks(loop):
+    return exposed(loop, "tasks_total", modality="image", evidence="measured")
 
 
 def alarms(loop, kind):
@@ -204,12 +201,12 @@ def test_what_a_locked_journal_could_not_take_is_written_before_the_next_decisio
             with pytest.raises(JournalError) as error:
                 loop.encode([work(name, seconds=0.3)])
             assert error.value.reason == "locked" and len(loop.device.ran) == 1
-        assert exposed(loop, "tasks_total") == len(rows(loop)) == 0  # as the journal has it
+        assert tasks(loop) == len(rows(loop)) == 0  # as the journal has it
         other.rollback()
     loop.encode([work("ben/2/0")])
     assert list(rows(loop)["failed"]) == [""] * 2
     assert not loop.learner.scheduler._open
-    assert exposed(loop, "tasks_total") == 2
+    assert tasks(loop) == 2
 
 
 def test_who_closes_waits_for_no_journal(opened, caplog):

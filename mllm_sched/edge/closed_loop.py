@@ -45,20 +45,12 @@ class EncodingFailed(RefusedError):
 
 @dataclass(frozen=True, eq=False)
 class EncodingJob:
-    """One item to encode.
+    """One item to encode."""
 
-    Attributes
-    ----------
-    task
-        Its key in the journal: user, request, place.
-    ends_s
-        Until when its user waits, on ``time.monotonic``.
-    """
-
-    task: str
+    task: str  # its key in the journal: user, request, place
     user: str
     prepared: Prepared
-    ends_s: float = math.inf
+    ends_s: float = math.inf  # until when its user waits, on ``time.monotonic``
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +119,7 @@ class ClosedLoop:
             available = [arm for arm in self.device.space if arm not in tried] or None
 
     def write_pending(self) -> None:
-        """Write what the last task took, if the journal could not take it then.
-
-        Raises JournalError as long as it cannot be written.
-        """
+        """Write what the last task took, if it is not written yet; JournalError if it cannot be."""
         if self._pending:
             self._pending()
             self._pending = None

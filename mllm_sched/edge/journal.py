@@ -101,27 +101,16 @@ class JournalError(OSError):
 class Event:
     """One row of the journal.
 
-    Attributes
-    ----------
-    id
-        Increasing.
-    now_s
-        Seconds of service.
-    kind
-        ``started``, ``decided``, ``measured``, ``cancelled``, ``warm-start``, ``limits``,
-        ``clock`` (the wall clock was set back), ``resumed`` (a write failed, and the scheduler was
-        rebuilt) or ``relearned`` (another version of the scheduler learned from the measurements).
-    decision
-        ``Decision.id``, if it concerns one.
-    body
-        Everything else, as JSON.
+    Its kind is ``started``, ``decided``, ``measured``, ``cancelled``, ``warm-start``, ``limits``,
+    ``clock`` (the wall clock was set back), ``resumed`` (a write failed, and the scheduler was
+    rebuilt) or ``relearned`` (another version of the scheduler learned from the measurements).
     """
 
-    id: int
-    now_s: float
+    id: int  # increasing
+    now_s: float  # seconds of service
     kind: str
-    decision: int | None
-    body: Mapping[str, Any]
+    decision: int | None  # ``Decision.id``, if it concerns one
+    body: Mapping[str, Any]  # everything else, as JSON
 
 
 @dataclass(frozen=True)
@@ -148,12 +137,11 @@ class Journal:
     Parameters
     ----------
     path
-        A file; it is made, with its folder, if it is missing. ``.lock``, ``-wal`` and ``-shm``
-        stand beside it while it is written, and belong to it.
+        Made, with its folder, if it is missing. While it is written, ``.lock``, ``-wal`` and
+        ``-shm`` stand beside it and belong to it.
     durability
-        ``process``: what is written survives the end of this process, however that comes; a power
-        cut may take the last commits. ``power``: it survives that as well, at the price of waiting
-        for the disk at every commit.
+        ``process``: what is written survives the end of this process, however that comes.
+        ``power``: it survives a power cut as well, and every commit waits for the disk.
     busy_s
         How long a write waits for another connection that holds the file.
     keep_days
@@ -452,17 +440,8 @@ def _row(event: Event) -> dict[str, Any]:
 class AsyncJournal:
     """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
 
-    Parameters
-    ----------
-    journal
-        Read and written.
-    on_down
-        Called when it cannot be written any more.
-
-    Attributes
-    ----------
-    why_not
-        Why it cannot be written; empty if it can.
+    ``why_not`` says why it cannot be written, and is empty if it can; ``on_down`` is called when it
+    cannot be any more.
     """
 
     def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:

@@ -56,23 +56,12 @@ def _mean(runs: pd.DataFrame) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A table that was exported.
-
-    Attributes
-    ----------
-    path, rows
-        The file, and the number of rows in it.
-    levels
-        Of every factor, those in it.
-    missing
-        Arms of these levels that lack a measurement of some encoder; ``trace:`` refuses the file as
-        long as there are any.
-    """
+    """A table that was exported. As long as arms are missing, ``trace:`` refuses it."""
 
     path: Path
     rows: int
-    levels: dict[str, tuple[Level, ...]]
-    missing: tuple[str, ...]
+    levels: dict[str, tuple[Level, ...]]  # of every factor
+    missing: tuple[str, ...]  # arms of these levels that lack a measurement of some encoder
 
 
 def export(path: str | Path, out: str | Path, *, complete: bool = False) -> Exported:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -318,8 +319,7 @@ class Learner:
     ) -> None:
         """What the arm of that decision took; see ``Scheduler.tell``.
 
-        ``facts`` are further columns of the table: ``modality``, ``encoder``, ``evidence``, and if
-        they are not as usual ``size``, ``batch``, ``user``, ``energy_evidence``, ``limit_s``. Other
+        ``facts`` are further columns of the table, those of ``journal.FACTS`` and ``user``; other
         names are stored as well.
         """
         with self._ready():
@@ -439,8 +439,13 @@ class Learner:
         self.scheduler = self.spec.make()
         if self._state.limits:
             self.scheduler.change_limits(self._state.limits)
-        for table, scatter in _tables(self.journal.events()):
-            self.scheduler.warm_start(table, scatter)
+        runs = (one for one in self.journal.events() if one.kind in ("measured", "warm-start"))
+        for kind, group in groupby(runs, key=lambda event: event.kind):
+            if kind == "measured":
+                self.scheduler.warm_start(table_of(group))
+            else:
+                for given in group:
+                    replay(self.scheduler, given)
         # Ids go on, so that no decision is taken for one of before.
         self.scheduler.set_state({**self.scheduler.state(), "_next_id": next_id})
         self._write("relearned", {"why": str(error), "next": next_id})
@@ -465,18 +470,3 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None and not (isinstance(value, float) and not math.isfinite(value))
     }
-
-
-def _tables(events: Iterable[Event]) -> Iterator[tuple[pd.DataFrame, float]]:
-    """Tables to learn from, in order, with their scatter: own measurements, and those given."""
-    measured: list[Event] = []
-    for event in events:
-        if event.kind == "measured":
-            measured.append(event)
-        elif event.kind == "warm-start":
-            if measured:
-                yield table_of(measured), 0.0
-            measured = []
-            yield pd.DataFrame(event.body["table"]), event.body["scatter"]
-    if measured:
-        yield table_of(measured), 0.0

@@ -100,13 +100,8 @@ BUCKETS = {  # of the others; close to each other where a limit on encoding usua
 class Exposed:
     """Metrics in a registry of their own, and the server that exposes them.
 
-    Parameters
-    ----------
-    metrics
-        ``AGENT`` or ``FRONT``.
-    values
-        Of labels that only this process knows, for example the names of its arms. A value that is
-        in no list is counted as ``other``, so that no request can make new series.
+    ``values`` are those of labels that only this process knows, such as the names of its arms. One
+    that is in no list is counted as ``other``, so that no request can make new series.
     """
 
     def __init__(self, metrics: Mapping[str, tuple[Any, ...]], **values: Collection[str]) -> None:
@@ -151,14 +146,9 @@ class Exposed:
 
 
 class Metrics(Exposed):
-    """Metrics of an edge agent.
+    """Metrics of an edge agent: one series for each arm that may be chosen.
 
-    Parameters
-    ----------
-    arms
-        All that may be chosen, for example an ``ArmSpace``: one series each.
-    violation_rate
-        Share of tasks that may be above the limit; the alert compares with it.
+    ``violation_rate`` is the share of tasks that may be above the limit, for the alert.
 
     Examples
     --------
@@ -286,19 +276,12 @@ AT_ONCE = 16  # connections; more are closed unread
 
 
 class MetricsServer(socketserver.ThreadingTCPServer):
-    """Serves the metrics of a registry until it is closed.
-
-    Parameters
-    ----------
-    host, port
-        To listen on; port 0 takes a free one.
-    open_to_all
-        Whether others than this machine may read, in the clear.
+    """Serves the metrics of a registry until it is closed; port 0 takes a free one.
 
     Raises
     ------
     ValueError
-        If others could reach the host and ``open_to_all`` does not say that this is meant.
+        If others could reach the host, in the clear, and ``open_to_all`` does not allow that.
     OSError
         If the address is taken.
     """

@@ -57,12 +57,8 @@ ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun.
 
-    Raises
-    ------
-    ConfigError
-        If the configuration asks for what is not there.
-    OSError
-        If the device, the journal or an address cannot be had.
+    Raises ConfigError if the configuration asks for what is not there, and OSError if the device,
+    the journal or an address cannot be had.
     """
     with ExitStack() as opened:
         device = open_device_of(config)
