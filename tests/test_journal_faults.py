@@ -11,7 +11,18 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
-from journals import FACTS, alike, as_after_a_crash, fill, rebuilt, small_disk, spec, taken, work
+from journals import (
+    FACTS,
+    alike,
+    as_after_a_crash,
+    fill,
+    learning,
+    rebuilt,
+    small_disk,
+    spec,
+    taken,
+    work,
+)
 
 from mllm_sched.edge import learner as learner_module
 from mllm_sched.edge.journal import Journal, JournalError, read_journal
@@ -71,8 +82,7 @@ def test_a_full_disk_stops_the_scheduler_and_loses_no_measurement(tmp_path):
 
 
 def test_a_journal_that_another_connection_holds_is_waited_for_then_refused(path):
-    with Journal(path, busy_s=0.1) as journal:
-        learner = Learner(journal, spec("thompson"))
+    with learning(path, spec("thompson"), busy_s=0.1) as learner:
         work(learner, 3)
         going = learner.ask(["ada/50/0"])
         values = taken(going.arm)
@@ -85,7 +95,7 @@ def test_a_journal_that_another_connection_holds_is_waited_for_then_refused(path
             for refusing in (
                 lambda: learner.ask(["ada/51/0"]),
                 lambda: learner.ask(["ada/51/0"]),
-                lambda: journal.keep_answer("ada", "0", b"", [], b""),
+                lambda: learner.journal.keep_answer("ada", "0", b"", [], b""),
             ):
                 with pytest.raises(JournalError, match="locked"):
                     refusing()
@@ -98,8 +108,7 @@ def test_a_journal_that_another_connection_holds_is_waited_for_then_refused(path
 
 
 def test_a_journal_that_is_held_for_less_than_that_is_just_waited_for(path):
-    with Journal(path, busy_s=20.0) as journal:
-        learner = Learner(journal, spec())
+    with learning(path, busy_s=20.0) as learner:
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         with closing(other):
             other.execute("BEGIN EXCLUSIVE")
@@ -181,8 +190,7 @@ def test_what_belongs_to_a_journal_that_is_gone_is_not_taken_into_a_new_one(path
 
 def measure_without_end(path, told):
     """A process that says what is acknowledged, and is killed for it."""
-    with Journal(path) as journal:
-        learner = Learner(journal, spec("thompson"))
+    with learning(path, spec("thompson")) as learner:
         told.send(("started", None))
         for number in itertools.count():
             decision = learner.ask([f"ada/{number}/0"])
@@ -192,7 +200,7 @@ def measure_without_end(path, told):
             told.send((decision.id, values["latency_s"]))
             learner.cancel(other.id, "not needed")
             request = f"{os.getpid()}/{number}"
-            journal.keep_answer("ada", request, b"digest", [number], b"end")
+            learner.journal.keep_answer("ada", request, b"digest", [number], b"end")
             told.send(("answered", request))
 
 

@@ -3,16 +3,25 @@
 import logging
 import math
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journals import FACTS, SPACE, alike, as_after_a_crash, rebuilt, spec, taken, work
+from journals import (
+    FACTS,
+    SPACE,
+    Clocks,
+    alike,
+    as_after_a_crash,
+    learning,
+    rebuilt,
+    spec,
+    taken,
+    work,
+)
 
 from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge import journal as journal_module
@@ -36,15 +45,10 @@ def path(tmp_path):
     return tmp_path / "journal.db"
 
 
-def passing(clock):
-    """In the place of the module ``time``: seconds that a test lets pass."""
-    return SimpleNamespace(time=time.time, monotonic=lambda: clock[0])
-
-
 def one_call(learner, call, number, going, clock):
     """Do one of the things an agent does."""
     if call == "clock":
-        clock[0] += 1.7
+        clock.sleep(1.7)
     elif call == "limits":
         learner.change_limits({"latency_s": 0.1 + 0.02 * (number % 7)})
     elif call == "warm":
@@ -77,13 +81,12 @@ def one_call(learner, call, number, going, clock):
 @settings(max_examples=12)
 @given(calls=st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 99)), max_size=25))
 def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(made, calls):
-    clock = [0.0]
+    clock = Clocks()
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SNAPSHOT_EVERY", 7)
-        patch.setattr(journal_module, "time", passing(clock))
+        patch.setattr(journal_module, "time", clock)
         folder, going = Path(name), []
-        with Journal(folder / "journal.db") as journal:
-            learner = Learner(journal, made)
+        with learning(folder / "journal.db", made) as learner:
             for call, number in calls:
                 one_call(learner, call, number, going, clock)
             left = as_after_a_crash(folder / "journal.db", folder / "left")
@@ -94,23 +97,8 @@ def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(made,
             assert alike(rebuilt(journal, made), expected)
 
 
-def test_what_was_interrupted_runs_on_its_arm_again_after_any_number_of_crashes(path, tmp_path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
-        work(learner, 2)
-        begun = learner.ask(["ada/7/0", "ada/7/1"])
-        first = as_after_a_crash(path, tmp_path / "first")
-    with Journal(first) as journal:
-        Learner(journal, spec())
-        second = as_after_a_crash(first, tmp_path / "second")
-    with Journal(second) as journal:
-        learner = Learner(journal, spec())
-        assert learner.arm_of("ada/7/0") == learner.arm_of("ada/7/1") == begun.arm
-
-
 def test_a_row_has_all_that_was_said_of_a_task(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 1)
         decision = learner.ask(["bob/1/0"])
         learner.tell(decision.id, above={"latency_s": 2.0}, facts={**FACTS, "user": "bob"})
@@ -148,17 +136,15 @@ def test_another_value_of_a_limit_is_a_change_of_it(path):
     with Journal(path) as journal:
         work(Learner(journal, spec()), 2)
     for _ in range(2):
-        with Journal(path) as journal:
-            learner = Learner(journal, spec(limits={"latency_s": 0.3}))
+        with learning(path, spec(limits={"latency_s": 0.3})) as learner:
             assert learner.scheduler.limits == {"latency_s": 0.3}
-            assert [event.kind for event in journal.events()].count("limits") == 1
+            assert [event.kind for event in learner.journal.events()].count("limits") == 1
 
 
 def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         decision = learner.ask(["ada/0/0"])
-        events = len(list(journal.events()))
+        events = len(list(learner.journal.events()))
         for mistake in ({"latency_s": 0.1}, {"latency_s": -1.0, "energy_j": 1.0}):
             with pytest.raises(ValueError, match=r"tell: no value|expected a finite"):
                 learner.tell(decision.id, facts=FACTS, **mistake)
@@ -172,7 +158,7 @@ def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
             learner.ask(["ada/1/0"], available=[])
         work(learner, 1, first=5)
         learner.tell(decision.id, facts=FACTS, **taken(decision.arm))
-        kinds = [event.kind for event in journal.events()][events:]
+        kinds = [event.kind for event in learner.journal.events()][events:]
         assert [kind for kind in kinds if kind != "resumed"] == ["decided", "measured", "measured"]
         assert learner.scheduler.state()["_next_id"] == 2
 
@@ -187,8 +173,7 @@ class OtherUCB(UCB):
 def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
     path, tmp_path, monkeypatch, caplog
 ):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec("ucb"))
+    with learning(path, spec("ucb")) as learner:
         learner.warm_start(OTHER_BOARD, 0.2)
         work(learner, 8)
         learner.change_limits({"latency_s": 0.25})
@@ -213,8 +198,7 @@ def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
 
 
 def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, caplog):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 5)
         learner.close()
 
@@ -233,13 +217,12 @@ def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, c
 
 
 def test_a_snapshot_of_an_older_version_is_read(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 3)
         learner.close()
-        snapshot = journal.snapshot()
+        snapshot = learner.journal.snapshot()
         older = {name: snapshot.recovery[name] for name in ("open", "repeats", "limits")}
-        journal.keep_snapshot(replace(snapshot, recovery=older))
+        learner.journal.keep_snapshot(replace(snapshot, recovery=older))
     with Journal(path) as journal:
         assert rebuilt(journal)["steps"] == 3
 
@@ -247,14 +230,12 @@ def test_a_snapshot_of_an_older_version_is_read(path):
 def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_path):
     made, arms, left = spec("adaptive-safe-gp"), [], path
     for boot in range(3):
-        with Journal(left) as journal:
-            learner = Learner(journal, made)
+        with learning(left, made) as learner:
             available = [forced] if (forced := learner.arm_of("ada/7/0")) else None
             arms.append(learner.ask(["ada/7/0"], available=available, facts=FACTS).arm)
             left = as_after_a_crash(left, tmp_path / f"boot-{boot}")
     assert arms[0] == arms[1] != arms[2]
-    with Journal(left) as journal:
-        learner = Learner(journal, made)
+    with learning(left, made) as learner:
         assert learner.scheduler.steps == 1
         assert learner.arm_of("ada/7/0") == arms[2]
         again = as_after_a_crash(left, tmp_path / "again")
@@ -267,27 +248,24 @@ def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_
 
 def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SNAPSHOT_EVERY", 2)
-    even_s = [0.0]
-    monkeypatch.setattr(journal_module, "time", passing(even_s))
-    with Journal(path, keep_answers_s=60.0) as journal:
-        learner = Learner(journal, spec())
+    clock = Clocks()
+    monkeypatch.setattr(journal_module, "time", clock)
+    with learning(path, keep_answers_s=60.0) as learner:
         work(learner, 3)
         failing, arm = learner.ask(["ada/9/0"]), learner.arm_of("ada/1/0")
         learner.tell(failing.id, failed="no memory", facts=FACTS)
         left = as_after_a_crash(path, tmp_path / "left")
-        even_s[0] += 61.0
+        clock.even_s += 61.0
         assert learner.arm_of("ada/1/0") is None
     assert arm in SPACE
-    with Journal(left, keep_answers_s=60.0) as journal:
-        learner = Learner(journal, spec())
+    with learning(left, keep_answers_s=60.0) as learner:
         assert learner.arm_of("ada/1/0") == arm
         assert learner.arm_of("ada/9/0") is learner.arm_of("ada/77/0") is None
 
 
 def test_arms_of_the_tasks_measured_last_alone_are_remembered(path, monkeypatch):
     monkeypatch.setattr(module, "MEASURED", 5)
-    with Journal(path) as journal:
-        learner = Learner(journal, spec("ucb"))
+    with learning(path, spec("ucb")) as learner:
         work(learner, 8)
         known = [number for number in range(8) if learner.arm_of(f"ada/{number}/0")]
     assert known == [3, 4, 5, 6, 7]
