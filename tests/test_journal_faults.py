@@ -107,17 +107,6 @@ def test_a_journal_that_another_connection_holds_is_waited_for_then_refused(path
         assert read_journal(path)["latency_s"].tolist()[3] == values["latency_s"]
 
 
-def test_a_journal_that_is_held_for_less_than_that_is_just_waited_for(path):
-    with learning(path, busy_s=20.0) as learner:
-        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        with closing(other):
-            other.execute("BEGIN EXCLUSIVE")
-            release = threading.Timer(0.2, other.rollback)
-            release.start()
-            learner.ask(["ada/0/0"])
-            release.join()
-
-
 def written(path, tasks=60):
     with Journal(path) as journal:
         work(Learner(journal, spec()), tasks)

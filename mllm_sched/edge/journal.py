@@ -185,9 +185,9 @@ class Journal:
         for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: expected above 0")
-        self.path, self.lock = Path(path), threading.RLock()
+        self.path, self.lock, self._reading = Path(path), threading.RLock(), threading.Lock()
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
-        with ExitStack() as opened:
+        with ExitStack() as opened:  # closed in the other order: the writer after the reader
             opened.enter_context(_held(self.path))
             if not self.path.exists():
                 _create(self.path)
@@ -199,6 +199,7 @@ class Journal:
                 )
                 self._database = opened.enter_context(closing(database))
                 _prepare(database, self.path, durability)
+            self._reader = opened.enter_context(closing(open_reader(self.path)))
             self.set_meta("writer", str(os.getpid()))
             self._set_clock()
             self._opened = opened.pop_all()
@@ -211,7 +212,7 @@ class Journal:
         last_s, utc = last or (0.0, time.time())
         gap_s = time.time() - utc
         self.stepped_back_s = max(-gap_s, 0.0)
-        self._base_s = last_s + max(gap_s, 0.0) - time.monotonic()
+        self._began_s, self._base_s = time.monotonic(), last_s + max(gap_s, 0.0)
         if self.stepped_back_s:
             log.warning(
                 "journal %s: the wall clock is %.1f s before its last event; "
@@ -227,7 +228,7 @@ class Journal:
         Within a process they follow the monotonic clock; a restart adds what the wall clock says
         has passed since the last event, or nothing if it was set back.
         """
-        return self._base_s + time.monotonic()
+        return self._base_s + (time.monotonic() - self._began_s)
 
     def set_meta(self, name: str, value: str) -> None:
         """Write a value about the journal itself, for ``read_meta``."""
@@ -265,8 +266,8 @@ class Journal:
         It waits for nobody: neither for a write, nor for another process that holds the file.
         """
         query = "SELECT digest, tokens, finished FROM answers WHERE user = ? AND id = ?"
-        with _reading(self.path) as database:
-            row = database.execute(query, (user, id)).fetchone()
+        with self._reading, sqlite_errors(self.path):
+            row = self._reader.execute(query, (user, id)).fetchone()
         if row is None:
             return None
         digest, tokens, finished = row
@@ -338,7 +339,7 @@ class Journal:
 
     def close(self) -> None:
         """Release the file."""
-        with self.lock:
+        with self.lock, self._reading:
             self._opened.close()
 
     def __enter__(self) -> Self:
@@ -505,7 +506,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """A read-only connection, which no writer waits for."""
     if not path.is_file():
         raise FileNotFoundError(f"journal {path}: no such file; the agent makes it when it starts")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
 @contextmanager
