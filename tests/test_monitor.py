@@ -91,7 +91,7 @@ def test_before_the_first_task_counters_are_zero_and_what_is_unknown_is_nan():
 def test_a_task_counts_in_its_bucket_and_only_above_the_limit_as_a_violation():
     agent, what = Metrics(SPACE), {"modality": "audio", "evidence": "measured"}
     for latency_s in (0.2, 0.2 + 1e-9, 0.5):
-        agent.measured(SPACE[0], "audio", latency_s, 1.0, 0.2, "measured")
+        agent.measured(SPACE[0], "audio", latency_s, 1.0, 0.2, "measured", "measured")
     assert one(agent, "tasks_total", **what) == 3
     assert one(agent, "encode_latency_seconds_bucket", le="0.175", **what) == 0
     assert one(agent, "encode_latency_seconds_bucket", le="0.2", **what) == 1
@@ -100,9 +100,9 @@ def test_a_task_counts_in_its_bucket_and_only_above_the_limit_as_a_violation():
     assert one(agent, "meter_up") == 1
 
 
-def test_energy_carries_its_own_evidence_and_that_of_latency_if_it_has_none():
+def test_energy_carries_its_own_evidence():
     agent, _ = used()
-    agent.measured(SPACE[0], "image", 0.1, 2.0, 0.2, "simulated")
+    agent.measured(SPACE[0], "image", 0.1, 2.0, 0.2, "simulated", "simulated")
     for evidence, energy_j in (("measured", None), ("estimated", 3.0), ("simulated", 2.0)):
         arm = {"arm": str(SPACE[0]), "evidence": evidence}
         assert one(agent, "energy_joules_total", **arm) == energy_j
@@ -110,8 +110,8 @@ def test_energy_carries_its_own_evidence_and_that_of_latency_if_it_has_none():
 
 def test_a_meter_that_fails_is_told_and_adds_no_energy():
     agent = Metrics(SPACE)
-    for energy_j in (None, math.nan, 0.0):
-        agent.measured(SPACE[0], "image", 0.1, energy_j, 0.2, "measured")
+    for energy_j in (math.nan, math.inf, 0.0):
+        agent.measured(SPACE[0], "image", 0.1, energy_j, 0.2, "measured", "measured")
         assert one(agent, "meter_up") == 0
     assert one(agent, "tasks_total", modality="image", evidence="measured") == 3
     assert "task_energy_joules_count" not in agent.text()

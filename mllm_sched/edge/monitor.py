@@ -155,7 +155,7 @@ class Metrics(Exposed):
     >>> from mllm_sched import ArmSpace
     >>> space = ArmSpace.agx_orin()
     >>> metrics = Metrics(space)
-    >>> metrics.measured(space[7], "image", 0.21, 3.0, limit_s=0.2, evidence="simulated")
+    >>> metrics.measured(space[7], "image", 0.21, 3.0, 0.2, "simulated", "simulated")
     >>> [line for line in metrics.text().splitlines() if line.startswith("mllm_sched_violations")]
     ['mllm_sched_violations_total{evidence="simulated",modality="image"} 1.0']
     """
@@ -179,15 +179,14 @@ class Metrics(Exposed):
         arm: Arm,
         modality: str,
         latency_s: float,
-        energy_j: float | None,
+        energy_j: float,
         limit_s: float,
         evidence: str,
-        energy_evidence: str = "",
+        energy_evidence: str,
     ) -> None:
-        """A task was encoded.
+        """A task was encoded; without a meter the energy is NaN or 0.
 
-        The energy is None, NaN or 0 if the meter failed; its evidence is by default that of the
-        latency. ValueError if the latency is no finite number above 0.
+        Raises ValueError if the latency is no finite number above 0.
         """
         latency_s = check_quantity("latency_s", latency_s)
         task = {"modality": modality, "evidence": evidence}
@@ -195,13 +194,12 @@ class Metrics(Exposed):
         self._of("encode_latency_seconds", **task).observe(latency_s)
         self._of("violations_total", **task).inc(latency_s > limit_s)
         self._of("limit_seconds").set(limit_s)
-        metered = energy_j is not None and math.isfinite(energy_j) and energy_j > 0
+        metered = 0 < energy_j < math.inf
         self.meter(metered)
         if metered:
-            task["evidence"] = energy_evidence or evidence
+            task["evidence"] = energy_evidence
             self._of("task_energy_joules", **task).observe(energy_j)
-            spent = self._of("energy_joules_total", arm=str(arm), evidence=task["evidence"])
-            spent.inc(energy_j)
+            self._of("energy_joules_total", arm=str(arm), evidence=energy_evidence).inc(energy_j)
 
     def failed(self, arm: Arm, why_class: str) -> None:
         """A task could not be encoded: ``raised``, ``crashed``, ``hung``, ``memory`` or other."""
