@@ -28,8 +28,7 @@ import numpy as np
 import pandas as pd
 
 from mllm_sched.edge.config import AgentConfig, read_config
-from mllm_sched.edge.journal import Journal
-from mllm_sched.edge.journal_schema import open_reader
+from mllm_sched.edge.journal import Journal, open_reader
 from mllm_sched.edge.learner import replay
 from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.edge.run_agent import open_device_of, spec_of

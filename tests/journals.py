@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mllm_sched import ArmSpace, Factor
-from mllm_sched.edge.learner import SchedulerSpec
+from mllm_sched.edge.journal import Journal
+from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.schedulers.persistence import same_state as alike
 
 __all__ = ["alike"]
@@ -34,6 +35,35 @@ def work(learner, tasks, first=0):
     for number in range(first, first + tasks):
         decision = learner.ask([f"ada/{number}/0"])
         learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
+
+
+class Clocks:
+    """In the place of the module ``time``: a wall clock that is set, and seconds that pass."""
+
+    def __init__(self):
+        self.wall_s, self.even_s = 1e9, 50.0
+
+    def time(self):
+        return self.wall_s
+
+    def monotonic(self):
+        return self.even_s
+
+    def sleep(self, seconds):
+        self.wall_s += seconds
+        self.even_s += seconds
+
+
+@contextmanager
+def learning(path, made=None, **given):
+    """A scheduler on the journal there."""
+    with Journal(path, **given) as journal:
+        yield Learner(journal, made or spec())
+
+
+def rebuilt(journal, made=None):
+    """State of the scheduler that the journal makes."""
+    return Learner(journal, made or spec()).scheduler.state()
 
 
 def as_after_a_crash(path: Path, folder: Path) -> Path:

@@ -11,9 +11,9 @@ import yaml
 
 from mllm_sched import cli, open_device
 from mllm_sched.edge.journal import Journal
-from mllm_sched.edge.learner import Learner
-from mllm_sched.edge.scheduler_spec import SchedulerSpec
+from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.system import LocalSystem
+from mllm_sched.harness.fake_jetson.board import FakeJetson
 from mllm_sched.harness.subprocess_worker import Child
 
 GOOD = {
@@ -39,18 +39,31 @@ def write(tmp_path):
     return written
 
 
+def journal_of(path, tasks):
+    with Journal(path) as journal:
+        learner = Learner(journal, SchedulerSpec("ucb", SPACE, {"latency_s": 0.2}))
+        for number in range(tasks):
+            decision = learner.ask([f"ana/{number}/0"])
+            facts = {"modality": "image", "encoder": "resnet-50", "evidence": "simulated"}
+            learner.tell(decision.id, latency_s=0.1, energy_j=1.0, facts=facts)
+    return path
+
+
 def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, capsys):
-    assert cli.main(["agent", write(), "--check"]) == 0
+    with FakeJetson(tmp_path / "board") as board:
+        board.heat(61.5)
+        live = {"device": "agx-orin", "device_settings": {"root": str(board.root)}}
+        assert cli.main(["agent", write(**live), "--check"]) == 0
     said = capsys.readouterr().out
     for words in (
         "agent edge-1 listens on 127.0.0.1:0, no metrics",
         "users: anybody, as one user without limits",
-        "component(3) x power_w(4) x load(5) = 60 arms",
+        "component(3) x power_w(4) x load(5) = 60 arms), mode MAXN",
+        "temperature 61.5 C (tj-thermal)",
         "latency simulated, energy simulated",
         "encoding within 0.2 s",
         "trusted: component=gpu, power_w=60, load=1.0",
-        "journal",
-        "none yet",
+        "edge-1.journal: none yet",
         "LLM server 127.0.0.1:1: does not answer now",
     ):
         assert words in said
@@ -60,16 +73,14 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
 def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
     write, tmp_path, capsys, monkeypatch
 ):
-    with Journal(tmp_path / "edge-1.journal") as journal:
-        learner = Learner(journal, SchedulerSpec("ucb", SPACE, {"latency_s": 0.2}))
-        decision = learner.ask(["ana/1/0"])
-        learner.tell(decision.id, latency_s=0.1, energy_j=1.0)
+    journal_of(tmp_path / "edge-1.journal", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Child, "start", lambda child: pytest.fail("an encoder was started"))
         assert cli.main(["agent", write(), "--check"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "edge-1.journal" in line)
     assert "1 measurement of another scheduler, so it will be refused (name: ucb, here" in line
-    assert "power_w: here also 50, 60" in line and len(line) - len(str(tmp_path)) < 300
+    assert "power_w: [15, 30] log=True ['15W', '30W'], here [15, 30, 50, 60]" in line
+    assert len(line) - len(str(tmp_path)) < 350
     assert cli.main(["agent", write()]) == 2
     said = capsys.readouterr().err.strip()
     assert "of another scheduler (name: ucb, here adaptive-safe-gp; " in said
@@ -82,7 +93,18 @@ def test_check_starts_no_encoders_and_knows_whether_the_journal_fits(
         ({"device": "toaster"}, "device 'toaster': expected one of agx-orin-sim, host"),
         ({"model": "huge"}, "model 'huge': expected one of small-llava"),
         ({"modalities": ["audio"]}, "no encoder for audio"),
-        ({"device_settings": {"speeed": 2}}, "unknown setting 'speeed'; expected some of"),
+        (
+            {"device_settings": {"speeed": 2}},
+            "unknown setting 'speeed'; expected some of accounting",
+        ),
+        ({"device_settings": {"noise": 0.1}}, "unknown setting 'noise'"),
+        ({"device_settings": {"noise_seed": 1}}, "noise_seed: it is called seed now"),
+        (
+            {"device": "host", "device_settings": {"encoder": "tiny-clip"}},
+            "'encoder'; expected some of component, open_timeout_s, repeats, timeout_s",
+        ),
+        ({"device": "host", "device_settings": {"seed": 1}}, "unknown setting 'seed'"),
+        ({"device": "agx-orin", "device_settings": {"window_s": 1}}, "unknown setting 'window_s'"),
         ({"scheduler": {"limit_s": 0.2, "trusted": [{"component": "npu"}]}}, "scheduler.trusted"),
         ({"scheduler": {"limit_s": 0.2, "name": "magic"}}, "scheduler 'magic': expected one of"),
         ({"device": "agx-orin"}, "this is no Jetson AGX Orin"),
@@ -111,12 +133,6 @@ def test_a_front_serves_until_it_is_told_to_stop_and_logs_in_json(tmp_path):
     assert "front-started" in [json.loads(line)["event"] for line in log.splitlines()]
 
 
-def test_a_second_agent_on_the_same_journal_is_refused(write, tmp_path, capsys):
-    with Journal(tmp_path / "edge-1.journal"):
-        assert cli.main(["agent", write()]) == 2
-    assert "writes it; stop that agent" in capsys.readouterr().err
-
-
 def test_a_token_is_shown_once_and_stands_in_no_file(tmp_path, capsys):
     file = tmp_path / "users.yaml"
     assert cli.main(["users", str(file), "ana", "--rate", "5", "--weight", "2"]) == 0
@@ -137,20 +153,9 @@ def test_the_token_of_a_front_is_for_its_owner_alone(tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() != "of before"
 
 
-def journal_of(folder, tasks):
-    path, spec = folder / "a.journal", SchedulerSpec("ucb", SPACE, {"latency_s": 0.2})
-    with Journal(path) as journal:
-        learner = Learner(journal, spec)
-        for number in range(tasks):
-            decision = learner.ask([f"ana/{number}/0"])
-            facts = {"modality": "image", "encoder": "resnet-50", "evidence": "simulated"}
-            learner.tell(decision.id, latency_s=0.1, energy_j=1.0, facts=facts)
-    return path
-
-
 def test_an_export_says_what_is_in_it_and_which_arms_lack(tmp_path, capsys):
-    out = tmp_path / "out.csv"
-    assert cli.main(["journal", str(journal_of(tmp_path, 6)), str(out)]) == 0
+    out, measured = tmp_path / "out.csv", journal_of(tmp_path / "a.journal", 6)
+    assert cli.main(["journal", str(measured), str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{out}: 6 measurements"
     assert {"  component: gpu", "  power_w: 15, 30"} < set(said)

@@ -2,9 +2,7 @@
 
 import logging
 import math
-import sqlite3
 import tempfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +10,23 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journals import FACTS, SPACE, alike, as_after_a_crash, spec, taken, work
+from journals import (
+    FACTS,
+    SPACE,
+    Clocks,
+    alike,
+    as_after_a_crash,
+    learning,
+    rebuilt,
+    spec,
+    taken,
+    work,
+)
 
-from mllm_sched import Factor
+from mllm_sched import ArmSpace, Factor
+from mllm_sched.edge import journal as journal_module
 from mllm_sched.edge import learner as module
-from mllm_sched.edge.journal import Journal, JournalError, read_journal
+from mllm_sched.edge.journal import Journal, read_journal
 from mllm_sched.edge.learner import Learner
 from mllm_sched.schedulers.bandits import UCB
 from mllm_sched.schedulers.base import SCHEDULERS
@@ -27,7 +37,7 @@ OTHER_BOARD = pd.DataFrame(
         {**SPACE[0].levels, "latency_s": 0.11, "energy_j": 2.5, "failed": ""},
         {**SPACE[1].levels, "latency_s": math.nan, "energy_j": math.nan, "failed": "no memory"},
     ]
-)
+).assign(modality="image")
 
 
 @pytest.fixture
@@ -38,14 +48,15 @@ def path(tmp_path):
 def one_call(learner, call, number, going, clock):
     """Do one of the things an agent does."""
     if call == "clock":
-        clock[0] += 1.7
+        clock.sleep(1.7)
     elif call == "limits":
         learner.change_limits({"latency_s": 0.1 + 0.02 * (number % 7)})
     elif call == "warm":
         learner.warm_start(OTHER_BOARD, 0.2 * (number % 2))
     elif call == "ask":
         some = SPACE[number % 3 :] if number % 2 else None
-        going.append(learner.ask([f"ada/{number}/0"], available=some))
+        context = {"modality": ["image", "audio"][number % 2]} if learner.spec.contexts else None
+        going.append(learner.ask([f"ada/{number}/0"], context=context, available=some))
     elif going:
         decision = going.pop(number % len(going))
         if call == "tell":
@@ -58,16 +69,24 @@ def one_call(learner, call, number, going, clock):
             learner.tell(decision.id, above={"latency_s": 0.5}, facts=FACTS)
 
 
-@pytest.mark.parametrize("rule", ["safe-gp-ucb", "adaptive-safe-gp", "ucb", "thompson"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        spec("safe-gp-ucb", settings={"forget_rate": 0.01}),
+        spec("adaptive-safe-gp", contexts=[Factor("modality", ["image", "audio"])]),
+        spec("thompson"),
+    ],
+    ids=lambda made: made.name,
+)
 @settings(max_examples=12)
 @given(calls=st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 99)), max_size=25))
-def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(rule, calls):
-    clock = [0.0]
-    made = spec(rule, settings={"forget_rate": 0.01} if rule == "safe-gp-ucb" else {})
-    with tempfile.TemporaryDirectory() as name:
+def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(made, calls):
+    clock = Clocks()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SNAPSHOT_EVERY", 7)
+        patch.setattr(journal_module, "time", clock)
         folder, going = Path(name), []
-        with Journal(folder / "journal.db", monotonic=lambda: clock[0]) as journal:
-            learner = Learner(journal, made, snapshot_every=7)
+        with learning(folder / "journal.db", made) as learner:
             for call, number in calls:
                 one_call(learner, call, number, going, clock)
             left = as_after_a_crash(folder / "journal.db", folder / "left")
@@ -75,48 +94,15 @@ def test_a_process_that_ends_anywhere_leaves_its_scheduler_to_the_last_bit(rule,
                 learner.scheduler.cancel(decision.id)
             expected = learner.scheduler.state()
         with Journal(left) as journal:
-            assert alike(Learner(journal, made).scheduler.state(), expected)
-
-
-def test_a_context_is_done_again_as_well(path, tmp_path):
-    made = spec("adaptive-safe-gp", contexts=[Factor("modality", ["image", "audio"])])
-    with Journal(path) as journal:
-        learner = Learner(journal, made)
-        for number in range(6):
-            context = {"modality": ["image", "audio"][number % 2]}
-            decision = learner.ask([f"ada/{number}/0"], context=context)
-            learner.tell(decision.id, facts=FACTS, **taken(decision.arm, number))
-        expected = learner.scheduler.state()
-        left = as_after_a_crash(path, tmp_path / "left")
-        assert read_journal(path)["modality"].tolist() == ["image", "audio"] * 3
-    with Journal(left) as journal:
-        assert alike(Learner(journal, made).scheduler.state(), expected)
-
-
-def test_what_was_interrupted_may_run_on_the_same_arm_again_after_any_number_of_crashes(
-    path, tmp_path
-):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
-        work(learner, 2)
-        begun = learner.ask(["ada/7/0", "ada/7/1"])
-        first = as_after_a_crash(path, tmp_path / "first")
-    with Journal(first) as journal:
-        Learner(journal, spec())
-        second = as_after_a_crash(first, tmp_path / "second")
-    with Journal(second) as journal:
-        learner = Learner(journal, spec())
-        assert learner.arm_of("ada/7/0") == learner.arm_of("ada/7/1") == begun.arm
+            assert alike(rebuilt(journal, made), expected)
 
 
 def test_a_row_has_all_that_was_said_of_a_task(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 1)
         decision = learner.ask(["bob/1/0"])
         learner.tell(decision.id, above={"latency_s": 2.0}, facts={**FACTS, "user": "bob"})
         table = read_journal(path)
-        assert len(read_journal(path, after=int(table["event"][0]))) == 1
     row = table.iloc[0]
     assert (row["component"], row["power_w"], row["user"]) == ("gpu", 60, "ada")
     assert row["latency_s"] == taken(SPACE[2], 0)["latency_s"]
@@ -125,32 +111,40 @@ def test_a_row_has_all_that_was_said_of_a_task(path):
     assert math.isnan(table["latency_s"][1]) and table["user"][1] == "bob"
 
 
-def test_a_journal_of_another_scheduler_is_refused_with_what_differs(path):
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (spec("ucb"), r"of another scheduler \(name: safe-gp-ucb, here ucb"),
+        (spec(rng=4), r"\(rng: 3, here 4\); start with these settings, or with a new journal"),
+        (spec(limits={"latency_s": 0.2, "energy_j": 9.0}), r"limits: \['latency_s'\], here \['en"),
+        (spec(seeds=[SPACE[2]]), "trusted: .*component=gpu, power_w=60"),
+        (spec(contexts=[Factor("batch", [1, 2])]), r"contexts: \[\], here \['batch'\]"),
+        (
+            replace(spec(), space=ArmSpace([SPACE.factors[0], Factor("power_w", [15, 30, 50])])),
+            r"power_w: \[15, 30, 60\] .*, here \[15, 30, 50\] log=False",
+        ),
+    ],
+)
+def test_a_journal_of_another_scheduler_is_refused_with_what_differs(path, other, said):
     with Journal(path) as journal:
         work(Learner(journal, spec()), 2)
-        with pytest.raises(ValueError, match=r"of another scheduler \(name: safe-gp-ucb, here ucb"):
-            Learner(journal, spec("ucb"))
-        with pytest.raises(ValueError, match=r"rng: 3, here 4.*or with a new journal"):
-            Learner(journal, spec(rng=4))
-        with pytest.raises(ValueError, match="limits:"):
-            Learner(journal, spec(limits={"latency_s": 0.2, "energy_j": 9.0}))
+        with pytest.raises(ValueError, match=said):
+            Learner(journal, replace(other, seeds=[]) if other.space != SPACE else other)
 
 
 def test_another_value_of_a_limit_is_a_change_of_it(path):
     with Journal(path) as journal:
         work(Learner(journal, spec()), 2)
     for _ in range(2):
-        with Journal(path) as journal:
-            learner = Learner(journal, spec(limits={"latency_s": 0.3}))
+        with learning(path, spec(limits={"latency_s": 0.3})) as learner:
             assert learner.scheduler.limits == {"latency_s": 0.3}
-            assert [event.kind for event in journal.events()].count("limits") == 1
+            assert [event.kind for event in learner.journal.events()].count("limits") == 1
 
 
 def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         decision = learner.ask(["ada/0/0"])
-        events = len(list(journal.events()))
+        events = len(list(learner.journal.events()))
         for mistake in ({"latency_s": 0.1}, {"latency_s": -1.0, "energy_j": 1.0}):
             with pytest.raises(ValueError, match=r"tell: no value|expected a finite"):
                 learner.tell(decision.id, facts=FACTS, **mistake)
@@ -164,7 +158,7 @@ def test_a_mistaken_call_changes_nothing_and_is_not_written(path):
             learner.ask(["ada/1/0"], available=[])
         work(learner, 1, first=5)
         learner.tell(decision.id, facts=FACTS, **taken(decision.arm))
-        kinds = [event.kind for event in journal.events()][events:]
+        kinds = [event.kind for event in learner.journal.events()][events:]
         assert [kind for kind in kinds if kind != "resumed"] == ["decided", "measured", "measured"]
         assert learner.scheduler.state()["_next_id"] == 2
 
@@ -179,8 +173,7 @@ class OtherUCB(UCB):
 def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
     path, tmp_path, monkeypatch, caplog
 ):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec("ucb"))
+    with learning(path, spec("ucb")) as learner:
         learner.warm_start(OTHER_BOARD, 0.2)
         work(learner, 8)
         learner.change_limits({"latency_s": 0.25})
@@ -200,13 +193,12 @@ def test_another_version_of_the_rule_learns_from_the_measurements_and_says_so(
         expected = learner.scheduler.state()
     caplog.clear()
     with Journal(again) as journal:
-        assert alike(Learner(journal, spec("ucb")).scheduler.state(), expected)
+        assert alike(rebuilt(journal, spec("ucb")), expected)
     assert "cannot be done again" not in caplog.text
 
 
 def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, caplog):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 5)
         learner.close()
 
@@ -221,61 +213,29 @@ def test_a_snapshot_that_this_version_cannot_read_is_no_end(path, monkeypatch, c
             assert learner.scheduler.beliefs["latency_s"].sd().min() < 0.2
             expected = learner.scheduler.state()
     with Journal(path) as journal:
-        assert alike(Learner(journal, spec()).scheduler.state(), expected)
+        assert alike(rebuilt(journal), expected)
 
 
 def test_a_snapshot_of_an_older_version_is_read(path):
-    with Journal(path) as journal:
-        learner = Learner(journal, spec())
+    with learning(path) as learner:
         work(learner, 3)
         learner.close()
-        snapshot = journal.snapshot()
+        snapshot = learner.journal.snapshot()
         older = {name: snapshot.recovery[name] for name in ("open", "repeats", "limits")}
-        journal.keep_snapshot(replace(snapshot, recovery=older))
+        learner.journal.keep_snapshot(replace(snapshot, recovery=older))
     with Journal(path) as journal:
-        assert Learner(journal, spec()).scheduler.steps == 3
+        assert rebuilt(journal)["steps"] == 3
 
 
-def test_after_a_refused_write_memory_is_as_the_journal_says(path):
-    with Journal(path, busy_s=0.01) as journal:
-        learner = Learner(journal, spec("thompson"))
-        work(learner, 3)
-        going = learner.ask(["ada/50/0"])
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
-            for _ in range(2):
-                with pytest.raises(JournalError, match="locked"):
-                    learner.ask(["ada/51/0"])
-            with pytest.raises(JournalError, match="locked"):
-                learner.tell(going.id, facts=FACTS, **taken(going.arm))
-            other.execute("ROLLBACK")
-        learner.tell(going.id, facts=FACTS, **taken(going.arm))
-        assert learner.ask(["ada/51/0"]).id == going.id + 1
-        assert learner.scheduler.steps == 4
-
-
-def killed_while_it_runs(path, made, tmp_path, boots, task="ada/7/0"):
-    """Arms that a task ran on, each of which took the machine down; the journal that was left."""
-    arms = []
-    for boot in range(boots):
-        with Journal(path) as journal:
-            learner = Learner(journal, made)
-            forced = learner.arm_of(task)
-            facts = {**FACTS, "user": "ada"}
-            available = [forced] if forced else None
-            arms.append(learner.ask([task], available=available, facts=facts).arm)
-            tmp_path.mkdir(exist_ok=True)
-            path = as_after_a_crash(path, tmp_path / f"boot-{boot}")
-    return arms, path
-
-
-@pytest.mark.parametrize("rule", ["adaptive-safe-gp", "ucb"])
-def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_path, rule):
-    made = spec(rule)
-    arms, left = killed_while_it_runs(path, made, tmp_path, 3)
+def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_path):
+    made, arms, left = spec("adaptive-safe-gp"), [], path
+    for boot in range(3):
+        with learning(left, made) as learner:
+            available = [forced] if (forced := learner.arm_of("ada/7/0")) else None
+            arms.append(learner.ask(["ada/7/0"], available=available, facts=FACTS).arm)
+            left = as_after_a_crash(left, tmp_path / f"boot-{boot}")
     assert arms[0] == arms[1] != arms[2]
-    with Journal(left) as journal:
-        learner = Learner(journal, made)
+    with learning(left, made) as learner:
         assert learner.scheduler.steps == 1
         assert learner.arm_of("ada/7/0") == arms[2]
         again = as_after_a_crash(left, tmp_path / "again")
@@ -283,30 +243,29 @@ def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_
     (row,) = read_journal(left).to_dict("records")
     assert (row["failed"], row["modality"], row["user"]) == ("interrupted twice", "image", "ada")
     with Journal(again) as journal:  # to the last bit, from its events alone
-        assert alike(Learner(journal, made).scheduler.state(), expected)
+        assert alike(rebuilt(journal, made), expected)
 
 
-def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path):
-    even_s = [0.0]
-    with Journal(path, monotonic=lambda: even_s[0], keep_answers_s=60.0) as journal:
-        learner = Learner(journal, spec(), snapshot_every=2)
+def test_a_task_whose_answer_may_have_begun_runs_on_its_arm_again(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SNAPSHOT_EVERY", 2)
+    clock = Clocks()
+    monkeypatch.setattr(journal_module, "time", clock)
+    with learning(path, keep_answers_s=60.0) as learner:
         work(learner, 3)
         failing, arm = learner.ask(["ada/9/0"]), learner.arm_of("ada/1/0")
         learner.tell(failing.id, failed="no memory", facts=FACTS)
         left = as_after_a_crash(path, tmp_path / "left")
-        even_s[0] += 61.0
+        clock.even_s += 61.0
         assert learner.arm_of("ada/1/0") is None
     assert arm in SPACE
-    with Journal(left, keep_answers_s=60.0) as journal:
-        learner = Learner(journal, spec())
+    with learning(left, keep_answers_s=60.0) as learner:
         assert learner.arm_of("ada/1/0") == arm
         assert learner.arm_of("ada/9/0") is learner.arm_of("ada/77/0") is None
 
 
 def test_arms_of_the_tasks_measured_last_alone_are_remembered(path, monkeypatch):
     monkeypatch.setattr(module, "MEASURED", 5)
-    with Journal(path) as journal:
-        learner = Learner(journal, spec("ucb"))
+    with learning(path, spec("ucb")) as learner:
         work(learner, 8)
         known = [number for number in range(8) if learner.arm_of(f"ada/{number}/0")]
     assert known == [3, 4, 5, 6, 7]

@@ -211,6 +211,7 @@ def test_what_cannot_be_asked_is_refused_at_once(host):
     [
         ("abacus", {}, "expected one of agx-orin-sim, host"),
         ("host", {"timeout": 3}, "unknown setting 'timeout'; expected some of component"),
+        ("host", {"encoder": "tiny-clip"}, "unknown setting 'encoder'"),
         ("host", {"component": "gpu"}, "run on the cpu alone"),
         ("agx-orin-sim", {"speed": -1}, "speed=-1"),
         ("agx-orin-sim", {"components": ["npu"]}, "npu"),

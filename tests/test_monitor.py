@@ -1,6 +1,7 @@
 """What an agent and a front tell Prometheus, and the server that it scrapes."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -12,31 +13,21 @@ import urllib.error
 import urllib.request
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from waiting import until
 
 from mllm_sched import ArmSpace, Factor, paths
 from mllm_sched.edge import monitor
-from mllm_sched.edge.monitor import FrontMetrics, Metrics, MetricsServer
+from mllm_sched.edge.monitor import FrontMetrics, Metrics
 from mllm_sched.schedulers import Decision
 
 SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30])])
 SECRETS = ("Bearer t0k3n-of-ann", "ann@example.org", "request-4711")
 RAW = re.compile(r"mllm_sched_\w+")
-
-
-def samples(metrics):
-    """Every series by its name and labels."""
-    found = {}
-    for family in text_string_to_metric_families(metrics.text()):
-        for sample in family.samples:
-            found[sample.name.removeprefix("mllm_sched_"), *sorted(sample.labels.items())] = (
-                sample.value
-            )
-    return found
+OURS = [*monitor.AGENT, *monitor.FRONT]
 
 
 def one(metrics, name, **labels):
-    return samples(metrics).get((name, *sorted(labels.items())))
+    return metrics.registry.get_sample_value(f"mllm_sched_{name}", labels)
 
 
 def decision(arm, safe_arms=None, infeasible=False):
@@ -63,8 +54,9 @@ def used():
 
 
 @pytest.fixture
-def served():
-    """A server of its own metrics, closed afterwards: the port."""
+def served(monkeypatch):
+    """A server of its own metrics, which cuts every request off soon: the port."""
+    monkeypatch.setattr(monitor, "REQUEST_S", 0.4)
     metrics = Metrics(SPACE)
     yield metrics.serve()
     metrics.close()
@@ -79,16 +71,13 @@ def get(port, path="/metrics"):
 
 
 def test_a_decision_tells_its_arm_and_the_safe_set():
-    agent, _ = used()
-    chosen = {key: value for key, value in samples(agent).items() if key[0] == "arm_chosen_total"}
-    assert len(chosen) == len(SPACE) and sum(chosen.values()) == 1
-    assert one(agent, "safe_arms", modality="image") == 2
-    assert one(agent, "infeasible", modality="image") == 0
-    agent.decided(decision(SPACE[0], safe_arms=0, infeasible=True), "image")
-    assert one(agent, "safe_arms", modality="image") == 0
-    assert one(agent, "infeasible", modality="image") == 1
-    agent.decided(decision(SPACE[0]), "image")  # of a scheduler that certifies none
-    assert math.isnan(one(agent, "safe_arms", modality="image"))
+    agent = Metrics(SPACE)
+    for safe_arms, infeasible in ((2, False), (0, True), (None, False)):
+        agent.decided(decision(SPACE[0], safe_arms, infeasible), "image")
+        safe = one(agent, "safe_arms", modality="image")
+        assert math.isnan(safe) if safe_arms is None else safe == safe_arms
+        assert one(agent, "infeasible", modality="image") == infeasible
+    assert [one(agent, "arm_chosen_total", arm=str(arm)) for arm in SPACE] == [3, 0, 0, 0]
 
 
 def test_before_the_first_task_counters_are_zero_and_what_is_unknown_is_nan():
@@ -102,7 +91,7 @@ def test_before_the_first_task_counters_are_zero_and_what_is_unknown_is_nan():
 def test_a_task_counts_in_its_bucket_and_only_above_the_limit_as_a_violation():
     agent, what = Metrics(SPACE), {"modality": "audio", "evidence": "measured"}
     for latency_s in (0.2, 0.2 + 1e-9, 0.5):
-        agent.measured(SPACE[0], "audio", latency_s, 1.0, 0.2, "measured")
+        agent.measured(SPACE[0], "audio", latency_s, 1.0, 0.2, "measured", "measured")
     assert one(agent, "tasks_total", **what) == 3
     assert one(agent, "encode_latency_seconds_bucket", le="0.175", **what) == 0
     assert one(agent, "encode_latency_seconds_bucket", le="0.2", **what) == 1
@@ -111,61 +100,38 @@ def test_a_task_counts_in_its_bucket_and_only_above_the_limit_as_a_violation():
     assert one(agent, "meter_up") == 1
 
 
-def test_energy_carries_its_own_evidence_and_that_of_latency_if_it_has_none():
+def test_energy_carries_its_own_evidence():
     agent, _ = used()
-    agent.measured(SPACE[0], "image", 0.1, 2.0, 0.2, "simulated")
-    total = {
-        evidence: one(agent, "energy_joules_total", arm=str(SPACE[0]), evidence=evidence)
-        for evidence in ("measured", "estimated", "simulated")
-    }
-    assert total == {"measured": None, "estimated": 3.0, "simulated": 2.0}
-    assert one(agent, "task_energy_joules_count", modality="image", evidence="simulated") == 1
+    agent.measured(SPACE[0], "image", 0.1, 2.0, 0.2, "simulated", "simulated")
+    for evidence, energy_j in (("measured", None), ("estimated", 3.0), ("simulated", 2.0)):
+        arm = {"arm": str(SPACE[0]), "evidence": evidence}
+        assert one(agent, "energy_joules_total", **arm) == energy_j
 
 
-@pytest.mark.parametrize("energy_j", [None, math.nan, 0.0])
-def test_a_meter_that_fails_is_told_and_adds_no_energy(energy_j):
+def test_a_meter_that_fails_is_told_and_adds_no_energy():
     agent = Metrics(SPACE)
-    agent.measured(SPACE[0], "image", 0.1, energy_j, 0.2, "measured")
-    assert one(agent, "meter_up") == 0
-    assert one(agent, "tasks_total", modality="image", evidence="measured") == 1
-    assert not any(key[0] == "task_energy_joules_count" for key in samples(agent))
-
-
-@pytest.mark.parametrize("latency_s", [math.nan, math.inf, 0.0, -1.0])
-def test_a_latency_that_is_none_is_refused_and_spoils_no_sum(latency_s):
-    agent, _ = used()
-    with pytest.raises(ValueError, match="latency_s="):
-        agent.measured(SPACE[0], "image", latency_s, 1.0, 0.2, "measured")
-    assert one(agent, "encode_latency_seconds_sum", modality="image", evidence="measured") == 0.15
-    assert one(agent, "tasks_total", modality="image", evidence="measured") == 1
+    for energy_j in (math.nan, math.inf, 0.0):
+        agent.measured(SPACE[0], "image", 0.1, energy_j, 0.2, "measured", "measured")
+        assert one(agent, "meter_up") == 0
+    assert one(agent, "tasks_total", modality="image", evidence="measured") == 3
+    assert "task_energy_joules_count" not in agent.text()
 
 
 def test_secrets_that_are_fed_in_become_other_and_make_no_series():
     agent, front = used()
     stranger = ArmSpace([Factor("user", list(SECRETS))])
     for secret, arm in zip(SECRETS, stranger, strict=True):
-        agent.shed(secret)
-        agent.alarm(secret)
         agent.failed(arm, secret)
         agent.measured(arm, secret, 0.1, 1.0, 0.2, secret, secret)
+        for tell in (agent.shed, agent.alarm, front.placed, front.moved, front.shed):
+            tell(secret)
         agent.answered(1.0, 0.5, secret)
-        front.placed(secret)
-        front.moved(secret)
-        front.shed(secret)
         front.answered(1.0, secret)
     text = agent.text() + front.text()
     assert not [secret for secret in SECRETS if secret in text]
     assert one(agent, "shed_total", reason="other") == 3
     assert one(agent, "tasks_total", modality="other", evidence="other") == 3
     assert one(front, "front_placed_total", agent="other") == 3
-
-
-def test_a_front_tells_where_tasks_went_and_who_is_there():
-    _, front = used()
-    assert one(front, "front_placed_total", agent="edge-1") == 1
-    assert one(front, "front_moved_total", agent="edge-2") == 0
-    assert one(front, "front_agents", state="down") == 1
-    assert one(front, "front_answer_latency_seconds_count", evidence="measured") == 1
 
 
 def test_metrics_are_at_one_path_and_nothing_else_is(served):
@@ -182,15 +148,18 @@ def test_others_than_this_machine_are_refused_unless_that_is_meant(host):
         Metrics(SPACE).serve(host)
 
 
-def test_once_closed_the_port_is_free_again():
-    metrics = Metrics(SPACE)
-    port = metrics.serve("0.0.0.0", open_to_all=True)
-    assert get(port)[0] == 200
+def test_once_closed_or_served_elsewhere_the_port_is_free_again():
+    metrics, threads = Metrics(SPACE), threading.active_count()
+    first = metrics.serve("0.0.0.0", open_to_all=True)
+    second = metrics.serve()
+    assert get(second)[0] == 200
     metrics.close()
     metrics.close()
-    with pytest.raises(OSError, match="refused"):
-        get(port)
-    assert metrics.serve(port=port) == port
+    for port in (first, second):
+        with pytest.raises(OSError, match="refused"):
+            get(port)
+    assert threading.active_count() == threads
+    assert metrics.serve(port=second) == second
     metrics.close()
 
 
@@ -213,24 +182,20 @@ def test_a_port_that_is_taken_is_an_error_and_nothing_is_left_running(served):
     ],
     ids=["silent", "half", "long line", "long header", "many headers", "TLS"],
 )
-def test_a_slow_or_huge_request_is_cut_off_and_hangs_nobody(sent):
-    server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+def test_a_slow_or_huge_request_is_cut_off_and_hangs_nobody(served, sent):
+    with socket.create_connection(("127.0.0.1", served), timeout=60) as client:
         with contextlib.suppress(OSError):  # it may be cut off while it still sends
             client.sendall(sent)
-        assert get(server.port)[0] == 200  # while the other is there
+        assert get(served)[0] == 200  # while the other is there
         with contextlib.suppress(ConnectionError):
             while client.recv(65536):
                 continue
-    server.close()
 
 
-def test_a_client_that_sends_a_byte_at_a_time_is_cut_off_all_the_same():
-    server = MetricsServer(Metrics(SPACE).registry, request_s=0.5)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+def test_a_client_that_sends_a_byte_at_a_time_is_cut_off_all_the_same(served):
+    with socket.create_connection(("127.0.0.1", served), timeout=60) as client:
         with pytest.raises(OSError, match=r"reset|[Bb]roken"):
             drip(client)
-    server.close()
 
 
 def drip(client):
@@ -239,66 +204,35 @@ def drip(client):
         time.sleep(0.05)
 
 
-def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off():
-    server = MetricsServer(Metrics(SPACE).registry, request_s=0.8)
-    address = ("127.0.0.1", server.port)
-    clients = [socket.create_connection(address, timeout=60) for _ in range(monitor.AT_ONCE)]
-    late = socket.create_connection(address, timeout=60)
-    assert late.recv(1) == b""
-    for client in clients:
-        assert client.recv(1) == b""  # cut off
-        client.close()
-    late.close()
-    deadline = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(OSError):
-            assert get(server.port)[0] == 200
-            break
-        assert time.monotonic() < deadline
-    server.close()
+def test_more_clients_than_may_be_are_turned_away_until_the_first_are_cut_off(served):
+    connect = functools.partial(socket.create_connection, ("127.0.0.1", served), timeout=60)
+    with contextlib.ExitStack() as clients:
+        first = [clients.enter_context(connect()) for _ in range(monitor.AT_ONCE)]
+        assert clients.enter_context(connect()).recv(1) == b""  # closed unread
+        assert [client.recv(1) for client in first] == [b""] * monitor.AT_ONCE  # cut off
+    until(lambda: answers(served))
 
 
-def dashboard():
-    """The dashboard as `mllm-sched dashboard` prints it."""
-    return json.loads((paths.PACKAGE / "edge" / "grafana.json").read_text())
-
-
-def panels():
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
-
-
-def test_every_panel_says_what_it_shows_in_what_unit_of_which_agent():
-    names = [variable["name"] for variable in dashboard()["templating"]["list"]]
-    assert names == ["datasource", "instance"]
-    for panel in panels():
-        assert panel["description"] and panel["fieldConfig"]["defaults"]["unit"]
-        assert panel["datasource"]["uid"] == "${datasource}"
-        for target in panel["targets"]:
-            chosen = '{instance=~"$instance"}' in target["expr"]
-            assert chosen != ("mllm_sched_front_" in target["expr"]), target["expr"]
-            labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-            grouped = re.search(r"by \(([\w, ]+)\)", target["expr"])
-            assert labels <= set(grouped[1].split(", ") if grouped else ["instance"])
-
-
-def families():
-    """Names of all metrics of our own, as the exposition declares them."""
-    declared = re.findall(r"# TYPE (mllm_sched_\w+)", "".join(each.text() for each in used()))
-    return [name for name in declared if not re.search("_process_|_build_", name)]
+def answers(port):
+    with contextlib.suppress(OSError):
+        return get(port)[0] == 200
 
 
 def test_panels_and_alerts_ask_for_metrics_that_exist_and_leave_none_out():
-    there = {f"mllm_sched_{name}" for metrics in used() for name, *_ in samples(metrics)}
-    asked = [each["expr"] for panel in panels() for each in panel["targets"]]
+    families = [family for metrics in used() for family in metrics.registry.collect()]
+    there = {sample.name for family in families for sample in family.samples}
+    dashboard = json.loads((paths.PACKAGE / "edge" / "grafana.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    for query in asked:  # an agent's of the one that is chosen
+        assert ('{instance=~"$instance"}' in query) != ("mllm_sched_front_" in query), query
     shown = {name for query in asked for name in RAW.findall(query)}
     alerts = (paths.PACKAGE / "edge" / "alerts.yml").read_text()
     assert shown | set(RAW.findall(alerts)) <= there
-    for family in families():
-        assert any(name.startswith(family) for name in shown), family
+    for ours in OURS:
+        assert any(name.startswith(f"mllm_sched_{ours}") for name in shown), ours
 
 
 def test_the_page_on_monitoring_names_every_metric():
     page = (paths.ROOT / "docs" / "monitoring.md").read_text()
-    assert [
-        name for name in families() if f"`{name.removeprefix('mllm_sched_')}`" not in page
-    ] == []
+    assert [name for name in OURS if f"`{name}`" not in page] == []

@@ -17,9 +17,8 @@ from mllm_sched.edge import siblings
 from mllm_sched.edge.agent_talk import AgentTalk
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.journal_table import summarize
-from mllm_sched.edge.learner import Learner
+from mllm_sched.edge.learner import Learner, SchedulerSpec
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
-from mllm_sched.edge.scheduler_spec import SchedulerSpec
 from mllm_sched.edge.siblings import learn_from
 from mllm_sched.pipeline.options import Security
 

@@ -15,6 +15,10 @@ from mllm_sched.devices.trace import TraceDevice
 if TYPE_CHECKING:
     from mllm_sched.devices.model_encoders import ModelEncoders
 
+LIVE = ("host", "agx-orin")
+OF_ONE_ENCODER = {"encoder", "timeout_s", "window_s"}  # on random input; a model has its own
+EMULATION = {"encoders", "speed"}  # of a model's encoders on a simulated or replayed device
+
 __all__ = [
     "Background",
     "Device",
@@ -27,6 +31,7 @@ __all__ = [
     "Throttling",
     "device_names",
     "open_device",
+    "settings_of",
 ]
 
 
@@ -64,24 +69,29 @@ def open_device(
     >>> open_device("agx-orin-sim", seed=1).space
     ArmSpace(component(3) x power_w(4) x load(5) = 60 arms)
     """
-    is_live = name in ("host", "agx-orin")
-    opener = _opener(name)
-    known = set(inspect.signature(opener).parameters) - {"seed", "model"}
-    emulation = {"encoders", "speed"} if model and not is_live else set[str]()
-    if unknown := sorted(settings.keys() - known - emulation):
+    opener, known = _opener(name), settings_of(name, model is not None)
+    if unknown := sorted(settings.keys() - known):
         raise ValueError(
             f"device {name}: unknown setting {unknown[0]!r}; expected some of "
-            f"{', '.join(sorted(known | emulation))}"
+            f"{', '.join(sorted(known))}"
         )
-    if is_live:
+    if name in LIVE:
         return opener(model=model, **settings)
-    emulated = {key: settings.pop(key) for key in emulation & settings.keys()}
+    emulated = {key: settings.pop(key) for key in EMULATION & settings.keys() if model}
     device = opener(seed=seed, **settings)
     if model is None:
         return device
     from mllm_sched.devices.emulated import EmulatedDevice
 
     return EmulatedDevice(device, model, **emulated)
+
+
+def settings_of(name: str, with_model: bool) -> set[str]:
+    """The settings of a device beside ``seed`` and ``model``; ValueError for an unknown name."""
+    known = set(inspect.signature(_opener(name)).parameters) - {"seed", "model"}
+    if not with_model:
+        return known
+    return known - OF_ONE_ENCODER if name in LIVE else known | EMULATION
 
 
 def _opener(name: str) -> Callable[..., Any]:

@@ -24,8 +24,13 @@ from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import EncodedJob
 from mllm_sched.edge.encoder_stage import EncoderStage, Pending
-from mllm_sched.edge.journal import AlreadyAnswered, AsyncJournal, Journal, JournalError
-from mllm_sched.edge.journal_schema import StoredAnswer
+from mllm_sched.edge.journal import (
+    AlreadyAnswered,
+    AsyncJournal,
+    Journal,
+    JournalError,
+    StoredAnswer,
+)
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
@@ -257,7 +262,6 @@ class Agent(UserService):
         """Let what runs end, and give back what the parts hold."""
         self.stage.close()
         self.answering.close()
-        self.journal.close()
         self.device.close()
 
 

@@ -10,9 +10,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,20 +45,12 @@ class EncodingFailed(RefusedError):
 
 @dataclass(frozen=True, eq=False)
 class EncodingJob:
-    """One item to encode.
+    """One item to encode."""
 
-    Attributes
-    ----------
-    task
-        Its key in the journal: user, request, place.
-    ends_s
-        Until when its user waits, on ``time.monotonic``.
-    """
-
-    task: str
+    task: str  # its key in the journal: user, request, place
     user: str
     prepared: Prepared
-    ends_s: float = field(default=math.inf)
+    ends_s: float = math.inf  # until when its user waits, on ``time.monotonic``
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +85,7 @@ class ClosedLoop:
         self._encoders = {takes: encoder for encoder, takes in device.modalities.items()}
         self.closing = threading.Event()
         self.infeasible: dict[str, bool] = {}
-        self._untold: Callable[[], None] | None = None  # writes what the journal could not take
+        self._pending: Callable[[], None] | None = None  # a write that the journal has refused
         self._is_behind = False
         if learner.journal.stepped_back_s:
             metrics.alarm("clock")
@@ -108,41 +100,52 @@ class ClosedLoop:
         EncodingFailed
             If the encoder failed on every arm that was tried.
         """
-        available = self._as_before(works)
+        ends_s = max(work.ends_s for work in works)
+        arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
+        available = [arm] if arm else None  # an answer that may have begun goes on alike
         tried: list[Arm] = []
         while True:
             decision = self._ask(works, available)
             encoded = self._run(decision.arm, works)
-            self._tell(decision, encoded, works)
+            self._raise_alarms(encoded)
+            self._pending = partial(self._tell, decision, encoded, works)
+            self._write_until(ends_s)
             if encoded.parts:
                 return self._done(works, decision.arm, encoded)
             tried.append(decision.arm)
-            is_over = self.closing.is_set() or time.monotonic() > _last(works)
+            is_over = self.closing.is_set() or time.monotonic() > ends_s
             if is_over or len(tried) == TRIES:
                 raise EncodingFailed(encoded.failed)
             available = [arm for arm in self.device.space if arm not in tried] or None
 
-    def settle(self) -> None:
-        """Write what the last task took, if the journal could not take it then.
+    def write_pending(self) -> None:
+        """Write what the last task took, if it is not written yet; JournalError if it cannot be."""
+        if self._pending:
+            self._pending()
+            self._pending = None
 
-        Raises JournalError as long as it cannot be written.
-        """
-        if self._untold:
-            self._untold()
-            self._untold = None
-
-    def _as_before(self, works: Sequence[EncodingJob]) -> list[Arm] | None:
-        """The arm of a single item whose answer may have begun, so that it goes on alike."""
-        arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
-        return [arm] if arm else None
+    def _write_until(self, ends_s: float) -> None:
+        """Write it, waiting for a journal that is full or locked."""
+        while True:
+            try:
+                return self.write_pending()
+            except JournalError:
+                self.metrics.alarm("journal")
+                is_over = time.monotonic() + PAUSE_S > ends_s
+                if is_over or self.closing.wait(PAUSE_S):
+                    raise
 
     def _ask(self, works: Sequence[EncodingJob], available: Sequence[Arm] | None) -> Decision:
-        modality = works[0].prepared.modality
-        tasks, context = [work.task for work in works], self._context(works)
+        modality, contexts = works[0].prepared.modality, self.learner.scheduler.contexts
+        given: dict[str, Level] = {"modality": modality, "batch": len(works)}
+        context = {name: given[name] for name in contexts.names} if contexts else None
         try:
-            self.settle()
+            self.write_pending()
             decision = self.learner.ask(
-                tasks, context=context, available=available, facts=self._facts(works)
+                [work.task for work in works],
+                context=context,
+                available=available,
+                facts=self._facts(works),
             )
         except JournalError:
             self.metrics.alarm("journal")
@@ -151,11 +154,6 @@ class ClosedLoop:
             self.infeasible[modality] = decision.infeasible
         self.metrics.decided(decision, modality)
         return decision
-
-    def _context(self, works: Sequence[EncodingJob]) -> Mapping[str, Level] | None:
-        given: dict[str, Level] = {"modality": works[0].prepared.modality, "batch": len(works)}
-        contexts = self.learner.scheduler.contexts
-        return {name: given[name] for name in contexts.names} if contexts else None
 
     def _run(self, arm: Arm, works: Sequence[EncodingJob]) -> Encoded:
         modality = works[0].prepared.modality
@@ -167,12 +165,6 @@ class ClosedLoop:
             evidence = self.device.evidence, self.device.energy_evidence
             why = f"{type(error).__name__}: {error}"
             return Encoded(arm, task, math.nan, math.nan, *evidence, why, cause="raised")
-
-    def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
-        """Write and learn what it took; waits for a journal that is full or locked."""
-        self._raise_alarms(encoded)
-        self._untold = partial(self._write, decision, encoded, works)
-        self._patiently(self.settle, _last(works))
 
     def _raise_alarms(self, encoded: Encoded) -> None:
         if encoded.cause == "meter":
@@ -186,7 +178,7 @@ class ClosedLoop:
             say(log, "behind", "warning", behind_s=encoded.behind_s, why=why)
         self._is_behind = encoded.behind_s > 0
 
-    def _write(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
+    def _tell(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
         """Into the journal, then into the scheduler, then into the metrics."""
         before, modality = self.learner.scheduler.changes, works[0].prepared.modality
         try:
@@ -208,7 +200,7 @@ class ClosedLoop:
 
     def _learn(self, decision: Decision, encoded: Encoded, works: Sequence[EncodingJob]) -> None:
         if encoded.cause == "meter":
-            # Its latency alone teaches no rule of what an arm costs; the arm did nothing wrong.
+            # Its latency alone says nothing of what an arm costs; the arm did nothing wrong.
             facts = {**self._facts(works), "latency_s": encoded.latency_s}
             self.learner.cancel(decision.id, f"the meter is gone: {encoded.failed}", facts)
         elif encoded.failed and self.closing.is_set():  # whoever ends the process ends the encoder
@@ -236,17 +228,6 @@ class ClosedLoop:
             "limit_s": self.limit_s,
         }
 
-    def _patiently(self, write: Callable[[], None], ends_s: float) -> None:
-        """Write; again and again until the deadline."""
-        while True:
-            try:
-                return write()
-            except JournalError:
-                self.metrics.alarm("journal")
-                is_over = time.monotonic() + PAUSE_S > ends_s
-                if is_over or self.closing.wait(PAUSE_S):
-                    raise
-
     def _done(self, works: Sequence[EncodingJob], arm: Arm, encoded: Encoded) -> list[EncodedJob]:
         run = pb.Run(
             agent=self.name,
@@ -256,13 +237,7 @@ class ClosedLoop:
             evidence=self.device.evidence,
             energy_evidence=self.device.energy_evidence,
         )
-        assert len(encoded.parts) == len(works)
         return [EncodedJob(part, run) for part in encoded.parts]
-
-
-def _last(works: Sequence[EncodingJob]) -> float:
-    """When the last of the users has gone."""
-    return max(work.ends_s for work in works)
 
 
 def contexts_of(modalities: Sequence[str], batches: Sequence[int]) -> list[Factor]:

@@ -61,7 +61,7 @@ def _device(name: str, info: ValidationInfo) -> str:
 def _private(address: str, info: ValidationInfo) -> str:
     """An address that this side asks; beyond this machine the traffic must be encrypted."""
     if {"open", "tls"} <= set(info.data):  # else they are reported themselves
-        security = Security(None, **_files(info.data["tls"]))
+        security = _security(info.data["tls"])
         check_host(address.rpartition(":")[0], security, is_open=info.data["open"])
     return address
 
@@ -83,36 +83,20 @@ class Tls(Section):
     authority: File
 
 
-def _files(tls: Tls | None) -> dict[str, Any]:
-    return dict(tls) if tls else {}
+def _security(tls: Tls | None, token: str | None = None) -> Security:
+    return Security(token, **(dict(tls) if tls else {}))
 
 
 class Listening(Section):
-    """Fields that an agent and its front have in common.
+    """Fields that an agent and its front have in common."""
 
-    Attributes
-    ----------
-    name
-        Told with every answer.
-    listen, metrics
-        ``HOST:PORT`` for users, and for Prometheus; no metrics if null.
-    users_file
-        Who may ask, as ``mllm-sched users`` writes it; anybody may, as one user, if null.
-    token_file
-        Holds the token that this side shows to the servers it asks.
-    tls
-        For both directions.
-    open
-        Listen and ask beyond this machine without encryption.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    listen: Address = "127.0.0.1:50061"
-    metrics: Address | None = None
-    users_file: File | None = None
-    token_file: File | None = None
-    tls: Tls | None = None
-    open: bool = False
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]  # told with every answer
+    listen: Address = "127.0.0.1:50061"  # for users
+    metrics: Address | None = None  # for Prometheus
+    users_file: File | None = None  # of ``mllm-sched users``; without it anybody may ask, as one
+    token_file: File | None = None  # of the token that is shown to the servers that are asked
+    tls: Tls | None = None  # for both directions
+    open: bool = False  # listen and ask beyond this machine without encryption
 
     @model_validator(mode="after")
     def _stays_on_this_machine(self) -> Self:
@@ -132,13 +116,13 @@ class Listening(Section):
     @property
     def server_security(self) -> Security:
         """For users: certificates alone; their tokens are in ``users_file``."""
-        return Security(None, **_files(self.tls))
+        return _security(self.tls)
 
     @property
     def client_security(self) -> Security:
         """For the servers that this side asks; OSError if the token cannot be read."""
         token = self.token_file.read_text().strip() if self.token_file else None
-        return Security(token, **_files(self.tls))
+        return _security(self.tls, token)
 
     def read_users(self) -> Users:
         """Those who may ask. Raises as ``Users.read``."""
@@ -152,28 +136,14 @@ class Listening(Section):
 
 
 class SchedulerSection(Section):
-    """The scheduler and its limit.
-
-    Attributes
-    ----------
-    limit_s
-        On the latency of encoding one item.
-    trusted
-        Arms assumed to meet it before anything is measured, by their levels; by default the
-        device's own.
-    violations
-        Share of tasks that may be measured above the limit before an alert fires; the scheduler
-        does not see it.
-    settings
-        Of the scheduler; see its class.
-    """
+    """The scheduler and its limit."""
 
     name: str = "adaptive-safe-gp"
-    limit_s: Positive
-    violations: Share = 0.05
-    trusted: Sequence[dict[str, Level]] = ()
+    limit_s: Positive  # on the latency of encoding one item
+    violations: Share = 0.05  # of tasks, before an alert fires; the scheduler does not see it
+    trusted: Sequence[dict[str, Level]] = ()  # arms by their levels; the device's own if none
     seed: int = 0
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # see its class
 
 
 class JournalSection(Section):
@@ -194,65 +164,34 @@ class QueueSection(Section):
 
 
 class AgentConfig(Listening):
-    """An edge agent.
+    """An edge agent."""
 
-    Attributes
-    ----------
-    device
-        ``host``, ``agx-orin``, ``agx-orin-sim`` or ``trace:FILE``.
-    device_settings
-        The device's own, see its class; ``seed`` of its randomness; ``timeout_s`` and
-        ``open_timeout_s`` of ``ModelEncoders``.
-    model, seed, modalities
-        Whose encoders it holds; those of all modalities by default.
-    server
-        The LLM server.
-    wire, cut
-        Type and cut of the features that go there.
-    answers_at_once
-        Requests that the LLM server answers for this agent at a time.
-    siblings
-        Agents to learn from before the first task; their boards are about ``scatter`` from this
-        one, as a standard deviation in logs.
-    """
-
-    device: Device = "host"
+    device: Device = "host"  # ``host``, ``agx-orin``, ``agx-orin-sim`` or ``trace:FILE``
+    # Of its class; ``seed`` of its randomness; ``timeout_s``, ``open_timeout_s`` of ModelEncoders.
     device_settings: dict[str, Any] = {}
-    model: str = "small-llava"
-    seed: int = 0
-    modalities: Sequence[str] = ()
-    server: Asked
-    wire: Annotated[str, AfterValidator(_wire)] = "float16"
-    cut: Literal["encoder", "projector"] = "projector"
-    answers_at_once: Count = 4
+    model: str = "small-llava"  # whose encoders it holds
+    seed: int = 0  # of the model's weights
+    modalities: Sequence[str] = ()  # all by default
+    server: Asked  # the LLM server
+    wire: Annotated[str, AfterValidator(_wire)] = "float16"  # type of the features sent there
+    cut: Literal["encoder", "projector"] = "projector"  # after which they are taken
+    answers_at_once: Count = 4  # that the LLM server makes for this agent
     scheduler: SchedulerSection
     journal: JournalSection
     queue: QueueSection = QueueSection()
-    siblings: Sequence[Asked] = ()
-    scatter: Positive = 0.2
+    siblings: Sequence[Asked] = ()  # agents to learn from before the first task
+    scatter: Positive = 0.2  # of their boards from this one: a standard deviation in logs
 
 
 class FrontConfig(Listening):
-    """A front. Agents beyond this machine need ``tls`` as well, unless it is ``open``.
-
-    Attributes
-    ----------
-    agents
-        Address of every edge agent.
-    poll_s
-        Seconds between two requests for an agent's status.
-    at_once
-        Requests served at a time.
-    held_bytes, message_bytes
-        That all requests together, and one, may take; one at most half of all.
-    """
+    """A front."""
 
     listen: Address = "127.0.0.1:50060"
     agents: Annotated[Sequence[Asked], Field(min_length=1)]
-    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
-    at_once: Count = 256
-    held_bytes: Count = 512 << 20
-    message_bytes: Annotated[int, Field(ge=1024)] = MESSAGE_BYTES
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5  # between requests for their status
+    at_once: Count = 256  # requests
+    held_bytes: Count = 512 << 20  # that all requests together may take
+    message_bytes: Annotated[int, Field(ge=1024)] = MESSAGE_BYTES  # and one
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -269,11 +208,8 @@ class FrontConfig(Listening):
 def read_config(path: str | Path, kind: type[Loaded]) -> Loaded:
     """The configuration in a YAML file; its relative paths are taken from the file's folder.
 
-    Raises
-    ------
-    ConfigError
-        Names every field that is wrong, its value and what was expected. Of a field that is not
-        known the value is left out: it may be a secret in the wrong place.
+    Raises ConfigError, which names every field that is wrong, its value and what was expected. Of
+    an unknown field the value is left out: it may be a secret in the wrong place.
     """
     path = Path(path)
     try:

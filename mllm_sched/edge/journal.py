@@ -10,49 +10,125 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import sqlite3
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
+from uuid import uuid4
+from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
 from mllm_sched.atomic_io import locked
-from mllm_sched.edge.journal_schema import (
-    ENCODER,
-    EVENT,
-    AlreadyAnswered,
-    Event,
-    JournalError,
-    Snapshot,
-    StoredAnswer,
-    broken,
-    checksum,
-    create,
-    event_checksum,
-    event_of,
-    open_reader,
-    prepare,
-    read_meta,
-    sqlite_errors,
-    write_meta,
-)
-from mllm_sched.edge.journal_table import read_journal
 from mllm_sched.edge.logs import say
 
 log = logging.getLogger(__name__)
 
-__all__ = ["AlreadyAnswered", "AsyncJournal", "Journal", "JournalError", "read_journal"]
-
+VERSION = 1
 DAY_S = 86_400.0
-PAGE = 1000  # events read, and pages given back to the disk, at a time
-PROBE_S = 0.5  # between two tries whether the journal can be written, and the longest one waits
+FREED_PAGES = 1000  # given back to the disk at a time
+PROBE_S = 0.5  # between two tries whether the journal can be written
+DURABILITY = {"process": "NORMAL", "power": "FULL"}  # as SQLite's ``synchronous``
+REASONS = {
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_BUSY: "locked",
+    sqlite3.SQLITE_LOCKED: "locked",
+}
+ADVICE = {
+    "full": "make room on the disk, or keep fewer days; it goes on by itself then",
+    "locked": "end the other connection's transaction; it goes on by itself then",
+    "broken": "put the file aside, then restore a copy or start with a new journal",
+}
+TABLES = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    now_s REAL NOT NULL,          -- seconds of service
+    utc REAL NOT NULL,            -- seconds since 1970 by the wall clock, as it stood
+    kind TEXT NOT NULL,
+    decision INTEGER,
+    body TEXT NOT NULL,           -- JSON
+    crc INTEGER NOT NULL          -- of all but id and utc
+);
+CREATE TRIGGER events_stay BEFORE UPDATE ON events
+    BEGIN SELECT RAISE(ABORT, 'events are only added'); END;
+CREATE TABLE answers (
+    user TEXT NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, tokens BLOB NOT NULL,
+    finished BLOB NOT NULL, at_s REAL NOT NULL, UNIQUE (user, id)
+);
+CREATE TABLE snapshots (
+    after INTEGER PRIMARY KEY, scheduler BLOB NOT NULL, standing TEXT NOT NULL,
+    crc INTEGER NOT NULL
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
+INSERT INTO meta VALUES ('schema', '{VERSION}', {crc32(str(VERSION).encode())});
+COMMIT;
+"""
+ENCODER = json.JSONEncoder(
+    separators=(",", ":"), default=lambda array: array.tolist(), allow_nan=False
+)
+
+
+class AlreadyAnswered(ValueError):
+    """An answer to this request of this user is stored already."""
+
+
+class JournalError(OSError):
+    """A journal that cannot be written or read now.
+
+    Attributes
+    ----------
+    reason
+        ``full``: no room on its disk. ``locked``: another process or connection holds it.
+        ``broken``: damaged, of another kind, or its disk fails.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of the journal.
+
+    Its kind is ``started``, ``decided``, ``measured``, ``cancelled``, ``warm-start``, ``limits``,
+    ``clock`` (the wall clock was set back), ``resumed`` (a write failed, and the scheduler was
+    rebuilt) or ``relearned`` (another version of the scheduler learned from the measurements).
+    """
+
+    id: int  # increasing
+    now_s: float  # seconds of service
+    kind: str
+    decision: int | None  # ``Decision.id``, if it concerns one
+    body: Mapping[str, Any]  # everything else, as JSON
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """An answer as it was sent: digest of its request, tokens, and the last message."""
+
+    digest: bytes
+    tokens: tuple[int, ...]
+    finished: bytes
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A scheduler after the event ``after``, and the recovery state that belongs to it."""
+
+    after: int
+    scheduler: bytes
+    recovery: Mapping[str, Any]
 
 
 class Journal:
@@ -61,21 +137,18 @@ class Journal:
     Parameters
     ----------
     path
-        A file; it is made, with its folder, if it is missing. ``.lock``, ``-wal`` and ``-shm``
-        stand beside it while it is written, and belong to it.
+        Made, with its folder, if it is missing. While it is written, ``.lock``, ``-wal`` and
+        ``-shm`` stand beside it and belong to it.
     durability
-        ``process``: what is written survives the end of this process, however that comes; a power
-        cut may take the last commits. ``power``: it survives that as well, at the price of waiting
-        for the disk at every commit.
+        ``process``: what is written survives the end of this process, however that comes.
+        ``power``: it survives a power cut as well, and every commit waits for the disk.
     busy_s
         How long a write waits for another connection that holds the file.
     keep_days
-        Days of service after which events are dropped, if the last snapshot covers them. Export
-        the table before: the scheduler loses nothing, the table does.
+        Days of service after which events are dropped, if the last snapshot covers them. The
+        scheduler loses nothing, the table does: export it before.
     keep_answers_s
         Seconds after which ``prune`` drops an answer.
-    wall, monotonic
-        The clocks, in seconds.
 
     Attributes
     ----------
@@ -106,64 +179,40 @@ class Journal:
         busy_s: float = 2.0,
         keep_days: float = 30.0,
         keep_answers_s: float = 3600.0,
-        wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        if durability not in ("process", "power"):
-            raise ValueError(f"durability={durability!r}: expected one of process, power")
+        if durability not in DURABILITY:
+            raise ValueError(f"durability={durability!r}: expected one of {', '.join(DURABILITY)}")
         for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: expected above 0")
         self.path, self.lock, self._reading = Path(path), threading.RLock(), threading.Lock()
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
-        self._wall, self._monotonic = wall, monotonic
         with ExitStack() as opened:  # closed in the other order: the writer after the reader
-            opened.enter_context(self._held())
+            opened.enter_context(_held(self.path))
             if not self.path.exists():
-                create(self.path)
+                _create(self.path)
             if self.path.stat().st_size == 0:
-                raise broken(self.path, "empty, which no journal ever is")
+                raise _broken(self.path, "empty, which no journal ever is")
             with sqlite_errors(self.path):
-                self._database = opened.enter_context(
-                    closing(
-                        sqlite3.connect(
-                            self.path,
-                            timeout=busy_s,
-                            isolation_level=None,
-                            check_same_thread=False,
-                        )
-                    )
+                database = sqlite3.connect(
+                    self.path, busy_s, isolation_level=None, check_same_thread=False
                 )
-                prepare(self._database, self.path, durability)
+                self._database = opened.enter_context(closing(database))
+                _prepare(database, self.path, durability)
             self._reader = opened.enter_context(closing(open_reader(self.path)))
             self.set_meta("writer", str(os.getpid()))
             self._set_clock()
             self._opened = opened.pop_all()
-
-    def _held(self) -> IO[str]:
-        holder = locked(self.path.with_name(f"{self.path.name}.lock"))
-        if holder is not None:
-            return holder
-        writer = None
-        if self.path.exists():
-            with sqlite_errors(self.path), closing(open_reader(self.path)) as database:
-                writer = read_meta(database, self.path, "writer")
-        raise JournalError(
-            "locked",
-            f"journal {self.path}: process {writer or 'unknown'} writes it; "
-            "stop that agent, or give this one a journal of its own",
-        )
 
     def _set_clock(self) -> None:
         with sqlite_errors(self.path):
             last = self._database.execute(
                 "SELECT now_s, utc FROM events ORDER BY id DESC LIMIT 1"
             ).fetchone()
-        last_s, utc = last or (0.0, self._wall())
-        gap_s = self._wall() - utc
+        last_s, utc = last or (0.0, time.time())
+        gap_s = time.time() - utc
         self.stepped_back_s = max(-gap_s, 0.0)
-        self._began_s = self._monotonic()
-        self._base_s = self._latest_s = last_s + max(gap_s, 0.0)
+        self._began_s, self._base_s = time.monotonic(), last_s + max(gap_s, 0.0)
         if self.stepped_back_s:
             log.warning(
                 "journal %s: the wall clock is %.1f s before its last event; "
@@ -179,19 +228,13 @@ class Journal:
         Within a process they follow the monotonic clock; a restart adds what the wall clock says
         has passed since the last event, or nothing if it was set back.
         """
-        now_s = self._base_s + self._monotonic() - self._began_s
-        self._latest_s = max(self._latest_s, now_s)
-        return self._latest_s
-
-    def meta(self, name: str) -> str | None:
-        """A value about the journal itself, such as ``spec``; None if it was never written."""
-        with self.lock, sqlite_errors(self.path):
-            return read_meta(self._database, self.path, name)
+        return self._base_s + (time.monotonic() - self._began_s)
 
     def set_meta(self, name: str, value: str) -> None:
-        """Write such a value."""
+        """Write a value about the journal itself, for ``read_meta``."""
+        row = name, value, crc32(value.encode())
         with self.lock, sqlite_errors(self.path):
-            write_meta(self._database, name, value)
+            self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
 
     def append(
         self,
@@ -203,8 +246,8 @@ class Journal:
         """Write an event, at ``now_s`` or now; it is committed when this returns."""
         now_s = self.now_s() if now_s is None else now_s
         text = ENCODER.encode(body)
-        crc = event_checksum(now_s, kind, decision, text.encode())
-        row = (now_s, self._wall(), kind, decision, text, crc)
+        crc = _event_crc(now_s, kind, decision, text.encode())
+        row = (now_s, time.time(), kind, decision, text, crc)
         with self.lock, sqlite_errors(self.path):
             cursor = self._database.execute(
                 "INSERT INTO events (now_s, utc, kind, decision, body, crc) "
@@ -215,27 +258,20 @@ class Journal:
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Events after that id, in order; JournalError if one is damaged."""
-        query = f"SELECT {EVENT} FROM events WHERE id > ? ORDER BY id LIMIT {PAGE}"
-        while True:
-            with self.lock, sqlite_errors(self.path):
-                rows = self._database.execute(query, (after,)).fetchall()
-            if not rows:
-                return
-            after = rows[-1][0]
-            yield from (event_of(row, self.path) for row in rows)
+        return _events(self.path, "WHERE id > ? ORDER BY id", after)
 
     def answer(self, user: str, id: str) -> StoredAnswer | None:
         """The answer to this request of this user, if it is still stored.
 
         It waits for nobody: neither for a write, nor for another process that holds the file.
         """
-        query = "SELECT digest, tokens, finished, at_s FROM answers WHERE user = ? AND id = ?"
+        query = "SELECT digest, tokens, finished FROM answers WHERE user = ? AND id = ?"
         with self._reading, sqlite_errors(self.path):
             row = self._reader.execute(query, (user, id)).fetchone()
         if row is None:
             return None
-        digest, tokens, finished, at_s = row
-        return StoredAnswer(digest, tuple(np.frombuffer(tokens, "<i8").tolist()), finished, at_s)
+        digest, tokens, finished = row
+        return StoredAnswer(digest, tuple(np.frombuffer(tokens, "<i8").tolist()), finished)
 
     def keep_answer(
         self, user: str, id: str, digest: bytes, tokens: Sequence[int], finished: bytes
@@ -254,32 +290,38 @@ class Journal:
 
     def snapshot(self) -> Snapshot:
         """The last one; JournalError if it is damaged or missing."""
-        with self.lock, sqlite_errors(self.path):
-            row = self._database.execute("SELECT * FROM snapshots").fetchone()
+        query = "SELECT after, CAST(scheduler AS BLOB), CAST(standing AS BLOB), crc FROM snapshots"
+        with _reading(self.path) as database:
+            row = database.execute(query).fetchone()
         if row is None:
-            raise broken(self.path, "it has no snapshot")
+            raise _broken(self.path, "it has no snapshot")
         after, scheduler, recovery, crc = row
-        if checksum(scheduler, recovery.encode()) != crc:
-            raise broken(self.path, f"the snapshot after event {after} is damaged")
+        if crc32(scheduler + recovery) != crc:
+            raise _broken(self.path, f"the snapshot after event {after} is damaged")
         return Snapshot(after, scheduler, json.loads(recovery))
 
     def keep_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the last snapshot, and drop old events that it covers."""
         recovery = ENCODER.encode(snapshot.recovery)
-        crc = checksum(snapshot.scheduler, recovery.encode())
+        crc = crc32(snapshot.scheduler + recovery.encode())
         with self._transaction():
             self._database.execute("DELETE FROM snapshots")
             self._database.execute(
                 "INSERT INTO snapshots VALUES (?, ?, ?, ?)",
                 (snapshot.after, snapshot.scheduler, recovery, crc),
             )
-            # The last event stays, for the clock goes on from it.
-            self._drop("events", "id", "now_s", self.keep_days * DAY_S, snapshot.after)
+            # The last event stays, for the clock goes on from it. Ids and times rise together.
+            self._database.execute(
+                "DELETE FROM events WHERE id < MIN(?1, IFNULL("
+                "(SELECT id FROM events WHERE now_s >= ?2 ORDER BY id LIMIT 1), ?1))",
+                (snapshot.after, self.now_s() - self.keep_days * DAY_S),
+            )
 
     def prune(self) -> None:
         """Drop answers older than ``keep_answers_s``."""
+        since_s = self.now_s() - self.keep_answers_s
         with self._transaction():
-            self._drop("answers", "rowid", "at_s", self.keep_answers_s, sys.maxsize)
+            self._database.execute("DELETE FROM answers WHERE at_s < ?", (since_s,))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -288,15 +330,7 @@ class Journal:
             with self._database:  # commits, or rolls back
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
-            self._database.execute(f"PRAGMA incremental_vacuum({PAGE})").fetchall()
-
-    def _drop(self, table: str, key: str, time_s: str, keep_s: float, below: int) -> None:
-        """Delete rows older than ``keep_s`` with keys below that; keys and times rise together."""
-        self._database.execute(
-            f"DELETE FROM {table} WHERE {key} < MIN(?1, IFNULL("
-            f"(SELECT {key} FROM {table} WHERE {time_s} >= ?2 ORDER BY {key} LIMIT 1), ?1))",
-            (below, self.now_s() - keep_s),
-        )
+            self._database.execute(f"PRAGMA incremental_vacuum({FREED_PAGES})").fetchall()
 
     def size_bytes(self) -> int:
         """Of the file and of what SQLite keeps beside it."""
@@ -315,41 +349,118 @@ class Journal:
         self.close()
 
 
-class AsyncJournal:
-    """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
+def read_meta(path: Path, name: str) -> str | None:
+    """A value about a journal itself, such as ``spec``; None if it was never written."""
+    with _reading(path) as database:
+        row = database.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    value, crc = str(row[0]), row[1]
+    if crc32(value.encode()) != crc:
+        raise _broken(path, f"its {name} is damaged")
+    return value
+
+
+def read_spec(path: str | Path) -> Mapping[str, Any]:
+    """The scheduler of a journal, as ``SchedulerSpec.to_json``; empty before its first start."""
+    spec: Mapping[str, Any] = json.loads(read_meta(Path(path), "spec") or "{}")
+    return spec
+
+
+def count_measured(path: str | Path) -> int:
+    """How many rows ``read_journal`` would return."""
+    with _reading(Path(path)) as database:
+        query = "SELECT COUNT(*) FROM events WHERE kind = 'measured'"
+        return int(database.execute(query).fetchone()[0])
+
+
+FIRST = ("event", "at_s", "user", "decision")
+FACTS: dict[str, Any] = {  # columns of a task, with their defaults
+    **{"modality": "", "encoder": "", "size": 1, "background_load": 0.0, "batch": 1},
+    **{"latency_s": math.nan, "energy_j": math.nan, "evidence": "", "energy_evidence": ""},
+    **{"failed": "", "limit_s": math.nan},
+}
+LAST = ("reason", "safe_arms", "infeasible")
+
+
+def read_journal(path: str | Path, last: int = -1) -> pd.DataFrame:
+    """All measurements committed at this moment, one row a decision, in order.
+
+    The agent that writes never waits for it, nor does it wait for the agent.
 
     Parameters
     ----------
-    journal
-        Read and written.
-    on_down
-        Called when it cannot be written any more.
+    last
+        Only so many rows, the last ones; all if it is negative.
 
-    Attributes
-    ----------
-    why_not
-        Why it cannot be written; empty if it can.
+    Returns
+    -------
+    pandas.DataFrame
+        ``event``, ``at_s`` (seconds of service), ``user``, ``decision``, a column for every factor
+        and context, then the columns of ``measurement.py`` and ``batch``, ``limit_s``, ``reason``,
+        ``safe_arms``, ``infeasible``. A run that was stopped has no latency; ``failed`` says
+        above what it was stopped. Empty, with the columns of the arms, if nothing was measured.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no journal.
+    JournalError
+        If it is damaged.
+    """
+    spec = read_spec(path)
+    events = list(_events(Path(path), "WHERE kind = 'measured' ORDER BY id DESC LIMIT ?", last))
+    if events:
+        return table_of(reversed(events))
+    factors = (factor["name"] for key in ("contexts", "factors") for factor in spec.get(key, ()))
+    return pd.DataFrame(columns=list(dict.fromkeys([*FIRST, *factors, *FACTS, *LAST])))
+
+
+def table_of(measured: Iterable[Event]) -> pd.DataFrame:
+    """Measured events as a table."""
+    return pd.DataFrame([_row(event) for event in measured])
+
+
+def _row(event: Event) -> dict[str, Any]:
+    body, told = event.body, event.body["told"]
+    context = body["context"] or {}
+    above = [f"{name} above {bound:g}" for name, bound in (told["above"] or {}).items()]
+    row = {
+        **{"event": event.id, "at_s": event.now_s, "user": "", "decision": event.decision},
+        **context,  # here for the order of the columns
+        **body["levels"],
+        **FACTS,
+    }
+    row |= {name: value for name, value in body["facts"].items() if name in row}
+    row["failed"] = told["failed"] or (f"stopped: {', '.join(above)}" if above else "")
+    row |= told["quantities"] | context
+    row["energy_evidence"] = row["energy_evidence"] or row["evidence"]
+    return row | {name: body[name] for name in LAST}
+
+
+class AsyncJournal:
+    """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
+
+    ``why_not`` says why it cannot be written, and is empty if it can; ``on_down`` is called when it
+    cannot be any more.
     """
 
     def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:
         self.journal, self.path, self.why_not = journal, journal.path, ""
-        self._on_down = on_down
-        self._readers = ThreadPoolExecutor(3, "journal-reader")  # never wait for a lock for long
-        self._writer = ThreadPoolExecutor(1, "journal-writer")
+        self._on_down, self._writing = on_down, asyncio.Lock()
 
     async def answer(self, user: str, name: str) -> StoredAnswer | None:
         """See ``Journal.answer``."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self.journal.answer, user, name)
+        return await asyncio.to_thread(self.journal.answer, user, name)
 
     async def keep_answer(
         self, user: str, name: str, digest: bytes, tokens: Sequence[int], finished: bytes
     ) -> None:
         """See ``Journal.keep_answer``."""
         answer = user, name, digest, tokens, finished
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._writer, self.journal.keep_answer, *answer)
+            async with self._writing:  # one thread at most waits for a journal that is locked
+                await asyncio.to_thread(self.journal.keep_answer, *answer)
         except JournalError as error:
             self.failed(error)
             raise
@@ -363,24 +474,110 @@ class AsyncJournal:
 
     async def watch(self) -> None:
         """Try again and again whether it can be written, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.run_in_executor(self._readers, self._probe)
+                await asyncio.to_thread(self.journal.set_meta, "looked", repr(time.time()))
             except JournalError as error:
                 self.failed(error)
             else:
                 self.why_not = ""
             await asyncio.sleep(PROBE_S)
 
-    def _probe(self) -> None:
-        """Write a value, by a connection of its own: the journal's may be waiting."""
-        uri = f"{self.path.resolve().as_uri()}?mode=rw"
-        with sqlite_errors(self.path), closing(sqlite3.connect(uri, PROBE_S, uri=True)) as database:
-            with database:
-                write_meta(database, "looked", repr(time.time()))
 
-    def close(self) -> None:
-        """Wait for nothing more."""
-        for threads in (self._readers, self._writer):
-            threads.shutdown(wait=False, cancel_futures=True)
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """A block whose SQLite errors become ``JournalError``."""
+    try:
+        yield
+    except UnicodeDecodeError as error:  # SQLite's own message quotes damaged bytes
+        raise _broken(path, "damaged: text that is none") from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.ProgrammingError):  # a wrong call, not a journal's state
+            raise
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        reason = REASONS.get(code, "broken")
+        room = os.statvfs(path.parent)
+        if code == sqlite3.SQLITE_IOERR and room.f_bavail * room.f_frsize < 64 * 1024:
+            reason = "full"  # no room for the -shm file is reported as a failed write
+        raise JournalError(reason, f"journal {path}: {error}; {ADVICE[reason]}") from error
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A read-only connection, which no writer waits for."""
+    if not path.is_file():
+        raise FileNotFoundError(f"journal {path}: no such file; the agent makes it when it starts")
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    with sqlite_errors(path), closing(open_reader(path)) as database:
+        yield database
+
+
+def _events(path: Path, which: str, parameter: int) -> Iterator[Event]:
+    """Events of a journal, each checked."""
+    query = f"SELECT id, now_s, kind, decision, CAST(body AS BLOB), crc FROM events {which}"
+    with _reading(path) as database:
+        for id_, now_s, kind, decision, body, crc in database.execute(query, (parameter,)):
+            if _event_crc(now_s, kind, decision, body) != crc:
+                raise _broken(path, f"event {id_} is damaged")
+            yield Event(id_, now_s, kind, decision, json.loads(body))
+
+
+def _event_crc(now_s: float, kind: str, decision: int | None, body: bytes) -> int:
+    return crc32(f"{now_s!r} {kind} {decision} ".encode() + body)
+
+
+def _broken(path: Path, what: str) -> JournalError:
+    return JournalError("broken", f"journal {path}: {what}; {ADVICE['broken']}")
+
+
+def _held(path: Path) -> IO[str]:
+    """The lock of the one who writes; JournalError names the process that has it."""
+    holder = locked(path.with_name(f"{path.name}.lock"))
+    if holder is not None:
+        return holder
+    writer = read_meta(path, "writer") if path.exists() else None
+    raise JournalError(
+        "locked",
+        f"journal {path}: process {writer or 'unknown'} writes it; "
+        "stop that agent, or give this one a journal of its own",
+    )
+
+
+def _create(path: Path) -> None:
+    """Make an empty journal, readable by its owner only. It appears whole or not at all."""
+    leftover = path.with_name(f"{path.name}-wal")
+    if leftover.exists():
+        raise _broken(leftover, f"belongs to {path.name}, which is gone")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.unfinished")
+    try:
+        unfinished.touch(mode=0o600)  # SQLite gives the files beside it the same
+        with sqlite_errors(path), closing(sqlite3.connect(unfinished)) as database:
+            database.executescript(TABLES)
+        unfinished.replace(path)
+    finally:
+        for end in ("", "-wal", "-shm"):
+            unfinished.with_name(f"{unfinished.name}{end}").unlink(missing_ok=True)
+
+
+def _prepare(database: sqlite3.Connection, path: Path, durability: str) -> None:
+    """Set a writing connection up, and check the file; JournalError if it cannot be used."""
+    if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise _broken(path, "its file system has no shared memory, as SQLite's WAL needs")
+    database.execute(f"PRAGMA synchronous = {DURABILITY[durability]}")
+    database.execute("PRAGMA journal_size_limit = 16777216")  # of the -wal file, once read back
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise _broken(path, f"damaged: {found}")
+    if not database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
+        raise _broken(path, "a database, but no journal")
+    version = read_meta(path, "schema")
+    if version != str(VERSION):
+        raise JournalError(
+            "broken",
+            f"journal {path}: of schema {version}; this package writes schema {VERSION}. "
+            "Use the version of the package that wrote it, or start with a new journal",
+        )

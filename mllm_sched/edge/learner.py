@@ -7,55 +7,119 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 
-from mllm_sched.arms import Arm
-from mllm_sched.edge.journal import Journal, JournalError
-from mllm_sched.edge.journal_schema import Event, Snapshot, finite
-from mllm_sched.edge.journal_table import table_of
-from mllm_sched.edge.scheduler_spec import SchedulerSpec, differences
-from mllm_sched.schedulers import Decision, Scheduler
-from mllm_sched.schedulers.base import Context
-
-__all__ = ["Learner", "SchedulerSpec"]
+from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.edge.journal import Event, Journal, JournalError, Snapshot, read_spec, table_of
+from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
+from mllm_sched.schedulers.base import Context, factor_words, plain
 
 EXPLAINED = ("reason", "certified", "p_feasible", "safe_arms", "infeasible")  # of a decision
 INTERRUPTED = "interrupted"  # why a decision was cancelled whose process ended
 TWICE = "interrupted twice"  # how an arm failed that ended the process, or the machine
 MEASURED = 1000  # tasks measured last, whose arms are remembered
+SNAPSHOT_EVERY = 1000  # events
+LONGEST = 60  # characters of a setting, in a message
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class RecoveryState:
-    """Open decisions, and what else follows from the events but is not part of the scheduler.
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """The arguments of ``make_scheduler``, with a number as ``rng``: to be stored and compared.
 
-    Attributes
-    ----------
-    open
-        Bodies of the decisions that are neither measured nor cancelled, by their id.
-    repeats
-        Tasks whose decisions were interrupted, each with its arm's index and the time.
-    measured
-        The same of the tasks measured last: their answers may have begun.
-    limits
-        In force; empty as long as they are those of the spec.
-    warm
-        Whether the scheduler learned from a table that it did not measure itself.
+    Examples
+    --------
+    >>> space = ArmSpace([Factor("threads", [1, 2])])
+    >>> spec = SchedulerSpec("ucb", space, {"latency_s": 0.2})
+    >>> other = SchedulerSpec("ucb", space, {"latency_s": 0.3}, rng=1)
+    >>> differences(spec.to_json(), other.to_json())
+    ['rng: 0, here 1']
     """
 
-    open: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    name: str
+    space: ArmSpace
+    limits: Mapping[str, float]
+    seeds: Sequence[Arm] = ()
+    rng: int = 0
+    contexts: Sequence[Factor] = ()
+    objective: str = "energy_j"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Scheduler:
+        """A new scheduler; ValueError and TypeError as of ``make_scheduler``."""
+        given = {name: value for name, value in vars(self).items() if name != "settings"}
+        return make_scheduler(**given, **self.settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's own types."""
+        words = {
+            "name": self.name,
+            "factors": [factor_words(factor) for factor in self.space.factors],
+            "limits": dict(self.limits),
+            "seeds": [self.space.index(arm) for arm in self.seeds],
+            "rng": self.rng,
+            "contexts": [factor_words(factor) for factor in self.contexts],
+            "objective": self.objective,
+            "settings": plain(self.settings),
+        }
+        done: dict[str, Any] = json.loads(json.dumps(words, default=lambda array: array.tolist()))
+        return done
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What makes two results of ``SchedulerSpec.to_json`` different schedulers, in short phrases.
+
+    Other values of the same limits do not: those can be changed while a scheduler is in use.
+    """
+    old, new = _compared(before), _compared(now)
+    if before["factors"] != now["factors"]:
+        del new["trusted"]  # other arms follow from other levels
+    return [
+        f"{name}: {_short(old[name])}, here {_short(value)}"
+        for name, value in new.items()
+        if name in old and old[name] != value
+    ]
+
+
+def _compared(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not differ, by the name under which a difference is told."""
+    found = {name: spec[name] for name in ("name", "rng", "objective", "settings")}
+    found["limits"] = sorted(spec["limits"])
+    for kind in ("factors", "contexts"):
+        factors = spec.get(kind, ())
+        found[kind] = [factor["name"] for factor in factors]
+        for factor in factors:
+            found[factor["name"]] = "{levels} log={log} {labels}".format(**factor)
+    space = ArmSpace([Factor(**factor) for factor in spec["factors"]])
+    found["trusted"] = sorted(str(space[index]) for index in spec["seeds"])
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+@dataclass
+class RecoveryState:
+    """Open decisions, and what else follows from the events but is not part of the scheduler."""
+
+    open: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # bodies, by their id
+    # Tasks that were interrupted, and those measured last, whose answers may have begun: the index
+    # of the arm, and the time.
     repeats: dict[str, tuple[int, float]] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-    warm: bool = False
+    limits: dict[str, float] = field(default_factory=dict)  # empty: those of the spec
+    warm: bool = False  # whether it learned from a table that it did not measure itself
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RecoveryState:
@@ -126,13 +190,12 @@ class Learner:
     """A scheduler and its journal.
 
     At its start it is rebuilt by replaying the journal. If this version of the scheduler chooses
-    otherwise than the one that wrote the journal, or cannot read its snapshot, the log says so, and
-    a new scheduler learns from all measurements that are still there. Decisions that were open are
-    cancelled, and ``arm_of`` gives the arms of their tasks. A task that was interrupted twice on
-    one arm counts as failed there: an arm that takes the machine down must be learned as well.
+    otherwise, or cannot read the snapshot, a new scheduler learns from all measurements that are
+    still there. Open decisions are cancelled, and ``arm_of`` gives the arms of their tasks. A task
+    that was interrupted twice on one arm counts as failed there.
 
-    Where the journal cannot be written, a call raises ``JournalError`` and nothing has happened:
-    the scheduler is rebuilt before its next use.
+    If the journal cannot be written, a call raises ``JournalError`` and nothing has happened: the
+    scheduler is rebuilt before its next use.
 
     Parameters
     ----------
@@ -141,8 +204,6 @@ class Learner:
     spec
         What makes the scheduler. The journal of another one is refused, but for other values of the
         same limits: these are changed, as by ``change_limits``.
-    snapshot_every
-        Events between two snapshots.
 
     Attributes
     ----------
@@ -159,7 +220,6 @@ class Learner:
     Examples
     --------
     >>> import tempfile
-    >>> from mllm_sched.arms import ArmSpace, Factor
     >>> spec = SchedulerSpec("ucb", ArmSpace([Factor("threads", [1, 2])]), {"latency_s": 0.2})
     >>> with tempfile.TemporaryDirectory() as folder, Journal(f"{folder}/journal.db") as journal:
     ...     learner = Learner(journal, spec)
@@ -169,10 +229,8 @@ class Learner:
     ['started', 'decided', 'measured']
     """
 
-    def __init__(
-        self, journal: Journal, spec: SchedulerSpec, *, snapshot_every: int = 1000
-    ) -> None:
-        self.journal, self.spec, self.snapshot_every = journal, spec, snapshot_every
+    def __init__(self, journal: Journal, spec: SchedulerSpec) -> None:
+        self.journal, self.spec = journal, spec
         self.scheduler: Scheduler
         self._state = RecoveryState()
         self._stale = False  # whether memory may be ahead of the journal
@@ -189,13 +247,12 @@ class Learner:
 
     def _spec_of_journal(self) -> Mapping[str, Any]:
         """The spec that the journal was begun with; ValueError if it makes another scheduler."""
-        mine, stored = self.spec.to_json(), self.journal.meta("spec")
-        if stored is None:
+        mine, before = self.spec.to_json(), read_spec(self.journal.path)
+        if not before:
             new = Snapshot(0, self.spec.make().to_bytes(), RecoveryState().to_json())
             self.journal.keep_snapshot(new)
             self.journal.set_meta("spec", json.dumps(mine))
             return mine
-        before: dict[str, Any] = json.loads(stored)
         if found := differences(before, mine):
             raise ValueError(
                 f"journal {self.journal.path}: of another scheduler ({'; '.join(found)}); start "
@@ -244,7 +301,7 @@ class Learner:
             repeats = self._state.repeats
             body = {
                 **{"tasks": list(tasks), "arm": arm},
-                **{"context": context, "available": arms, "facts": finite(facts or {})},
+                **{"context": context, "available": arms, "facts": _finite(facts or {})},
                 "repeated": any(task in repeats and repeats[task][0] == arm for task in tasks),
                 **{name: getattr(decision, name) for name in EXPLAINED},
             }
@@ -262,8 +319,7 @@ class Learner:
     ) -> None:
         """What the arm of that decision took; see ``Scheduler.tell``.
 
-        ``facts`` are further columns of the table: ``modality``, ``encoder``, ``evidence``, and if
-        they are not as usual ``size``, ``batch``, ``user``, ``energy_evidence``, ``limit_s``. Other
+        ``facts`` are further columns of the table, those of ``journal.FACTS`` and ``user``; other
         names are stored as well.
         """
         with self._ready():
@@ -271,9 +327,9 @@ class Learner:
             decided = self._state.open[decision_id]
             limit_s = self.scheduler.limits.get("latency_s")
             body = {
-                "told": {"failed": failed, "above": above, "quantities": finite(quantities)},
+                "told": {"failed": failed, "above": above, "quantities": _finite(quantities)},
                 "levels": dict(self.spec.space[decided["arm"]].levels),
-                "facts": finite({"limit_s": limit_s, **decided.get("facts", {}), **(facts or {})}),
+                "facts": _finite({"limit_s": limit_s, **decided.get("facts", {}), **(facts or {})}),
                 **{name: decided[name] for name in ("context", *EXPLAINED)},
             }
             with self._atomic():
@@ -283,7 +339,7 @@ class Learner:
         """The arm of that decision never ran; ``facts`` are stored with the reason."""
         with self._ready():
             self.scheduler.would_learn(decision_id, failed=why)
-            body = {"why": why, "facts": finite(facts or {})}
+            body = {"why": why, "facts": _finite(facts or {})}
             with self._atomic():
                 replay(self.scheduler, self._write("cancelled", body, decision_id))
 
@@ -326,7 +382,7 @@ class Learner:
         self._stale = True
         yield
         self._stale = False
-        if self._last - self._covered >= self.snapshot_every:
+        if self._last - self._covered >= SNAPSHOT_EVERY:
             try:
                 self._snapshot()
             except JournalError as error:  # the events it would cover stay, so nothing is lost
@@ -383,8 +439,13 @@ class Learner:
         self.scheduler = self.spec.make()
         if self._state.limits:
             self.scheduler.change_limits(self._state.limits)
-        for table, scatter in _tables(self.journal.events()):
-            self.scheduler.warm_start(table, scatter)
+        runs = (one for one in self.journal.events() if one.kind in ("measured", "warm-start"))
+        for kind, group in groupby(runs, key=lambda event: event.kind):
+            if kind == "measured":
+                self.scheduler.warm_start(table_of(group))
+            else:
+                for given in group:
+                    replay(self.scheduler, given)
         # Ids go on, so that no decision is taken for one of before.
         self.scheduler.set_state({**self.scheduler.state(), "_next_id": next_id})
         self._write("relearned", {"why": str(error), "next": next_id})
@@ -402,16 +463,10 @@ class Learner:
         self._state.repeats = kept
 
 
-def _tables(events: Iterable[Event]) -> Iterator[tuple[pd.DataFrame, float]]:
-    """Tables to learn from, in order, with their scatter: own measurements, and those given."""
-    measured: list[Event] = []
-    for event in events:
-        if event.kind == "measured":
-            measured.append(event)
-        elif event.kind == "warm-start":
-            if measured:
-                yield table_of(measured), 0.0
-            measured = []
-            yield pd.DataFrame(event.body["table"]), event.body["scatter"]
-    if measured:
-        yield table_of(measured), 0.0
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without entries that are None, NaN or infinite, which JSON cannot hold."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from numbers import Integral, Real
-from typing import Any, TextIO
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -34,18 +34,13 @@ _ASSIGNED = re.compile(
 )
 
 
-def setup(level: str = "info", stream: TextIO | None = None) -> None:
-    """Log in JSON from now on, libraries and warnings too; called again, it replaces the first.
+def setup(level: str = "info") -> None:
+    """Log in JSON from now on, libraries and warnings too.
 
-    Parameters
-    ----------
-    level
-        Of our own messages: ``debug``, ``info``, ``warning`` or ``error``. Those of libraries are
-        logged from ``warning`` on.
-    stream
-        Standard error by default.
+    The level is that of our own messages: ``debug``, ``info``, ``warning`` or ``error``. Those of
+    libraries are logged from ``warning`` on.
     """
-    handler = _Handler(stream or sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(JsonLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mllm_sched").setLevel(level.upper())
@@ -55,16 +50,9 @@ def setup(level: str = "info", stream: TextIO | None = None) -> None:
 def say(
     log: logging.Logger, event: str, level: str = "info", *, trace: bool = False, **fields: Any
 ) -> None:
-    """Log an event.
+    """Log an event of a constant name, such as ``agent-died``, and its details.
 
-    Parameters
-    ----------
-    event
-        A constant name, such as ``agent-died``.
-    trace
-        Whether to add the traceback of the exception that is being handled.
-    fields
-        Its details, units in their names.
+    ``trace``: with the traceback of the exception that is being handled.
     """
     number = logging.getLevelName(level.upper())
     log.log(number, event, exc_info=trace, extra={"fields": fields})

@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import cast
 
 import grpc
 
-from mllm_sched.devices import open_device
+from mllm_sched.devices import LIVE, open_device, settings_of
 from mllm_sched.devices.base import ModelDevice, trusted_arms
+from mllm_sched.devices.live import LiveDevice
 from mllm_sched.devices.model_encoders import ModelEncoders
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.agent import Agent
@@ -23,13 +24,17 @@ from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
 from mllm_sched.edge.encoder_stage import EncoderStage
 from mllm_sched.edge.fair_queue import FairQueue
-from mllm_sched.edge.journal import AsyncJournal, Journal, JournalError
-from mllm_sched.edge.journal_table import count_measured, read_spec
-from mllm_sched.edge.learner import Learner, SchedulerSpec
+from mllm_sched.edge.journal import (
+    AsyncJournal,
+    Journal,
+    JournalError,
+    count_measured,
+    read_spec,
+)
+from mllm_sched.edge.learner import Learner, SchedulerSpec, differences
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
-from mllm_sched.edge.scheduler_spec import differences
 from mllm_sched.edge.siblings import learn_once
 from mllm_sched.edge.users import Users
 from mllm_sched.harness.reading import HarnessError
@@ -45,18 +50,15 @@ SPARE = 64  # requests beyond those that wait: being uploaded, encoded or answer
 WATCH_S = 2.0  # between two reports of the journal's size
 PRUNE_S = 60.0  # between two times that old answers are dropped
 TIMEOUTS = ("timeout_s", "open_timeout_s")  # settings of a device that its encoders take
+FOR_PROGRAMS = {"open_meter", "noise", "throttling", "drift", "background", "outages"}  # objects
 ASK_SERVER_S = 2.0  # how long --check waits for the LLM server
 
 
 def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun.
 
-    Raises
-    ------
-    ConfigError
-        If the configuration asks for what is not there.
-    OSError
-        If the device, the journal or an address cannot be had.
+    Raises ConfigError if the configuration asks for what is not there, and OSError if the device,
+    the journal or an address cannot be had.
     """
     with ExitStack() as opened:
         device = open_device_of(config)
@@ -129,7 +131,7 @@ async def _watch(journal: AsyncJournal, metrics: Metrics) -> None:
 def _close(loop: ClosedLoop) -> None:
     """Write what is left. All that users were answered is in the journal already."""
     try:
-        loop.settle()
+        loop.write_pending()
         loop.learner.close()
     except JournalError as error:
         say(log, "journal-left-open", "warning", why=str(error), reason=error.reason)
@@ -144,15 +146,31 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
 
 def open_device_of(config: AgentConfig) -> ModelDevice:
     """The device of a configuration; ConfigError names the field that it does not like."""
-    settings = dict(config.device_settings)
-    timeouts = {name: settings.pop(name) for name in TIMEOUTS if name in settings}
-    if config.device == "agx-orin":
-        timeouts = {"open_timeout_s": OPEN_TIMEOUT_S, **timeouts}  # TensorRT builds engines
     try:
+        _check_settings(config)
+        settings = dict(config.device_settings)
+        timeouts = {name: settings.pop(name) for name in TIMEOUTS if name in settings}
+        if config.device == "agx-orin":
+            timeouts = {"open_timeout_s": OPEN_TIMEOUT_S, **timeouts}  # TensorRT builds engines
         model = ModelEncoders(config.model, config.seed, config.modalities, config.cut, **timeouts)
         return cast(ModelDevice, open_device(config.device, model=model, **settings))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"device {config.device}, model {config.model}: {error}") from error
+
+
+def _check_settings(config: AgentConfig) -> None:
+    """Refuse what this device would ignore, or what a file cannot hold."""
+    known = (settings_of(config.device, with_model=True) - FOR_PROGRAMS).union(TIMEOUTS)
+    if config.device not in LIVE:
+        known.add("seed")
+    for name in config.device_settings:
+        if name == "noise_seed" and "seed" in known:
+            raise ValueError("device_settings: noise_seed: it is called seed now")
+        if name not in known:
+            raise ValueError(
+                f"device_settings: unknown setting {name!r}; expected some of "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 def sizes_of(config: AgentConfig) -> tuple[int, ...]:
@@ -183,14 +201,18 @@ def explain(config: AgentConfig) -> str:
 
     Raises as ``run_agent``, but listens nowhere, and only reads the journal.
     """
-    device = open_device_of(config)
-    try:
+    with closing(open_device_of(config)) as device:
         spec = spec_of(config, device)
         scheduler = spec.make()
+        encoders = [f"{takes} by {name}" for name, takes in device.modalities.items()]
         return "\n".join(
             [
                 f"agent {config.describe()}",
-                _describe(config, device),
+                ", ".join([f"device {device.name}: {device.space!r}", *_device_state(device)]),
+                f"latency {device.evidence}, energy {device.energy_evidence}: "
+                f"{device.meter_source}",
+                f"model {config.model} ({device.encoders.half.identity[:12]}): "
+                f"{', '.join(encoders)}",
                 f"scheduler {spec.name}: least {spec.objective}, encoding within "
                 f"{config.scheduler.limit_s:g} s; {scheduler.cells} cells to learn",
                 f"  trusted: {'; '.join(map(str, spec.seeds)) or 'none'}",
@@ -200,22 +222,18 @@ def explain(config: AgentConfig) -> str:
                 f"LLM server {config.server}: {_server_state(config, device)}",
             ]
         )
-    finally:
-        device.close()
 
 
-def _describe(config: AgentConfig, device: ModelDevice) -> str:
-    """Device, arms, trusted arms, evidence and encoders, in a few lines."""
-    encoders = [f"{takes} by {name}" for name, takes in device.modalities.items()]
-    state = ", ".join(f"{name} {value}" for name, value in device.state().items())
-    return "\n".join(
-        [
-            f"device {device.name}: {device.space!r}" + (f", {state}" if state else ""),
-            *(f"trusted: {arm}" for arm in trusted_arms(device)),
-            f"latency {device.evidence}, energy {device.energy_evidence}: {device.meter_source}",
-            f"model {config.model} ({device.encoders.half.identity[:12]}): {', '.join(encoders)}",
-        ]
-    )
+def _device_state(device: ModelDevice) -> list[str]:
+    """Mode and clocks of a board, and its hottest zone."""
+    state = [f"{name} {value}" for name, value in device.state().items()]
+    zones: dict[str, float] = {}
+    if isinstance(device, LiveDevice):
+        zones = device.thermals.temperatures_c()
+    if zones:
+        hottest = max(zones, key=lambda zone: zones[zone])
+        state.append(f"temperature {zones[hottest]:.1f} C ({hottest})")
+    return state
 
 
 def _journal_state(config: AgentConfig, spec: SchedulerSpec) -> str:
