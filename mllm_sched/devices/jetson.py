@@ -11,11 +11,13 @@ from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.example_encoder import ExampleEncoder
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.devices.orin_model import COMPONENTS
-from mllm_sched.harness.clocks import CONFIGURATION, PROGRAM, Clocks
+from mllm_sched.harness.clocks import Clocks
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.fake_jetson.board import MARKER
 from mllm_sched.harness.ina3221 import find_channels
-from mllm_sched.harness.meters import RATE_HZ, open_meter
+from mllm_sched.harness.meters import open_meter
+from mllm_sched.harness.nvpmodel import CONFIGURATION, PROGRAM
+from mllm_sched.harness.sampler import RATE_HZ
 from mllm_sched.harness.subprocess_worker import CALL_TIMEOUT_S
 from mllm_sched.harness.thermals import Thermals
 
@@ -114,13 +116,20 @@ class JetsonDevice(LiveDevice):
         try:
             super().close()
         finally:
-            self._level = None
             self.clocks.close()
 
     def bring(self, arm: Arm) -> dict[str, Any]:
-        """Set the clocks of the arm's power level, unless they are: that may take a second."""
+        """Set the clocks of the arm's power level, unless they are: that may take a second.
+
+        They are set again if another program changed them. A clock that the kernel holds down
+        against heat is left alone; ``throttled`` marks it in a profile.
+        """
         power_w = int(arm.levels["power_w"])
-        if self._level is None or self._level[0] != power_w:
+        if (
+            self._level is None
+            or self._level[0] != power_w
+            or (self.clocks.changed() and not self.thermals.holding_back())
+        ):
             self._level = None  # unknown, if this fails
             self._level = power_w, self.clocks.set_level(power_w, self.imitate)
         return {"clocks": self._level[1]}

@@ -145,10 +145,9 @@ class ModelEncoders(EncoderWorker):
         pairs = zip(items, rows.unbind(), strict=True)
         return tuple(Part(each.modality, self.cut, row, each.layout) for each, row in pairs)
 
-    def close(self) -> None:
-        """End the process; the next one begins cold."""
-        self._warm.clear()
-        super().close()
+    def _end(self) -> None:
+        self._warm.clear()  # the next process begins cold
+        super()._end()
 
 
 Inputs = dict[str, Tensor]

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"  # JetPack 5 and 6
-IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"  # JetPack 4
+HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"  # since JetPack 5
 
 # Which rails make up the module, by what is there: the first set that is complete counts. A rail
 # that is not named lies within one that is; on the AGX Orin, VDDQ_VDD2_1V8AO within VIN_SYS_5V0.
 TOTALS: tuple[frozenset[str], ...] = (
-    frozenset({"VDD_IN"}),  # Orin NX and Nano, Xavier NX, TX2: one sensor for the whole module
-    frozenset({"POM_5V_IN"}),  # Nano
+    frozenset({"VDD_IN"}),  # Orin NX and Nano, Xavier NX: one sensor for the whole module
     frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}),  # AGX Xavier
     frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}),  # AGX Orin
 )
@@ -32,10 +30,10 @@ LEAST_MA = -40
 
 @dataclass(frozen=True)
 class Channel:
-    """One rail: its label, and the files of its voltage and current, or of its power alone."""
+    """One rail: its label, and the files of its voltage (mV) and current (mA)."""
 
     label: str
-    files: tuple[Path, ...]
+    files: tuple[Path, Path]
 
 
 class Ina3221Rails:
@@ -96,13 +94,12 @@ class Ina3221Rails:
         if not all(texts):
             raise OSError(f"rail {label} vanished: its file is empty")
         try:
-            numbers = [int(text) for text in texts]
+            millivolts, milliamps = (int(text) for text in texts)
         except ValueError:
             raise ValueError(f"rail {label} shows {texts!r}: expected numbers") from None
-        if numbers[-1] < LEAST_MA:
-            unit = "mA" if len(numbers) == 2 else "mW"
-            raise ValueError(f"rail {label}: negative reading of {numbers[-1]} {unit}")
-        return numbers[0] * numbers[1] / 1e6 if len(numbers) == 2 else numbers[0] / 1e3
+        if milliamps < LEAST_MA:
+            raise ValueError(f"rail {label}: negative reading of {milliamps} mA")
+        return millivolts * milliamps / 1e6
 
 
 def find_channels(root: Path) -> list[Channel]:
@@ -110,27 +107,14 @@ def find_channels(root: Path) -> list[Channel]:
 
     The seventh input of newer kernels is left out: it adds shunt voltages and has no current.
     """
-    found = [channel for folder in sorted(root.glob(HWMON)) for channel in _hwmon(folder)]
-    found = found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]
-    return [channel for channel in found if channel.label != NOT_CONNECTED]
-
-
-def _hwmon(folder: Path) -> list[Channel]:
     channels = []
-    for label in sorted(folder.glob("in*_label")):
-        number = re.sub(r"\D", "", label.name)
-        files = (folder / f"in{number}_input", folder / f"curr{number}_input")
-        if all(file.exists() for file in files):
-            channels.append(Channel(label.read_text().strip(), files))
-    return channels
-
-
-def _iio(folder: Path) -> list[Channel]:
-    channels = []
-    for label in sorted(folder.glob("rail_name_*")):
-        power = folder / f"in_power{label.name.removeprefix('rail_name_')}_input"
-        if power.exists():
-            channels.append(Channel(label.read_text().strip(), (power,)))
+    for folder in sorted(root.glob(HWMON)):
+        for label in sorted(folder.glob("in*_label")):
+            number = re.sub(r"\D", "", label.name)
+            files = (folder / f"in{number}_input", folder / f"curr{number}_input")
+            name = label.read_text().strip()
+            if all(file.exists() for file in files) and name != NOT_CONNECTED:
+                channels.append(Channel(name, files))
     return channels
 
 

@@ -2,81 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.ina3221 import Ina3221Rails
 from mllm_sched.harness.rapl import RaplMeter
-from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
-from mllm_sched.harness.sampler import Rails, Sampler, integrate
-
-RATE_HZ = 100.0
-READINGS = 1000  # in a window at least: what a steady load needs to be known to a few percent
-SET_BY_S = 0.1  # of the system's clock within a window: more than a time server corrects
-
-
-class SampledMeter(PowerMeter):
-    """Power of rails, sampled at random times and integrated.
-
-    Parameters
-    ----------
-    rails
-        What is read.
-    source
-        Where the joules come from, in words; the rails that are counted are added.
-    rate_hz
-        Readings per second that are asked for.
-    rng
-        Draws the times.
-
-    Attributes
-    ----------
-    cpu_share
-        Of one core, that sampling took in the last window.
-    """
-
-    def __init__(
-        self,
-        rails: Rails,
-        source: str,
-        rate_hz: float = RATE_HZ,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        self.rails = rails
-        self.rate_hz = rate_hz
-        self.source = f"{source}, {' + '.join(rails.counted)}"
-        self.min_window_s = READINGS / rate_hz
-        self.cpu_share = 0.0
-        self._sampler = Sampler(rails, rate_hz, rng or np.random.default_rng())
-
-    def _begin(self) -> tuple[float, float]:
-        began = time.monotonic(), time.time()
-        self._sampler.start()
-        return began
-
-    def _end(self, began: tuple[float, float]) -> Reading:
-        began_s, date_s = began
-        ended_s, set_by_s = time.monotonic(), time.time() - date_s
-        samples = self._sampler.stop()
-        self.cpu_share = self._sampler.cpu_s / (ended_s - began_s)
-        reading = integrate(samples, began_s, ended_s, self.rails, self.rate_hz)
-        set_by_s -= reading.duration_s
-        if abs(set_by_s) < SET_BY_S:
-            return reading
-        note = f"the system's clock was set by {set_by_s:+.1f} s; no duration here depends on it"
-        return replace(reading, notes=(*reading.notes, note))
-
-    def close(self) -> None:
-        """Stop sampling and close the rails."""
-        if self._began is not None:
-            self._sampler.stop()
-            self._began = None
-        self.rails.close()
+from mllm_sched.harness.reading import MeterError, PowerMeter
+from mllm_sched.harness.sampler import RATE_HZ, SampledMeter
 
 
 def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ) -> PowerMeter:
@@ -120,22 +53,18 @@ def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ)
     return CpuTimeMeter(reason="; ".join(reasons))
 
 
-def _open_ina3221(root: Path, rate_hz: float) -> PowerMeter:
-    return SampledMeter(Ina3221Rails(root), "INA3221 sensors of the module", rate_hz)
+def _open_nvml() -> PowerMeter:
+    from mllm_sched.harness.nvml import NvmlMeter  # few machines have a card
 
-
-def _open_nvml(root: Path, rate_hz: float) -> PowerMeter:
-    from mllm_sched.harness import nvml  # few machines have a card
-
-    if nvml.Card().energy_j() is not None:
-        return nvml.NvmlCounterMeter()
-    return SampledMeter(nvml.NvmlRails(), "power of the graphics card (NVML)", rate_hz)
+    return NvmlMeter()
 
 
 METERS: Mapping[str, Callable[[Path, float], PowerMeter]] = {
-    "ina3221": _open_ina3221,
+    "ina3221": lambda root, rate_hz: SampledMeter(
+        Ina3221Rails(root), "INA3221 sensors of the module", rate_hz
+    ),
     "rapl": lambda root, rate_hz: RaplMeter(root),
-    "nvml": _open_nvml,
+    "nvml": lambda root, rate_hz: _open_nvml(),
     "estimate": lambda root, rate_hz: CpuTimeMeter(),
 }
 

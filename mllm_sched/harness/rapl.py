@@ -60,7 +60,6 @@ class RaplMeter(PowerMeter):
             max(0.0, energy_j - unsure_j),
             energy_j + unsure_j,
             time.monotonic() - began_s,
-            {f"package-{k}": used / 1e6 for k, used in enumerate(used_uj)},
         )
 
     def _read(self) -> list[int]:

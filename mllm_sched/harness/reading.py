@@ -30,8 +30,6 @@ class Reading:
         scale, the same in every window, is not in it.
     duration_s
         Length of the window.
-    rails_j
-        Joules of every rail, also of those that the total leaves out.
     samples
         Readings taken within the window; 0 for a counter.
     rate_hz
@@ -42,14 +40,13 @@ class Reading:
         Counted rails whose every reading was the same, and what it was in watts. The sensor of a
         working rail flickers; one that shows the same idle and loaded is stuck.
     notes
-        What a reader should know: a meter slower than asked, a clock that was set, ...
+        What a reader should know: a meter slower than asked, ...
     """
 
     energy_j: float
     low_j: float
     high_j: float
     duration_s: float
-    rails_j: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     rate_hz: float = math.nan
     longest_gap_s: float = 0.0

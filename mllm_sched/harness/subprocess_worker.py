@@ -126,6 +126,7 @@ class Child:
         self._command = command
         self._environment = environment or {}
         self._turn = threading.RLock()  # held by who uses the process
+        self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -145,6 +146,8 @@ class Child:
 
         Raises
         ------
+        ValueError
+            After ``close``.
         WorkerError
             If the encoder raised.
         CrashError
@@ -161,7 +164,7 @@ class Child:
                 self._send(data, ends_s)
                 answer, behind = self._receive(ends_s)
             except TimeoutError:
-                self.close()
+                self._end()
                 raise HangError(timeout_s) from None
             except (BrokenPipeError, EOFError):
                 raise CrashError(self._obituary()) from None
@@ -170,7 +173,9 @@ class Child:
         return answer["ok"], behind
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless it runs; ValueError after ``close``."""
+        if self._closed:
+            raise ValueError("the encoders' process was closed; open the device again")
         if self._process:
             return
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -187,24 +192,29 @@ class Child:
         os.set_blocking(self._process.stdin.fileno(), False)  # else one that hangs holds the parent
 
     def close(self) -> None:
-        """End the process. Closing twice does nothing; a later request starts another.
+        """End the process for good. Closing twice does nothing.
 
         A request under way in another thread ends with a CrashError.
         """
+        self._closed = True
         while not self._turn.acquire(timeout=KILL_AFTER_S):
             if process := self._process:
                 process.kill()
         try:
-            process, self._process = self._process, None
-            if process is None:
-                return
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout, self._log):
-                if pipe:
-                    pipe.close()
+            self._end()
         finally:
             self._turn.release()
+
+    def _end(self) -> None:
+        """End the process; the next request starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, self._log):
+            if pipe:
+                pipe.close()
 
     def _send(self, data: bytes, ends_s: float) -> None:
         assert self._process and self._process.stdin
@@ -245,7 +255,7 @@ class Child:
             status = self._process.wait()
         self._log.seek(0)
         last = (self._log.read().decode(errors="replace").strip().splitlines() or [""])[-1]
-        self.close()
+        self._end()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return f"the encoder crashed: {how}" + (f": {last}" if last else "")
 

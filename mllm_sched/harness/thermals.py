@@ -47,10 +47,13 @@ class Thermals:
         """Times that the machine has held itself back since it was started."""
         return sum(int(_text(file) or 0) for file in self._counters)
 
+    def holding_back(self) -> bool:
+        """Whether a cooling device other than a fan is slowing the machine down now."""
+        return any(int(_text(file) or 0) > 0 for file in self._cooling)
+
     def throttled_since(self, count: int) -> bool:
-        """Whether it has done so since the count was taken, or is doing so now."""
-        cooled = any(int(_text(file) or 0) > 0 for file in self._cooling)
-        return cooled or self.throttle_count() > count
+        """Whether it has held itself back since the count was taken, or does so now."""
+        return self.holding_back() or self.throttle_count() > count
 
     def cool_down(self, target_c: float, at_most_s: float) -> float:
         """Wait until nothing is hotter than the target; seconds it took, ``at_most_s`` at most."""
