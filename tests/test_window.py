@@ -3,8 +3,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mllm_sched.harness import window as harness
 from mllm_sched.harness.reading import MeterError, Reading
@@ -13,7 +11,6 @@ from mllm_sched.harness.thermals import Thermals
 from mllm_sched.harness.window import (
     Plan,
     Window,
-    energy_of,
     latency_of,
     measure,
     warm_up,
@@ -77,20 +74,15 @@ def cool(tmp_path):
 
 def test_total_and_idle_subtracted_energy_per_task(machine, cool):
     here = machine()
-    result = measure(here.work, here, cool, Plan())
+    result = measure(here.work, here, cool, Plan(window_s=0.5))
+    busy = [reading for reading in here.windows if reading.power_w > 10]
+    assert min(reading.duration_s for reading in busy) >= here.min_window_s
     assert result.latency_s.mean == pytest.approx(0.1)
     assert result.energy_j.mean == pytest.approx(2.0)  # 20 W for 0.1 s
     assert result.marginal_j.mean == pytest.approx(1.2)
     assert result.idle_w == pytest.approx(8)
     assert result.windows == 4 and result.tasks == pytest.approx(80, abs=4)
     assert math.isnan(result.temperature_start_c) and not result.throttled
-
-
-def test_a_window_is_never_shorter_than_the_meter_allows(machine, cool):
-    here = machine()
-    measure(here.work, here, cool, Plan(window_s=0.5))
-    busy = [reading for reading in here.windows if reading.power_w > 10]
-    assert min(reading.duration_s for reading in busy) >= here.min_window_s
 
 
 def test_a_restless_arm_gets_more_windows_until_its_mean_is_known(machine, cool):
@@ -100,11 +92,8 @@ def test_a_restless_arm_gets_more_windows_until_its_mean_is_known(machine, cool)
     result = measure(restless.work, restless, cool, plan)
     assert plan.windows < result.windows < 40
     assert result.latency_s.relative <= 0.02 and result.energy_j.relative <= 0.02
-
-
-def test_a_target_that_is_missed_is_told(machine, cool):
-    here = machine(scatter=0.2)
-    result = measure(here.work, here, cool, Plan(target=0.01, max_windows=5))
+    wild = machine(scatter=0.2)
+    result = measure(wild.work, wild, cool, Plan(target=0.01, max_windows=5))
     assert result.windows == 5
     assert any("target of 1.0% missed after 5 windows" in note for note in result.notes)
 
@@ -114,21 +103,6 @@ def test_what_the_meter_cannot_see_counts_in_the_interval(machine, cool):
     result = measure(here.work, here, cool, Plan(target=0.001, max_windows=4))
     assert result.energy_j.half == pytest.approx(0.5 * 0.1 / math.sqrt(4), rel=0.1)
     assert result.marginal_j.half > result.energy_j.half
-
-
-def test_the_interval_of_an_arm_covers_its_energy():
-    """Windows that scatter by 3 %, read by a meter that is unsure by 1 %: 95 of 100, or more."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(300):
-        windows = []
-        for scatter, error in 1 + rng.normal(0, [0.03, 0.005], (4, 2)):
-            joules = 100 * scatter * error
-            reading = Reading(joules, joules - 1, joules + 1, 5.0)
-            windows.append(Window(reading, Calls.of([0.1] * 50)))
-        interval = energy_of(windows, len(windows))
-        covered += abs(interval.mean - 2.0) <= interval.half
-    assert covered >= 0.93 * 300
 
 
 @pytest.mark.parametrize("scatter", [0.005, 0.02, 0.05])
@@ -162,20 +136,6 @@ def test_warm_up_lasts_until_tasks_take_the_same_time(machine, cool):
     assert any("not steady" in note for note in measure(here.work, here, cool, Plan()).notes)
 
 
-def test_a_window_with_a_pause_is_measured_again(machine, cool):
-    here = machine()
-    stop, gaps = here.stop, iter([0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-
-    def paused():
-        here.reading["longest_gap_s"] = next(gaps)
-        return stop()
-
-    here.stop = paused
-    result = measure(here.work, here, cool, Plan())
-    assert result.windows == 4 and len(here.windows) == 7 and result.longest_gap_s == 0
-    assert "windows with a pause, measured again: 1" in result.notes
-
-
 def test_tasks_of_a_batch_share_the_energy_and_wait_for_the_whole_call(machine, cool):
     here = machine()
     result = measure(here.work, here, cool, Plan(), items=4)
@@ -184,13 +144,16 @@ def test_tasks_of_a_batch_share_the_energy_and_wait_for_the_whole_call(machine, 
     assert result.marginal_j.mean == pytest.approx(1.2 / 4)
 
 
-@pytest.mark.parametrize("where", ["in a call", "after the calls"])
-def test_a_pause_that_only_the_encoder_or_this_process_makes_is_seen_too(machine, cool, where):
-    here = machine(samples=0)
+@pytest.mark.parametrize("where", ["in a call", "after the calls", "in the sampling"])
+def test_a_window_with_a_pause_is_measured_again(machine, cool, where):
+    here = machine(samples=100 if where == "in the sampling" else 0)
     work, pauses = here.work, iter([0, 0, 0, 0, 2.0])
 
     def paused(seconds):
         calls, pause_s = work(seconds), next(pauses, 0)
+        if where == "in the sampling":
+            here.reading["longest_gap_s"] = pause_s
+            return calls
         here.sleep(pause_s)
         latencies = [calls.mean_s] * calls.count
         latencies[-1] += pause_s
@@ -214,18 +177,6 @@ def test_a_rail_that_never_moves_is_stuck(machine, cool):
         measure(here.work, here, cool, Plan())
 
 
-def test_a_rail_that_moves_between_idle_and_load_is_not(machine, cool):
-    here = machine()
-    stop, values = here.stop, itertools.cycle([1.0, 2.0])
-
-    def flat():
-        here.reading["unmoved_w"] = {"VDD_CPU_CV": next(values)}
-        return stop()
-
-    here.stop = flat
-    assert measure(here.work, here, cool, Plan()).windows == 4
-
-
 def test_without_idle_windows_there_is_no_marginal_energy(machine, cool):
     here = machine()
     result = measure(here.work, here, cool, Plan(idle_s=0))
@@ -233,12 +184,12 @@ def test_without_idle_windows_there_is_no_marginal_energy(machine, cool):
     assert result.energy_j.mean == pytest.approx(2.0)
 
 
-@given(st.lists(st.lists(st.floats(0.01, 5), min_size=1, max_size=8), min_size=1, max_size=5))
-def test_the_pooled_scatter_is_that_of_all_calls_together(windows):
+def test_the_pooled_scatter_is_that_of_all_calls_together():
+    windows = [[0.1, 0.3, 0.2], [4.0], [0.5, 0.5]]
     everything = [latency for window in windows for latency in window]
-    expected = np.std(everything, ddof=1) if len(everything) > 1 else 0.0
     pooled = pooled_sd_s([Calls.of(window) for window in windows])
-    assert pooled == pytest.approx(expected, abs=1e-6)
+    assert pooled == pytest.approx(np.std(everything, ddof=1))
+    assert pooled_sd_s([Calls.of([0.2])]) == 0
 
 
 def zone(root, number, name, millidegrees):
@@ -248,18 +199,12 @@ def zone(root, number, name, millidegrees):
     (folder / "temp").write_text(f"{millidegrees}\n")
 
 
-def test_temperatures_are_read_and_a_zone_without_power_is_left_out(tmp_path):
-    zone(tmp_path, 0, "CPU-therm", 48500)
-    zone(tmp_path, 1, "GPU-therm", 51250)
-    zone(tmp_path, 2, "CV0-therm", "")
-    thermals = Thermals(tmp_path)
-    assert thermals.temperatures_c() == {"CPU-therm": 48.5, "GPU-therm": 51.25}
-    assert thermals.hottest_c() == 51.25
-
-
-def test_it_waits_until_the_machine_is_cool_but_not_for_ever(tmp_path, monkeypatch):
+def test_it_waits_until_the_hottest_zone_is_cool_but_not_for_ever(tmp_path, monkeypatch):
     zone(tmp_path, 0, "CPU-therm", 60000)
+    zone(tmp_path, 1, "GPU-therm", 21250)
+    zone(tmp_path, 2, "CV0-therm", "")  # without power it cannot be read
     thermals, now = Thermals(tmp_path), [0.0]
+    assert thermals.hottest_c() == 60
 
     def sleep(seconds):
         now[0] += seconds

@@ -14,7 +14,7 @@ from mllm_sched.devices.orin_model import COMPONENTS
 from mllm_sched.harness.clocks import Clocks
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.fake_jetson.board import MARKER
-from mllm_sched.harness.ina3221 import find_channels
+from mllm_sched.harness.ina3221 import find_rails
 from mllm_sched.harness.meters import open_meter
 from mllm_sched.harness.nvpmodel import CONFIGURATION, PROGRAM
 from mllm_sched.harness.sampler import RATE_HZ
@@ -161,7 +161,7 @@ def orin_space(clocks: Clocks, components: Sequence[str] = ()) -> ArmSpace:
 def missing(root: Path, imitated: bool = False) -> list[str]:
     """What a live run on the board needs and is not there."""
     checks = {
-        "no INA3221 power sensors": find_channels(root),
+        "no INA3221 power sensors": find_rails(root),
         f"no {root / CONFIGURATION}": (root / CONFIGURATION).exists(),
         f"no {root / PROGRAM}": (root / PROGRAM).exists(),
         "no ONNX Runtime with TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)": (
