@@ -32,13 +32,13 @@ class JetsonDevice(LiveDevice):
 
     A power level is the mode itself where it can be switched live, else clock caps that imitate
     it; ``clocks`` in every row says which. A load is the share of time that the encoder is given:
-    after each call it pauses, and the pause is part of what the task takes. Everything is put back
-    by ``close``; see ``Clocks``.
+    after each call it pauses, and the pause is part of what the task takes. Clocks are put back by
+    ``close``; see ``Clocks``.
 
     A call of 0.1 s is too short to be measured: on random input a task is repeated for
-    ``window_s``. Items of a model are encoded once, and the scheduler averages. They are encoded
-    one by one, on the CPU through PyTorch, on the GPU and the DLA through TensorRT, which builds
-    an engine for one shape; models whose inputs have any shape (Qwen's) run on the CPU alone.
+    ``window_s``. Items of a model are encoded once, one by one: on the CPU through PyTorch, on the
+    GPU and the DLA through TensorRT, which builds an engine for one shape. Models whose inputs
+    have any shape (Qwen's) run on the CPU alone.
 
     On an imitation of the board (a root that holds a file ``IMITATION``) encoders run on this
     machine's CPU, and whatever is measured is labelled *simulated*.
@@ -49,10 +49,8 @@ class JetsonDevice(LiveDevice):
         See ``HostDevice``.
     components
         Those that may be chosen; all by default.
-    root
-        Of the board's file system.
-    rate_hz
-        Readings per second of the power sensors.
+    root, rate_hz
+        See ``open_meter``.
     imitate
         Whether clock caps may stand in for modes that need a reboot.
     window_s

@@ -42,11 +42,6 @@ class Clocks:
     the end of the process, and on SIGINT, SIGTERM and SIGHUP. After ``kill -9`` the next ``Clocks``
     finds the record and restores it. A record from before a reboot is dropped.
 
-    Parameters
-    ----------
-    root
-        Of the file system; another one for an imitation of the board.
-
     Raises
     ------
     OSError
@@ -80,14 +75,9 @@ class Clocks:
         return dict(sorted(found.items()))
 
     def set_level(self, power_w: int, imitate: bool = True) -> str:
-        """Reach a power level, and say how: ``mode:MODE_50W`` or ``caps:MODE_15W``.
+        """Reach one of ``levels``, and say how: ``mode:MODE_50W`` or ``caps:MODE_15W``.
 
-        Parameters
-        ----------
-        power_w
-            A key of ``levels``.
-        imitate
-            Whether clock caps may stand in where the mode itself needs a reboot.
+        Clock caps stand in where the mode itself needs a reboot, if they may ``imitate`` it.
 
         Raises
         ------

@@ -30,17 +30,8 @@ LEAST_MA = -40
 class Ina3221Rails:
     """Power of every labelled rail, as ``sampler.Rails``.
 
-    Parameters
-    ----------
-    root
-        Of the file system.
-
-    Raises
-    ------
-    OSError
-        If there are no sensors, or they may not be read.
-    ValueError
-        If it is not known which rails make up the total.
+    OSError if there are no sensors, or they may not be read; ValueError if it is not known which
+    rails make up the total.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -62,10 +53,7 @@ class Ina3221Rails:
             raise
 
     def read(self) -> list[float]:
-        """Watts of every rail now.
-
-        Raises OSError if a rail vanished, ValueError if one shows nonsense; the rail is named.
-        """
+        """Watts now; OSError names a rail that vanished, ValueError one that shows nonsense."""
         if not self._files:
             raise OSError("the power sensors were closed")
         return [_watts(rail, files) for rail, files in self._files.items()]

@@ -24,16 +24,9 @@ def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ)
     root
         Of the file system.
     kind
-        ``ina3221``, ``rapl``, ``nvml`` or ``estimate``; the best by default.
+        ``ina3221``, ``rapl``, ``nvml`` or ``estimate``. OSError if that is not there.
     rate_hz
         Readings per second of a meter that is sampled.
-
-    Raises
-    ------
-    ValueError
-        For an unknown kind; the known ones are listed.
-    OSError
-        If the meter asked for is not there.
 
     Examples
     --------
@@ -80,11 +73,8 @@ class MendedMeter:
     def usable(self) -> PowerMeter:
         """The meter, opened anew if it broke.
 
-        Raises
-        ------
-        MeterError
-            If it cannot be opened, or if what can be opened is of other evidence: an estimate
-            must not take the place of a measurement unseen.
+        Raises MeterError if it cannot be opened, or if what can be opened is of other evidence: an
+        estimate must not take the place of a measurement unseen.
         """
         if self._broke:
             self.meter.close()

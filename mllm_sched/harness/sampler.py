@@ -143,19 +143,8 @@ class Samples:
 class SampledMeter(PowerMeter):
     """Power of rails, read in a thread at random times and integrated.
 
-    Parameters
-    ----------
-    rails
-        What is read.
-    source
-        Where the joules come from, in words; the rails that are counted are added.
-    rate_hz
-        Readings per second that are asked for; halved while the rails cannot keep up.
-
-    Attributes
-    ----------
-    cpu_share
-        Of one core, that sampling took in the last window.
+    ``rate_hz`` readings per second are asked for; the rate is halved while the rails cannot keep
+    up. ``cpu_share`` is the share of one core that sampling took in the last window.
     """
 
     def __init__(self, rails: Rails, source: str, rate_hz: float = RATE_HZ) -> None:
@@ -243,18 +232,8 @@ def integrate(
     """Energy between two times: trapezoids over the readings at their own times.
 
     The first and last reading extend to the ends. In the bounds, time that no reading stands for
-    counts with the whole range.
-
-    Parameters
-    ----------
-    samples
-        Of a sampler that was started at ``start_s``.
-    start_s, end_s
-        Ends of the window, ``time.monotonic()``.
-    rails
-        Names, and which of them make up the total.
-    asked_hz
-        What the sampler was asked for.
+    counts with the whole range. ``start_s`` is when sampling began, ``asked_hz`` the rate that was
+    asked for.
     """
     duration_s = end_s - start_s
     within = (samples.time_s >= start_s) & (samples.time_s <= end_s)
@@ -277,7 +256,19 @@ def integrate(
     mean_low_w, mean_high_w = mean_bounds(total_w[:-1], low_w, high_w, widths[:-1])
     low_j = mean_low_w * covered_s + low_w * (duration_s - covered_s)
     high_j = mean_high_w * covered_s + high_w * (duration_s - covered_s)
-    rate_hz = len(times) / duration_s
+    unmoved_w = {
+        name: float(power[0, column])
+        for name, column in zip(rails.counted, counted, strict=True)
+        if np.ptp(power[:, column]) == 0
+    }
+    rate_hz, notes = len(times) / duration_s, []
+    if rate_hz < 0.9 * asked_hz:
+        notes.append(f"the meter gave {rate_hz:.3g} readings a second of {asked_hz:g} asked for")
+    if (low_w, high_w) != rails.range_w:
+        notes.append(
+            f"power from {total_w.min():.3g} to {total_w.max():.3g} W left the range "
+            f"{rails.range_w[0]:g} to {rails.range_w[1]:g} W that its bounds assume"
+        )
     return Reading(
         energy_j,
         min(low_j, energy_j),
@@ -286,26 +277,6 @@ def integrate(
         len(times),
         rate_hz,
         float(np.diff(ends).max()),
-        _unmoved(rails, power),
-        _notes(rate_hz, asked_hz, rails.range_w, total_w),
+        unmoved_w,
+        tuple(notes),
     )
-
-
-def _unmoved(rails: RailFacts, power: NDArray[np.float64]) -> dict[str, float]:
-    """Counted rails that showed one and the same value throughout."""
-    columns = {name: power[:, rails.names.index(name)] for name in rails.counted}
-    return {name: float(watts[0]) for name, watts in columns.items() if np.ptp(watts) == 0}
-
-
-def _notes(
-    rate_hz: float, asked_hz: float, range_w: tuple[float, float], total_w: NDArray[np.float64]
-) -> tuple[str, ...]:
-    notes = []
-    if rate_hz < 0.9 * asked_hz:
-        notes.append(f"the meter gave {rate_hz:.3g} readings a second of {asked_hz:g} asked for")
-    if total_w.min() < range_w[0] or total_w.max() > range_w[1]:
-        notes.append(
-            f"power from {total_w.min():.3g} to {total_w.max():.3g} W left the range "
-            f"{range_w[0]:g} to {range_w[1]:g} W that its bounds assume"
-        )
-    return tuple(notes)

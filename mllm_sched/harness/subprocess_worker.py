@@ -102,11 +102,11 @@ class WorkerError(HarnessError):
 
 
 class CrashError(WorkerError):
-    """One whose process ended."""
+    """An encoder whose process ended."""
 
 
 class HangError(WorkerError):
-    """One that did not answer in ``after_s`` seconds, and was killed."""
+    """An encoder that did not answer in ``after_s`` seconds, and was killed."""
 
     def __init__(self, after_s: float) -> None:
         super().__init__(f"the encoder hangs: no answer in {after_s:g} s; killed")
@@ -144,16 +144,8 @@ class Child:
     ) -> tuple[Any, memoryview]:
         """Send one request with bytes behind it; the answer, and the bytes behind that.
 
-        Raises
-        ------
-        ValueError
-            After ``close``.
-        WorkerError
-            If the encoder raised.
-        CrashError
-            If the process died, with the signal and its last words.
-        HangError
-            If it did not answer in time; it is then killed.
+        Raises WorkerError if the encoder raised, CrashError if the process died, HangError if it
+        did not answer in time and was killed, and ValueError after ``close``.
         """
         with self._turn:
             self.start()
@@ -269,21 +261,16 @@ class EncoderWorker(Child, ABC):
         For a single call at full load, after which it counts as hanging.
     open_timeout_s
         For opening an encoder, which may export, load and warm up.
-
-    Attributes
-    ----------
-    modalities
-        The encoders that it runs, and what each takes.
     """
 
-    modalities: Mapping[str, str]
+    modalities: Mapping[str, str]  # of the encoders that it runs
 
     def __init__(
         self,
         command: Sequence[str],
-        environment: Mapping[str, str] | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
         open_timeout_s: float = OPEN_TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         for name, seconds in (("timeout_s", timeout_s), ("open_timeout_s", open_timeout_s)):
             if not 0 < seconds < math.inf:
@@ -344,10 +331,8 @@ def _wait(pipe: int, event: int, ends_s: float) -> None:
 def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, bytes]]]) -> None:
     """The child's side, until there are no more requests, or the parent has died.
 
-    Parameters
-    ----------
-    open_side
-        Makes what answers a request and the bytes behind it; any exception is its answer's error.
+    ``open_side`` makes what answers a request and the bytes behind it; any exception of that is
+    its answer's error.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not reach the answers

@@ -29,19 +29,15 @@ class Thermals:
             if "fan" not in _text(folder / "type").lower()
         ]
 
-    def temperatures_c(self) -> dict[str, float]:
-        """Degrees Celsius by zone; zones that are switched off are left out."""
-        found = {}
+    def hottest_c(self) -> float:
+        """Degrees Celsius of the hottest zone; NaN without any."""
+        found = []
         for zone in self._zones:
             try:
-                found[_text(zone / "type")] = int(_text(zone / "temp")) / 1000
+                found.append(int(_text(zone / "temp")) / 1000)
             except (OSError, ValueError):  # the kernel refuses to read a zone without power
                 continue
-        return found
-
-    def hottest_c(self) -> float:
-        """Degrees of the hottest zone; NaN without any."""
-        return max(self.temperatures_c().values(), default=math.nan)
+        return max(found, default=math.nan)
 
     def throttle_count(self) -> int:
         """Times that the machine has held itself back since it was started."""

@@ -25,35 +25,20 @@ DISCARDS = 3  # windows with a pause in them that are measured again, before the
 
 @dataclass(frozen=True)
 class Plan:
-    """How an arm is measured.
+    """How an arm is measured; ``target`` is what its 95 % intervals should reach.
 
-    Attributes
-    ----------
-    window_s
-        Length of a window; never less than the meter's shortest.
-    idle_s
-        Length of the idle windows before and after; 0 for none. Half the meter's shortest window
-        at least.
-    target
-        Relative half-width of the 95 % interval that energy and latency should have.
-    windows, max_windows
-        Those that decide how many are needed, and the most there may be.
-    warm_up_s
-        Longest warm-up; it ends when three chunks in a row take the same within 5 %.
-    cool_down_s
-        Longest wait, before an arm, for the machine to be as cool as at the start.
-    cool_margin_c
-        How much warmer it may still be, degrees.
+    A window is never shorter than the meter needs, an idle one never than half of that. Warm-up
+    ends when three chunks in a row take the same within 5 %.
     """
 
     window_s: float = 0.0
-    idle_s: float = 1.0
-    target: float = 0.02
-    windows: int = 4
+    idle_s: float = 1.0  # of the windows before and after; 0 for none
+    target: float = 0.02  # relative half-width, of energy and of latency
+    windows: int = 4  # that decide how many are needed
     max_windows: int = 6
-    warm_up_s: float = 10.0
-    cool_down_s: float = 60.0
-    cool_margin_c: float = 5.0
+    warm_up_s: float = 10.0  # at most
+    cool_down_s: float = 60.0  # at most, before an arm, to be as cool as at the start
+    cool_margin_c: float = 5.0  # how much warmer it may still be
 
     def __post_init__(self) -> None:
         if not 2 <= self.windows <= self.max_windows:
