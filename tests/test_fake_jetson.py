@@ -101,15 +101,3 @@ def test_nvpmodel_asks_before_a_reboot_and_stays_without_a_yes(still, answer, st
     assert call(still, "usr/sbin/nvpmodel", "-q") == (0, "NV Power Mode: MAXN\n0\n")
     request = still.root / "var/run/reboot-requested"
     assert (request.read_text() if request.exists() else None) == asked
-
-
-def test_jetson_clocks_pins_and_restores(still, tmp_path):
-    gpu = still.root / "sys/devices/platform/17000000.gpu/devfreq_dev"
-    store = str(tmp_path / "clocks")
-    assert call(still, "usr/bin/jetson_clocks", "--store", store)[0] == 0
-    assert call(still, "usr/bin/jetson_clocks", "--store", store)[0] != 0
-    assert call(still, "usr/bin/jetson_clocks")[0] == 0
-    assert (gpu / "min_freq").read_text() == (gpu / "max_freq").read_text()
-    assert "GPU: MinFreq=1300500000" in call(still, "usr/bin/jetson_clocks", "--show")[1]
-    assert call(still, "usr/bin/jetson_clocks", "--restore", store)[0] == 0
-    assert (gpu / "min_freq").read_text() == "306000000\n"

@@ -46,10 +46,11 @@ def counted(host, monkeypatch):
     return host
 
 
-def test_every_arm_really_runs(host):
+def test_its_default_arms_really_run(host):
     assert isinstance(host, Device) and not isinstance(host, KnownDevice)
     assert host.space.names == ("precision", "threads", "batch")
-    for arm in host.space:
+    assert [arm.precision for arm in host.default_arms] == ["fp32", "int8"]
+    for arm in host.default_arms:
         measurement = host.run(arm, TASK)
         assert not measurement.failed and measurement.evidence == "measured"
         assert 0 < measurement.latency_s < 5 and measurement.energy_j > 0
@@ -57,9 +58,13 @@ def test_every_arm_really_runs(host):
 
 
 @pytest.mark.parametrize(
-    ("batch", "size", "calls", "share"), [(1, 1, 1, 1), (4, 1, 1, 1 / 4), (2, 3, 2, 3 / 4)]
+    ("batch", "size", "repeats", "calls", "share"),
+    [(1, 1, 1, 1, 1), (4, 1, 1, 1, 1 / 4), (2, 3, 1, 2, 3 / 4), (1, 1, 5, 5, 1 / 5)],
 )
-def test_a_task_is_charged_its_share_of_the_calls(counted, monkeypatch, batch, size, calls, share):
+def test_a_task_is_charged_its_share_of_the_calls(
+    counted, monkeypatch, batch, size, repeats, calls, share
+):
+    monkeypatch.setattr(counted, "repeats", repeats)
     arm = counted.space.arm(precision="fp32", threads=1, batch=batch)
     asked, ask = [], counted.encoders.ask
     monkeypatch.setattr(
@@ -68,13 +73,7 @@ def test_a_task_is_charged_its_share_of_the_calls(counted, monkeypatch, batch, s
     measurement = counted.run(arm, Task("image", "tiny-clip", size=size))
     opened, ran = asked
     assert (opened["batch"], ran["calls"]) == (batch, calls)
-    assert measurement.energy_j == pytest.approx(10 * share)
-
-
-def test_repeats_are_averaged_in_one_window(counted, monkeypatch):
-    monkeypatch.setattr(counted, "repeats", 5)
-    measurement = counted.run(counted.space[0], TASK)
-    assert measurement.energy_j == pytest.approx(10 / 5) and counted.meter.windows == 1
+    assert measurement.energy_j == pytest.approx(10 * share) and counted.meter.windows == 1
 
 
 def test_a_window_the_meter_cannot_see_is_a_failed_measurement(counted):

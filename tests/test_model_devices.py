@@ -90,23 +90,20 @@ def test_what_its_trusted_arms_need_is_loaded_before_the_first_task(host, monkey
     assert asked == [{"do": "load", "precisions": ["float32", "int8"]}]
 
 
-def test_every_arm_runs_and_features_are_those_of_the_half_to_the_last_bit(host):
+def test_every_precision_runs_and_features_are_those_of_the_half_to_the_last_bit(host):
     assert host.space.names == ("precision", "threads")
-    for arm in host.space:
-        encoded = run(host, arm)
+    for precision in ("int8", "bfloat16", "float32"):
+        encoded = run(host, host.space.arm(precision=precision, threads=1))
         assert encoded.cause in ("", "meter") and encoded.task.encoder == f"{NAME}:image"
         assert 0 < encoded.latency_s < host.encoders.timeout_s
         assert encoded.parts[0].features.isfinite().all()
-    (part,) = run(host, single(host)).parts
-    assert torch.equal(part.features, halves(NAME)[0].encode(item("image")).features)
+    features = halves(NAME)[0].encode(item("image")).features
+    assert torch.equal(encoded.parts[0].features, features)
 
 
 def test_the_items_of_a_batch_are_charged_together_and_wait_for_the_whole_call(metered):
     encoded = run(metered, single(metered), some(metered, 4))
     assert encoded.energy_j == 10 and encoded.task.size == len(encoded.parts) == 4
-    for seed, part in enumerate(encoded.parts):
-        alone = halves(NAME)[0].encode(item("image", seed)).features
-        torch.testing.assert_close(part.features, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_this_process_holds_no_weights(model):
@@ -117,9 +114,11 @@ def test_this_process_holds_no_weights(model):
 
 @pytest.mark.slow
 def test_one_that_hangs_is_killed_in_time_and_the_next_call_is_served_alike(host, monkeypatch):
+    host.encoders.start()
     pid = host.encoders.pid
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(host.encoders, "timeout_s", 0.5)
+    for name in ("timeout_s", "open_timeout_s"):
+        monkeypatch.setattr(host.encoders, name, 0.5)
     begun_s = time.monotonic()
     hung = run(host, single(host))
     assert time.monotonic() - begun_s < 10
@@ -207,8 +206,6 @@ def test_encoders_that_there_are_not_are_refused_with_those_there_are():
         ModelEncoders("small-talk")
     with pytest.raises(ValueError, match="timeout_s=0"):
         ModelEncoders(NAME, timeout_s=0)
-    with pytest.raises(ValueError, match="no encoder for audio, video"):
-        open_device(SWEEP, model=ModelEncoders(OMNI))
 
 
 # A board that is not there.
@@ -225,12 +222,8 @@ def test_a_simulated_board_takes_its_own_time_and_the_features_are_real(model):
     assert time.monotonic() - begun_s >= encoded.latency_s / 4 > 0.1
     assert torch.equal(encoded.parts[0].features, halves(NAME)[0].encode(item("image")).features)
     assert encoded.energy_j > 0
-
-
-def test_making_the_features_never_counts_as_latency(model):
-    slow, fast = (open_device("agx-orin-sim", model=model, speed=speed) for speed in (1.0, 1e9))
-    arm = trusted_arms(slow)[0]
-    measured, behind = run(slow, arm), run(fast, arm)
+    slow, fast = (open_device("agx-orin-sim", model=model, speed=speed) for speed in (4.0, 1e9))
+    measured, behind = run(slow, arm), run(fast, arm)  # making features never counts as latency
     assert measured.latency_s == behind.latency_s and behind.behind_s > 0
 
 
@@ -274,6 +267,8 @@ def test_an_encoder_of_the_board_stands_for_each_of_the_model():
     assert device.space.factor("component").levels == ("dla",)
     expected = {"resnet-50": "image", "whisper-small": "audio", "videomae-base": "video"}
     assert device.modalities == expected
+    with pytest.raises(ValueError, match="no encoder for audio, video"):
+        open_device(SWEEP, model=ModelEncoders(OMNI))
 
 
 def test_a_table_is_replayed_one_item_at_a_time(model):
@@ -344,18 +339,3 @@ def test_on_a_board_the_accelerators_go_through_onnx_and_only_where_they_can(
 def test_a_machine_that_is_no_board_says_so(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="this is no Jetson AGX Orin"):
         open_device("agx-orin", model=model, root=str(tmp_path))
-
-
-# Last, because another process would take seconds to start.
-
-
-def test_a_crash_in_mid_call_fails_that_call_and_says_how(host):
-    run(host, single(host))
-    os.kill(host.encoders.pid, signal.SIGSTOP)  # so that it is surely in mid-call
-    killing = threading.Timer(0.3, os.kill, (host.encoders.pid, signal.SIGKILL))
-    killing.start()
-    crashed = run(host, single(host))
-    killing.join()
-    assert crashed.failed == "the encoder crashed: killed by SIGKILL"
-    assert (crashed.cause, crashed.hung_s, crashed.parts) == ("crashed", 0, ())
-    assert host.encoders.pid is None
