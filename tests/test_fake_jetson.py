@@ -1,7 +1,6 @@
 """The imitation behaves as the board does, as far as public sources tell."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from mllm_sched.harness.fake_jetson.board import FakeJetson, Pulses, Ramp
 from mllm_sched.harness.meters import open_meter
@@ -31,30 +31,13 @@ def test_the_stated_energy_is_the_integral_of_the_power(waveform, start_s, secon
     assert waveform.energy_j(start_s, start_s + seconds) == pytest.approx(sum_j, rel=0.01, abs=0.05)
 
 
-def call(board, program, *arguments, answer=""):
-    done = subprocess.run(
-        [board.root / program, *arguments],
-        input=answer,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture
-def still(tmp_path):
-    """A board whose sensors are not fed."""
-    return FakeJetson(tmp_path / "board")
-
-
 def test_the_sensors_follow_the_waveforms_and_a_rail_that_vanishes_is_told(tmp_path):
     load = {"VDD_GPU_SOC": Pulses(4.0, 12.0, 0.2, 0.05), "VIN_SYS_5V0": Pulses(3.6, 3.6)}
     with FakeJetson(tmp_path, load) as board:
         meter = open_meter(board.root, "ina3221")
         began = time.monotonic()
         meter.start()
-        time.sleep(1.5)
+        time.sleep(1.0)
         reading = meter.stop()
         truth_j = board.energy_j(began, began + reading.duration_s)
         meter.start()
@@ -77,27 +60,23 @@ input()
 
 
 def test_the_feeder_ends_with_the_process_that_started_it(tmp_path):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", ORPHAN, str(tmp_path)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     feeder = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
+    parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and os.path.exists(f"/proc/{feeder}/fd/0"):
-        time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{feeder}/fd/0")
+    until(lambda: not os.path.exists(f"/proc/{feeder}/fd/0"), within_s=5)
 
 
 @pytest.mark.parametrize(
     ("answer", "status", "asked"), [("", 234, None), ("no\n", 234, None), ("YES\n", 0, "1\n")]
 )
-def test_nvpmodel_asks_before_a_reboot_and_stays_without_a_yes(still, answer, status, asked):
-    returned, told = call(still, "usr/sbin/nvpmodel", "-m", "1", answer=answer)
-    assert returned == status and "Golden image context" in told and "REBOOT NOW" in told
-    assert call(still, "usr/sbin/nvpmodel", "-q") == (0, "NV Power Mode: MAXN\n0\n")
-    request = still.root / "var/run/reboot-requested"
+def test_nvpmodel_asks_before_a_reboot_and_stays_without_a_yes(tmp_path, answer, status, asked):
+    board = FakeJetson(tmp_path)
+    command = [board.root / "usr/sbin/nvpmodel", "-m", "1"]
+    done = subprocess.run(command, input=answer, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "Golden image context" in done.stdout and "REBOOT NOW" in done.stdout
+    assert (board.root / "var/lib/nvpmodel/status").read_text() == "pmode:0000\n"
+    request = board.root / "var/run/reboot-requested"
     assert (request.read_text() if request.exists() else None) == asked
