@@ -66,17 +66,6 @@ def test_unknown_rails_and_a_machine_without_any_are_refused(tmp_path):
         Ina3221Rails(hwmon(tmp_path, {"1-0040": ["VDD_A", "VDD_B"]}))
 
 
-def test_a_read_error_of_the_kernel_names_the_rail(tmp_path, monkeypatch):
-    rails = Ina3221Rails(hwmon(tmp_path, ORIN))
-
-    def gone(*arguments):
-        raise OSError(19, os.strerror(19))
-
-    monkeypatch.setattr(os, "pread", gone)
-    with pytest.raises(OSError, match="rail VDD_GPU_SOC vanished: No such device"):
-        rails.read()
-
-
 @pytest.mark.parametrize(
     ("text", "words"), [("-500\n", "negative reading of -500 mA"), ("garbage\n", "shows .*garbage")]
 )

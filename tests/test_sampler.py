@@ -31,20 +31,13 @@ class LoadRails:
         self.closed = True
 
 
-def drawn(load, start_s, seconds, rate_hz, rng):
-    """What a sampler that is always on time would have read."""
-    width = 1 / rate_hz
+def drawn(load, start_s, seconds, rng):
+    """What a sampler of 100 Hz that is always on time would have read."""
+    width = 0.01
     strata = start_s + width * np.arange(int(np.ceil(seconds / width)))
     times = strata + width * rng.random(len(strata))
     watts = load.power_w(times) + np.zeros(len(times))
     return Samples(times, np.full(len(times), width), np.column_stack([watts, watts / 4]))
-
-
-def window(load, seconds, rate_hz, rng):
-    start_s = 40 * rng.random()
-    samples = drawn(load, start_s, seconds, rate_hz, rng)
-    reading = integrate(samples, start_s, start_s + seconds, LoadRails(load), rate_hz)
-    return reading, load.energy_j(start_s, start_s + seconds)
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0.13, 10.0])
@@ -53,7 +46,12 @@ def test_the_interval_covers_the_truth_and_ten_seconds_are_known_to_one_percent(
     rng = np.random.default_rng(7)
     covered, errors = 0, []
     for _ in range(100):
-        reading, truth_j = window(LOADS[name], seconds, 100, rng)
+        start_s, load = 40 * rng.random(), LOADS[name]
+        samples, truth_j = (
+            drawn(load, start_s, seconds, rng),
+            load.energy_j(start_s, start_s + seconds),
+        )
+        reading = integrate(samples, start_s, start_s + seconds, LoadRails(load), 100)
         covered += reading.low_j <= truth_j <= reading.high_j
         errors.append(abs(reading.energy_j / truth_j - 1))
     assert covered >= 93
@@ -69,7 +67,7 @@ def test_a_window_without_a_reading_says_that_it_knows_nothing():
 
 def test_a_gap_widens_the_interval_by_all_that_may_have_happened_in_it():
     rng, load = np.random.default_rng(0), LOADS["constant"]
-    samples = drawn(load, 0.0, 10.0, 100, rng)
+    samples = drawn(load, 0.0, 10.0, rng)
     kept = (samples.time_s < 4) | (samples.time_s > 6)
     gappy = Samples(samples.time_s[kept], samples.width_s[kept], samples.power_w[kept])
     whole, holed = (integrate(s, 0.0, 10.0, LoadRails(load), 100) for s in (samples, gappy))
@@ -82,7 +80,7 @@ def test_power_beyond_the_assumed_range_is_told_and_widens_it():
     load = LOADS["square"]
     rails = LoadRails(load)
     rails.range_w = (0.0, 20.0)
-    samples = drawn(load, 0.0, 5.0, 100, np.random.default_rng(0))
+    samples = drawn(load, 0.0, 5.0, np.random.default_rng(0))
     reading = integrate(samples, 0.0, 5.0, rails, 100)
     assert "left the range 0 to 20 W" in reading.notes[0]
     assert reading.low_j <= load.energy_j(0, 5) <= reading.high_j

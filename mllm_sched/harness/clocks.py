@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from mllm_sched.atomic_io import locked, write_whole
 from mllm_sched.harness.nvpmodel import MASK, ClockError, Mode, NvpModel
@@ -113,7 +112,7 @@ class Clocks:
         """Put back what was found at first. Without a record there is nothing to do."""
         if not self._record.exists():
             return
-        found = self._found()
+        found = json.loads(self._record.read_text())
         try:
             if self.nvpmodel.current().id != found["mode"]:
                 self.nvpmodel.demand(found["mode"])
@@ -164,10 +163,6 @@ class Clocks:
                 if file.exists():
                     _write(file, _possible(file, value), last)
 
-    def _found(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._record.read_text())
-        return found
-
     def _remember(self) -> None:
         """Record the state that was found, once, before the first change."""
         if self._record.exists():
@@ -193,8 +188,10 @@ class Clocks:
 
     def _recover(self) -> None:
         """Put back what a killed run found; a reboot since has done so already."""
-        if self._record.exists() and self._found()["boot"] != read(self.root / BOOT_ID):
-            self._record.unlink()
+        if self._record.exists():
+            boot = json.loads(self._record.read_text())["boot"]
+            if boot != read(self.root / BOOT_ID):
+                self._record.unlink()
         self.restore()
 
     def _pinned(self) -> bool:
