@@ -5,7 +5,6 @@ import pytest
 from mllm_sched import paths
 from mllm_sched.devices import open_device
 from mllm_sched.devices.base import Device, KnownDevice
-from mllm_sched.harness.meters import MendedMeter
 from mllm_sched.harness.reading import Reading
 from mllm_sched.tasks import Task
 
@@ -42,7 +41,7 @@ def host(cache):
 @pytest.fixture
 def counted(host, monkeypatch):
     """The same, charged by the window."""
-    monkeypatch.setattr(host, "mended", MendedMeter(CountingMeter))
+    monkeypatch.setattr(host, "_meter", CountingMeter())
     return host
 
 

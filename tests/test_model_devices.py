@@ -18,7 +18,6 @@ from mllm_sched.devices.base import trusted_arms
 from mllm_sched.devices.host import thread_levels
 from mllm_sched.devices.model_encoders import ModelEncoders, Prepared
 from mllm_sched.harness.fake_jetson.board import FakeJetson
-from mllm_sched.harness.meters import MendedMeter
 from mllm_sched.harness.reading import MeterError, Reading
 from mllm_sched.tasks import Task
 
@@ -62,7 +61,8 @@ def host(model):
 def metered(host, monkeypatch):
     """The same, with a meter that a test can break."""
     monkeypatch.setattr(Meter, "gone", False)
-    monkeypatch.setattr(host, "mended", MendedMeter(Meter))
+    for name, value in {"_meter": Meter(), "open_meter": Meter, "_meter_broke": False}.items():
+        monkeypatch.setattr(host, name, value)
     return host
 
 
@@ -151,7 +151,7 @@ def test_an_estimate_never_takes_the_place_of_a_measurement(metered):
     class Estimate(Meter):
         evidence, source = "estimated", "a guess"
 
-    metered.mended._open = Estimate
+    metered.open_meter = Estimate
     metered.note(MeterError("gone"))
     encoded = run(metered, single(metered))
     assert "cannot be opened again" in encoded.failed and "only a guess" in encoded.failed
@@ -310,7 +310,7 @@ def test_on_an_imitated_board_clocks_are_set_and_nothing_is_called_measured(boar
     assert encoded.parts and encoded.cause == "meter"
     board.bring_back("VIN_SYS_5V0")
     device.clocks.close()
-    device.mended.close()
+    device.meter.close()
     assert device.state()["mode"] == "MAXN"
 
 
@@ -331,7 +331,7 @@ def test_on_a_board_the_accelerators_go_through_onnx_and_only_where_they_can(
         how = device.request(device.space.arm(component=component, power_w=60, load=0.4))
         found[component] = how["component"], how["precision"]
     device.clocks.close()
-    device.mended.close()
+    device.meter.close()
     expected = {"gpu": ("gpu", "fp16"), "dla": ("dla0", "fp16"), "cpu": ("torch", "float32")}
     assert found == expected
 
