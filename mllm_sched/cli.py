@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 from mllm_sched import cli_edge, cli_pipeline, extras, paths
-from mllm_sched.harness.plan import Plan
 from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.window import Plan
 from mllm_sched.pipeline.node_errors import NodeError
 
 

@@ -23,7 +23,7 @@ from mllm_sched.experiments.metrics import per_run
 from mllm_sched.experiments.profiling import chosen_arms, dry_run
 from mllm_sched.experiments.profiling import profile as measure_arms
 from mllm_sched.experiments.provenance import as_csv
-from mllm_sched.harness.plan import Plan
+from mllm_sched.harness.window import Plan
 from mllm_sched.measurement import read_table
 from mllm_sched.schedulers import scheduler_names
 

@@ -1,7 +1,7 @@
 /* An imitation of NVIDIA's management library: one card, whose power is a square wave.
 
-   FAKE_NVML says what is wrong with it, in words: "no driver", "no counter", "no instant",
-   "lost", "reset". The counter is the exact integral of the power, refreshed every 50 ms. */
+   FAKE_NVML says what is wrong with it, in words: "no driver", "no counter", "lost",
+   "reset". The counter is the exact integral of the power, refreshed every 50 ms. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,8 +22,6 @@ static double now_s(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
-
-static double power_w(double t) { return fmod(t, PERIOD_S) < WIDTH_S ? HIGH_W : LOW_W; }
 
 static double energy_j(double t) {
     double rest = fmod(t, PERIOD_S);
@@ -58,12 +56,6 @@ int nvmlDeviceGetName(void *device, char *name, unsigned length) {
     return SUCCESS;
 }
 
-int nvmlDeviceGetArchitecture(void *device, unsigned *architecture) {
-    (void)device;
-    *architecture = 9; /* Hopper */
-    return SUCCESS;
-}
-
 int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *milliwatts) {
     (void)device;
     *milliwatts = 300000;
@@ -76,31 +68,5 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millij
     if (wrong("no counter")) return NOT_SUPPORTED;
     double counted = energy_j(floor(now_s() / REFRESH_S) * REFRESH_S);
     *millijoules = wrong("reset") ? 1 : (unsigned long long)(1000 * counted);
-    return SUCCESS;
-}
-
-int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts) {
-    (void)device;
-    if (wrong("lost")) return GPU_IS_LOST;
-    double t = now_s(); /* a mean of the last second, as on newer cards */
-    *milliwatts = (unsigned)(1000 * (energy_j(t) - energy_j(t - 1)));
-    return SUCCESS;
-}
-
-struct field {
-    unsigned id, scope;
-    int64_t timestamp, latency_us;
-    int type, result;
-    union { double d; unsigned u; unsigned long long ull; } value;
-};
-
-int nvmlDeviceGetFieldValues(void *device, int count, struct field *fields) {
-    (void)device;
-    if (wrong("lost")) return GPU_IS_LOST;
-    for (int k = 0; k < count; k++) {
-        int known = fields[k].id == 186 && !wrong("no instant"); /* power, instant */
-        fields[k].result = known ? SUCCESS : NOT_SUPPORTED;
-        fields[k].value.u = (unsigned)(1000 * power_w(now_s()));
-    }
     return SUCCESS;
 }

@@ -4,19 +4,27 @@ import sys
 
 import pytest
 
-from mllm_sched.harness.clocks import RECORD, ClockError, Clocks
+from mllm_sched.harness.clocks import RECORD, Clocks
 from mllm_sched.harness.fake_jetson.board import FakeJetson
-from mllm_sched.harness.thermals import Thermals
+from mllm_sched.harness.nvpmodel import ClockError
 
 GPU = {
     5: "sys/devices/17000000.ga10b/devfreq/17000000.ga10b",
     6: "sys/devices/platform/17000000.gpu/devfreq_dev",
 }
+EMC = {5: "sys/kernel/nvpmodel_emc_cap/emc_iso_cap", 6: "sys/kernel/nvpmodel_clk_cap/emc"}
 
 
 @pytest.fixture
 def board(tmp_path):
     return FakeJetson(tmp_path / "board")
+
+
+@pytest.fixture
+def clocks(board):
+    clocks = Clocks(board.root)
+    yield clocks
+    clocks.close()
 
 
 def snapshot(board):
@@ -33,31 +41,23 @@ def gpu_hz(board, jetpack=6):
 @pytest.mark.parametrize("jetpack", [5, 6])
 def test_a_level_is_switched_where_it_can_be_and_else_imitated_and_named_so(tmp_path, jetpack):
     board = FakeJetson(tmp_path, jetpack=jetpack)
-    clocks = Clocks(board.root)
+    clocks, cores = Clocks(board.root), board.root / "sys/devices/system/cpu"
     assert clocks.set_level(50) == "mode:MODE_50W" and gpu_hz(board, jetpack) == 816_000_000
     assert clocks.set_level(15) == "caps:MODE_15W" and gpu_hz(board, jetpack) == 408_000_000
-    assert (board.root / "sys/devices/system/cpu/cpu4/online").read_text().strip() == "0"
+    assert (cores / "cpu4/online").read_text().strip() == "0"
+    platform = "platform/" if jetpack == 6 else ""
+    assert (board.root / f"sys/devices/{platform}gpu.0/tpc_pg_mask").read_text().strip() == "0"
+    assert not (board.root / "var/run/reboot-requested").exists()
     assert clocks.set_level(60) == "mode:MAXN" and gpu_hz(board, jetpack) == 1_300_500_000
-    assert (board.root / "sys/devices/system/cpu/cpu4/online").read_text().strip() == "1"
-    assert clocks.current().name == "MAXN"
+    assert (cores / "cpu4/online").read_text().strip() == "1"
+    assert int((board.root / EMC[jetpack]).read_text()) >= 3_199_000_000
     clocks.close()
+    with pytest.raises(ValueError, match="when they were closed"):
+        clocks.set_level(15)
 
 
-@pytest.mark.parametrize(("jetpack", "level"), [(5, 30), (6, 50)])
-def test_no_limit_on_the_memory_is_none(tmp_path, jetpack, level):
-    board = FakeJetson(tmp_path, jetpack=jetpack)
-    caps = ("nvpmodel_emc_cap/emc_iso_cap", "nvpmodel_clk_cap/emc")
-    clocks = Clocks(board.root)
-    clocks.set_level(15)
-    clocks.set_level(level)
-    cap = board.root / "sys/kernel" / caps[jetpack == 6]
-    assert int(cap.read_text()) >= 3_199_000_000
-    clocks.close()
-
-
-def test_clocks_are_put_back_even_where_the_mode_is_not(board):
+def test_clocks_are_put_back_even_where_the_mode_is_not(board, clocks):
     before = gpu_hz(board)
-    clocks = Clocks(board.root)
     clocks.set_level(50)
     program = board.root / "usr/sbin/nvpmodel"
     answers = program.read_text()
@@ -68,16 +68,6 @@ def test_clocks_are_put_back_even_where_the_mode_is_not(board):
         clocks.restore()
     assert gpu_hz(board) == before and (board.root / RECORD).exists()
     program.write_text(answers)
-    clocks.close()
-
-
-def test_caps_never_touch_what_needs_a_reboot(board):
-    clocks = Clocks(board.root)
-    clocks.set_level(15)
-    mask = board.root / "sys/devices/platform/gpu.0/tpc_pg_mask"
-    assert mask.read_text().strip() == "0"
-    assert not (board.root / "var/run/reboot-requested").exists()
-    clocks.close()
 
 
 def test_a_clock_between_steps_becomes_the_step_below(board):
@@ -90,43 +80,32 @@ def test_a_clock_between_steps_becomes_the_step_below(board):
     clocks.close()
 
 
-def test_without_imitation_a_level_that_needs_a_reboot_is_refused_with_the_way_out(board):
-    clocks = Clocks(board.root)
+def test_a_level_that_cannot_be_set_is_refused_with_the_way_out(clocks):
     with pytest.raises(ClockError, match=r"MODE_15W needs a reboot. Boot into it with `nvpmodel"):
         clocks.set_level(15, imitate=False)
-    assert clocks.set_level(50, imitate=False) == "mode:MODE_50W"
-    clocks.close()
+    with pytest.raises(ValueError, match=r"power_w=20: the board has 15 \(MODE_15W\), 30"):
+        clocks.set_level(20)
 
 
-def test_a_release_that_asks_for_a_reboot_all_the_same_is_imitated(board):
+def test_a_release_that_asks_for_a_reboot_all_the_same_is_imitated(board, clocks):
     """Some do so for modes with the same mask; asked, they wait for an answer."""
     program = board.root / "usr/sbin/nvpmodel"
     text = program.read_text().replace(
         "if mask(modes[now][1]) != mask(modes[wanted][1]):", "if now != wanted:"
     )
     program.write_text(text)
-    clocks = Clocks(board.root)
     assert clocks.set_level(50) == "caps:MODE_50W" and gpu_hz(board) == 816_000_000
     clocks.close()
     assert gpu_hz(board) == 1_300_500_000
 
 
-def test_an_unknown_level_lists_those_there_are(board):
-    clocks = Clocks(board.root)
-    with pytest.raises(ValueError, match=r"power_w=20: the board has 15 \(MODE_15W\), 30"):
-        clocks.set_level(20)
-    clocks.close()
-
-
-@pytest.mark.parametrize("pinned", [False, True])
-def test_closing_puts_everything_back(board, pinned):
-    if pinned:
-        subprocess.run([board.root / "usr/bin/jetson_clocks"], check=True)
+def test_closing_puts_everything_back(board):
+    subprocess.run([board.root / "usr/bin/jetson_clocks"], check=True)
     before = snapshot(board)
     clocks = Clocks(board.root)
     assert clocks.state() == {
         "mode": "MAXN",
-        "gpu_clock_pinned": str(pinned),
+        "gpu_clock_pinned": "True",
         "emc_hz": "3199000000",
         "fan_pwm": "60",
     }
@@ -138,12 +117,21 @@ def test_closing_puts_everything_back(board, pinned):
     assert snapshot(board) == before and not (board.root / RECORD).exists()
 
 
+@pytest.mark.parametrize("command", [["bin/jetson_clocks"], ["sbin/nvpmodel", "-m", "0"]])
+def test_what_another_program_changes_is_seen(board, clocks, command):
+    clocks.set_level(50)
+    assert not clocks.changed()
+    subprocess.run([board.root / "usr" / command[0], *command[1:]], check=True)
+    assert clocks.changed()
+    assert clocks.set_level(50) == "mode:MODE_50W"
+    assert not clocks.changed() and gpu_hz(board) == 816_000_000
+
+
 ENDS = """
-import os, signal, sys, time
+import signal, sys, time
 from pathlib import Path
 from mllm_sched.harness.clocks import Clocks
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores both
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 clocks = Clocks(Path(sys.argv[1]))
 clocks.set_level(15)
 print("set", flush=True)
@@ -163,19 +151,13 @@ def started(board, end="time.sleep(60)"):
     return process
 
 
-def kill(process):
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize("end", ["", "raise RuntimeError"])
-def test_everything_is_put_back_when_the_process_ends(board, end):
+def test_everything_is_put_back_when_the_process_ends(board):
     before = snapshot(board)
-    started(board, end).wait(timeout=30)
+    started(board, "raise RuntimeError").wait(timeout=30)
     assert snapshot(board) == before and not (board.root / RECORD).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_everything_is_put_back_on_a_signal(board, number):
     before = snapshot(board)
     process = started(board)
@@ -185,9 +167,12 @@ def test_everything_is_put_back_on_a_signal(board, number):
     assert number == signal.SIGINT or process.returncode == 128 + number
 
 
-def test_after_kill_9_the_next_start_puts_everything_back(board):
-    before = snapshot(board)
-    kill(started(board))
+def test_one_run_at_a_time_and_after_kill_9_the_next_puts_everything_back(board):
+    before, process = snapshot(board), started(board)
+    with pytest.raises(ClockError, match="another run is using the clocks"):
+        Clocks(board.root)
+    process.kill()
+    process.wait()
     assert gpu_hz(board) == 408_000_000
     clocks = Clocks(board.root)
     assert snapshot(board) == before
@@ -195,25 +180,16 @@ def test_after_kill_9_the_next_start_puts_everything_back(board):
 
 
 def test_after_a_reboot_the_record_is_dropped(board):
-    kill(started(board))
+    process = started(board)
+    process.kill()
+    process.wait()
     (board.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
     clocks = Clocks(board.root)
     assert gpu_hz(board) == 408_000_000 and not (board.root / RECORD).exists()
     clocks.close()
 
 
-def test_two_runs_may_not_set_clocks_at_once(board):
-    process = started(board)
-    with pytest.raises(ClockError, match="another run is using the clocks"):
-        Clocks(board.root)
-    kill(process)
-    clocks = Clocks(board.root)
-    clocks.close()
-    Clocks(board.root).close()
-
-
-def test_a_clock_that_is_not_taken_is_named(board, monkeypatch):
-    clocks = Clocks(board.root)
+def test_a_clock_that_is_not_taken_is_named(board, clocks, monkeypatch):
     file = board.root / GPU[6] / "max_freq"
     text = type(file).write_text
 
@@ -224,19 +200,16 @@ def test_a_clock_that_is_not_taken_is_named(board, monkeypatch):
     with pytest.raises(ClockError, match=r"max_freq: wrote 408000000, it shows 1300500000"):
         clocks.set_level(15)
     monkeypatch.undo()
-    clocks.close()
 
 
-def test_a_program_that_fails_or_is_not_there_is_told(board):
+def test_a_program_that_fails_or_is_not_there_is_told(board, clocks):
     program = board.root / "usr/sbin/nvpmodel"
     program.write_text("#!/bin/sh\necho NVPM ERROR: no; exit 1\n")
-    clocks = Clocks(board.root)
     with pytest.raises(ClockError, match="nvpmodel -q failed: NVPM ERROR: no"):
         clocks.set_level(15)
     program.unlink()
     with pytest.raises(ClockError, match=r"nvpmodel -q: .*No such file"):
         clocks.set_level(15)
-    clocks.close()
 
 
 def test_a_machine_without_a_configuration(tmp_path):
@@ -244,17 +217,7 @@ def test_a_machine_without_a_configuration(tmp_path):
         Clocks(tmp_path)
 
 
-def test_the_boards_temperatures_and_over_current_events(board):
-    thermals = Thermals(board.root)
-    board.heat(61.5)
-    count = thermals.throttle_count()
-    assert thermals.hottest_c() == 61.5 and not thermals.throttled_since(count)
-    board.over_current()
-    assert thermals.throttled_since(count)
-
-
-def test_the_gpu_is_kept_awake_while_its_clocks_are_set(board, monkeypatch):
-    clocks = Clocks(board.root)
+def test_the_gpu_is_kept_awake_while_its_clocks_are_set(board, clocks, monkeypatch):
     control = board.root / "sys/devices/platform/gpu.0/power/control"
     limit, written, text = board.root / GPU[6] / "max_freq", [], type(control).write_text
 
@@ -267,4 +230,3 @@ def test_the_gpu_is_kept_awake_while_its_clocks_are_set(board, monkeypatch):
     clocks.set_level(15)
     assert written[:3] == [("control", "on"), ("max_freq", "408000000"), ("control", "auto")]
     monkeypatch.undo()
-    clocks.close()

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from mllm_sched.experiments.metering import LOADS, SCHEDULES, summary, windows
-from mllm_sched.harness.fake_jetson.waveforms import Pulses
+from mllm_sched.harness.fake_jetson.board import Pulses
 
 
 @pytest.fixture(scope="module")

@@ -121,17 +121,14 @@ def test_an_arm_is_warmed_up_once_for_a_kind_and_given_the_time_to_load(process)
 
 
 def test_a_load_pauses_after_the_call_and_the_pause_counts(process):
+    with pytest.raises(ValueError, match="no encoder was opened"):
+        Beside("small-llava").run()
     side = process("small-llava")
     side.open(FLOAT32, [prepared("small-llava", "image")])
     begun_s = time.perf_counter()
     took_s = side.run(load=0.02).mean_s
     assert time.perf_counter() - begun_s >= took_s > 0.02  # a call of a millisecond, 49 of pause
     assert side.asked[-1][1] == side.timeout_s / 0.02
-
-
-def test_nothing_runs_before_it_was_opened():
-    with pytest.raises(ValueError, match="no encoder was opened"):
-        Beside("small-llava").run()
 
 
 @pytest.mark.parametrize(

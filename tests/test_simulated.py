@@ -14,22 +14,15 @@ def board(**settings):
 
 def test_noise_scatters_around_the_expected_mean():
     device = board(noise=Noise(0.05, 0.1))
+    assert isinstance(device, KnownDevice)
+    assert device.evidence == device.energy_evidence == "simulated"
     arm = device.space[19]
-    runs = [device.run(arm, TASK) for _ in range(4000)]
+    runs = [device.run(arm, TASK) for _ in range(2000)]
     expected = device.expected(arm, TASK)
     for name, sd in [("latency_s", 0.05), ("energy_j", np.hypot(0.05, 0.1))]:
         values = np.array([getattr(run, name) for run in runs])
         assert values.mean() == pytest.approx(getattr(expected, name), rel=0.01)
         assert np.log(values).std() == pytest.approx(sd, rel=0.1)
-
-
-def test_noise_switched_off_gives_the_mean():
-    device = board(noise=Noise(0, 0))
-    assert isinstance(device, KnownDevice)
-    for arm in device.space:
-        measurement = device.run(arm, TASK)
-        assert measurement.latency_s == device.expected(arm, TASK).latency_s
-        assert measurement.evidence == measurement.energy_evidence == "simulated"
 
 
 def test_the_same_seed_gives_the_same_measurements():
@@ -39,29 +32,16 @@ def test_the_same_seed_gives_the_same_measurements():
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_a_smaller_share_takes_longer():
+def test_a_smaller_share_is_slower_and_more_power_not_always_cheaper_nor_always_more_expensive():
     means = board().expected_all(TASK)
-    latency = means.latency_s.reshape(3, 4, 5)
-    assert (np.diff(latency, axis=2) < 0).all()
-
-
-def test_more_power_is_not_always_cheaper_nor_always_dearer():
-    device = board()
-    energy = device.expected_all(TASK).energy_j.reshape(3, 4, 5)
-    gpu_full_share = energy[0, :, -1]
-    steps = np.sign(np.diff(gpu_full_share))
-    assert {-1, 1} <= set(steps)
+    assert (np.diff(means.latency_s.reshape(3, 4, 5), axis=2) < 0).all()
+    gpu_full_share = means.energy_j.reshape(3, 4, 5)[0, :, -1]
+    assert {-1, 1} <= set(np.sign(np.diff(gpu_full_share)))
 
 
 def test_the_dla_does_more_per_joule_than_the_gpu_on_a_convolutional_encoder():
-    device = board()
-    means = device.expected_all(Task("image", "resnet-50"))
-    for power_w in (15, 30, 50, 60):
-        gpu, dla = (
-            device.space.arm(component=name, power_w=power_w, load=1.0).index
-            for name in ("gpu", "dla")
-        )
-        assert means.energy_j[dla] < means.energy_j[gpu]
+    gpu, _, dla = board().expected_all(Task("image", "resnet-50")).energy_j.reshape(3, 4, 5)
+    assert (dla[:, -1] < gpu[:, -1]).all()
 
 
 def test_background_load_slows_a_task_as_context_and_as_disturbance():

@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
-from mllm_sched.devices.example_encoder import ExampleEncoder
 from mllm_sched.harness.subprocess_worker import Child, CrashError, HangError, WorkerError
 
 STUB = """
@@ -39,10 +39,6 @@ def alive(pid):
     return True
 
 
-def test_one_process_answers_all_requests(stub):
-    assert stub.ask({"do": "go"}, 10) == stub.ask({"do": "go"}, 10) == stub.pid
-
-
 @pytest.mark.parametrize(
     ("order", "words"),
     [
@@ -67,20 +63,23 @@ def test_one_that_hangs_is_killed_in_time(stub, order):
     assert stub.ask({"do": "go"}, 10)
 
 
-def test_a_long_answer_comes_whole_and_at_once(stub):
-    began = time.monotonic()
+def test_a_long_answer_comes_whole(stub):
     assert len(stub.ask({"do": "long"}, 10)) == 200_000
-    assert time.monotonic() - began < 5
 
 
-ECHO = """
+SERVED = """
+import time
 from mllm_sched.harness.subprocess_worker import serve
-serve(lambda: lambda request, data: (len(data), data[::-1]))
+def answer(request, data):
+    print("what a library prints must not reach the answers", flush=True)
+    if request["do"] == "hang": time.sleep(60)
+    return len(data), data[::-1]
+serve(lambda: answer)
 """
 
 
 def test_bytes_go_behind_a_message_and_come_behind_its_answer():
-    child = Child([sys.executable, "-c", ECHO])
+    child = Child([sys.executable, "-c", SERVED])
     for data in (b"", b"ab\n", os.urandom(3_000_000)):
         said, behind = child.exchange({"do": "turn"}, data, 30)
         assert said == len(data) and bytes(behind) == data[::-1]
@@ -95,21 +94,14 @@ def test_one_that_does_not_take_what_is_sent_is_killed_in_time(stub):
     assert hung.value.after_s == 0.5 and not alive(pid)
 
 
-def test_one_that_is_killed_while_it_is_asked_is_told_of_at_once(stub):
-    pid = stub.ask({"do": "go"}, 10)
-    killing = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
-    killing.start()
-    with pytest.raises(CrashError, match="killed by SIGKILL"):
-        stub.ask({"do": "hang"}, 60)
-    killing.join()
-    assert stub.ask({"do": "go"}, 10) != pid
-
-
-def test_closing_ends_the_process_and_may_be_repeated(stub):
+def test_one_that_was_closed_says_so_and_starts_no_other(stub):
     pid = stub.ask({"do": "go"}, 10)
     stub.close()
     stub.close()
-    assert not alive(pid) and stub.pid is None
+    assert not alive(pid)
+    with pytest.raises(ValueError, match="was closed"):
+        stub.ask({"do": "go"}, 10)
+    assert stub.pid is None
 
 
 def test_closing_from_another_thread_ends_the_request_under_way(stub):
@@ -124,37 +116,20 @@ def test_closing_from_another_thread_ends_the_request_under_way(stub):
 
 ORPHAN = """
 import sys
-from pathlib import Path
-from mllm_sched import paths
-from mllm_sched.devices.example_encoder import ExampleEncoder
-paths.CACHE = Path(sys.argv[1])
-worker = ExampleEncoder("tiny-clip")
-worker.open({"component": "cpu", "precision": "fp32", "threads": 1})
-print(worker.pid, flush=True)
-worker.run(seconds=60)
+from mllm_sched.harness.subprocess_worker import Child
+child = Child([sys.executable, "-c", sys.argv[1]])
+child.ask({"do": "turn"}, 30)
+print(child.pid, flush=True)
+child.ask({"do": "hang"}, 60)
 """
 
 
-def test_an_encoder_whose_parent_was_killed_ends_even_in_mid_call(cache):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN, str(cache)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_one_whose_parent_was_killed_ends_even_in_mid_call():
+    command = [sys.executable, "-c", ORPHAN, SERVED]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     assert alive(pid)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 5
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(pid)
-
-
-def test_what_an_encoder_prints_does_not_reach_the_answers():
-    """The real other side, with a component that there is not: one clear line."""
-    worker = ExampleEncoder("tiny-clip")
-    with pytest.raises(WorkerError, match="ValueError: component 'npu': expected one of"):
-        worker.open({"component": "npu", "precision": "fp32", "threads": 1})
-    worker.close()
+    until(lambda: not alive(pid), within_s=5)

@@ -28,24 +28,12 @@ class Expected:
 
 @runtime_checkable
 class Device(Protocol):
-    """Where a task runs on an arm.
+    """Where a task runs on an arm."""
 
-    Attributes
-    ----------
-    name
-        As ``open_device`` knows it.
-    space
-        The arms it offers.
-    modalities
-        The encoders it can run, and what each takes.
-    evidence, energy_evidence
-        What its latency and its energy are: ``measured``, ``simulated``, ...
-    """
-
-    name: str
-    space: ArmSpace
-    modalities: dict[str, str]
-    evidence: str
+    name: str  # as ``open_device`` knows it
+    space: ArmSpace  # the arms it offers
+    modalities: dict[str, str]  # the encoders it can run, and what each takes
+    evidence: str  # what its latency is: ``measured``, ``simulated``, ...
     energy_evidence: str
 
     def run(self, arm: Arm, task: Task) -> Measurement:
@@ -72,25 +60,14 @@ class KnownDevice(Device, Protocol):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoded(Measurement):
-    """Measurement of a task on a device that really encodes.
+    """Measurement of a task on a device that really encodes."""
 
-    Attributes
-    ----------
-    parts
-        Features of the items, in their order; none if encoding failed. A run whose energy alone
-        could not be measured has failed as a measurement and has features all the same.
-    cause
-        Kind of failure: ``raised``, ``memory``, ``crashed``, ``hung`` or ``meter``; else empty.
-    hung_s
-        Seconds after which a call that hung was killed.
-    behind_s
-        Seconds by which an emulated device took longer than what it emulates.
-    """
-
+    # Features of the items, in their order; none if encoding failed. A run whose energy alone could
+    # not be measured has failed as a measurement and has features all the same.
     parts: tuple[Part, ...] = ()
-    cause: str = ""
-    hung_s: float = 0.0
-    behind_s: float = 0.0
+    cause: str = ""  # of a failure: ``raised``, ``memory``, ``crashed``, ``hung`` or ``meter``
+    hung_s: float = 0.0  # seconds after which a call that hung was killed
+    behind_s: float = 0.0  # by which an emulated device took longer than what it emulates
 
 
 class ModelDevice(Device, Protocol):

@@ -53,20 +53,14 @@ def gpu_sweep(file: str = "orin_module_sweep.csv") -> pd.DataFrame:
 
 
 def dla_latency() -> pd.DataFrame:
-    """Networks on the DLA, INT8 dense: columns ``network``, ``power_w``, ``latency_s`` per image.
-
-    NVIDIA gives images per second of both cores; one core takes 2 / that.
-    """
+    """Networks on a DLA core, INT8 dense: ``network``, ``power_w``, ``latency_s`` per image."""
     table = _dla_table("dla2x_dense_ips")
-    table["latency_s"] = 2.0 / table.pop("value")
+    table["latency_s"] = 2.0 / table.pop("value")  # images per second of both cores
     return table
 
 
 def dla_gpu_ratio() -> pd.DataFrame:
-    """Performance per watt of the DLA over the GPU, INT8 dense, accelerator power only.
-
-    Columns ``network``, ``power_w``, ``ratio``.
-    """
+    """Performance per watt of the DLA over the GPU, INT8: ``network``, ``power_w``, ``ratio``."""
     table = _dla_table("perfW_ratio_DLA_over_GPU", config_prefix="dense")
     return table.rename(columns={"value": "ratio"})
 

@@ -10,10 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Noise:
-    """Log-normal scatter of one task, of mean 1.
+    """Log-normal scatter of one task, of mean 1: sds of log latency and log power.
 
-    Energy is power times time, so it takes the scatter of the latency and adds that of the power.
-    The parameters are standard deviations of log latency and log power.
+    Energy is power times time, so it takes the scatter of both.
     """
 
     latency_sd: float
@@ -64,10 +63,9 @@ class Throttling:
 
 @dataclass(frozen=True)
 class Drift:
-    """One component becomes slower, at once or little by little.
+    """One component's latency and energy end at ``factor`` times what they were.
 
-    Latency, and marginal energy with it, end at ``factor`` times what they were. It begins at task
-    ``start`` and takes ``over`` tasks.
+    It begins at task ``start`` and takes ``over`` tasks.
     """
 
     component: str

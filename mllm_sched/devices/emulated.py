@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from mllm_sched.devices.live import check_task, failed_run
 from mllm_sched.devices.model_encoders import FLOAT32, ModelEncoders, Prepared
 from mllm_sched.devices.trace import TraceDevice
 from mllm_sched.harness.reading import HarnessError
-from mllm_sched.harness.subprocess_worker import HangError
+from mllm_sched.harness.subprocess_worker import CrashError, HangError
 from mllm_sched.tasks import Task
 
 
@@ -56,6 +57,7 @@ class EmulatedDevice:
         self.evidence, self.energy_evidence = device.evidence, device.energy_evidence
         self.meter_source = f"as {device.name} says"
         self.modalities = _chosen(device, model.half.modalities, encoders or {})
+        self._closed = threading.Event()
 
     def run(self, arm: Arm, task: Task, items: Sequence[Prepared] = ()) -> Encoded:
         """Encode the items while the emulated time passes; see ``LiveDevice.run``."""
@@ -71,9 +73,9 @@ class EmulatedDevice:
                 raise HarnessError(said.failed) if said.failed else HangError(took_s)
             self.encoders.run()
             parts = self.encoders.features(items)
+            behind_s = self._pass(begun_s, said.latency_s)
         except HarnessError as error:
             return failed_run(self, arm, task, error)
-        behind_s = self._pass(begun_s, said.latency_s)
         return Encoded(
             arm,
             task,
@@ -94,14 +96,19 @@ class EmulatedDevice:
         return {}
 
     def close(self) -> None:
-        """End the encoders' process and the device."""
+        """End the encoders' process, the device, and a run under way in another thread."""
+        self._closed.set()
         self.encoders.close()
         self.device.close()
 
     def _pass(self, begun_s: float, latency_s: float) -> float:
-        """Wait until that much of the device's time has passed; by how much it is too late."""
+        """Wait until that much of the device's time has passed; by how much it is too late.
+
+        Raises CrashError, as a real device does, if the device is closed meanwhile.
+        """
         left_s = latency_s / self.speed - (time.perf_counter() - begun_s)
-        time.sleep(max(0.0, left_s))
+        if self._closed.wait(max(0.0, left_s)):
+            raise CrashError("the device was closed")
         return max(0.0, -left_s)
 
 

@@ -19,19 +19,9 @@ from mllm_sched.pipeline.onnx import PACKAGES
 
 
 class ExampleEncoder(EncoderWorker):
-    """The parent's side.
+    """The parent's side: an encoder of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a checkpoint.
 
-    Parameters
-    ----------
-    name
-        Of ``ENCODERS``, or ``hf:PATH_OR_HUB_ID`` for a real checkpoint.
-    timeout_s
-        See ``EncoderWorker``.
-
-    Raises
-    ------
-    ValueError
-        For an unknown encoder.
+    ValueError for an unknown one.
     """
 
     def __init__(self, name: str, timeout_s: float = CALL_TIMEOUT_S) -> None:

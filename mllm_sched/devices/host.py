@@ -27,15 +27,12 @@ class HostDevice(LiveDevice):
 
     Without a model: one encoder on random input, through ONNX Runtime. Arms are precision x
     threads x batch. On the graphics card they are precision x batch, and energy is the card's
-    alone; never run on one by us. A batch of ``n`` serves ``n`` items that wait together: each
-    waits for the whole call, and is charged its share of the energy. A task of more items than
-    the batch takes several calls.
+    alone; never run on one by us. The items of a batch wait for the whole call, and each is
+    charged its share of the energy.
 
     With a model: real items, through PyTorch on the processor. Arms are precision x threads; the
-    items of a task are one batch. All cores in float32 and in int8 are the default arms; bfloat16
-    is slow where the processor has no instructions for it. In float32 features are to the last bit
-    those of ``EncoderHalf.encode`` with as many threads; in a batch they may differ in the last
-    bits.
+    items of a task are one batch. Features in float32 are to the last bit those of
+    ``EncoderHalf.encode`` with as many threads, but for a batch.
 
     Latency is measured. Energy is measured where the processor's counters can be read, and is
     estimated from CPU time elsewhere; ``energy_evidence`` says which. The counters see all that
@@ -102,7 +99,7 @@ class HostDevice(LiveDevice):
 
     @property
     def default_arms(self) -> list[Arm]:
-        """All cores, one item at a time, in each precision that is not slow everywhere."""
+        """All cores, one item at a time, in each precision but bfloat16, which can be slow."""
         first = {"batch": 1, "threads": thread_levels()[-1]}
         rest = {name: first[name] for name in self.space.names if name != "precision"}
         precisions = [p for p in self.space.factor("precision").levels if p != "bfloat16"]

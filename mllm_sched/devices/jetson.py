@@ -11,11 +11,13 @@ from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.example_encoder import ExampleEncoder
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.devices.orin_model import COMPONENTS
-from mllm_sched.harness.clocks import CONFIGURATION, PROGRAM, Clocks
+from mllm_sched.harness.clocks import Clocks
 from mllm_sched.harness.cpu_time import usable_cores
 from mllm_sched.harness.fake_jetson.board import MARKER
-from mllm_sched.harness.ina3221 import find_channels
-from mllm_sched.harness.meters import RATE_HZ, open_meter
+from mllm_sched.harness.ina3221 import find_rails
+from mllm_sched.harness.meters import open_meter
+from mllm_sched.harness.nvpmodel import CONFIGURATION, PROGRAM
+from mllm_sched.harness.sampler import RATE_HZ
 from mllm_sched.harness.subprocess_worker import CALL_TIMEOUT_S
 from mllm_sched.harness.thermals import Thermals
 
@@ -30,13 +32,13 @@ class JetsonDevice(LiveDevice):
 
     A power level is the mode itself where it can be switched live, else clock caps that imitate
     it; ``clocks`` in every row says which. A load is the share of time that the encoder is given:
-    after each call it pauses, and the pause is part of what the task takes. Everything is put back
-    by ``close``; see ``Clocks``.
+    after each call it pauses, and the pause is part of what the task takes. Clocks are put back by
+    ``close``; see ``Clocks``.
 
     A call of 0.1 s is too short to be measured: on random input a task is repeated for
-    ``window_s``. Items of a model are encoded once, and the scheduler averages. They are encoded
-    one by one, on the CPU through PyTorch, on the GPU and the DLA through TensorRT, which builds
-    an engine for one shape; models whose inputs have any shape (Qwen's) run on the CPU alone.
+    ``window_s``. Items of a model are encoded once, one by one: on the CPU through PyTorch, on the
+    GPU and the DLA through TensorRT, which builds an engine for one shape. Models whose inputs
+    have any shape (Qwen's) run on the CPU alone.
 
     On an imitation of the board (a root that holds a file ``IMITATION``) encoders run on this
     machine's CPU, and whatever is measured is labelled *simulated*.
@@ -47,10 +49,8 @@ class JetsonDevice(LiveDevice):
         See ``HostDevice``.
     components
         Those that may be chosen; all by default.
-    root
-        Of the board's file system.
-    rate_hz
-        Readings per second of the power sensors.
+    root, rate_hz
+        See ``open_meter``.
     imitate
         Whether clock caps may stand in for modes that need a reboot.
     window_s
@@ -114,13 +114,20 @@ class JetsonDevice(LiveDevice):
         try:
             super().close()
         finally:
-            self._level = None
             self.clocks.close()
 
     def bring(self, arm: Arm) -> dict[str, Any]:
-        """Set the clocks of the arm's power level, unless they are: that may take a second."""
+        """Set the clocks of the arm's power level, unless they are: that may take a second.
+
+        They are set again if another program changed them. A clock that the kernel holds down
+        against heat is left alone; ``throttled`` marks it in a profile.
+        """
         power_w = int(arm.levels["power_w"])
-        if self._level is None or self._level[0] != power_w:
+        if (
+            self._level is None
+            or self._level[0] != power_w
+            or (self.clocks.changed() and not self.thermals.holding_back())
+        ):
             self._level = None  # unknown, if this fails
             self._level = power_w, self.clocks.set_level(power_w, self.imitate)
         return {"clocks": self._level[1]}
@@ -152,7 +159,7 @@ def orin_space(clocks: Clocks, components: Sequence[str] = ()) -> ArmSpace:
 def missing(root: Path, imitated: bool = False) -> list[str]:
     """What a live run on the board needs and is not there."""
     checks = {
-        "no INA3221 power sensors": find_channels(root),
+        "no INA3221 power sensors": find_rails(root),
         f"no {root / CONFIGURATION}": (root / CONFIGURATION).exists(),
         f"no {root / PROGRAM}": (root / PROGRAM).exists(),
         "no ONNX Runtime with TensorRT (install NVIDIA's onnxruntime-gpu for JetPack)": (

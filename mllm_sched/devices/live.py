@@ -11,8 +11,7 @@ from mllm_sched import extras
 from mllm_sched.arms import Arm, ArmSpace
 from mllm_sched.devices.base import Device, Encoded
 from mllm_sched.harness.cpu_time import CpuTimeMeter
-from mllm_sched.harness.meters import MendedMeter, PowerMeter
-from mllm_sched.harness.reading import HarnessError, MeterError
+from mllm_sched.harness.reading import HarnessError, MeterError, PowerMeter
 from mllm_sched.harness.subprocess_worker import Calls, CrashError, EncoderWorker, HangError
 from mllm_sched.harness.thermals import Thermals
 from mllm_sched.pipeline.onnx import PACKAGES
@@ -64,16 +63,31 @@ class LiveDevice(ABC):
         self.thermals = thermals
         self.repeats = repeats
         self.window_s = window_s
-        self.mended = MendedMeter(open_meter)
-        self.energy_evidence = self.mended.meter.evidence
+        self.open_meter = open_meter
+        self._meter, self._meter_broke = open_meter(), False
+        self.energy_evidence = self._meter.evidence
 
     @property
     def meter(self) -> PowerMeter:
-        """What measures the energy, opened anew if it broke; raises as ``MendedMeter.usable``."""
-        meter = self.mended.usable()
-        if isinstance(meter, CpuTimeMeter):
-            meter.pid = self.encoders.pid
-        return meter
+        """What measures the energy, opened anew if it broke.
+
+        Raises MeterError if it cannot be opened, or if what can be opened is of other evidence: an
+        estimate must not take the place of a measurement unseen.
+        """
+        if self._meter_broke:
+            self._meter.close()
+            try:
+                opened = self.open_meter()
+            except (OSError, ValueError) as error:
+                raise MeterError(f"the meter cannot be opened again: {error}") from error
+            if opened.evidence != self._meter.evidence:
+                opened.close()
+                lost, left = self._meter.source, opened.source
+                raise MeterError(f"the meter cannot be opened again: {lost}; there is only {left}")
+            self._meter, self._meter_broke = opened, False
+        if isinstance(self._meter, CpuTimeMeter):
+            self._meter.pid = self.encoders.pid
+        return self._meter
 
     def run(self, arm: Arm, task: Task, items: Sequence[Prepared] = ()) -> Encoded:
         """Run the task on the arm, now.
@@ -139,11 +153,11 @@ class LiveDevice(ABC):
     @property
     def meter_source(self) -> str:
         """Where the joules come from, in words."""
-        return self.mended.meter.source
+        return self._meter.source
 
     def note(self, error: Exception) -> None:
         """Take note of what went wrong: a meter that broke is opened anew before the next arm."""
-        self.mended.note(error)
+        self._meter_broke = self._meter_broke or isinstance(error, MeterError | OSError)
 
     def state(self) -> Mapping[str, str]:
         """What else decides the numbers, for the record."""
@@ -152,7 +166,7 @@ class LiveDevice(ABC):
     def close(self) -> None:
         """End the encoders' process and close the meter. Closing twice does nothing."""
         self.encoders.close()
-        self.mended.close()
+        self._meter.close()
 
     @abstractmethod
     def request(self, arm: Arm) -> dict[str, Any]:

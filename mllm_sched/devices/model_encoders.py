@@ -57,7 +57,7 @@ class Prepared:
 
 
 class ModelEncoders(EncoderWorker):
-    """The parent's side, which holds no weights. The process starts when it is first needed.
+    """The parent's side: ``half`` knows shapes and prepares items, and holds no weights.
 
     Parameters
     ----------
@@ -68,11 +68,6 @@ class ModelEncoders(EncoderWorker):
     timeout_s, open_timeout_s
         See ``EncoderWorker``. The longer one is for the first call of an arm for a kind of items,
         which may load and warms up.
-
-    Attributes
-    ----------
-    half
-        The encoders without their weights: they know shapes, and prepare items.
     """
 
     def __init__(
@@ -89,7 +84,7 @@ class ModelEncoders(EncoderWorker):
         self.half = bare_encoders(name, modalities, seed)
         held = {"name": name, "seed": seed, "modalities": list(self.half.modalities)}
         command = [sys.executable, "-m", __name__, json.dumps(held)]
-        super().__init__(command, ENVIRONMENT, timeout_s, open_timeout_s)
+        super().__init__(command, timeout_s, open_timeout_s, ENVIRONMENT)
         self.name, self.cut = name, cut
         self.modalities = {f"{name}:{modality}": modality for modality in self.half.modalities}
         self._warm: set[Hashable] = set()
@@ -109,14 +104,8 @@ class ModelEncoders(EncoderWorker):
     ) -> dict[str, Any]:
         """Hand over items of one kind, and have everything ready to encode them in one call.
 
-        Parameters
-        ----------
-        how
-            ``component``, ``torch`` or one of ``pipeline/onnx.py``; ``precision``; ``threads``.
-        items
-            At least one.
-        warm_up
-            Whether the first call for this kind is made twice, and once unmeasured.
+        ``how`` says ``component`` (``torch`` or one of ``pipeline/onnx.py``), ``precision`` and
+        ``threads``. With ``warm_up`` a first, unmeasured call is made for each new kind.
         """
         if not items:
             raise ValueError("no items: expected at least one")
@@ -145,10 +134,9 @@ class ModelEncoders(EncoderWorker):
         pairs = zip(items, rows.unbind(), strict=True)
         return tuple(Part(each.modality, self.cut, row, each.layout) for each, row in pairs)
 
-    def close(self) -> None:
-        """End the process; the next one begins cold."""
-        self._warm.clear()
-        super().close()
+    def _end(self) -> None:
+        self._warm.clear()  # the next process begins cold
+        super()._end()
 
 
 Inputs = dict[str, Tensor]
@@ -165,7 +153,7 @@ class ModelServer(EncoderServer):
         self._features: list[Tensor] = []
 
     def answer(self, request: dict[str, Any], data: bytes) -> tuple[Any, bytes]:
-        """Do what is asked."""
+        """Load models, hand out features, or what every encoder does."""
         if request["do"] == "load":
             for precision in request["precisions"]:
                 self._model(precision)
@@ -212,7 +200,9 @@ class ModelServer(EncoderServer):
         """
         model, encode = self._model(precision), self.half.architecture.encode
         alone = len(items) == 1 or precision == "int8"
-        calls = [dict(item) for item in items] if alone else [_joined(items)]
+        calls = list(items)
+        if not alone:
+            calls = [{name: torch.cat([item[name] for item in items]) for name in items[0]}]
         if precision == "bfloat16":
             calls = [{name: _lowered(each) for name, each in call.items()} for call in calls]
 
@@ -254,16 +244,12 @@ def _converted(model: Any, precision: str) -> Any:
     raise ValueError(f"precision={precision!r}: expected float32, bfloat16 or int8")
 
 
-def _joined(items: Sequence[Inputs]) -> Inputs:
-    return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+def _layout(grid: list[int] | None, **others: Any) -> Layout:
+    return Layout(None if grid is None else (grid[0], grid[1], grid[2]), **others)
 
 
 def _lowered(tensor: Tensor) -> Tensor:
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-
-
-def _layout(grid: list[int] | None, **others: Any) -> Layout:
-    return Layout(None if grid is None else (grid[0], grid[1], grid[2]), **others)
 
 
 if __name__ == "__main__":

@@ -69,43 +69,23 @@ def power_modes() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class OrinModel:
-    """Fitted parameters.
+    """Fitted parameters; marginal energy is what a task adds to an idle module."""
 
-    Attributes
-    ----------
-    gpu_s_per_flop, gpu_s_per_byte, gpu_s_per_kernel
-        The constants a (times GHz), b (times GB/s) and c (times GHz) of the GPU.
-    gpu_sm_exponent
-        How much the number of active SMs counts, g within [0, 1].
-    gpu_norm
-        The norm p, at least 1, that joins the three terms.
-    gpu_j_per_flop, gpu_j_per_byte
-        Marginal energy at the clock of the 15W mode.
-    gpu_clock_energy
-        Marginal energy over that at 15W is 1 + u d + v d^2, with d the clock above it in GHz.
-    dla_s_per_flop, dla_s_per_byte
-        The constants of one DLA core (times GHz, times GB/s).
-    dla_energy
-        Marginal energy of the DLA over that of the GPU at 15W, by DLA clock: (GHz, ratio) pairs.
-    idle_w
-        Idle power of the module by power level: (power_w, watts) pairs.
-    noise_sd
-        Standard deviation of the log latency of one task.
-    """
-
-    gpu_s_per_flop: float
-    gpu_s_per_byte: float
-    gpu_s_per_kernel: float
-    gpu_sm_exponent: float
-    gpu_norm: float
-    gpu_j_per_flop: float
+    gpu_s_per_flop: float  # the constant a, times GHz
+    gpu_s_per_byte: float  # b, times GB/s
+    gpu_s_per_kernel: float  # c, times GHz
+    gpu_sm_exponent: float  # g, how much the number of active SMs counts, within [0, 1]
+    gpu_norm: float  # p, at least 1
+    gpu_j_per_flop: float  # marginal, at the clock of the 15W mode, as the next
     gpu_j_per_byte: float
-    gpu_clock_energy: tuple[float, float]
-    dla_s_per_flop: float
-    dla_s_per_byte: float
-    dla_energy: tuple[tuple[float, float], ...]
-    idle_w: tuple[tuple[float, float], ...]
-    noise_sd: float
+    gpu_clock_energy: tuple[float, float]  # (u, v): over that at 15W, marginal energy is
+    # 1 + u d + v d^2, with d the clock above that at 15W in GHz
+    dla_s_per_flop: float  # of one DLA core, times GHz
+    dla_s_per_byte: float  # times GB/s
+    dla_energy: tuple[tuple[float, float], ...]  # (GHz of the DLA, its marginal energy over that
+    # of the GPU at 15W)
+    idle_w: tuple[tuple[float, float], ...]  # (power level, watts of the idle module)
+    noise_sd: float  # standard deviation of the log latency of one task
 
     def latency_s(
         self, work: Work, component: str, power_w: float, load: float = 1.0, background: float = 0.0
@@ -140,9 +120,8 @@ class OrinModel:
 
         Assumed: they draw in their share what this work would draw in it.
         """
-        power = self.marginal_energy_j(work, component, power_w) / self.latency_s(
-            work, component, power_w
-        )
+        power = self.marginal_energy_j(work, component, power_w)
+        power /= self.latency_s(work, component, power_w)
         others = 1.0 - load * (1.0 - background)
         return power * others * self.latency_s(work, component, power_w, load, background)
 

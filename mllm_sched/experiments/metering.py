@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, Waveform, constant
+from mllm_sched.harness.fake_jetson.board import Pulses, Ramp, Waveform
 from mllm_sched.harness.ina3221 import HIGHEST_W
 from mllm_sched.harness.sampler import Samples, integrate
 
 LOADS: Mapping[str, Waveform] = MappingProxyType(
     {
-        "constant": constant(12.0),
+        "constant": Pulses(12.0, 12.0),
         "square": Pulses(8.0, 40.0, 0.7, 0.3),
         "ramp": Ramp(8.0, 38.0, 5.0),
         "spikes of 5 ms": Pulses(10.0, 15.0, 0.1, 0.005),

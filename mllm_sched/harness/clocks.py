@@ -11,19 +11,14 @@ import atexit
 import json
 import re
 import signal
-import subprocess
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from mllm_sched.atomic_io import locked, write_whole
-from mllm_sched.harness.nvpmodel import MASK, Mode, NvpModelConf, needs_reboot, parse
-from mllm_sched.harness.reading import HarnessError
+from mllm_sched.harness.nvpmodel import MASK, ClockError, Mode, NvpModel
 
-CONFIGURATION = "etc/nvpmodel.conf"
-PROGRAM = "usr/sbin/nvpmodel"
 RECORD = "var/lib/mllm-sched/clocks.json"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
@@ -33,19 +28,10 @@ BESIDE = {
     "fan_pwm": "sys/devices/platform/pwm-fan/hwmon/hwmon*/pwm1",
 }
 MAXN_W = 60  # where the level without a cap is placed; see ArmSpace.agx_orin
-SWITCH_TIMEOUT_S = 30.0
 # What -1 means since JetPack 6. The highest number of 32 bits would be a cap on the memory's clock:
 # 2147 MHz of 3199.
 UNLIMITED = 2**63 - 1
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # Ctrl-C raises KeyboardInterrupt by itself
-
-
-class ClockError(HarnessError):
-    """A level that cannot be set; the message says why and what to do."""
-
-
-class RebootNeeded(ClockError):
-    """A mode that nvpmodel does not enter live."""
 
 
 class Clocks:
@@ -54,11 +40,6 @@ class Clocks:
     The initial state is recorded on disk before anything is changed, and put back by ``close``, at
     the end of the process, and on SIGINT, SIGTERM and SIGHUP. After ``kill -9`` the next ``Clocks``
     finds the record and restores it. A record from before a reboot is dropped.
-
-    Parameters
-    ----------
-    root
-        Of the file system; another one for an imitation of the board.
 
     Raises
     ------
@@ -70,14 +51,14 @@ class Clocks:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root
-        path = root / CONFIGURATION
-        self.conf: NvpModelConf = parse(path.read_text(), str(path))
+        self.nvpmodel = NvpModel(root)
         self._record = root / RECORD
         lock = locked(self._record.with_suffix(".lock"))
         if lock is None:
             raise ClockError(f"another run is using the clocks: {self._record} is in use")
         self._lock = lock
         self._caught: list[signal.Signals] = []
+        self._shown: dict[Path, str] = {}  # by file, after the last level was set
         self._recover()
         atexit.register(self.close)
 
@@ -85,58 +66,56 @@ class Clocks:
     def levels(self) -> dict[int, Mode]:
         """Modes by their watts; the mode without a cap is placed at ``MAXN_W``."""
         found = {}
-        for mode in self.conf.modes:
+        for mode in self.nvpmodel.conf.modes:
             if watts := re.search(r"(\d+)W", mode.name):
                 found[int(watts[1])] = mode
             elif mode.name.upper().startswith("MAXN"):
                 found[MAXN_W] = mode
         return dict(sorted(found.items()))
 
-    def current(self) -> Mode:
-        """The mode that ``nvpmodel -q`` reports; ClockError if it does not."""
-        told = self._nvpmodel("-q")
-        ids = re.findall(r"^\s*(\d+)\s*$", told, re.MULTILINE)
-        if not ids:
-            raise ClockError(f"nvpmodel -q names no mode: {told.strip()!r}")
-        return self.conf.mode(int(ids[-1]))
-
     def set_level(self, power_w: int, imitate: bool = True) -> str:
-        """Reach a power level, and say how: ``mode:MODE_50W`` or ``caps:MODE_15W``.
+        """Reach one of ``levels``, and say how: ``mode:MODE_50W`` or ``caps:MODE_15W``.
 
-        Parameters
-        ----------
-        power_w
-            A key of ``levels``.
-        imitate
-            Whether clock caps may stand in where the mode itself needs a reboot.
+        Clock caps stand in where the mode itself needs a reboot, if they may ``imitate`` it.
 
         Raises
         ------
         ValueError
-            For an unknown level; the known ones are listed.
+            For an unknown level, and after ``close``.
         ClockError
             If the mode needs a reboot and may not be imitated, or a clock was not taken.
         """
-        mode = self._mode(power_w)
+        if self._lock.closed:
+            raise ValueError("the clocks were put back when they were closed")
+        if power_w not in self.levels:
+            known = ", ".join(f"{watts} ({mode.name})" for watts, mode in self.levels.items())
+            raise ValueError(f"power_w={power_w}: the board has {known}")
+        mode = self.levels[power_w]
         self._remember()
-        switched = self._switched(mode)
+        switched = self.nvpmodel.switch(mode)
         if not switched and not imitate:
             raise ClockError(
                 f"{mode.name} needs a reboot. Boot into it with `nvpmodel -m {mode.id}`, or let "
                 "clock caps imitate it"
             )
         # After a switch too: the mode may have been set all along, with caps on top of it.
-        self._write(self._wanted(mode))
+        wanted = self._wanted(mode)
+        self._write(wanted)
+        self._shown = {file: read(file) for file in (self._file(path) for path, _ in wanted)}
         return f"{'mode' if switched else 'caps'}:{mode.name}"
+
+    def changed(self) -> bool:
+        """Whether another program has changed what the last level set; reads some thirty files."""
+        return any(read(file) != text for file, text in self._shown.items())
 
     def restore(self) -> None:
         """Put back what was found at first. Without a record there is nothing to do."""
         if not self._record.exists():
             return
-        found = self._found()
+        found = json.loads(self._record.read_text())
         try:
-            if self.current().id != found["mode"]:
-                self._nvpmodel("-m", str(found["mode"]))
+            if self.nvpmodel.current().id != found["mode"]:
+                self.nvpmodel.demand(found["mode"])
         finally:  # clocks go back even where the mode does not
             self._write(found["files"].items())
         self._record.unlink()
@@ -154,39 +133,18 @@ class Clocks:
 
     def state(self) -> dict[str, str]:
         """What is set now: the mode, whether clocks are pinned, EMC and fan."""
-        facts = {"mode": self.current().name, "gpu_clock_pinned": str(self._pinned())}
+        facts = {"mode": self.nvpmodel.current().name, "gpu_clock_pinned": str(self._pinned())}
         for name, pattern in BESIDE.items():
             texts = [text for file in sorted(self.root.glob(pattern)) if (text := read(file))]
             facts[name] = texts[0] if texts else "not shown"
         return facts
-
-    def _mode(self, power_w: int) -> Mode:
-        if power_w not in self.levels:
-            known = ", ".join(f"{watts} ({mode.name})" for watts, mode in self.levels.items())
-            raise ValueError(f"power_w={power_w}: the board has {known}")
-        return self.levels[power_w]
-
-    def _switched(self, mode: Mode) -> bool:
-        """Whether the board is in the mode, switched to it if that can be done live."""
-        now = self.current()
-        if now.id == mode.id:
-            return True  # asked for the mode it is in, nvpmodel may demand a reboot all the same
-        if needs_reboot(now, mode):
-            return False
-        try:
-            self._nvpmodel("-m", str(mode.id))
-        except RebootNeeded:
-            return False
-        if (now := self.current()).id != mode.id:
-            raise ClockError(f"nvpmodel was asked for {mode.name} and stayed in {now.name}")
-        return True
 
     def _wanted(self, mode: Mode) -> list[tuple[str, str]]:
         """Files of a mode that may be written live, and their values, in the mode's order."""
         return [
             (file, value)
             for knob, value in mode.settings.items()
-            for file in self.conf.knobs.get(knob, ())
+            for file in self.nvpmodel.conf.knobs.get(knob, ())
             if MASK not in knob[1]
         ]
 
@@ -205,19 +163,15 @@ class Clocks:
                 if file.exists():
                     _write(file, _possible(file, value), last)
 
-    def _found(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._record.read_text())
-        return found
-
     def _remember(self) -> None:
         """Record the state that was found, once, before the first change."""
         if self._record.exists():
             return
-        paths = {path for mode in self.conf.modes for path, _ in self._wanted(mode)}
+        paths = {path for mode in self.nvpmodel.conf.modes for path, _ in self._wanted(mode)}
         files = {path: read(self._file(path)) for path in sorted(paths)}
         found = {
             "boot": read(self.root / BOOT_ID),
-            "mode": self.current().id,
+            "mode": self.nvpmodel.current().id,
             "files": {path: text for path, text in files.items() if text},
         }
         write_whole(self._record, json.dumps(found, indent=1).encode())
@@ -234,35 +188,17 @@ class Clocks:
 
     def _recover(self) -> None:
         """Put back what a killed run found; a reboot since has done so already."""
-        if self._record.exists() and self._found()["boot"] != read(self.root / BOOT_ID):
-            self._record.unlink()
+        if self._record.exists():
+            boot = json.loads(self._record.read_text())["boot"]
+            if boot != read(self.root / BOOT_ID):
+                self._record.unlink()
         self.restore()
-
-    def _nvpmodel(self, *arguments: str) -> str:
-        """Call nvpmodel; nobody answers what it asks, so a reboot is always declined."""
-        command = f"nvpmodel {' '.join(arguments)}"
-        try:
-            done = subprocess.run(
-                [str(self.root / PROGRAM), *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=SWITCH_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ClockError(f"{command}: {error}") from error
-        told = done.stdout + done.stderr
-        if "reboot" in told.lower():
-            raise RebootNeeded(f"{command} asks for a reboot: {told.strip()}")
-        if done.returncode:
-            raise ClockError(f"{command} failed: {told.strip()}")
-        return told
 
     def _pinned(self) -> bool:
         """Whether the GPU's clock may not move, as ``jetson_clocks`` leaves it."""
         low, high = (
-            {read(self._file(file)) for file in self.conf.knobs.get(("GPU", end), ())} - {""}
+            {read(self._file(file)) for file in self.nvpmodel.conf.knobs.get(("GPU", end), ())}
+            - {""}
             for end in ("MIN_FREQ", "MAX_FREQ")
         )
         return bool(low) and low == high
@@ -299,13 +235,8 @@ def _possible(file: Path, value: str) -> str:
     if not re.fullmatch(r"-?\d+", value):
         return value
     wanted = int(value) if int(value) >= 0 else UNLIMITED
-    steps = _steps(file)
-    return str(max((step for step in steps if step <= wanted), default=min(steps, default=wanted)))
-
-
-def _steps(file: Path) -> list[int]:
-    """The clocks that a file beside this one lists; none for most files."""
+    steps: list[int] = []
     for name in ("scaling_available_frequencies", "available_frequencies"):
         if "freq" in file.name and (text := read(file.with_name(name))):
-            return sorted(int(step) for step in text.split())
-    return []
+            steps = [int(step) for step in text.split()]
+    return str(max((step for step in steps if step <= wanted), default=min(steps, default=wanted)))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"  # JetPack 5 and 6
-IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"  # JetPack 4
+HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"  # since JetPack 5
 
 # Which rails make up the module, by what is there: the first set that is complete counts. A rail
 # that is not named lies within one that is; on the AGX Orin, VDDQ_VDD2_1V8AO within VIN_SYS_5V0.
 TOTALS: tuple[frozenset[str], ...] = (
-    frozenset({"VDD_IN"}),  # Orin NX and Nano, Xavier NX, TX2: one sensor for the whole module
-    frozenset({"POM_5V_IN"}),  # Nano
+    frozenset({"VDD_IN"}),  # Orin NX and Nano, Xavier NX: one sensor for the whole module
     frozenset({"GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"}),  # AGX Xavier
     frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}),  # AGX Orin
 )
@@ -30,108 +27,74 @@ HIGHEST_W = 75.0
 LEAST_MA = -40
 
 
-@dataclass(frozen=True)
-class Channel:
-    """One rail: its label, and the files of its voltage and current, or of its power alone."""
-
-    label: str
-    files: tuple[Path, ...]
-
-
 class Ina3221Rails:
     """Power of every labelled rail, as ``sampler.Rails``.
 
-    Parameters
-    ----------
-    root
-        Of the file system.
-
-    Raises
-    ------
-    OSError
-        If there are no sensors, or they may not be read.
-    ValueError
-        If it is not known which rails make up the total.
+    OSError if there are no sensors, or they may not be read; ValueError if it is not known which
+    rails make up the total.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
-        channels = find_channels(root)
-        if not channels:
+        found = find_rails(root)
+        if not found:
             raise FileNotFoundError(f"no INA3221 sensors under {root / 'sys/bus/i2c/drivers'}")
-        self.names = tuple(channel.label for channel in channels)
+        self.names = tuple(found)
         self.counted = _counted(self.names)
         self.range_w = (0.0, HIGHEST_W)
-        self._files: list[tuple[str, list[int]]] = []
+        self._files: dict[str, list[int]] = {}
         try:
-            for channel in channels:  # kept open: opening costs more than reading
-                opened: list[int] = []
-                self._files.append((channel.label, opened))
-                for file in channel.files:
-                    opened.append(os.open(file, os.O_RDONLY))
+            for rail, paths in found.items():  # kept open: opening costs more than reading
+                self._files[rail] = opened = []
+                for path in paths:
+                    opened.append(os.open(path, os.O_RDONLY))
             self.read()  # fails now rather than in the first window
         except BaseException:
             self.close()
             raise
 
     def read(self) -> list[float]:
-        """Watts of every rail now.
-
-        Raises OSError if a rail vanished, ValueError if one shows nonsense; the rail is named.
-        """
+        """Watts now; OSError names a rail that vanished, ValueError one that shows nonsense."""
         if not self._files:
             raise OSError("the power sensors were closed")
-        return [self._watts(label, files) for label, files in self._files]
+        return [_watts(rail, files) for rail, files in self._files.items()]
 
     def close(self) -> None:
         """Close the files. Closing twice does nothing."""
-        while self._files:
-            for file in self._files.pop()[1]:
+        for files in self._files.values():
+            for file in files:
                 os.close(file)
-
-    def _watts(self, label: str, files: list[int]) -> float:
-        try:
-            texts = [os.pread(file, 32, 0) for file in files]
-        except OSError as error:
-            raise OSError(f"rail {label} vanished: {error.strerror}") from error
-        if not all(texts):
-            raise OSError(f"rail {label} vanished: its file is empty")
-        try:
-            numbers = [int(text) for text in texts]
-        except ValueError:
-            raise ValueError(f"rail {label} shows {texts!r}: expected numbers") from None
-        if numbers[-1] < LEAST_MA:
-            unit = "mA" if len(numbers) == 2 else "mW"
-            raise ValueError(f"rail {label}: negative reading of {numbers[-1]} {unit}")
-        return numbers[0] * numbers[1] / 1e6 if len(numbers) == 2 else numbers[0] / 1e3
+        self._files = {}
 
 
-def find_channels(root: Path) -> list[Channel]:
-    """The labelled rails under a root, in the order of their chips and channels.
+def _watts(rail: str, files: Sequence[int]) -> float:
+    try:
+        texts = [os.pread(file, 32, 0) for file in files]
+    except OSError as error:
+        raise OSError(f"rail {rail} vanished: {error.strerror}") from error
+    if not all(texts):
+        raise OSError(f"rail {rail} vanished: its file is empty")
+    try:
+        millivolts, milliamps = (int(text) for text in texts)
+    except ValueError:
+        raise ValueError(f"rail {rail} shows {texts!r}: expected numbers") from None
+    if milliamps < LEAST_MA:
+        raise ValueError(f"rail {rail}: negative reading of {milliamps} mA")
+    return millivolts * milliamps / 1e6
+
+
+def find_rails(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Files of voltage (mV) and current (mA) by label, in the order of chips and channels.
 
     The seventh input of newer kernels is left out: it adds shunt voltages and has no current.
     """
-    found = [channel for folder in sorted(root.glob(HWMON)) for channel in _hwmon(folder)]
-    found = found or [channel for folder in sorted(root.glob(IIO)) for channel in _iio(folder)]
-    return [channel for channel in found if channel.label != NOT_CONNECTED]
-
-
-def _hwmon(folder: Path) -> list[Channel]:
-    channels = []
-    for label in sorted(folder.glob("in*_label")):
-        number = re.sub(r"\D", "", label.name)
-        files = (folder / f"in{number}_input", folder / f"curr{number}_input")
-        if all(file.exists() for file in files):
-            channels.append(Channel(label.read_text().strip(), files))
-    return channels
-
-
-def _iio(folder: Path) -> list[Channel]:
-    channels = []
-    for label in sorted(folder.glob("rail_name_*")):
-        power = folder / f"in_power{label.name.removeprefix('rail_name_')}_input"
-        if power.exists():
-            channels.append(Channel(label.read_text().strip(), (power,)))
-    return channels
+    found = {}
+    for folder in sorted(root.glob(HWMON)):
+        for label in sorted(folder.glob("in*_label")):
+            number, name = re.sub(r"\D", "", label.name), label.read_text().strip()
+            files = (folder / f"in{number}_input", folder / f"curr{number}_input")
+            if name != NOT_CONNECTED and all(file.exists() for file in files):
+                found[name] = files
+    return found
 
 
 def _counted(names: Sequence[str]) -> tuple[str, ...]:

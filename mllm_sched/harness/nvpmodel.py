@@ -1,22 +1,37 @@
-"""Reads the power modes of a Jetson from its own nvpmodel configuration; ``clocks`` sets them.
+"""Power modes of a Jetson: its nvpmodel configuration, and the program that switches between them.
 
-The file names knobs (``< PARAM ... >``: an attribute and its file, a line each) and then modes
-(``< POWER_MODEL ... >``: knob, attribute and value). A knob may name two files, the second with
-the suffix ``_KNEXT`` for newer kernels; the one that is there counts.
+The configuration names knobs (``< PARAM ... >``: an attribute and its file, a line each) and then
+modes (``< POWER_MODEL ... >``: knob, attribute and value). A knob may name two files, the second
+with the suffix ``_KNEXT`` for newer kernels; the one that is there counts.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from mllm_sched.harness.reading import HarnessError
+
+CONFIGURATION = "etc/nvpmodel.conf"
+PROGRAM = "usr/sbin/nvpmodel"
+SWITCH_TIMEOUT_S = 30.0
+NEWER_KERNEL = "_KNEXT"
+MASK = "PG_MASK"  # of the GPU's and other units' power gating, which only a reboot changes
+_SECTION = re.compile(r"<\s*(?P<kind>\w+)\s*(?P<facts>[^>]*)>")
 
 Knob = tuple[str, str]
 """A parameter and its attribute, such as ``("GPU", "MAX_FREQ")``."""
 
-NEWER_KERNEL = "_KNEXT"
-MASK = "PG_MASK"  # of the GPU's and other units' power gating, which only a reboot changes
-_SECTION = re.compile(r"<\s*(?P<kind>\w+)\s*(?P<facts>[^>]*)>")
+
+class ClockError(HarnessError):
+    """A level that cannot be set; the message says why and what to do."""
+
+
+class RebootNeeded(ClockError):
+    """A mode that nvpmodel does not enter live."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +50,63 @@ class NvpModelConf:
     knobs: Mapping[Knob, tuple[str, ...]]  # files of each, the older kernel's first
     modes: tuple[Mode, ...]
 
-    def mode(self, wanted: str | int) -> Mode:
-        """A mode by id or name, with or without ``MODE_``; ValueError lists those there are."""
-        for mode in self.modes:
-            if wanted == mode.id or _short(str(wanted)) == _short(mode.name):
-                return mode
-        known = ", ".join(f"{mode.id} ({mode.name})" for mode in self.modes)
-        raise ValueError(f"power mode {wanted!r}: the board has {known}")
+
+class NvpModel:
+    """The modes of the board under a root; OSError if it has no nvpmodel configuration."""
+
+    def __init__(self, root: Path) -> None:
+        path = root / CONFIGURATION
+        self.conf = parse(path.read_text(), str(path))
+        self._program = root / PROGRAM
+
+    def current(self) -> Mode:
+        """The mode that ``nvpmodel -q`` reports; ClockError if it does not."""
+        told = self._call("-q")
+        ids = re.findall(r"^\s*(\d+)\s*$", told, re.MULTILINE)
+        found = [mode for mode in self.conf.modes if ids and mode.id == int(ids[-1])]
+        if not found:
+            raise ClockError(f"nvpmodel -q names no mode of its configuration: {told.strip()!r}")
+        return found[0]
+
+    def switch(self, mode: Mode) -> bool:
+        """Whether the board is in the mode, switched to it if that can be done live."""
+        now = self.current()
+        if now.id == mode.id:
+            return True  # asked for the mode it is in, nvpmodel may demand a reboot all the same
+        if needs_reboot(now, mode):
+            return False
+        try:
+            self.demand(mode.id)
+        except RebootNeeded:
+            return False
+        if (now := self.current()).id != mode.id:
+            raise ClockError(f"nvpmodel was asked for {mode.name} and stayed in {now.name}")
+        return True
+
+    def demand(self, mode_id: int) -> None:
+        """Ask for a mode; RebootNeeded if nvpmodel does not enter it live."""
+        self._call("-m", str(mode_id))
+
+    def _call(self, *arguments: str) -> str:
+        """Call nvpmodel; nobody answers what it asks, so a reboot is always declined."""
+        command = f"nvpmodel {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                [str(self._program), *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SWITCH_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ClockError(f"{command}: {error}") from error
+        told = done.stdout + done.stderr
+        if "reboot" in told.lower():
+            raise RebootNeeded(f"{command} asks for a reboot: {told.strip()}")
+        if done.returncode:
+            raise ClockError(f"{command} failed: {told.strip()}")
+        return told
 
 
 def needs_reboot(now: Mode, then: Mode) -> bool:
@@ -66,7 +131,7 @@ def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
     ...     "< POWER_MODEL ID=1 NAME=MODE_15W >\n"
     ...     "GPU MAX_FREQ 408000000\n"
     ... )
-    >>> conf.mode("15W").settings
+    >>> conf.modes[0].settings
     {('GPU', 'MAX_FREQ'): '408000000'}
     """
     knobs: dict[Knob, tuple[str, ...]] = {}
@@ -75,66 +140,46 @@ def parse(text: str, name: str = "nvpmodel.conf") -> NvpModelConf:
     section = param = ""
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.split("#", 1)[0].strip()
-        if not line:
-            continue
-        where = f"{name}, line {number}: {raw.strip()!r}"
-        if line.startswith("<"):
-            section, facts = _heading(line, where)
-            if section == "PARAM":
-                param = _fact(facts, "NAME", where)
-            elif section == "POWER_MODEL":
-                settings = {}
-                mode_id = _number(_fact(facts, "ID", where), where)
-                modes.append(Mode(mode_id, _fact(facts, "NAME", where), settings))
-        elif section == "PARAM":
-            attribute, file = _words(line, 2, "an attribute and a file", where)
-            knob = (param, attribute.removesuffix(NEWER_KERNEL))
-            knobs[knob] = (*knobs.get(knob, ()), file)
-        elif section == "POWER_MODEL":
-            param_name, attribute, value = _words(line, 3, "a knob, attribute and value", where)
-            settings[param_name, attribute] = _checked(attribute, value, where)
+        try:
+            if line.startswith("<"):
+                section, facts = _heading(line)
+                if section == "PARAM":
+                    param = _fact(facts, "NAME")
+                elif section == "POWER_MODEL":
+                    settings = {}
+                    modes.append(Mode(int(_fact(facts, "ID")), _fact(facts, "NAME"), settings))
+            elif line and section == "PARAM":
+                attribute, file = _words(line, 2, "an attribute and a file")
+                knob = (param, attribute.removesuffix(NEWER_KERNEL))
+                knobs[knob] = (*knobs.get(knob, ()), file)
+            elif line and section == "POWER_MODEL":
+                knob_name, attribute, value = _words(line, 3, "a knob, attribute and value")
+                if "FREQ" in attribute or MASK in attribute:  # others may be words such as "on"
+                    int(value, 0)
+                settings[knob_name, attribute] = value
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {raw.strip()!r}: {error}") from None
     if not modes:
         raise ValueError(f"{name}: no < POWER_MODEL ... > section")
     return NvpModelConf(knobs, tuple(modes))
 
 
-def _heading(line: str, where: str) -> tuple[str, dict[str, str]]:
+def _heading(line: str) -> tuple[str, dict[str, str]]:
     found = _SECTION.fullmatch(line)
     if not found:
-        raise ValueError(f"{where}: expected < SECTION NAME=VALUE ... >")
+        raise ValueError("expected < SECTION NAME=VALUE ... >")
     pairs = (fact.partition("=") for fact in found["facts"].split())
     return found["kind"], {key: value for key, _, value in pairs}
 
 
-def _fact(facts: Mapping[str, str], key: str, where: str) -> str:
+def _fact(facts: Mapping[str, str], key: str) -> str:
     if not facts.get(key):
-        raise ValueError(f"{where}: expected {key}=")
+        raise ValueError(f"expected {key}=")
     return facts[key]
 
 
-def _words(line: str, count: int, expected: str, where: str) -> list[str]:
+def _words(line: str, count: int, expected: str) -> list[str]:
     words = line.split()
     if len(words) != count:
-        raise ValueError(f"{where}: expected {expected}")
+        raise ValueError(f"expected {expected}")
     return words
-
-
-def _number(text: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{where}: expected a whole number, got {text!r}") from None
-
-
-def _checked(attribute: str, value: str, where: str) -> str:
-    """Clocks and masks are numbers; other values may be words such as ``on``."""
-    if "FREQ" in attribute or MASK in attribute:
-        try:
-            int(value, 0)
-        except ValueError:
-            raise ValueError(f"{where}: expected a whole number, got {value!r}") from None
-    return value
-
-
-def _short(name: str) -> str:
-    return name.upper().removeprefix("MODE_")

@@ -19,16 +19,7 @@ class RaplMeter(PowerMeter):
     """Energy of the processor packages, whatever runs on them.
 
     One wrap-around of each counter within a window is allowed for; they take minutes to an hour.
-
-    Parameters
-    ----------
-    root
-        Of the file system.
-
-    Raises
-    ------
-    OSError
-        If there are no counters, or they may not be read (most systems let only root do so).
+    OSError if there are no counters, or they may not be read (most systems let only root do so).
     """
 
     min_window_s = 1.0  # a thousand times the refresh period
@@ -60,7 +51,6 @@ class RaplMeter(PowerMeter):
             max(0.0, energy_j - unsure_j),
             energy_j + unsure_j,
             time.monotonic() - began_s,
-            {f"package-{k}": used / 1e6 for k, used in enumerate(used_uj)},
         )
 
     def _read(self) -> list[int]:

@@ -21,40 +21,21 @@ class MeterError(HarnessError):
 class Reading:
     """Energy of one window, with the bounds that the meter can vouch for.
 
-    Attributes
-    ----------
-    energy_j
-        Joules used in the window.
-    low_j, high_j
-        95 % interval of what sampling or a coarse counter may have missed. An error of the sensor's
-        scale, the same in every window, is not in it.
-    duration_s
-        Length of the window.
-    rails_j
-        Joules of every rail, also of those that the total leaves out.
-    samples
-        Readings taken within the window; 0 for a counter.
-    rate_hz
-        Readings per second; NaN for a counter.
-    longest_gap_s
-        Longest time without a reading, the window's ends included.
-    unmoved_w
-        Counted rails whose every reading was the same, and what it was in watts. The sensor of a
-        working rail flickers; one that shows the same idle and loaded is stuck.
-    notes
-        What a reader should know: a meter slower than asked, a clock that was set, ...
+    ``low_j`` to ``high_j`` is the 95 % interval of what sampling or a coarse counter may have
+    missed. An error of the sensor's scale, the same in every window, is not in it.
     """
 
     energy_j: float
     low_j: float
     high_j: float
     duration_s: float
-    rails_j: Mapping[str, float] = field(default_factory=dict)
-    samples: int = 0
-    rate_hz: float = math.nan
-    longest_gap_s: float = 0.0
+    samples: int = 0  # taken within the window; 0 for a counter
+    rate_hz: float = math.nan  # readings per second; NaN for a counter
+    longest_gap_s: float = 0.0  # without a reading, the window's ends included
+    # Counted rails whose every reading was the same, and its watts. The sensor of a working rail
+    # flickers; one that shows the same idle and loaded is stuck.
     unmoved_w: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader should know, as of a meter slower than asked
 
     @property
     def power_w(self) -> float:
@@ -63,21 +44,11 @@ class Reading:
 
 
 class PowerMeter(ABC):
-    """Energy that the machine used between ``start`` and ``stop``.
+    """Energy that the machine used between ``start`` and ``stop``."""
 
-    Attributes
-    ----------
-    evidence
-        ``measured`` for a sensor or a counter in hardware, else ``estimated``.
-    source
-        Where the joules come from, in words.
-    min_window_s
-        Shortest window that the meter is good for.
-    """
-
-    evidence = "measured"
-    source: str
-    min_window_s: float
+    evidence = "measured"  # by a sensor or a counter in hardware, else ``estimated``
+    source: str  # where the joules come from, in words
+    min_window_s: float  # shortest window that the meter is good for
     _began: Any = None  # what ``_begin`` returned, within a window
 
     def start(self) -> None:

@@ -17,22 +17,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mllm_sched.harness.reading import MeterError, Reading
+from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 
 # Bets per unit of the range: small ones for restless loads, large ones for steady loads that lie
 # near the end of the range.
 BETS = 0.9 * 2.0 ** np.arange(-9, 5)
 PREDICTORS = 2
+CONFIDENCE = 0.95
 
 
 def mean_bounds(
-    values: ArrayLike,
-    low: float,
-    high: float,
-    widths: ArrayLike | None = None,
-    confidence: float = 0.95,
+    values: ArrayLike, low: float, high: float, widths: ArrayLike | None = None
 ) -> tuple[float, float]:
-    """Bounds on the mean of a function of time from one uniform random reading in each stratum.
+    """95 % bounds on the mean of a function of time from one random reading in each stratum.
 
     They assume nothing of the function but its range: a spike between two readings is allowed for,
     however rare. A load that never changes is known to about 6 x (distance to the end of the range)
@@ -53,8 +50,6 @@ def mean_bounds(
         Range that the function cannot leave.
     widths
         Lengths of the strata, shape (strata,); equal by default.
-    confidence
-        That the mean lies within the bounds, at least.
 
     Returns
     -------
@@ -85,12 +80,12 @@ def mean_bounds(
     mean = float(np.average(readings, weights=shares))
     shares = shares / shares.max()
     scaled = (readings - low) / (high - low)
-    below = _excess(scaled, shares, confidence) * (high - low)
-    above = _excess(1 - scaled, shares, confidence) * (high - low)
+    below = _excess(scaled, shares) * (high - low)
+    above = _excess(1 - scaled, shares) * (high - low)
     return max(low, mean - below), min(high, mean + above)
 
 
-def _excess(scaled: NDArray[np.float64], shares: NDArray[np.float64], confidence: float) -> float:
+def _excess(scaled: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
     """By how much the mean of the readings may exceed the true mean; all within [0, 1].
 
     For a bet b and errors e of the predictions, none below -c with b c < 1:
@@ -98,7 +93,7 @@ def _excess(scaled: NDArray[np.float64], shares: NDArray[np.float64], confidence
     """
     before = np.concatenate([[0.0], scaled[:-1]])
     so_far = np.concatenate([[0.0], np.cumsum(scaled)[:-1] / np.arange(1, len(scaled))])
-    risk = (1 - confidence) / 2 / (len(BETS) * PREDICTORS)
+    risk = (1 - CONFIDENCE) / 2 / (len(BETS) * PREDICTORS)
     deepest = np.minimum(1.0, 0.9 / BETS)  # a large bet must predict low, lest it lose everything
     variance_cost = (-np.log1p(-BETS * deepest) - BETS * deepest) / deepest**2
     tightest = np.inf
@@ -109,6 +104,8 @@ def _excess(scaled: NDArray[np.float64], shares: NDArray[np.float64], confidence
     return tightest / float(shares.sum())
 
 
+RATE_HZ = 100.0
+READINGS = 1000  # in a window at least: what a steady load needs to be known to a few percent
 SLOW_READS = 3  # in a row, before the period is doubled
 NAP_S = 0.05  # that stopping may take
 PAUSE_S = 0.25  # without a reading: longer than any scheduler makes a thread wait
@@ -143,44 +140,58 @@ class Samples:
     power_w: NDArray[np.float64]  # watts, shape (n, rails)
 
 
-class Sampler:
-    """Reads rails from ``start`` to ``stop``, at ``rate_hz`` readings per second.
+class SampledMeter(PowerMeter):
+    """Power of rails, read in a thread at random times and integrated.
 
-    The rate is halved while the rails cannot keep up.
+    ``rate_hz`` readings per second are asked for; the rate is halved while the rails cannot keep
+    up. ``cpu_share`` is the share of one core that sampling took in the last window.
     """
 
-    def __init__(self, rails: Rails, rate_hz: float, rng: np.random.Generator) -> None:
+    def __init__(self, rails: Rails, source: str, rate_hz: float = RATE_HZ) -> None:
         if not 0 < rate_hz < math.inf:
             raise ValueError(f"rate_hz={rate_hz}: expected readings per second above 0")
         self.rails = rails
-        self.period_s = 1 / rate_hz
-        self.rng = rng
-        self.cpu_s = 0.0  # that sampling has cost since it was started
+        self.rate_hz = rate_hz
+        self.source = f"{source}, {' + '.join(rails.counted)}"
+        self.min_window_s = READINGS / rate_hz
+        self.cpu_share = 0.0
+        self._rng = np.random.default_rng()
         self._rows: list[tuple[float, ...]] = []
+        self._cpu_s = 0.0
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._error: Exception | None = None
 
-    def start(self) -> None:
-        """Begin anew; what was read before is forgotten."""
-        if self._thread is not None:
-            self.stop()
-        self._rows, self._error, self.cpu_s = [], None, 0.0
+    def _begin(self) -> float:
+        self._join()
+        self._rows, self._error = [], None
         self._stopping.clear()
+        began_s = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="power sampler", daemon=True)
         self._thread.start()
+        return began_s
 
-    def stop(self) -> Samples:
-        """End, and return what was read; MeterError if a rail could not be read."""
-        if self._thread is None:
-            raise RuntimeError("the meter was not started; call start() first")
-        self._stopping.set()
-        self._thread.join()
-        self._thread = None
+    def _end(self, began: float) -> Reading:
+        ended_s = time.monotonic()
+        self._join()
         if self._error is not None:
             raise MeterError(str(self._error)) from self._error
+        self.cpu_share = self._cpu_s / (ended_s - began)
         rows = np.array(self._rows, dtype=np.float64).reshape(-1, 2 + len(self.rails.names))
-        return Samples(rows[:, 0], rows[:, 1], rows[:, 2:])
+        samples = Samples(rows[:, 0], rows[:, 1], rows[:, 2:])
+        return integrate(samples, began, ended_s, self.rails, self.rate_hz)
+
+    def close(self) -> None:
+        """Stop sampling and close the rails. Closing twice does nothing."""
+        self._join()
+        self._began = None
+        self.rails.close()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._stopping.set()
+            self._thread.join()
+            self._thread = None
 
     def _work(self) -> None:
         began = time.thread_time()
@@ -188,13 +199,13 @@ class Sampler:
             self._read_strata()
         except (OSError, ValueError) as error:  # told by stop(), in the thread that waits for it
             self._error = error
-        self.cpu_s = time.thread_time() - began
+        self._cpu_s = time.thread_time() - began
 
     def _read_strata(self) -> None:
-        width, slow = self.period_s, 0
+        width, slow = 1 / self.rate_hz, 0
         stratum = time.monotonic()
         while True:
-            wait_s = stratum + width * self.rng.random() - time.monotonic()
+            wait_s = stratum + width * self._rng.random() - time.monotonic()
             if self._waited(wait_s):
                 return
             before = time.monotonic()
@@ -221,18 +232,8 @@ def integrate(
     """Energy between two times: trapezoids over the readings at their own times.
 
     The first and last reading extend to the ends. In the bounds, time that no reading stands for
-    counts with the whole range.
-
-    Parameters
-    ----------
-    samples
-        Of a sampler that was started at ``start_s``.
-    start_s, end_s
-        Ends of the window, ``time.monotonic()``.
-    rails
-        Names, and which of them make up the total.
-    asked_hz
-        What the sampler was asked for.
+    counts with the whole range. ``start_s`` is when sampling began, ``asked_hz`` the rate that was
+    asked for.
     """
     duration_s = end_s - start_s
     within = (samples.time_s >= start_s) & (samples.time_s <= end_s)
@@ -243,7 +244,7 @@ def integrate(
         middle = (low_w + high_w) / 2 * duration_s
         note = "no reading within the window: its energy can be anything"
         bounds = low_w * duration_s, high_w * duration_s
-        return Reading(middle, *bounds, duration_s, {}, 0, 0.0, duration_s, notes=(note,))
+        return Reading(middle, *bounds, duration_s, 0, 0.0, duration_s, notes=(note,))
     ends = np.concatenate([[start_s], times, [end_s]])
     joules = np.trapezoid(np.vstack([power[:1], power, power[-1:]]), ends, axis=0)
     counted = [rails.names.index(name) for name in rails.counted]
@@ -255,36 +256,27 @@ def integrate(
     mean_low_w, mean_high_w = mean_bounds(total_w[:-1], low_w, high_w, widths[:-1])
     low_j = mean_low_w * covered_s + low_w * (duration_s - covered_s)
     high_j = mean_high_w * covered_s + high_w * (duration_s - covered_s)
-    rate_hz = len(times) / duration_s
+    unmoved_w = {
+        name: float(power[0, column])
+        for name, column in zip(rails.counted, counted, strict=True)
+        if np.ptp(power[:, column]) == 0
+    }
+    rate_hz, notes = len(times) / duration_s, []
+    if rate_hz < 0.9 * asked_hz:
+        notes.append(f"the meter gave {rate_hz:.3g} readings a second of {asked_hz:g} asked for")
+    if (low_w, high_w) != rails.range_w:
+        notes.append(
+            f"power from {total_w.min():.3g} to {total_w.max():.3g} W left the range "
+            f"{rails.range_w[0]:g} to {rails.range_w[1]:g} W that its bounds assume"
+        )
     return Reading(
         energy_j,
         min(low_j, energy_j),
         max(high_j, energy_j),
         duration_s,
-        dict(zip(rails.names, joules.tolist(), strict=True)),
         len(times),
         rate_hz,
         float(np.diff(ends).max()),
-        _unmoved(rails, power),
-        _notes(rate_hz, asked_hz, rails.range_w, total_w),
+        unmoved_w,
+        tuple(notes),
     )
-
-
-def _unmoved(rails: RailFacts, power: NDArray[np.float64]) -> dict[str, float]:
-    """Counted rails that showed one and the same value throughout."""
-    columns = {name: power[:, rails.names.index(name)] for name in rails.counted}
-    return {name: float(watts[0]) for name, watts in columns.items() if np.ptp(watts) == 0}
-
-
-def _notes(
-    rate_hz: float, asked_hz: float, range_w: tuple[float, float], total_w: NDArray[np.float64]
-) -> tuple[str, ...]:
-    notes = []
-    if rate_hz < 0.9 * asked_hz:
-        notes.append(f"the meter gave {rate_hz:.3g} readings a second of {asked_hz:g} asked for")
-    if total_w.min() < range_w[0] or total_w.max() > range_w[1]:
-        notes.append(
-            f"power from {total_w.min():.3g} to {total_w.max():.3g} W left the range "
-            f"{range_w[0]:g} to {range_w[1]:g} W that its bounds assume"
-        )
-    return tuple(notes)

@@ -102,11 +102,11 @@ class WorkerError(HarnessError):
 
 
 class CrashError(WorkerError):
-    """One whose process ended."""
+    """An encoder whose process ended."""
 
 
 class HangError(WorkerError):
-    """One that did not answer in ``after_s`` seconds, and was killed."""
+    """An encoder that did not answer in ``after_s`` seconds, and was killed."""
 
     def __init__(self, after_s: float) -> None:
         super().__init__(f"the encoder hangs: no answer in {after_s:g} s; killed")
@@ -126,6 +126,7 @@ class Child:
         self._command = command
         self._environment = environment or {}
         self._turn = threading.RLock()  # held by who uses the process
+        self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -143,14 +144,8 @@ class Child:
     ) -> tuple[Any, memoryview]:
         """Send one request with bytes behind it; the answer, and the bytes behind that.
 
-        Raises
-        ------
-        WorkerError
-            If the encoder raised.
-        CrashError
-            If the process died, with the signal and its last words.
-        HangError
-            If it did not answer in time; it is then killed.
+        Raises WorkerError if the encoder raised, CrashError if the process died, HangError if it
+        did not answer in time and was killed, and ValueError after ``close``.
         """
         with self._turn:
             self.start()
@@ -161,7 +156,7 @@ class Child:
                 self._send(data, ends_s)
                 answer, behind = self._receive(ends_s)
             except TimeoutError:
-                self.close()
+                self._end()
                 raise HangError(timeout_s) from None
             except (BrokenPipeError, EOFError):
                 raise CrashError(self._obituary()) from None
@@ -170,7 +165,9 @@ class Child:
         return answer["ok"], behind
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless it runs; ValueError after ``close``."""
+        if self._closed:
+            raise ValueError("the encoders' process was closed; open the device again")
         if self._process:
             return
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -187,24 +184,29 @@ class Child:
         os.set_blocking(self._process.stdin.fileno(), False)  # else one that hangs holds the parent
 
     def close(self) -> None:
-        """End the process. Closing twice does nothing; a later request starts another.
+        """End the process for good. Closing twice does nothing.
 
         A request under way in another thread ends with a CrashError.
         """
+        self._closed = True
         while not self._turn.acquire(timeout=KILL_AFTER_S):
             if process := self._process:
                 process.kill()
         try:
-            process, self._process = self._process, None
-            if process is None:
-                return
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout, self._log):
-                if pipe:
-                    pipe.close()
+            self._end()
         finally:
             self._turn.release()
+
+    def _end(self) -> None:
+        """End the process; the next request starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, self._log):
+            if pipe:
+                pipe.close()
 
     def _send(self, data: bytes, ends_s: float) -> None:
         assert self._process and self._process.stdin
@@ -245,7 +247,7 @@ class Child:
             status = self._process.wait()
         self._log.seek(0)
         last = (self._log.read().decode(errors="replace").strip().splitlines() or [""])[-1]
-        self.close()
+        self._end()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return f"the encoder crashed: {how}" + (f": {last}" if last else "")
 
@@ -259,21 +261,16 @@ class EncoderWorker(Child, ABC):
         For a single call at full load, after which it counts as hanging.
     open_timeout_s
         For opening an encoder, which may export, load and warm up.
-
-    Attributes
-    ----------
-    modalities
-        The encoders that it runs, and what each takes.
     """
 
-    modalities: Mapping[str, str]
+    modalities: Mapping[str, str]  # of the encoders that it runs
 
     def __init__(
         self,
         command: Sequence[str],
-        environment: Mapping[str, str] | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
         open_timeout_s: float = OPEN_TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         for name, seconds in (("timeout_s", timeout_s), ("open_timeout_s", open_timeout_s)):
             if not 0 < seconds < math.inf:
@@ -334,10 +331,8 @@ def _wait(pipe: int, event: int, ends_s: float) -> None:
 def serve(open_side: Callable[[], Callable[[dict[str, Any], bytes], tuple[Any, bytes]]]) -> None:
     """The child's side, until there are no more requests, or the parent has died.
 
-    Parameters
-    ----------
-    open_side
-        Makes what answers a request and the bytes behind it; any exception is its answer's error.
+    ``open_side`` makes what answers a request and the bytes behind it; any exception of that is
+    its answer's error.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not reach the answers

@@ -35,14 +35,8 @@ def parse(line: str) -> dict[str, float]:
 def mean_power(root: Path, seconds: float, interval_ms: int = 100) -> dict[str, float]:
     """Mean watts of every rail, as the program shows them over some seconds.
 
-    Its readings come at equal steps, so a periodic load may beat against them.
-
-    Raises
-    ------
-    OSError
-        If the program is not there.
-    RuntimeError
-        If it shows no rail (it shows them to root only), or ends early; its last line is told.
+    Its readings come at equal steps, so a periodic load may beat against them. RuntimeError with
+    its last line if it shows no rail (it shows them to root only), or ends early.
     """
     process = subprocess.Popen(
         [str(root / PROGRAM), "--interval", str(interval_ms)],

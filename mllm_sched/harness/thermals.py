@@ -29,28 +29,27 @@ class Thermals:
             if "fan" not in _text(folder / "type").lower()
         ]
 
-    def temperatures_c(self) -> dict[str, float]:
-        """Degrees Celsius by zone; zones that are switched off are left out."""
-        found = {}
+    def hottest_c(self) -> float:
+        """Degrees Celsius of the hottest zone; NaN without any."""
+        found = []
         for zone in self._zones:
             try:
-                found[_text(zone / "type")] = int(_text(zone / "temp")) / 1000
+                found.append(int(_text(zone / "temp")) / 1000)
             except (OSError, ValueError):  # the kernel refuses to read a zone without power
                 continue
-        return found
-
-    def hottest_c(self) -> float:
-        """Degrees of the hottest zone; NaN without any."""
-        return max(self.temperatures_c().values(), default=math.nan)
+        return max(found, default=math.nan)
 
     def throttle_count(self) -> int:
         """Times that the machine has held itself back since it was started."""
         return sum(int(_text(file) or 0) for file in self._counters)
 
+    def holding_back(self) -> bool:
+        """Whether a cooling device other than a fan is slowing the machine down now."""
+        return any(int(_text(file) or 0) > 0 for file in self._cooling)
+
     def throttled_since(self, count: int) -> bool:
-        """Whether it has done so since the count was taken, or is doing so now."""
-        cooled = any(int(_text(file) or 0) > 0 for file in self._cooling)
-        return cooled or self.throttle_count() > count
+        """Whether it has held itself back since the count was taken, or does so now."""
+        return self.holding_back() or self.throttle_count() > count
 
     def cool_down(self, target_c: float, at_most_s: float) -> float:
         """Wait until nothing is hotter than the target; seconds it took, ``at_most_s`` at most."""

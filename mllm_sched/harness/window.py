@@ -10,18 +10,62 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
-from mllm_sched.harness.plan import DISCARDS, Plan
 from mllm_sched.harness.reading import MeterError, PowerMeter, Reading
 from mllm_sched.harness.sampler import PAUSE_S
 from mllm_sched.harness.subprocess_worker import Calls, pooled_sd_s
 from mllm_sched.harness.thermals import Thermals
 
 CONFIDENCE = 0.95
+DISCARDS = 3  # windows with a pause in them that are measured again, before the arm is given up
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an arm is measured; ``target`` is what its 95 % intervals should reach.
+
+    A window is never shorter than the meter needs, an idle one never than half of that. Warm-up
+    ends when three chunks in a row take the same within 5 %.
+    """
+
+    window_s: float = 0.0
+    idle_s: float = 1.0  # of the windows before and after; 0 for none
+    target: float = 0.02  # relative half-width, of energy and of latency
+    windows: int = 4  # that decide how many are needed
+    max_windows: int = 6
+    warm_up_s: float = 10.0  # at most
+    cool_down_s: float = 60.0  # at most, before an arm, to be as cool as at the start
+    cool_margin_c: float = 5.0  # how much warmer it may still be
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.windows <= self.max_windows:
+            raise ValueError(
+                f"windows={self.windows}, max_windows={self.max_windows}: expected 2 or more, and "
+                "no more than the most; one window cannot tell how it scatters"
+            )
+        if not self.target > 0:
+            raise ValueError(f"target={self.target}: expected a relative half-width above 0")
+        for name in ("window_s", "idle_s", "warm_up_s", "cool_down_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected seconds, 0 or more")
+
+    def window_for(self, meter: PowerMeter) -> float:
+        """Length of a window with this meter."""
+        return max(self.window_s, meter.min_window_s)
+
+    def idle_for(self, meter: PowerMeter) -> float:
+        """Length of an idle window with this meter."""
+        return max(self.idle_s, meter.min_window_s / 2) if self.idle_s else 0.0
+
+    def seconds(self, meter: PowerMeter) -> tuple[float, float]:
+        """Least and most time an arm takes, without opening its encoder."""
+        window_s, idle_s = self.window_for(meter), self.idle_for(meter)
+        least = 2 * idle_s + self.windows * window_s + min(1.0, self.warm_up_s)
+        most = 2 * idle_s + (self.max_windows + DISCARDS) * window_s
+        return least, most + self.warm_up_s + self.cool_down_s
 
 
 @dataclass(frozen=True)
@@ -52,16 +96,6 @@ class Window:
         return self.calls.count * self.items
 
     @property
-    def energy_j(self) -> float:
-        """Joules per task."""
-        return self.reading.energy_j / self.tasks
-
-    @property
-    def latency_s(self) -> float:
-        """Mean seconds per task; each waits for its whole call."""
-        return self.calls.mean_s
-
-    @property
     def pause_s(self) -> float:
         """Longest stall of the sampling, of a call, or between the last call and the end."""
         reading, calls = self.reading, self.calls
@@ -72,60 +106,48 @@ class Window:
 
 def energy_of(windows: Sequence[Window], first: int) -> Interval:
     """Joules per task: scatter of the ``first`` windows, and what the meter may have missed."""
-    spread = _stein([window.energy_j for window in windows], first)
-    return Interval(spread.mean, math.hypot(spread.half, _unsure_j(windows) / tasks_of(windows)))
+    spread = _stein([window.reading.energy_j / window.tasks for window in windows], first)
+    unsure_j = _unsure_j([window.reading for window in windows])
+    return Interval(spread.mean, math.hypot(spread.half, unsure_j / _tasks(windows)))
 
 
 def latency_of(windows: Sequence[Window], first: int) -> Interval:
-    """Seconds per task."""
-    return _stein([window.latency_s for window in windows], first)
+    """Seconds per task; each waits for its whole call."""
+    return _stein([window.calls.mean_s for window in windows], first)
 
 
 def windows_needed(windows: Sequence[Window], target: float) -> int:
     """How many windows like these first ones bring both means within the target."""
     first = len(windows)
-    widest = max(
-        energy_of(windows, first).relative / target, latency_of(windows, first).relative / target
-    )
-    return math.ceil(first * widest**2)
+    widest = max(energy_of(windows, first).relative, latency_of(windows, first).relative)
+    return math.ceil(first * (widest / target) ** 2)
 
 
-def marginal_of(
-    windows: Sequence[Window], first: int, before: Reading | None, after: Reading | None
-) -> Interval:
-    """Joules per task beyond what the machine takes idle in the same time."""
-    energy_j, idle_w = energy_of(windows, first), idle_power(before, after)
-    per_task_s = sum(window.reading.duration_s for window in windows) / tasks_of(windows)
-    half = math.hypot(energy_j.half, idle_w.half * per_task_s)
-    return Interval(energy_j.mean - idle_w.mean * per_task_s, half)
+def idle_power(idle: Sequence[Reading]) -> Interval:
+    """Watts of the machine at rest, from windows before and after; NaN without any."""
+    if not idle:
+        return Interval(math.nan, math.nan)
+    powers = [reading.power_w for reading in idle]
+    unsure_w = math.hypot(*(_unsure_j([reading]) / reading.duration_s for reading in idle))
+    drift_w = (max(powers) - min(powers)) / 2
+    return Interval(float(np.mean(powers)), math.hypot(drift_w, unsure_w / len(idle)))
 
 
 def _stein(values: Sequence[float], first: int) -> Interval:
     """Mean of all values; its half-width by the scatter of those that decided on their number."""
+    from scipy.special import stdtrit  # a tenth of a second, and a command line imports ``Plan``
+
     scatter = float(np.std(values[:first], ddof=1))
     quantile = float(stdtrit(first - 1, (1 + CONFIDENCE) / 2))  # of Student's t
     return Interval(float(np.mean(values)), quantile * scatter / math.sqrt(len(values)))
 
 
-def _unsure_j(windows: Sequence[Window]) -> float:
+def _unsure_j(readings: Sequence[Reading]) -> float:
     """What the meter may have missed in all windows; their errors are independent."""
-    halves = [(window.reading.high_j - window.reading.low_j) / 2 for window in windows]
-    return math.hypot(*halves)
+    return math.hypot(*((reading.high_j - reading.low_j) / 2 for reading in readings))
 
 
-def idle_power(before: Reading | None, after: Reading | None) -> Interval:
-    """Watts of the machine at rest, from one or two windows; NaN without any."""
-    readings = [reading for reading in (before, after) if reading]
-    if not readings:
-        return Interval(math.nan, math.nan)
-    powers = [reading.power_w for reading in readings]
-    unsure = [(reading.high_j - reading.low_j) / 2 / reading.duration_s for reading in readings]
-    drift = (max(powers) - min(powers)) / 2
-    return Interval(float(np.mean(powers)), math.hypot(drift, math.hypot(*unsure) / len(readings)))
-
-
-def tasks_of(windows: Sequence[Window]) -> int:
-    """How many tasks all windows served."""
+def _tasks(windows: Sequence[Window]) -> int:
     return sum(window.tasks for window in windows)
 
 
@@ -158,20 +180,13 @@ class ArmResult:
     temperature_end_c: float
     throttled: bool
     warm_up_s: float
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def measure(
     work: Work, meter: PowerMeter, thermals: Thermals, plan: Plan, items: int = 1
 ) -> ArmResult:
-    """Measure one arm.
-
-    Parameters
-    ----------
-    work
-        Calls the encoder on the arm.
-    items
-        Tasks that one call serves.
+    """Measure one arm, a call of which serves so many ``items``.
 
     Raises
     ------
@@ -181,34 +196,35 @@ def measure(
     WorkerError
         If the encoder did; ``work`` raises it.
     """
-    before = _idle(meter, plan)
+    idle = _idle(meter, plan)
     start_c = thermals.hottest_c()
     warm_up_s, steady = warm_up(work, plan.warm_up_s)
     windows, discarded = _windows(work, meter, thermals, plan, items)
     end_c = thermals.hottest_c()
-    after = _idle(meter, plan)
-    _refuse_stuck(windows, [reading for reading in (before, after) if reading])
-    notes = dict.fromkeys(note for window in windows for note in window.reading.notes)
+    idle += _idle(meter, plan)
+    readings = [window.reading for window in windows]
+    _refuse_stuck(readings, idle)
+    notes = dict.fromkeys(note for reading in readings for note in reading.notes)
     if discarded:
         notes[f"windows with a pause, measured again: {discarded}"] = None
     if not steady:
         notes[f"not steady after {plan.warm_up_s:g} s of warm-up"] = None
-    first = plan.windows
-    energy_j, latency_s = energy_of(windows, first), latency_of(windows, first)
+    energy_j, latency_s = energy_of(windows, plan.windows), latency_of(windows, plan.windows)
     if max(energy_j.relative, latency_s.relative) > plan.target:
         notes[f"target of {plan.target:.1%} missed after {len(windows)} windows"] = None
-    rates = [window.reading.rate_hz for window in windows]
+    idle_w, per_task_s = idle_power(idle), sum(r.duration_s for r in readings) / _tasks(windows)
+    marginal_half_j = math.hypot(energy_j.half, idle_w.half * per_task_s)
     return ArmResult(
         latency_s,
         energy_j,
-        marginal_of(windows, first, before, after),
+        Interval(energy_j.mean - idle_w.mean * per_task_s, marginal_half_j),
         pooled_sd_s([window.calls for window in windows]),
-        float(np.std([window.energy_j for window in windows], ddof=1)),
-        idle_power(before, after).mean,
+        float(np.std([window.reading.energy_j / window.tasks for window in windows], ddof=1)),
+        idle_w.mean,
         len(windows),
-        tasks_of(windows),
-        float(np.mean(rates)),
-        max(window.reading.longest_gap_s for window in windows),
+        _tasks(windows),
+        float(np.mean([reading.rate_hz for reading in readings])),
+        max(reading.longest_gap_s for reading in readings),
         start_c,
         end_c,
         any(window.throttled for window in windows),
@@ -263,17 +279,17 @@ def _window(
     return Window(reading, calls, items, thermals.throttled_since(throttles))
 
 
-def _idle(meter: PowerMeter, plan: Plan) -> Reading | None:
+def _idle(meter: PowerMeter, plan: Plan) -> list[Reading]:
     if not plan.idle_s:
-        return None
+        return []
     meter.start()
     time.sleep(plan.idle_for(meter))
-    return meter.stop()
+    return [meter.stop()]
 
 
-def _refuse_stuck(windows: Sequence[Window], idle: Sequence[Reading]) -> None:
+def _refuse_stuck(busy: Sequence[Reading], idle: Sequence[Reading]) -> None:
     """Refuse a counted rail that showed one value, idle and under load; a sensor flickers."""
-    readings = [*(window.reading for window in windows), *idle]
+    readings = [*busy, *idle]
     if not idle or not all(reading.samples for reading in readings):
         return
     for rail, watts in readings[0].unmoved_w.items():

@@ -1,29 +1,36 @@
-"""An imitated AGX Orin developer kit: a folder laid out as kernels do, with sensors fed live."""
+"""An imitated AGX Orin developer kit: a folder laid out as kernels do, with sensors fed live.
+
+``python -m mllm_sched.harness.fake_jetson.board`` feeds the sensors until its standard input ends:
+a process of its own, so that neither side's work disturbs the other's clock.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import random
+import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pandas as pd
-
-from mllm_sched import paths
-from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, Waveform
+from mllm_sched.harness.nvpmodel import parse
 
 MARKER = "IMITATION"
+CONFIGURATION = Path(__file__).with_name("nvpmodel.conf")
 PROGRAMS = {
     "nvpmodel": "usr/sbin/nvpmodel",
     "jetson_clocks": "usr/bin/jetson_clocks",
     "tegrastats": "usr/bin/tegrastats",
 }
-RELEASES = {4: "R32", 5: "R35", 6: "R36"}
+RELEASES = {5: "R35", 6: "R36"}
 
 # Chips, their rails, and the voltage of each in millivolts (a usual supply of 19 V; assumed). The
 # memory's rail is fed from the 5 V one.
@@ -34,18 +41,61 @@ CHIPS = {
 FIRST_CHANNEL = {"1-0040": 1, "1-0041": 2}  # the second chip's outer channels are disabled
 CPU_STEPS_KHZ = [*range(729_600, 2_201_600, 76_800), 2_201_600]
 GPU_STEPS_HZ = [*range(306_000_000, 1_300_500_000, 102_000_000), 1_300_500_000]
-MODULE = "devkit_p3701-0000_and_64GB_p3701-0005"
-CORES = 12
-CLUSTERS = (0, 4, 8)  # first core of each
-GPU = {
-    5: "/sys/devices/17000000.ga10b/devfreq/17000000.ga10b",
-    6: "/sys/devices/platform/17000000.gpu/devfreq_dev",
-}
-# The mode keeps the GPU awake while its clocks are set: two knobs, one file.
-POWER_ON = ("GPU_POWER_CONTROL_ENABLE", "GPU_PWR_CNTL_EN", "on")
-POWER_AUTO = ("GPU_POWER_CONTROL_DISABLE", "GPU_PWR_CNTL_DIS", "auto")
-EMC_MHZ = "3199"  # its highest; modes that allow it say -1
+HIGHEST_HZ = {"EMC": 3199000000, "DLA0_CORE": 1600000000, "DLA1_CORE": 1600000000}
 ZONES = ("cpu", "gpu", "soc0", "tj")
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """``top_w`` for the first ``width_s`` of every period, ``base_w`` for the rest.
+
+    Square waves, spikes, mostly idle and constant loads differ only in these numbers.
+    """
+
+    base_w: float
+    top_w: float
+    period_s: float = 1.0
+    width_s: float = 0.5
+
+    def power_w(self, t_s: Any) -> Any:
+        """Watts at a time, in seconds; also of arrays of times."""
+        return self.base_w + (self.top_w - self.base_w) * (t_s % self.period_s < self.width_s)
+
+    def energy_j(self, start_s: float, end_s: float) -> float:
+        """Joules between two times, exactly."""
+        high_s = self._high_s(end_s) - self._high_s(start_s)
+        return self.base_w * (end_s - start_s) + (self.top_w - self.base_w) * high_s
+
+    def _high_s(self, t_s: float) -> float:
+        periods, rest_s = divmod(t_s, self.period_s)
+        return periods * self.width_s + min(rest_s, self.width_s)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From ``low_w`` to ``high_w`` over every period, and back at once."""
+
+    low_w: float
+    high_w: float
+    period_s: float
+
+    def power_w(self, t_s: Any) -> Any:
+        """Watts at a time, in seconds; also of arrays of times."""
+        return self.low_w + (self.high_w - self.low_w) * (t_s % self.period_s) / self.period_s
+
+    def energy_j(self, start_s: float, end_s: float) -> float:
+        """Joules between two times, exactly."""
+        return self._until(end_s) - self._until(start_s)
+
+    def _until(self, t_s: float) -> float:
+        periods, rest_s = divmod(t_s, self.period_s)
+        slope = (self.high_w - self.low_w) / self.period_s
+        mean_w = (self.low_w + self.high_w) / 2
+        return periods * self.period_s * mean_w + self.low_w * rest_s + slope * rest_s**2 / 2
+
+
+Waveform = Pulses | Ramp
+
 
 MODULE_RAILS = tuple(CHIPS["1-0040"])  # the other chip's rail lies within one of these
 USUAL: Mapping[str, Waveform] = {
@@ -66,11 +116,7 @@ class FakeJetson:
     waveforms
         Power of each rail over ``time.monotonic()``; rails left out follow ``USUAL``.
     jetpack
-        4, 5 or 6, whose kernels show things in different places.
-    feed_hz
-        How often the sensors change; a real one takes about 150 readings a second.
-    seed
-        Of the sensors' noise.
+        5 or 6, whose kernels show things in different places.
 
     Examples
     --------
@@ -93,35 +139,24 @@ class FakeJetson:
         waveforms: Mapping[str, Waveform] | None = None,
         *,
         jetpack: int = 6,
-        feed_hz: float = 500.0,
-        seed: int = 0,
     ) -> None:
         self.root = Path(folder)
         self.waveforms = {**USUAL, **(waveforms or {})}
-        self._settings = {"seed": seed, "period_s": 1 / feed_hz}
         self._feeder: subprocess.Popen[str] | None = None
         _lay_out(self.root, jetpack)
-        self._sensors = _sensor_files(self.root, jetpack)
+        self._sensors = _lay_out_sensors(self.root)
 
     def start(self) -> None:
         """Begin to feed the sensors; they show nothing before."""
-        rails = {
-            name: {
-                "path": str(path),
-                "milliwatts": milliwatts,
-                "millivolts": millivolts,
-                "waveform": asdict(self.waveforms[name]),
-            }
-            for name, (path, milliwatts, millivolts) in self._sensors.items()
-        }
         self._feeder = subprocess.Popen(
-            [sys.executable, "-m", "mllm_sched.harness.fake_jetson.feeder"],
+            [sys.executable, "-m", "mllm_sched.harness.fake_jetson.board"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a Ctrl-C is for the side that feeds
         )
-        self._order({**self._settings, "rails": rails})
+        waveforms = {name: asdict(waveform) for name, waveform in self.waveforms.items()}
+        self._order({name: [*self._sensors[name], waveforms[name]] for name in self._sensors})
 
     def stop(self) -> None:
         """End the feeder; files stay as they are. Stopping twice does nothing."""
@@ -160,17 +195,8 @@ class FakeJetson:
         """Show a sensor again that vanished."""
         self._order({"rail": rail, "gone": False})
 
-    def heat(self, celsius: float, zone: str = "tj") -> None:
-        """Set the temperature of a thermal zone: ``cpu``, ``gpu``, ``soc0`` or ``tj``."""
-        folder = self.root / f"sys/class/thermal/thermal_zone{ZONES.index(zone)}"
-        (folder / "temp").write_text(f"{round(1000 * celsius)}\n")
-
-    def over_current(self) -> None:
-        """Count one over-current event: the board held itself back."""
-        counter = self.root / "sys/class/hwmon/hwmon2/oc1_event_cnt"
-        counter.write_text(f"{int(counter.read_text()) + 1}\n")
-
     def _order(self, order: Mapping[str, Any]) -> None:
+        """Send the feeder a line of JSON, and wait until it has done it."""
         if self._feeder is None or self._feeder.stdin is None or self._feeder.stdout is None:
             raise RuntimeError("the board is not fed; call start() first")
         print(json.dumps(order), file=self._feeder.stdin, flush=True)
@@ -184,7 +210,7 @@ def _lay_out(root: Path, jetpack: int) -> None:
     _put(root, "proc/device-tree/model", "NVIDIA Jetson AGX Orin Developer Kit\0")
     _put(root, "proc/sys/kernel/random/boot_id", "00000000-0000-4000-8000-000000000001")
     _put(root, "etc/nv_tegra_release", f"# {RELEASES[jetpack]} (release), REVISION: 0.0")
-    _put(root, "etc/nvpmodel.conf", configuration())
+    _put(root, "etc/nvpmodel.conf", CONFIGURATION.read_text().rstrip())
     _put(root, "var/lib/nvpmodel/status", "pmode:0000")
     _put(root, "sys/kernel/debug/bpmp/debug/clk/emc/rate", "3199000000")
     _put(root, "sys/devices/platform/pwm-fan/hwmon/hwmon1/pwm1", "60")
@@ -203,123 +229,105 @@ def _lay_out(root: Path, jetpack: int) -> None:
         target.chmod(0o755)
 
 
-def _sensor_files(root: Path, jetpack: int) -> dict[str, tuple[Path, bool, int]]:
-    """By rail: the file that changes, whether it shows milliwatts, and the rail's millivolts."""
+def _lay_out_sensors(root: Path) -> dict[str, tuple[str, float]]:
+    """The file of each rail's current, and the rail's volts."""
     found = {}
-    drivers = root / "sys/bus/i2c/drivers"
     for number, (chip, rails) in enumerate(CHIPS.items()):
-        folder = drivers / f"ina3221/{chip}/hwmon/hwmon{number + 3}"
+        folder = root / f"sys/bus/i2c/drivers/ina3221/{chip}/hwmon/hwmon{number + 3}"
         for channel, (rail, millivolts) in enumerate(rails.items(), FIRST_CHANNEL[chip]):
-            if jetpack == 4:
-                folder = drivers / f"ina3221x/{chip}/iio:device{number}"
-                _put(folder, f"rail_name_{channel - 1}", rail)
-                file = folder / f"in_power{channel - 1}_input"
-            else:
-                _put(folder, f"in{channel}_label", rail)
-                _put(folder, f"in{channel}_input", str(millivolts))
-                _put(folder, "in7_label", "sum of shunt voltages")
-                _put(folder, "in7_input", "12")
-                file = folder / f"curr{channel}_input"
-            found[rail] = (file, jetpack == 4, millivolts)
+            _put(folder, f"in{channel}_label", rail)
+            _put(folder, f"in{channel}_input", str(millivolts))
+            found[rail] = (str(folder / f"curr{channel}_input"), millivolts / 1000)
+        _put(folder, "in7_label", "sum of shunt voltages")
+        _put(folder, "in7_input", "12")
     return found
 
 
-def configuration() -> str:
-    """An nvpmodel configuration with the board's published modes, clocks and masks."""
-    table = pd.read_csv(paths.PUBLISHED / "nvpmodel_agx_orin.csv", dtype=str)
-    modes = table[table["module"] == MODULE].set_index("mode")
-    lines = ["< PARAM TYPE=FILE NAME=CPU_ONLINE >"]
-    lines += [f"CORE_{core} /sys/devices/system/cpu/cpu{core}/online" for core in range(CORES)]
-    lines += [
-        "< PARAM TYPE=FILE NAME=TPC_POWER_GATING >",
-        "TPC_PG_MASK /sys/devices/gpu.0/tpc_pg_mask",
-        "TPC_PG_MASK_KNEXT /sys/devices/platform/gpu.0/tpc_pg_mask",
-    ]
-    for name, attribute in (POWER_ON[:2], POWER_AUTO[:2]):
-        lines += [
-            f"< PARAM TYPE=FILE NAME={name} >",
-            f"{attribute} /sys/devices/gpu.0/power/control",
-            f"{attribute}_KNEXT /sys/devices/platform/gpu.0/power/control",
-        ]
-    for number, core in enumerate(CLUSTERS):
-        folder = f"/sys/devices/system/cpu/cpu{core}/cpufreq"
-        lines += [
-            f"< PARAM TYPE=CLOCK NAME=CPU_A78_{number} >",
-            f"FREQ_TABLE {folder}/scaling_available_frequencies",
-            f"MAX_FREQ {folder}/scaling_max_freq",
-            f"MIN_FREQ {folder}/scaling_min_freq",
-        ]
-    lines.append("< PARAM TYPE=CLOCK NAME=GPU >")
-    for suffix, folder in (("", GPU[5]), ("_KNEXT", GPU[6])):
-        for attribute, file in (
-            ("FREQ_TABLE", "available_frequencies"),
-            ("MAX_FREQ", "max_freq"),
-            ("MIN_FREQ", "min_freq"),
-        ):
-            lines.append(f"{attribute}{suffix} {folder}/{file}")
-    for name, (old, new) in _caps().items():
-        lines += [f"< PARAM TYPE=CLOCK NAME={name} >", f"MAX_FREQ {old}", f"MAX_FREQ_KNEXT {new}"]
-    for mode in ("MAXN", "15W", "30W", "50W"):
-        lines += _mode(mode, modes.loc[mode])
-    return "\n".join([*lines, "< PM_CONFIG DEFAULT=2 >"])
-
-
-def _mode(name: str, facts: pd.Series) -> list[str]:
-    free = name == "MAXN"
-    online = int(facts["online_cpu"])
-    lines = [f"< POWER_MODEL ID={facts['id']} NAME={name if free else 'MODE_' + name} >"]
-    lines += [f"CPU_ONLINE CORE_{core} {int(core < online)}" for core in range(CORES)]
-    lines += [f"TPC_POWER_GATING TPC_PG_MASK {facts['tpc_pg_mask']}", " ".join(POWER_ON)]
-    for number, core in enumerate(CLUSTERS):
-        if core < online:
-            cap = -1 if free else round(1000 * float(facts["cpu_max_mhz"]))
-            lines += [f"CPU_A78_{number} MIN_FREQ 729600", f"CPU_A78_{number} MAX_FREQ {cap}"]
-    gpu = -1 if free else round(1e6 * float(facts["gpu_max_mhz_jp6"]))
-    lines += ["GPU MIN_FREQ 0", f"GPU MAX_FREQ {gpu}", " ".join(POWER_AUTO)]
-    for knob, column in (
-        ("EMC", "emc_mhz"),
-        ("DLA0_CORE", "dla_core_mhz"),
-        ("DLA1_CORE", "dla_core_mhz"),
-    ):
-        most = free or (knob == "EMC" and facts[column] == EMC_MHZ)
-        lines.append(f"{knob} MAX_FREQ {-1 if most else round(1e6 * float(facts[column]))}")
-    return lines
-
-
-def _caps() -> dict[str, tuple[str, str]]:
-    """Caps of the memory and the DLA cores: where JetPack 5 has them, and where 6 has."""
-    caps = {"EMC": ("/sys/kernel/nvpmodel_emc_cap/emc_iso_cap", "/sys/kernel/nvpmodel_clk_cap/emc")}
-    for core, address in ((0, "15880000"), (1, "158c0000")):
-        tail = f"{address}.nvdla{core}"
-        caps[f"DLA{core}_CORE"] = (
-            f"/sys/devices/platform/13e40000.host1x/{tail}/acm/clk_cap/dla{core}_core",
-            f"/sys/devices/platform/bus@0/13e00000.host1x/{tail}/clk_cap/dla{core}_core",
-        )
-    return caps
-
-
 def _lay_out_clocks(root: Path, jetpack: int) -> None:
-    for core in range(CORES):
-        _put(root, f"sys/devices/system/cpu/cpu{core}/online", "1")
-    for core in CLUSTERS:
-        folder = f"sys/devices/system/cpu/cpu{core}/cpufreq"
-        steps = " ".join(map(str, CPU_STEPS_KHZ))
-        _put(root, f"{folder}/scaling_available_frequencies", steps)
-        _put(root, f"{folder}/scaling_min_freq", str(CPU_STEPS_KHZ[0]))
-        _put(root, f"{folder}/scaling_max_freq", str(CPU_STEPS_KHZ[-1]))
-    newer = jetpack == 6
-    gpu = GPU[6 if newer else 5].lstrip("/")
-    _put(root, f"{gpu}/available_frequencies", " ".join(map(str, GPU_STEPS_HZ)))
-    _put(root, f"{gpu}/min_freq", str(GPU_STEPS_HZ[0]))
-    _put(root, f"{gpu}/max_freq", str(GPU_STEPS_HZ[-1]))
-    platform = "platform/" if newer else ""
-    _put(root, f"sys/devices/{platform}gpu.0/tpc_pg_mask", "0")
-    _put(root, f"sys/devices/{platform}gpu.0/power/control", "auto")
-    for name, files in _caps().items():
-        _put(root, files[newer].lstrip("/"), "3199000000" if name == "EMC" else "1600000000")
+    """The files that the configuration names, where this kernel has them, unlimited."""
+    for (name, attribute), files in parse(CONFIGURATION.read_text()).knobs.items():
+        steps = GPU_STEPS_HZ if name == "GPU" else CPU_STEPS_KHZ
+        shown = {
+            "FREQ_TABLE": " ".join(map(str, steps)),
+            "MIN_FREQ": steps[0],
+            "MAX_FREQ": HIGHEST_HZ.get(name, steps[-1]),
+            "TPC_PG_MASK": 0,
+        }
+        default = "auto" if "POWER_CONTROL" in name else 1
+        file = files[-1] if jetpack == 6 else files[0]
+        _put(root, file.lstrip("/"), str(shown.get(attribute, default)))
 
 
 def _put(root: Path, name: str, text: str) -> None:
     file = root / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{text}\n")
+
+
+# 40 uV of the sensor over the board's shunts of 2 milliohms. Noise of about one step lies on top
+# (assumed), and means are right.
+STEP_MA = 20
+FEED_S = 0.002  # between two changes of a sensor; a real one takes about 150 readings a second
+
+
+class _Sensor:
+    """The file of one rail's current, written in place: who keeps it open sees what changes."""
+
+    def __init__(self, path: str, volts: float, waveform: Mapping[str, float]) -> None:
+        self.path, self.volts = path, volts
+        self.waveform = Pulses(**waveform) if "base_w" in waveform else Ramp(**waveform)
+        self.fixed_ma: int | None = None
+        self.file: int | None = None
+        self.vanish(False)
+
+    def vanish(self, gone: bool) -> None:
+        """Take the file away, or bring it back. Emptied first: an open reader reads nothing."""
+        if not gone:
+            self.file = os.open(self.path, os.O_RDWR | os.O_CREAT)
+            self.feed(time.monotonic())
+        elif self.file is not None:
+            os.ftruncate(self.file, 0)
+            os.close(self.file)
+            os.unlink(self.path)
+            self.file = None
+
+    def feed(self, now_s: float) -> None:
+        """Write what the sensor shows now, in as many characters as ever."""
+        if self.file is None:
+            return
+        shown = self.fixed_ma
+        if shown is None:
+            exact = 1000 * self.waveform.power_w(now_s) / self.volts / STEP_MA
+            shown = STEP_MA * math.floor(exact + random.random() + random.uniform(-1, 1))
+        os.pwrite(self.file, b"%7d\n" % shown, 0)
+
+    def obey(self, order: Mapping[str, Any]) -> None:
+        """Carry out an order of ``FakeJetson``."""
+        if "gone" in order:
+            self.vanish(order["gone"])
+        else:
+            self.fixed_ma = order["current_ma"]
+
+
+def _feed() -> None:
+    """Feed the sensors that the first line of standard input describes, and obey the others."""
+    random.seed(0)
+    sensors = {name: _Sensor(*facts) for name, facts in json.loads(sys.stdin.readline()).items()}
+    print("feeding", flush=True)
+    due_s = time.monotonic()
+    while True:
+        now_s = time.monotonic()
+        for sensor in sensors.values():
+            sensor.feed(now_s)
+        due_s = max(due_s + FEED_S, now_s)
+        ready, _, _ = select.select([sys.stdin], [], [], max(0.0, due_s - time.monotonic()))
+        if ready:
+            if not (line := sys.stdin.readline()):
+                return
+            order = json.loads(line)
+            sensors[order["rail"]].obey(order)
+            print("done", flush=True)
+
+
+if __name__ == "__main__":
+    _feed()
