@@ -174,6 +174,7 @@ BARE = "- {id: a, claim: b, paper: c, metric: m, not_run: d}"
         (WHOLE.replace("ratio", "miles"), "'a': unit .*'percent', .* not 'miles'"),
         (WHOLE.replace("simulated", "felt"), "'a': evidence .*'measured', .* not 'felt'"),
         (WHOLE.replace("at least", "beyond"), "'a': direction .*'at least', .* not 'beyond'"),
+        (WHOLE.replace("value: 1", "value: .nan"), "'a': value .*finite number, not nan"),
         (WHOLE.replace("tolerance: 0", "tolerance: -1"), "'a': tolerance .*greater.* not -1"),
         (f"{BARE}\n  {BARE}", "'a' is given twice"),
     ],
@@ -287,3 +288,13 @@ def test_results_of_other_parameters_are_shown_but_never_written(root, monkeypat
     assert "documents tell those on" in capsys.readouterr().err
     assert claims.main(["--print"]) == 0
     assert documents(root) == before
+
+
+def test_every_judged_claim_was_read_otherwise_but_for_measured_facts_and_plans():
+    plans = {"feedback", "many-users"}  # of the paper, which could not be read otherwise
+    judged = {each.id for each in load_claims() if each.tests and each.evidence != "measured"}
+    readings = other_readings()
+    assert set(readings["id"]) == judged - plans
+    assert {"latency", "power-levels", "latency-limits", "time-varying", "savings-year"} <= set(
+        readings.loc[readings["reading"] == "other seeds", "id"]
+    )

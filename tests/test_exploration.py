@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mllm_sched.devices import open_device
+from mllm_sched.experiments.comparison import trusted_arms
 from mllm_sched.experiments.exploration import board_table, explore
-from mllm_sched.experiments.lineup import trusted_arms
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.schedulers import scheduler_names
 from mllm_sched.tasks import Task

@@ -9,7 +9,7 @@ from mllm_sched import paths
 
 # From the bottom to the top; what stands on one line does not know each other.
 LAYERS = [
-    {"arms", "tasks", "paths", "atomic_io", "extras", "endings", "garbage"},
+    {"arms", "tasks", "paths", "atomic_io", "extras", "process_setup"},
     {"measurement"},
     {"schedulers", "pipeline"},
     {"harness"},
@@ -17,7 +17,7 @@ LAYERS = [
     {"edge"},
     {"experiments"},
     {"apps"},
-    {"cli_edge", "cli_pipeline", "cli_study"},
+    {"cli_study"},
     {"cli"},
 ]
 

@@ -73,6 +73,12 @@ def test_failures_have_their_own_share_and_no_energy():
     assert run["failures"] == 1 / 4 and run["energy_j"] == 4
 
 
+def test_a_failed_task_is_judged_by_its_latency_and_without_one_violates_the_limit():
+    failed = ["hangs", "the meter broke", "the meter broke", ""]
+    run = score(failed=failed, latency_s=[NAN, 0.75, 1.25, 0.5])
+    assert run["observed_violations"] == 2 / 4 and run["failures"] == 3 / 4
+
+
 def test_without_a_truth_there_is_no_share_of_it():
     run = score(true_energy_j=NAN, true_latency_s=NAN, oracle_energy_j=NAN)
     assert run[["violations", "energy_over_oracle", "regret_j"]].isna().all()

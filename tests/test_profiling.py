@@ -23,7 +23,7 @@ from mllm_sched.devices import open_device
 from mllm_sched.devices.host import HostDevice
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.experiments import profiling
-from mllm_sched.experiments.lineup import task_for
+from mllm_sched.experiments.comparison import task_for
 from mllm_sched.experiments.profiling import chosen_arms, dry_run, order, profile
 from mllm_sched.harness.cpu_time import CpuTimeMeter
 from mllm_sched.harness.fake_jetson.board import FakeJetson
@@ -351,7 +351,7 @@ from mllm_sched import paths
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices.jetson import JetsonDevice
 from mllm_sched.harness.window import Plan
-from mllm_sched.experiments.lineup import task_for
+from mllm_sched.experiments.comparison import task_for
 from mllm_sched.experiments.profiling import profile
 
 root, out, cache = (Path(name) for name in sys.argv[1:])

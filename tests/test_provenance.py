@@ -119,6 +119,7 @@ def test_what_is_zero_but_for_rounding_is_written_as_zero(value):
     given = pd.DataFrame({"a": [value, 1e-6], "b": [np.nan, 0.5], "c": [1, 2]})
     assert as_csv(given) == b"a,b,c\n0,,1\n1e-06,0.5,2\n"
     assert given["a"].tolist() == [value, 1e-6]  # the caller's table stays as it is
+    assert as_csv(given.set_axis([0, 1, 2], axis="columns")) == b"0,1,2\n0,,1\n1e-06,0.5,2\n"
 
 
 def test_rounding_beyond_a_thousandth_of_a_point_leaves_an_svg_as_it_is():

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from mllm_sched.experiments.lineup import SAFE
+from mllm_sched.experiments.comparison import SAFE
 from mllm_sched.experiments.random_tables import FAMILIES, FIELD, Trial, play_all, summary
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import scheduler_names

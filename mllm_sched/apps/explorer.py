@@ -16,6 +16,7 @@ from mllm_sched.apps.fields import ABOVE_0, REFUSED, WIDE, NumberField, Wanted, 
 from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments.arm_landscape import board_figure
+from mllm_sched.experiments.comparison import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.exploration import (
     Exploration,
     board_table,
@@ -23,7 +24,6 @@ from mllm_sched.experiments.exploration import (
     explore,
     learned,
 )
-from mllm_sched.experiments.lineup import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.plots import use_style
 from mllm_sched.experiments.random_tables import FIELD
 from mllm_sched.experiments.runner import Rule

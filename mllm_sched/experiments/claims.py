@@ -38,7 +38,7 @@ Unit = Literal["percent", "count", "ratio", "seconds", "joules"]
 Evidence = Literal["measured", "simulated", "published", "estimated"]
 
 
-class Condition(BaseModel, frozen=True, extra="forbid"):
+class Condition(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's.
 
     ``unit`` and ``evidence`` are the number's, where they are not the claim's.
@@ -60,7 +60,7 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
         return low >= bounds[0] - ROUNDING and high <= bounds[1] + ROUNDING
 
 
-class Claim(BaseModel, frozen=True, extra="forbid"):
+class Claim(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One row of ``claims.yaml``, whose head says what each field means.
 
     ``show`` is the number in the table; ``reasons`` has a sentence for each possible verdict.

@@ -23,7 +23,7 @@ from mllm_sched.experiments.arm_landscape import (
     plain_ticks,
     side_legend,
 )
-from mllm_sched.experiments.lineup import trusted_arms
+from mllm_sched.experiments.comparison import trusted_arms
 from mllm_sched.experiments.plots import COMPONENT_COLOURS, titled
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.schedulers import Decision, Scheduler

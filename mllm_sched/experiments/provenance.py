@@ -149,8 +149,9 @@ def as_csv(table: pd.DataFrame) -> bytes:
     """A table as text, rounded to the digits that other machines repeat."""
     floats = table.select_dtypes("float")
     # A difference such as 1e-17 is rounding, and would print another 1e-17 elsewhere.
-    cleaned = table.assign(**floats.mask(floats.abs() < 1e-12, 0.0))
-    text = cleaned.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+    table = table.copy()
+    table[floats.columns] = floats.mask(floats.abs() < 1e-12, 0.0)
+    text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     return text.encode()
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.experiments.lineup import ADAPTIVE, PENALTY, SAFE
+from mllm_sched.experiments.comparison import ADAPTIVE, PENALTY, SAFE
 from mllm_sched.experiments.metrics import mean_interval
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule

@@ -36,7 +36,7 @@ from mllm_sched.devices import KnownDevice
 from mllm_sched.devices.calibration import held_out_errors
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import fitted_lineup, full_power_arms
+from mllm_sched.experiments.comparison import fitted_lineup, full_power_arms
 from mllm_sched.experiments.metrics import CONFIDENCE, RESAMPLES
 from mllm_sched.experiments.plots import PENALTY, scheduler_colour, titled
 from mllm_sched.experiments.runner import Rule, sweep

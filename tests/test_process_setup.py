@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from mllm_sched.garbage import uncollected
 from mllm_sched.harness.subprocess_worker import Child
 from mllm_sched.pipeline import checkpoints
+from mllm_sched.process_setup import uncollected
 
 COUNTS = """
 import gc
@@ -33,16 +33,6 @@ def before(request):
 def test_a_block_that_fails_leaves_the_search_as_it_found_it(before):
     with pytest.raises(ZeroDivisionError), uncollected():
         1 / gc.isenabled()
-    assert gc.isenabled() is before
-
-
-def test_of_two_blocks_that_overlap_the_last_to_end_gives_it_back(before):
-    first, second = uncollected(), uncollected()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not gc.isenabled()
-    second.__exit__(None, None, None)
     assert gc.isenabled() is before
 
 
