@@ -148,7 +148,7 @@ def _pipeline_commands(commands: Any) -> None:
     server.add_argument(
         "--with-encoders", action="store_true", help="hold them too, for raw requests (All Remote)"
     )
-    server.set_defaults(command=_serve)
+    server.set_defaults(command=_serve_llm)
 
     edge = commands.add_parser("edge", help="encode here, and ask the LLM server; or --listen")
     add = edge.add_argument
@@ -167,7 +167,7 @@ def _pipeline_commands(commands: Any) -> None:
     edge.set_defaults(command=_edge)
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve_llm(options: argparse.Namespace) -> None:
     from mllm_sched.pipeline.llm_server import run_node
 
     run_node(options, encoders=() if options.with_encoders else None)

@@ -1,7 +1,7 @@
 """Energy, latency, violations and regret of runs, with bootstrap intervals over seeds.
 
-Violations are counted on the true mean latency of the arm (``violations``) and on the latency
-that was observed (``observed_violations``, see ``violated``): near the limit noise alone exceeds it.
+Violations are counted on the true mean latency of the arm (``violations``) and on the observed one
+(``observed_violations``, see ``violated``): near the limit noise alone exceeds it.
 
 The regret of a task is the true energy of its arm minus that of the best arm within the limits,
 and at least 0: energy saved by violating a limit is no gain.
