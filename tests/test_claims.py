@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mllm_sched import atomic_io, paths
+from mllm_sched import paths
 from mllm_sched.experiments import claims
 from mllm_sched.experiments.claims import (
     Claim,
@@ -75,6 +75,8 @@ def write_readings(results, *rows):
 def test_a_verdict_needs_the_whole_interval_within_the_bounds(results, whole, late, verdict):
     write_numbers(results, whole, late)
     assert judged()["verdict"] == verdict
+    own_bounds = [{"key": "saving, whole"}, {"key": "saving, late", "at_least": 0.14}]
+    assert judged(tests=own_bounds)["verdict"] == verdict.replace("partly", "reproduced")
 
 
 @pytest.mark.parametrize(
@@ -93,12 +95,6 @@ def test_direction_and_tolerance_say_what_is_asked(
     for number, verdict in ((inside, "reproduced"), (outside, "not reproduced")):
         write_numbers(results, number, number)
         assert judged(**asked)["verdict"] == verdict
-
-
-def test_a_test_may_have_bounds_of_its_own(results):
-    write_numbers(results, 0.3, 0.01)
-    tests = [{"key": "saving, whole"}, {"key": "saving, late", "at_least": 0.0}]
-    assert judged(tests=tests)["verdict"] == "reproduced"
 
 
 def test_the_row_shows_the_number_its_interval_and_the_reason_filled_in(results):
@@ -217,13 +213,6 @@ def test_a_document_keeps_everything_around_its_generated_parts():
         with_blocks(begin, made)
 
 
-def test_the_documents_have_the_parts_that_are_generated():
-    readme, report = ((paths.ROOT / name).read_text() for name in claims.DOCUMENTS)
-    assert "<!-- claims:begin -->" in readme
-    for name in ("verdicts", "criteria", "readings"):
-        assert f"<!-- {name}:begin -->" in report
-
-
 def test_the_committed_table_and_the_documents_say_what_the_results_say(capsys):
     assert claims.main(["--check"]) == 0, capsys.readouterr().out
 
@@ -268,17 +257,6 @@ def test_what_is_wrong_is_one_line_and_ends_with_2(root, capsys, file, content):
     told = capsys.readouterr().err
     assert told.startswith("mllm-sched claims: ") and told.count("\n") == 1
     assert not (root / "results" / "claims.csv").exists()
-
-
-def test_an_interrupted_write_leaves_the_documents_as_they_were(root, monkeypatch, capsys):
-    def no_room(file):
-        raise OSError("no space left")
-
-    before = documents(root)
-    monkeypatch.setattr(atomic_io.os, "fsync", no_room)
-    assert claims.main([]) == 2
-    assert "no space left" in capsys.readouterr().err
-    assert documents(root) == before
 
 
 def test_results_of_other_parameters_are_shown_but_never_written(root, monkeypatch, capsys):

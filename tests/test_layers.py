@@ -77,11 +77,6 @@ def test_no_layer_knows_one_above_it_or_beside_it(graph):
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_room_has_a_place():
-    rooms = {name.split(".")[1] for name, _ in modules() if "." in name}
-    assert rooms == set.union(*LAYERS)
-
-
 def test_every_public_class_has_a_name_of_its_own():
     homes = {}
     for name, path in modules():

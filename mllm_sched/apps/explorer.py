@@ -127,7 +127,6 @@ def facts(question: Question, n: int) -> dict[str, str]:
 
 
 def _facts_table(question: Question, n: int) -> str:
-    """``facts`` as HTML, two beside each other."""
     columns = "display:grid;grid-template-columns:max-content 1fr max-content 1fr;gap:2px 16px"
     cells = "".join(
         f"<b>{html.escape(name)}</b><span>{html.escape(value)}</span>"

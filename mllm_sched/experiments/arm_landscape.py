@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from mllm_sched import paths
 from mllm_sched.arms import power_name
 from mllm_sched.devices import KnownDevice
-from mllm_sched.experiments.plots import COMPONENT_COLOURS, titled
+from mllm_sched.experiments.plots import COMPONENT_COLOURS, side_legend, titled
 from mllm_sched.tasks import Task
 
 
@@ -218,14 +218,3 @@ def mark(label: str, colour: str, marker: str = "o", ms: float = 6, **look: obje
     """An entry of a legend."""
     kept = {"color": colour, "marker": marker, "ms": ms, "ls": "none", **look}
     return Line2D([], [], label=label, **kept)  # type: ignore[arg-type]
-
-
-def side_legend(ax: Axes, handles: list[Line2D]) -> None:
-    """A legend right of the axes."""
-    ax.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize="small",
-    )

@@ -21,10 +21,9 @@ from mllm_sched.experiments.arm_landscape import (
     empty_plane,
     mark,
     plain_ticks,
-    side_legend,
 )
 from mllm_sched.experiments.comparison import trusted_arms
-from mllm_sched.experiments.plots import COMPONENT_COLOURS, titled
+from mllm_sched.experiments.plots import COMPONENT_COLOURS, side_legend, titled
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.schedulers import Decision, Scheduler
 from mllm_sched.tasks import Task

@@ -53,8 +53,7 @@ def windows(
 ) -> pd.DataFrame:
     """Measure windows that begin at random times, as if every reading were taken when due.
 
-    ``seconds`` are lengths of the windows, ``rates_hz`` readings per second, ``repeats`` windows of
-    each kind, ``schedules`` names of ``SCHEDULES``.
+    ``repeats`` are windows of each kind, ``schedules`` names of ``SCHEDULES``.
 
     A row per window: ``load``, ``window_s``, ``rate_hz``, ``schedule``, ``error`` (relative),
     ``half_width`` (of the 95 % interval, relative to the truth), ``covered``.

@@ -96,10 +96,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def highest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
-    """``value``, ``low``, ``high`` and ``n`` of the row of greatest value.
-
-    Its interval reaches to the greatest bound of any row, so that a bound on it bounds all rows.
-    """
+    """The row of greatest value; its interval reaches to the greatest bound of any row."""
     worst = rows.iloc[int(rows["value"].argmax())]
     bounds = float(worst["low"]), float(rows[["value", "high"]].max(axis=None))
     return float(worst["value"]), *bounds, int(worst["n"])

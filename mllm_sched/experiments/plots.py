@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -62,6 +63,17 @@ def titled(ax: Axes, text: str, evidence: str) -> Axes:
     return ax
 
 
+def side_legend(ax: Axes, handles: list[Any]) -> None:
+    """A legend right of the axes."""
+    ax.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize="small",
+    )
+
+
 def scheduler_colour(label: str) -> str:
     """Colour of a scheduler; a variant has that of its rule, an unknown one grey."""
     return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
@@ -104,13 +116,7 @@ def over_tasks(
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
     lines = ax.get_legend_handles_labels()[0]
-    ax.legend(
-        handles=[lines[place] for place in np.argsort(ends, kind="stable")[::-1]],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize="small",
-    )
+    side_legend(ax, [lines[place] for place in np.argsort(ends, kind="stable")[::-1]])
     return titled(ax, title, evidence)
 
 
@@ -156,7 +162,7 @@ def over_cases(summary: pd.DataFrame, *, xlabel: str, title: str, evidence: str)
     share.yaxis.set_major_formatter(PercentFormatter(1.0))
     latency.set_yscale("log")
     latency.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    latency.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    side_legend(latency, latency.get_legend_handles_labels()[0])
     return axes
 
 
