@@ -9,12 +9,19 @@ import time
 import numpy as np
 import pytest
 
-from mllm_sched.experiments.metering import LOADS
+from mllm_sched.harness.fake_jetson.waveforms import Pulses, Ramp, constant
 from mllm_sched.harness.meters import SampledMeter
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.sampler import Samples, integrate
 
 HIGHEST_W = 75.0
+LOADS = {
+    "constant": constant(12.0),
+    "square": Pulses(8.0, 40.0, 0.7, 0.3),
+    "ramp": Ramp(8.0, 38.0, 5.0),
+    "spikes of 5 ms": Pulses(10.0, 15.0, 0.1, 0.005),
+    "idle-heavy": Pulses(8.0, 30.0, 2.3, 0.13),
+}
 
 
 class LoadRails:

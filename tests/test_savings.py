@@ -64,17 +64,6 @@ def test_a_fleet_takes_as_much_as_its_devices_together(played, volume, devices):
     np.testing.assert_allclose(all_.beyond, one.beyond)
 
 
-@settings(deadline=None, max_examples=30)
-@given(price=st.floats(0, 10), carbon=st.floats(0, 2000))
-def test_money_is_energy_times_price_and_carbon_energy_times_intensity(played, price, carbon):
-    scenario = SavingsScenario(price_per_kwh=price, gco2_per_kwh=carbon, mix=MIX)
-    for table in (annual(scenario, played), saved(scenario, played, OURS)):
-        for end in ("", "_low", "_high", "_wide_low", "_wide_high"):
-            energy = table[f"energy_kwh{end}"]
-            np.testing.assert_allclose(table[f"money{end}"], price * energy, atol=1e-12)
-            np.testing.assert_allclose(table[f"carbon_kg{end}"], carbon / 1000 * energy, atol=1e-12)
-
-
 def test_a_device_with_few_tasks_pays_for_learning_alone(runs, played):
     """30 tasks in all: half a run's; what comes later does not matter."""
     short = SavingsScenario(tasks_per_day=1, days=30, devices=1, mix={"clip-vit-b32": 1})

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from mllm_sched.apps.fields import ABOVE_0, REFUSED, WIDE, NumberField, Wanted, classed
 from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.arm_landscape import board_figure
 from mllm_sched.experiments.comparison import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.exploration import (
     Exploration,
+    board_figure,
     board_table,
     energy_strip,
     explore,

@@ -371,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outdated = {} if options.print else _outdated(table)
         if options.check and outdated:
             names = ", ".join(file.name for file in outdated)
-            print(f"{names} differ from the results: run `make claims`")
+            print(f"out of step with the results: {names}; run `make claims`")
             return 1
         for file, content in outdated.items():
             file.parent.mkdir(exist_ok=True)

@@ -74,6 +74,16 @@ def side_legend(ax: Axes, handles: list[Any]) -> None:
     )
 
 
+def plain_ticks(ax: Axes) -> None:
+    """Plain numbers on logarithmic axes, fewer of them where the range is wide."""
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(NullFormatter())
+
+
 def scheduler_colour(label: str) -> str:
     """Colour of a scheduler; a variant has that of its rule, an unknown one grey."""
     return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
@@ -84,40 +94,6 @@ def dashes(label: str) -> str:
     if label == "Oracle":
         return ":"
     return "--" if PENALTY in label else "-." if "forgets" in label else "-"
-
-
-def over_tasks(
-    curves: pd.DataFrame,
-    *,
-    evidence: str,
-    title: str,
-    ylabel: str,
-    log: bool = False,
-    percent: bool = False,
-    ax: Axes | None = None,
-) -> Axes:
-    """``metrics.curves`` over the tasks of a run; ``log`` and ``percent`` scale the y axis."""
-    ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
-    ends: list[float] = []
-    for name, line in curves.groupby("scheduler", observed=True, sort=False):
-        label = str(name)
-        colour, style = scheduler_colour(label), dashes(label)
-        (drawn,) = ax.plot(line["step"], line["value"], style, color=colour, lw=1.6, label=label)
-        if label == OURS:
-            drawn.set(lw=2.6, zorder=3)
-        ax.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, lw=0)
-        ends.append(float(line["value"].iloc[-1]))
-    if log:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
-    lines = ax.get_legend_handles_labels()[0]
-    side_legend(ax, [lines[place] for place in np.argsort(ends, kind="stable")[::-1]])
-    return titled(ax, title, evidence)
 
 
 PANELS = [
