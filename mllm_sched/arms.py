@@ -37,7 +37,7 @@ class Factor:
     log
         Whether neighbouring levels are compared by ratio instead of difference.
     labels
-        How the levels read in a figure; by default the levels themselves.
+        How people read the levels; by default the levels themselves.
 
     Examples
     --------
@@ -46,21 +46,13 @@ class Factor:
     """
 
     name: str
-    levels: tuple[Level, ...]
+    levels: Sequence[Level]
     log: bool = False
-    labels: tuple[str, ...] = ()
+    labels: Sequence[str] = ()
 
-    def __init__(
-        self, name: str, levels: Sequence[Level], log: bool = False, labels: Sequence[str] = ()
-    ) -> None:
-        set_field = object.__setattr__
-        set_field(self, "name", name)
-        set_field(self, "levels", tuple(levels))
-        set_field(self, "log", log)
-        set_field(self, "labels", tuple(labels) or tuple(str(level) for level in levels))
-        self._check()
-
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "labels", tuple(self.labels) or tuple(map(str, self.levels)))
         if not self.name.isidentifier():
             raise ValueError(f"factor name {self.name!r}: expected a Python identifier")
         if not self.levels:
@@ -89,11 +81,10 @@ class Factor:
 
     def index(self, level: Level) -> int:
         """Position of a level; an unknown one raises ValueError and lists the known ones."""
-        for position, known in enumerate(self.levels):
-            if known == level:
-                return position
-        known_levels = ", ".join(repr(known) for known in self.levels)
-        raise ValueError(f"{self.name}={level!r}: unknown level; expected one of {known_levels}")
+        if level in self.levels:
+            return self.levels.index(level)
+        known = ", ".join(map(repr, self.levels))
+        raise ValueError(f"{self.name}={level!r}: unknown level; expected one of {known}")
 
     def encoded(self) -> NDArray[np.float64]:
         """Levels as model input, shape (levels,): codes 0, 1, ... or positions within [0, 1]."""
@@ -212,8 +203,7 @@ class ArmSpace(Sequence[Arm]):
         return f"ArmSpace({sizes} = {len(self)} arms)"
 
     def __deepcopy__(self, memo: dict[int, object]) -> ArmSpace:
-        """Itself: it never changes, and its copies would not share their arms."""
-        return self
+        return self  # it never changes, and its copies would not share their arms
 
     def factor(self, name: str) -> Factor:
         """The factor of that name; an unknown one raises ValueError."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from mllm_sched import cli_edge, cli_pipeline, extras, paths
+from mllm_sched import extras, paths
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.window import Plan
 from mllm_sched.pipeline.node_errors import NodeError
+from mllm_sched.pipeline.requests import WIRE_TYPES
+from mllm_sched.tasks import MODALITIES
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _profile_options(measured)
     measured.set_defaults(command=_study("profile"))
 
-    cli_pipeline.add_commands(commands)
-    cli_edge.add_commands(commands)
+    _pipeline_commands(commands)
+    _edge_commands(commands)
 
     judged = commands.add_parser("claims", help="the paper's claims and their verdicts")
     judged.set_defaults(command=_claims)
@@ -76,7 +81,9 @@ def _study(name: str) -> Callable[[argparse.Namespace], int | None]:
     """A command of ``cli_study``, which takes seconds to import; agents should start at once."""
 
     def command(options: argparse.Namespace) -> int | None:
-        return import_module("mllm_sched.cli_study").__dict__[name](options)
+        from mllm_sched import cli_study
+
+        return getattr(cli_study, name)(options)
 
     return command
 
@@ -128,6 +135,196 @@ def _live_options(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, metavar="HZ", help="of reading the board's sensors (default 100)")
     add("--no-caps", action="store_true", help="refuse power levels that need a reboot")
     add("--timeout", type=float, metavar="SECONDS", help="after which a call hangs (default 60)")
+
+
+# -- The decoupled pipeline: serve-llm, edge
+
+
+def _pipeline_commands(commands: Any) -> None:
+    from mllm_sched.pipeline.options import add_options
+
+    server = commands.add_parser("serve-llm", help="serve the LLM of a decoupled model")
+    add_options(server)
+    server.add_argument(
+        "--with-encoders", action="store_true", help="hold them too, for raw requests (All Remote)"
+    )
+    server.set_defaults(command=_serve_llm)
+
+    edge = commands.add_parser("edge", help="encode here, and ask the LLM server; or --listen")
+    add = edge.add_argument
+    add("--server", metavar="HOST:PORT", help="of the LLM")
+    for modality in MODALITIES:
+        add(f"--{modality}", action="append", default=[], type=Path, metavar="FILE")
+    add("--fps", type=float, default=2.0, help="frames to take of a second (default %(default)s)")
+    add("--prompt", default="", help="the question")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="(default %(default)s)")
+    add("--cut", choices=("encoder", "projector"), default="projector", help="(%(default)s)")
+    add("--wire", choices=WIRE_TYPES, default="float16", help="features' type (%(default)s)")
+    add("--deadline", type=float, default=60.0, metavar="SECONDS", help="(default %(default)s)")
+    add("--listen", action="store_true", help="serve the encoders to others instead")
+    add("--modalities", nargs="*", default=[], metavar="NAME", help="hold only these encoders")
+    add_options(edge, port=50052)
+    edge.set_defaults(command=_edge)
+
+
+def _serve_llm(options: argparse.Namespace) -> None:
+    from mllm_sched.pipeline.llm_server import run_node
+
+    run_node(options, encoders=() if options.with_encoders else None)
+
+
+def _edge(options: argparse.Namespace) -> None:
+    from mllm_sched.pipeline.llm_server import run_node
+
+    if options.listen:
+        run_node(options, encoders=options.modalities, language=False)
+    else:
+        _ask(options)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    """Encode the files here, send their features, print the answer as it comes, then the times."""
+    import torch
+
+    from mllm_sched.pipeline.checkpoints import load_encoders
+    from mllm_sched.pipeline.edge_client import EdgeClient
+    from mllm_sched.pipeline.options import security_of
+    from mllm_sched.pipeline.requests import Request, TextStream, encode_text, markers_of
+    from mllm_sched.pipeline.wire import pack
+
+    if not options.server:
+        raise ValueError("--server HOST:PORT is missing: where is the LLM? (or give --listen)")
+    torch.set_num_threads(options.threads)
+    items = _read_items(options)
+    modalities = [item.modality for item in items]
+    held = options.modalities or sorted(set(modalities))
+    encoders = load_encoders(options.model, held, options.seed, options.dtype)
+    prompt = encode_text(options.model, markers_of(encoders), modalities, options.prompt)
+    request = Request(prompt, items, options.max_new_tokens)
+    begun_s = time.perf_counter()
+    parts = [encoders.encode(item, options.cut) for item in items]
+    encode_s = time.perf_counter() - begun_s
+    data = pack(request, encoders.identity, parts, options.wire)
+    text = TextStream(options.model)
+    with EdgeClient(options.server, security_of(options)) as client:
+        for event, tries in client.events(data, request.id, options.deadline):
+            if event.WhichOneof("content") == "token":
+                print(text.add(event.token.token), end="", flush=True)
+                continue
+            total_s, times = time.perf_counter() - begun_s, event.finished.times
+            sent_s = total_s - encode_s - times.llm_s - times.wait_s
+            print(text.rest())
+            print(
+                f"{event.finished.tokens} tokens in {total_s:.2f} s: encoding {encode_s:.2f}, "
+                f"transmission {sent_s:.2f}, LLM {times.llm_s:.2f}, waiting {times.wait_s:.2f}; "
+                f"{len(data)} bytes sent for {request.bytes} of raw input; {tries} tries",
+                file=sys.stderr,
+            )
+
+
+def _read_items(options: argparse.Namespace) -> tuple[Any, ...]:
+    """The files as raw items, in the order image, audio, video."""
+    from mllm_sched.pipeline.media import read_audio, read_image, read_video
+
+    items = [read_image(path) for path in options.image]
+    items += [read_audio(path) for path in options.audio]
+    items += [read_video(path, options.fps) for path in options.video]
+    if not items and not options.prompt:
+        raise ValueError("nothing to ask: give --prompt, --image, --audio or --video")
+    return tuple(items)
+
+
+# -- The running system: agent, front, users, journal, dashboard
+
+
+def _edge_commands(commands: Any) -> None:
+    for name, run, text in (
+        ("agent", _agent, "encode for users, adaptively, and have an LLM server answer"),
+        ("front", _front, "one address in front of several agents"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("config", type=Path, metavar="CONFIG.yaml")
+        command.add_argument("--check", action="store_true", help="explain it, start nothing")
+        command.add_argument(
+            "--log", default="info", choices=LOG_LEVELS, help="(default %(default)s)"
+        )
+        command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
+        command.set_defaults(command=run)
+
+    users = commands.add_parser("users", help="let somebody ask: prints a token, once")
+    users.add_argument("file", type=Path, metavar="USERS.yaml")
+    users.add_argument("name", help="of the user")
+    users.add_argument("--rate", type=float, metavar="HZ", help="requests a second")
+    users.add_argument("--at-once", type=int, metavar="N", help="requests at a time")
+    users.add_argument("--weight", type=float, metavar="N", help="share of the device")
+    users.add_argument("--front", action="store_true", help="may ask on behalf of others")
+    users.set_defaults(command=_users)
+
+    journal = commands.add_parser("journal", help="export what an agent measured")
+    journal.add_argument("file", type=Path, metavar="JOURNAL")
+    journal.add_argument("out", type=Path, metavar="OUT.csv|OUT.parquet")
+    journal.add_argument(
+        "--complete", action="store_true", help="only arms of which the table is a whole space"
+    )
+    journal.set_defaults(command=_journal)
+
+    dashboard = commands.add_parser("dashboard", help="print the Grafana dashboard")
+    dashboard.set_defaults(command=_dashboard)
+
+
+def _agent(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.config import AgentConfig
+    from mllm_sched.edge.run_agent import explain, run_agent
+
+    _serve(options, AgentConfig, explain, run_agent)
+
+
+def _front(options: argparse.Namespace) -> None:  # which does without PyTorch
+    from mllm_sched.edge.config import FrontConfig
+    from mllm_sched.edge.front import explain, run_front
+
+    _serve(options, FrontConfig, explain, run_front)
+
+
+def _serve(
+    options: argparse.Namespace, kind: Any, explain: Callable[..., str], run: Callable[..., None]
+) -> None:
+    from mllm_sched.edge.config import read_config
+    from mllm_sched.edge.logs import setup
+    from mllm_sched.process_setup import end_with
+
+    config = read_config(options.config, kind)
+    if options.check:
+        print(explain(config))
+        return
+    setup(options.log)
+    if options.parent:
+        end_with(options.parent)
+    run(config)
+
+
+def _users(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.users import add
+
+    wanted = {"rate_hz": options.rate, "at_once": options.at_once, "weight": options.weight}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    print(add(options.file, options.name, front=options.front, **given))
+
+
+def _journal(options: argparse.Namespace) -> None:
+    from mllm_sched.edge.journal_table import export
+
+    written = export(options.file, options.out, complete=options.complete)
+    print(f"{written.path}: {written.rows} measurements")
+    for name, levels in written.levels.items():
+        print(f"  {name}: {', '.join(map(str, levels))}")
+    if written.missing:
+        print(f"  {len(written.missing)} arms of these levels lack a measurement:")
+        print(*(f"    {arm}" for arm in written.missing), sep="\n")
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    print((paths.PACKAGE / "edge" / "grafana.json").read_text(), end="")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from mllm_sched import paths
 from mllm_sched.devices import device_names, open_device
 from mllm_sched.devices.live import LiveDevice
 from mllm_sched.experiments import runner
-from mllm_sched.experiments.comparison import compare
-from mllm_sched.experiments.lineup import paper_lineup, task_for, trusted_arms
+from mllm_sched.experiments.comparison import compare, paper_lineup, task_for, trusted_arms
 from mllm_sched.experiments.metrics import per_run
 from mllm_sched.experiments.profiling import chosen_arms, dry_run
 from mllm_sched.experiments.profiling import profile as measure_arms

@@ -39,22 +39,17 @@ def advice(*modules: str) -> str | None:
     None if all of them are there, or if no extra brings those that are not.
     """
     missing = [PACKAGES.get(module, module) for module in modules if find_spec(module) is None]
-    extra = _extra_with(missing) if missing else None
-    if extra is None:
+    brought = _packages_of_extras() if missing else {}
+    fitting = [extra for extra, packages in brought.items() if packages.issuperset(missing)]
+    if not fitting:
         return None
+    extra = min(fitting, key=lambda extra: len(brought[extra]))  # the smallest
     are = "is" if len(missing) == 1 else "are"
     told = f"{', '.join(missing)} {are} not installed: pip install '{PROJECT}[{extra}]'"
     return told + JETSON if "onnxruntime" in modules else told
 
 
-def _extra_with(packages: list[str]) -> str | None:
-    """The smallest extra that brings all of these packages."""
-    brought = packages_of_extras()
-    fitting = [extra for extra, those in brought.items() if those.issuperset(packages)]
-    return min(fitting, key=lambda extra: len(brought[extra]), default=None)
-
-
-def packages_of_extras() -> dict[str, set[str]]:
+def _packages_of_extras() -> dict[str, set[str]]:
     """Names of the packages of every extra; none if this package is on the path, not installed."""
     # A tenth of a second to import, and used where something is missing.
     from importlib.metadata import PackageNotFoundError, metadata

@@ -22,23 +22,11 @@ EVIDENCE: tuple[str, ...] = get_args(Evidence)
 class Measurement:
     """Latency and energy of one task on one arm.
 
-    Parameters
-    ----------
-    latency_s
-        Seconds from the start of the encoder to its last output.
-    energy_j
-        Joules charged to the task; its device says what that covers.
-    evidence, energy_evidence
-        Where latency and energy come from: ``measured``, ``simulated``, ``published``,
-        ``estimated``; for the energy by default as for the latency.
-    failed
-        Why there is no result; empty for a run that ended well. Only a failed run may lack
-        its latency and energy (NaN).
+    Latency is from the start of the encoder to its last output; what the energy covers, its device
+    says. ``energy_evidence`` is by default ``evidence``. ``failed`` says why there is no result;
+    only a failed run may lack its latency and energy (NaN).
 
-    Raises
-    ------
-    ValueError
-        If a value is NaN, infinite or not above 0, or an evidence class is unknown.
+    Raises ValueError if a value is NaN, infinite or not above 0, or an evidence class is unknown.
     """
 
     arm: Arm

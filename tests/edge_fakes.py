@@ -17,12 +17,12 @@ from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import accepting
 from mllm_sched.edge.system import free_port
-from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
 from mllm_sched.pipeline.service import ServiceProcess, abort, deadline_of, serve
 from mllm_sched.pipeline.wire import read_rest, read_start
+from mllm_sched.process_setup import end_with
 
 MODEL = "f" * 64
 FRONT_TOKEN = "the front's own"

@@ -1,9 +1,11 @@
+import pandas as pd
 import pytest
 
 from mllm_sched.devices import open_device
 from mllm_sched.experiments.arm_landscape import (
     arm_table,
     dla_over_gpu,
+    non_monotone,
     paper_pair,
 )
 from mllm_sched.tasks import Task
@@ -38,3 +40,9 @@ def test_the_papers_pair_implies_more_power_than_the_module_draws():
     # A fifth of the GPU takes five times as long; a GPU a fifth busy does not.
     share, background, dla = table["latency_s"]
     assert share > 3 * background > 3 * dla
+
+
+def test_curves_that_only_rise_are_not_counted_as_turning():
+    table = pd.DataFrame({"component": ["gpu"] * 6, "load": [1.0] * 3 + [0.2] * 3})
+    table = table.assign(power_w=[15, 30, 60] * 2, energy_j=[1, 2, 3, 3, 1, 2])
+    assert non_monotone(table, "power_w", "energy_j") == 1

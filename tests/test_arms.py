@@ -43,22 +43,21 @@ def test_features_are_codes_for_names_and_positions_for_numbers():
         space.features()[0, 0] = 1.0
 
 
-def test_an_unknown_level_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"component='tpu'.*'gpu', 'cpu', 'dla'"):
-        ArmSpace.agx_orin().arm(component="tpu", power_w=15, load=0.2)
-
-
-def test_an_unknown_or_missing_factor_is_named():
-    space = ArmSpace.agx_orin()
-    with pytest.raises(ValueError, match=r"'fan'.*component, power_w, load"):
-        space.arm(component="gpu", power_w=15, load=0.2, fan="on")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"component": "tpu"}, r"component='tpu'.*'gpu', 'cpu', 'dla'"),
+        ({"fan": "on"}, r"'fan'.*component, power_w, load"),
+    ],
+)
+def test_an_unknown_or_missing_factor_or_level_is_named(change, message):
+    space, levels = ArmSpace.agx_orin(), {"component": "gpu", "power_w": 15, "load": 0.2}
+    with pytest.raises(ValueError, match=message):
+        space.arm(**levels | change)
     with pytest.raises(ValueError, match="no level given for load"):
         space.arm(component="gpu", power_w=15)
-
-
-def test_an_arm_of_another_space_is_refused():
     with pytest.raises(ValueError, match="unknown factor 'threads'"):
-        ArmSpace.agx_orin().index(Arm(0, {"threads": 2}))
+        space.index(Arm(0, {"threads": 2}))
 
 
 @pytest.mark.parametrize(

@@ -124,13 +124,6 @@ def test_make_app_listens_on_the_loopback_alone(app, voila):
     assert {address.ip for address in heard} == {"127.0.0.1"}
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path):
-    folder, environment = workplace(tmp_path)
-    nothing = Server("no_such_module", folder=folder, environment=environment)
-    with pytest.raises(AssertionError, match="No module named no_such_module"), nothing:
-        nothing.address()
-
-
 def test_the_page_shows_both_applications_and_no_code(app):
     expect(app).to_have_title("mllm-sched explorer")
     expect(app.locator("h1")).to_contain_text("What does each scheduler know after n tasks?")
@@ -155,13 +148,6 @@ def test_the_slider_moves_on_to_another_task(app):
     assert picture.get_attribute("src") != before
     expect(app.locator(".explorer-table")).to_contain_text("of 41")
     assert app.locator(".explorer-table").inner_text() != table
-
-
-def test_another_scheduler_is_followed_when_it_is_chosen(app):
-    app.locator(".explorer-scheduler select").select_option("UCB")
-    expect(app.locator(".explorer-table")).to_contain_text("not tried yet", timeout=SHOW_MS)
-    expect(app.locator(".explorer-learned img")).to_have_attribute("alt", re.compile("What UCB"))
-    app.screenshot(path=_shot("explorer-ucb"))
 
 
 @pytest.mark.parametrize(

@@ -499,7 +499,7 @@ from pathlib import Path
 from mllm_sched.edge.config import read_config
 from mllm_sched.edge.config import FrontConfig
 from mllm_sched.edge.front import run_front
-from mllm_sched.endings import end_with
+from mllm_sched.process_setup import end_with
 end_with(int(sys.argv[3]))
 run_front(read_config(Path(sys.argv[1]), FrontConfig))
 """

@@ -32,18 +32,6 @@ def test_the_agent_of_the_sketch_is_configured_as_agents_are(agent):
     assert AgentConfig.model_validate(agent).device == "agx-orin"
 
 
-def test_probes_and_prometheus_ask_where_the_agent_listens(objects, agent, container):
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert agent["listen"].endswith(f":{ports['grpc']}")
-    assert agent["metrics"].endswith(f":{ports['metrics']}")
-    assert container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
-    assert container["livenessProbe"]["tcpSocket"]["port"] == ports["grpc"]
-    (scraped,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
-    assert scraped["port"] in ports
-    chosen = objects["PodMonitor"]["spec"]["selector"]["matchLabels"]
-    assert chosen == objects["DaemonSet"]["spec"]["template"]["metadata"]["labels"]
-
-
 def test_whatever_the_agent_reads_and_writes_is_mounted(objects, agent, container):
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     volumes = {each["name"] for each in objects["DaemonSet"]["spec"]["template"]["spec"]["volumes"]}

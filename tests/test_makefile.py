@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from mllm_sched import paths
-from mllm_sched.experiments.notebook_files import normalise
 
 # Leaves a line when it begins and one when it ends, and results in which its parameter stands.
 WORK = """\
@@ -165,11 +164,13 @@ def test_parameters_in_the_call_have_a_folder_of_their_own(ran):
     assert not ran.stale(*words) and ran.stale(words[0], "SET=n=5")
 
 
-def test_a_parameter_that_no_notebook_has_is_refused_before_anything_runs(copy):
+def test_an_unknown_parameter_or_notebook_is_refused_before_anything_runs(copy):
     copy.notebook("00_tiny")
     status, said = copy.make("reproduce", "SEEDS=3")
     assert status != 0 and "no notebook has the parameter 'seeds':\n  00_tiny: n\n" in said
     assert "papermill" not in said
+    status, said = copy.make("reproduce", "NOTEBOOKS=00_tiny 05_none")
+    assert status != 0 and "NOTEBOOKS=05_none: expected some of 00_tiny" in said
 
 
 def test_whatever_a_notebook_depends_on_makes_it_stale(copy):
@@ -224,29 +225,6 @@ def test_names_of_parameters_and_folders_are_safe(copy):
     assert copy.stale(*words) == ["00_tiny"]
 
 
-def test_variables_of_the_environment_are_no_parameters(copy):
-    copy.notebook("00_tiny")
-    given = {"SEEDS": "2", "NOTEBOOKS": "nothing", "SET": "n=2", "FORCE": "1"}
-    assert "runs/" not in copy.make("-n", "reproduce", **given)[1]
-
-
-def test_an_unknown_notebook_is_refused_with_those_there_are(copy):
-    copy.notebook("00_tiny")
-    status, said = copy.make("reproduce", "NOTEBOOKS=00_tiny 05_none")
-    assert status != 0 and "NOTEBOOKS=05_none: expected some of 00_tiny" in said
-
-
-def test_notebooks_in_place_are_the_same_file_when_run_again(ran):
-    path = ran.root / "notebooks" / "10_savings.ipynb"
-    path.write_bytes((ran.root / "build" / "notebooks" / path.name).read_bytes())
-    normalise(path)
-    before = path.read_bytes()
-    assert b'"execution_count": 2' in before
-    status, said = ran.make("notebooks", "NOTEBOOKS=10_savings")
-    assert status == 0 and len(ran.times("10_savings")) == 6, said  # the third run
-    assert path.read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("python", "told"),
     [
@@ -261,24 +239,3 @@ def test_a_python_that_is_not_there_or_too_old_is_told(copy, python, told):
     status, said = copy.make("env", "VENV=elsewhere", f"PYTHON={own}")
     assert status and told in said
     assert not (copy.root / "elsewhere").exists()
-
-
-def test_where_there_is_no_python_of_that_name_python3_will_do(copy):
-    programs = copy.root / "programs"
-    programs.mkdir()
-    (programs / "python3").write_text('#!/bin/sh\necho "python3 $*"\n')
-    (programs / "python3").chmod(0o755)
-    (programs / "python3.11").write_text("#!/bin/sh\nexit 127\n")
-    (programs / "python3.11").chmod(0o755)
-    place = f"{programs}:{os.environ['PATH']}"
-    assert "python3 -m venv elsewhere" in copy.make("env", "VENV=elsewhere", PATH=place)[1]
-
-
-def test_jupyterlab_opens_for_root_too(copy):
-    assert ("--allow-root" in copy.make("-n", "lab")[1]) == (os.geteuid() == 0)
-
-
-def test_the_page_is_served_on_the_loopback_alone(copy):
-    shown = copy.make("-n", "app")[1]
-    (line,) = (line for line in shown.splitlines() if "voila" in line and ".ipynb" in line)
-    assert "--Voila.ip=127.0.0.1" in line

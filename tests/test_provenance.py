@@ -2,9 +2,6 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -13,14 +10,13 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from mllm_sched import atomic_io, paths
+from mllm_sched import paths
 from mllm_sched.experiments.provenance import (
     RECORDING,
     as_csv,
     as_png,
     as_svg,
     checksum,
-    package_versions,
     save_results,
 )
 
@@ -119,6 +115,7 @@ def test_what_is_zero_but_for_rounding_is_written_as_zero(value):
     given = pd.DataFrame({"a": [value, 1e-6], "b": [np.nan, 0.5], "c": [1, 2]})
     assert as_csv(given) == b"a,b,c\n0,,1\n1e-06,0.5,2\n"
     assert given["a"].tolist() == [value, 1e-6]  # the caller's table stays as it is
+    assert as_csv(given.set_axis([0, 1, 2], axis="columns")) == b"0,1,2\n0,,1\n1e-06,0.5,2\n"
 
 
 def test_rounding_beyond_a_thousandth_of_a_point_leaves_an_svg_as_it_is():
@@ -157,29 +154,20 @@ def test_the_origin_tells_what_the_numbers_depend_on():
     record = json.loads((save() / "provenance.json").read_text())
     assert record["parameters"] == {"steps": 7, "seeds": 3}
     assert record["data"] == {DATA[0]: checksum(paths.ROOT / DATA[0])}
-    assert record["packages"]["numpy"] == np.__version__
+    assert record["packages"]["numpy"] == np.__version__ and "ruff" not in record["packages"]
     assert record["python"] == platform.python_version()
     assert {"utc", "git", "machine"} <= set(record)
-
-
-def test_every_direct_dependency_has_its_version_and_no_tool_of_the_developer():
-    versions = package_versions()
-    assert {"numpy", "scipy", "torch", "dask", "gpytorch"} <= set(versions)
-    assert not {"ruff", "mypy", "hypothesis"} & set(versions)
 
 
 def test_no_folder_or_name_of_the_machine_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/grace")
     monkeypatch.setenv("HOSTNAME", "graces-laptop")
-    text = (save() / "provenance.json").read_text()
+    (tmp_path / "mine.csv").write_text("a\n1\n")
+    text = (save(data=[tmp_path / "mine.csv"]) / "provenance.json").read_text()
+    assert list(json.loads(text)["data"]) == ["mine.csv"]
     for secret in ("grace", str(paths.ROOT), str(tmp_path)):
         assert secret not in text
     assert platform.node() not in re.findall(r"[\w.-]+", text)
-
-
-def test_data_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no file data/nothing\.csv"):
-        save(data=["data/nothing.csv"])
 
 
 def test_other_parameters_leave_the_committed_results_and_say_so(tmp_path, capsys):
@@ -193,24 +181,16 @@ def test_other_parameters_leave_the_committed_results_and_say_so(tmp_path, capsy
     assert aged(tmp_path / "results" / "study") == before
 
 
-def test_a_maintainer_records_other_parameters(monkeypatch):
-    save()
-    monkeypatch.setenv(RECORDING, "1")
-    record = json.loads((save(parameters={"steps": 8}) / "provenance.json").read_text())
-    assert record["parameters"] == {"steps": 8}
-
-
-def test_a_folder_of_results_of_ones_own_takes_any_parameters(tmp_path, monkeypatch, capsys):
-    save()
+def test_a_maintainer_records_other_parameters_and_a_folder_of_ones_own_takes_any(
+    tmp_path, monkeypatch
+):
+    folder = save()
     monkeypatch.setattr(paths, "COMMITTED", tmp_path / "elsewhere")
-    assert save(parameters={"steps": 8}) == tmp_path / "results" / "study"
-    assert not capsys.readouterr().out
-
-
-def test_of_a_file_outside_the_repository_only_the_name_is_recorded(tmp_path):
-    (tmp_path / "mine.csv").write_text("a\n1\n")
-    folder = save(data=[tmp_path / "mine.csv"])
-    assert list(json.loads((folder / "provenance.json").read_text())["data"]) == ["mine.csv"]
+    assert save(parameters={"steps": 8}) == folder
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "results")
+    monkeypatch.setenv(RECORDING, "1")
+    record = json.loads((save(parameters={"steps": 9}) / "provenance.json").read_text())
+    assert record["parameters"] == {"steps": 9}
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"parameters": '])
@@ -222,38 +202,3 @@ def test_results_without_their_origin_stay_until_a_maintainer_records_it(content
     monkeypatch.setenv("MLLM_SCHED_RECORD", "1")
     save()
     assert json.loads((folder / "provenance.json").read_text())["tables"] == whole["tables"]
-
-
-def test_an_interrupted_write_leaves_the_file_as_it_was(monkeypatch):
-    before = aged(save())
-
-    def no_room(file):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(atomic_io.os, "fsync", no_room)
-    with pytest.raises(OSError, match="no space left"):
-        save(2.0)
-    assert aged(paths.RESULTS / "study") == before
-
-
-def test_the_commit_is_that_of_the_package_not_of_a_checkout_around_it(tmp_path):
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
-        subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    unpacked = tmp_path / "unpacked"
-    shutil.copytree(
-        paths.PACKAGE, unpacked / "mllm_sched", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shown = (
-        "from mllm_sched import paths; from mllm_sched.experiments import provenance as p; "
-        "print(paths.PACKAGE, p._git_state()['commit'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", shown],
-        env={**os.environ, "PYTHONPATH": str(unpacked)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == f"{unpacked / 'mllm_sched'} not a git checkout\n"

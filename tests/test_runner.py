@@ -14,7 +14,7 @@ from distributed import LocalCluster
 from mllm_sched.arms import ArmSpace
 from mllm_sched.devices import Drift, Noise, Throttling, open_device
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.comparison import full_power_arms
 from mllm_sched.experiments.metrics import per_run
 from mllm_sched.experiments.parallel import DASK_ENVIRONMENT
 from mllm_sched.experiments.runner import Rule, RunStopped, run, sweep

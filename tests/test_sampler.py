@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_sched.experiments.metering import LOADS
+from mllm_sched.harness.fake_jetson.board import Pulses, Ramp
 from mllm_sched.harness.reading import MeterError
 from mllm_sched.harness.sampler import SampledMeter, Samples, integrate, mean_bounds
 
 HIGHEST_W = 75.0
+LOADS = {
+    "constant": Pulses(12.0, 12.0),
+    "square": Pulses(8.0, 40.0, 0.7, 0.3),
+    "ramp": Ramp(8.0, 38.0, 5.0),
+    "spikes of 5 ms": Pulses(10.0, 15.0, 0.1, 0.005),
+    "idle-heavy": Pulses(8.0, 30.0, 2.3, 0.13),
+}
 
 
 class LoadRails:

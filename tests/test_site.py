@@ -4,7 +4,6 @@ import html
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -82,20 +81,6 @@ def test_the_front_page_counts_the_verdicts(site):
 
 
 @built
-def test_the_front_page_leads_on_and_shows_commands_and_a_figure(site):
-    front = (site / "index.html").read_text()
-    article = front.split("<article", 1)[1].split("</article", 1)[0]
-    for page in ("REPORT.html", "notebooks.html", "board.html"):
-        assert f'href="{page}"' in article
-    assert "make reproduce" in front and "make test" in front
-    figure = re.search(r'src="(_images/[^"]+\.svg)"', front)
-    assert figure and "<svg" in (site / figure[1]).read_text()
-    board = LINE.sub("", (site / "board.html").read_text())
-    assert "mllm-sched profile --device agx-orin" in board
-    assert "Never run on hardware by us" in board
-
-
-@built
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_has_a_page_with_its_committed_figures(site, notebook):
     page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
@@ -115,29 +100,6 @@ def test_every_document_and_public_module_has_a_page_and_generated_code_has_none
     assert pages == set(modules())
 
 
-@built
-def test_no_page_names_a_folder_of_this_machine(site):
-    for path in site.rglob("*.html"):
-        text = path.read_text()
-        assert str(paths.ROOT) not in text and str(site.parent) not in text, path.name
-
-
-@built
-def test_a_file_that_is_no_page_can_be_downloaded(site):
-    readme = (site / "README.html").read_text()
-    download = re.search(r'href="(_downloads/[^"]+/measurement\.py)"', readme)
-    assert download and (site / download[1]).is_file()
-
-
-@built
-def test_every_folder_of_results_has_a_page_with_its_tables_and_figures(site):
-    assert 'href="results/index.html"' in (site / "README.html").read_text()
-    for folder in filter(Path.is_dir, paths.RESULTS.iterdir()):
-        page = (site / "results" / folder.name / "index.html").read_text()
-        kept = [path.name for path in sources() if paths.ROOT / path.parent == folder]
-        assert kept and all(f">{name}<" in page for name in kept)
-
-
 def test_files_that_git_does_not_know_are_left_out(tmp_path):
     (tmp_path / "build").mkdir()
     for name in ("README.md", "NOTES.md", ".hidden", "build/made.md"):
@@ -155,19 +117,11 @@ def test_a_folder_without_a_page_is_only_named(tmp_path):
     assert "The folder" in page and 'href="folder' not in page
 
 
-@built
-def test_a_page_that_is_listed_and_missing_stops_the_build(tmp_path):
-    done, _ = small_site(tmp_path, "# Title\n\n```{toctree}\nREPORT\n```\n")
-    assert done.returncode == 1
-    assert "nonexisting document 'REPORT'" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("body", "said"),
     [
         ('<a href="gone.html">x</a>', "no file for gone.html"),
         ('<img src="gone.png">', "no file for gone.png"),
-        ('<img srcset="gone.png 2x">', "no file for gone.png"),
         ("<style>p { background: url(gone.png) }</style>", "no file for gone.png"),
         ('<a href="/etc/hostname">x</a>', "/etc/hostname leads out of the site"),
         ('<a href="../out.txt">x</a>', "../out.txt leads out of the site"),
@@ -175,12 +129,7 @@ def test_a_page_that_is_listed_and_missing_stops_the_build(tmp_path):
         ('<a href="index.html#gone">x</a>', "no anchor for index.html#gone"),
         ('<script src="https://cdn.invalid/a.js"></script>', "loads https://cdn.invalid/a.js"),
         ('<link rel="stylesheet" href="//cdn.invalid/a.css">', "loads //cdn.invalid/a.css"),
-        (
-            '<svg><image xlink:href="https://cdn.invalid/a.png"/></svg>',
-            "loads https://cdn.invalid/a.png",
-        ),
         ("<style>@import 'https://cdn.invalid/b.css';</style>", "loads https://cdn.invalid/b.css"),
-        ('<p style="background: url(http://cdn.invalid/c.png)">', "loads http://cdn.invalid/c.png"),
     ],
 )
 def test_the_checker_finds_what_is_planted(tmp_path, body, said):
@@ -188,13 +137,7 @@ def test_the_checker_finds_what_is_planted(tmp_path, body, said):
 
 
 def test_the_checker_leaves_sound_and_outside_links_alone(tmp_path):
-    links = [
-        "#top",
-        "index.html#top",
-        "?q=1#top",
-        "https://example.org/a#b",
-        "mailto:a@example.org",
-    ]
+    links = ["#top", "index.html#top", "?q=1#top", "https://example.org/a#b", "mailto:a@b.org"]
     body = "".join(f'<a href="{link}">x</a>' for link in links)
     assert planted(tmp_path, body + '<img src="data:image/png;base64,AAAA">').strip() == ""
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from mllm_sched.devices import Outage, Throttling, open_device
-from mllm_sched.experiments.lineup import full_power_arms
+from mllm_sched.experiments.comparison import full_power_arms
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.experiments.time_varying import (
     ChangeScenario,

@@ -67,12 +67,7 @@ def _range(row: pd.Series, name: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Three decimals; a share too small for them is not said to be none.
-
-    >>> _percent(0.0), _percent(1e-7), _percent(0.0684)
-    ('0 %', 'below 0.001 %', '6.840 %')
-    """
-    if 0 < share < 1e-5:
+    if 0 < share < 1e-5:  # not said to be none
         return "below 0.001 %"
     return f"{100 * share:.3f} %" if share else "0 %"
 
@@ -109,7 +104,6 @@ def remarks(scenario: SavingsScenario, played: PlayedRuns, ours: str = OURS) -> 
 
 
 def _drawn(bill: pd.DataFrame) -> bytes:
-    """The figure of a bill as SVG."""
     with plt.rc_context():
         plots.use_style()
         ax = bill_figure(bill)
@@ -133,16 +127,9 @@ NUMBERS = {  # field of a scenario: what it is called, what it may be, the ends 
 
 
 def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
-    """The calculator, to be shown as the last value of a cell.
+    """The calculator; ``runs`` are of ``savings.play``, by default those that notebook 10 wrote.
 
-    Parameters
-    ----------
-    runs
-        Of ``savings.play``; by default those that notebook 10 wrote.
-
-    Returns
-    -------
-    A widget; without runs a note that says what to call.
+    Without runs it is a note that says what to call.
     """
     try:
         return Calculator(PlayedRuns(read_runs() if runs is None else runs))
@@ -153,16 +140,8 @@ def calculator(runs: pd.DataFrame | None = None) -> widgets.Widget:
 class Calculator(widgets.Box):
     """Inputs, and the results beside them, or below where the page is narrow.
 
-    Attributes
-    ----------
-    fields
-        Number fields by the name that ``SavingsScenario`` gives their values.
-    mix
-        Number fields by encoder, in percent.
-    limit, ours, other
-        The latency limit, and who is compared to whom.
-    headline, message, notes, table, strategies, figure
-        What is shown; ``message`` says why an input was refused.
+    ``fields`` are inputs by field of ``SavingsScenario``, ``mix`` those by encoder, in percent;
+    ``message`` says why an input was refused.
     """
 
     def __init__(self, played: PlayedRuns) -> None:
@@ -234,7 +213,6 @@ class Calculator(widgets.Box):
             getattr(self, name).value = value
 
     def _results(self) -> dict[str, str | bytes]:
-        """Values of what is shown, by its name."""
         scenario, ours, other = self.scenario(), self.ours.value, self.other.value
         if ours == other:
             raise ValueError(f"{ours} is compared to itself; choose two schedulers")

@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from mllm_sched.apps.fields import ABOVE_0, REFUSED, WIDE, NumberField, Wanted, classed
 from mllm_sched.arms import Arm, power_name
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.arm_landscape import board_figure
+from mllm_sched.experiments.comparison import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.exploration import (
     Exploration,
+    board_figure,
     board_table,
     energy_strip,
     explore,
     learned,
 )
-from mllm_sched.experiments.lineup import ADAPTIVE, SAFE, paper_lineup
 from mllm_sched.experiments.plots import use_style
 from mllm_sched.experiments.random_tables import FIELD
 from mllm_sched.experiments.runner import Rule
@@ -127,7 +127,6 @@ def facts(question: Question, n: int) -> dict[str, str]:
 
 
 def _facts_table(question: Question, n: int) -> str:
-    """``facts`` as HTML, two beside each other."""
     columns = "display:grid;grid-template-columns:max-content 1fr max-content 1fr;gap:2px 16px"
     cells = "".join(
         f"<b>{html.escape(name)}</b><span>{html.escape(value)}</span>"

@@ -19,23 +19,12 @@ FROM_0: Wanted = ("a number, 0 or more", lambda value: value >= 0)
 class NumberField(widgets.VBox):
     """A text and a slider that follow each other, and below them why a text is refused.
 
-    Parameters
-    ----------
-    wanted, allowed
-        What may be typed, in words and as a test of a finite number.
-    ends
-        Least and greatest value of the slider. A typed value may lie beyond them.
-    log, whole
-        Whether the slider is logarithmic (both its ends are then above 0), and in whole numbers.
-    css
-        Class of the whole; its text, slider and message have ``CSS-text`` and so on.
+    ``wanted`` and ``allowed`` say in words and as a test of a finite number what may be typed.
+    ``ends`` are those of the slider; a typed value may lie beyond them. ``css`` is the class of the
+    whole; its text, slider and message have ``CSS-text`` and so on.
 
-    Attributes
-    ----------
-    value, error
-        The last good value, and why the present text is refused (empty if it is not).
-    on_change
-        Called after every change, good or refused.
+    ``value`` is the last good value, ``error`` why the present text is refused (else empty), and
+    ``on_change`` is called after every change, good or refused.
     """
 
     def __init__(
@@ -98,11 +87,10 @@ class NumberField(widgets.VBox):
             self._follow(self.text, f"{float(f'{value:.3g}'):.12g}")
 
     def _place(self) -> float:
-        """Where the slider stands for the value, which may lie beyond its ends."""
         return min(max(self.value, self._ends[0]), self._ends[1])
 
     def _rounded(self, slid: float) -> bool:
-        """Whether a slider's value is what the browser makes of ours: it rounds to whole steps."""
+        # Whether it is what a browser makes of our value: it rounds to whole steps.
         places = [math.log10(at) if self._log else at for at in (slid, self._place())]
         return bool(abs(places[0] - places[1]) < 0.6 * self.slider.step)
 

@@ -22,11 +22,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mllm_sched import paths
 from mllm_sched.atomic_io import write_whole
 from mllm_sched.experiments.provenance import as_csv
+from mllm_sched.measurement import Evidence
 
 ROUNDING = 1e-12  # 0.2 x 0.8 is a little more than 0.16
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable here", "not run")
 DOCUMENTS = ("README.md", "REPORT.md")
-READINGS = "13_sensitivity/verdicts.csv"
 FORMATS = {
     "percent": (100.0, "{:z.1f}", " %"),
     "count": (1.0, "{:z.0f}", ""),
@@ -35,10 +35,9 @@ FORMATS = {
     "joules": (1.0, "{:z.1f}", " J"),
 }
 Unit = Literal["percent", "count", "ratio", "seconds", "joules"]
-Evidence = Literal["measured", "simulated", "published", "estimated"]
 
 
-class Condition(BaseModel, frozen=True, extra="forbid"):
+class Condition(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's.
 
     ``unit`` and ``evidence`` are the number's, where they are not the claim's.
@@ -60,7 +59,7 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
         return low >= bounds[0] - ROUNDING and high <= bounds[1] + ROUNDING
 
 
-class Claim(BaseModel, frozen=True, extra="forbid"):
+class Claim(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One row of ``claims.yaml``, whose head says what each field means.
 
     ``show`` is the number in the table; ``reasons`` has a sentence for each possible verdict.
@@ -159,17 +158,16 @@ def evaluate(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     (with its interval), ``n``, ``evidence``, ``verdict``, ``reason``, ``readings`` (how many other
     readings of the paper give the same verdict), ``command``.
     """
-    readings = other_readings()
-    rows = [_judge(claim, readings) for claim in (load_claims() if claims is None else claims)]
-    return pd.DataFrame(rows)
+    claims, readings = load_claims() if claims is None else claims, other_readings()
+    return pd.DataFrame([_judge(claim, readings) for claim in claims])
 
 
 def other_readings() -> pd.DataFrame:
     """Verdicts under other readings of the paper: ``id``, ``reading``, ``verdict``."""
-    file = paths.RESULTS / READINGS
-    return (
-        pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["id", "reading", "verdict"])
-    )
+    file = paths.RESULTS / "13_sensitivity" / "verdicts.csv"
+    if file.exists():
+        return pd.read_csv(file)
+    return pd.DataFrame(columns=["id", "reading", "verdict"])
 
 
 def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
@@ -208,7 +206,6 @@ def _judge(claim: Claim, readings: pd.DataFrame) -> dict[str, Any]:
 
 
 def _agreement(verdict: str, readings: pd.DataFrame) -> str:
-    """How many readings give the same verdict, and whether other seeds do not."""
     if readings.empty:
         return ""
     same = readings["verdict"] == verdict
@@ -240,7 +237,7 @@ def _with_interval(row: pd.Series, unit: str | None) -> str:
 
 
 def _filled(claim: Claim, reason: str, numbers: pd.DataFrame) -> str:
-    """A reason with its numbers; keys hold spaces and commas, so ``str.format`` will not do."""
+    # Keys hold spaces and commas, so ``str.format`` will not do.
 
     def number(match: re.Match[str]) -> str:
         key, _, unit = match[1].partition("|")
@@ -310,7 +307,6 @@ def blocks(table: pd.DataFrame, readings: pd.DataFrame) -> dict[str, str]:
 
 
 def _listed(table: pd.DataFrame, verdict: str) -> str:
-    """Claims with a verdict, one a line, with the evidence there is."""
     lines = [
         f"- {row.claim}" + (f" ({row.evidence}: {row.ours})" if row.evidence else "")
         for row in table[table["verdict"] == verdict].itertuples()
@@ -335,18 +331,8 @@ def with_blocks(text: str, made: Mapping[str, str]) -> str:
     return text
 
 
-def _generated(table: pd.DataFrame) -> dict[Path, bytes]:
-    """The table and the documents as they should be."""
-    made = blocks(table, other_readings())
-    documents = [paths.ROOT / name for name in DOCUMENTS]
-    return {
-        paths.RESULTS / "claims.csv": as_csv(table),
-        **{file: with_blocks(file.read_text(), made).encode() for file in documents},
-    }
-
-
-def write(table: pd.DataFrame) -> None:
-    """Write ``results/claims.csv`` and the generated parts of the documents.
+def _outdated(table: pd.DataFrame) -> dict[Path, bytes]:
+    """``results/claims.csv`` and the documents as they should be, of those that are not so.
 
     Raises ValueError where other results than the committed ones were judged.
     """
@@ -355,11 +341,14 @@ def write(table: pd.DataFrame) -> None:
             f"these verdicts are on {paths.RESULTS}: documents tell those on {paths.COMMITTED} "
             "alone; --print writes nothing"
         )
-    made = _generated(table)  # refused before anything is written
-    paths.RESULTS.mkdir(exist_ok=True)
-    for file, content in made.items():
-        if not file.exists() or file.read_bytes() != content:
-            write_whole(file, content)
+    made, documents = blocks(table, other_readings()), [paths.ROOT / name for name in DOCUMENTS]
+    files = {file: with_blocks(file.read_text(), made).encode() for file in documents}
+    files[paths.RESULTS / "claims.csv"] = as_csv(table)
+    return {
+        file: content
+        for file, content in files.items()
+        if not file.exists() or file.read_bytes() != content
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -379,16 +368,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         columns = ["claim", "paper", "ours", "evidence", "verdict"]
         with pd.option_context("display.max_colwidth", 60, "display.width", 200):
             print(table[columns].to_string(index=False))
-        if not options.print and not options.check:
-            write(table)
-        made = {} if options.print else _generated(table)
-        if all(file.exists() and file.read_bytes() == text for file, text in made.items()):
-            return 0
+        outdated = {} if options.print else _outdated(table)
+        if options.check and outdated:
+            names = ", ".join(file.name for file in outdated)
+            print(f"out of step with the results: {names}; run `make claims`")
+            return 1
+        for file, content in outdated.items():
+            file.parent.mkdir(exist_ok=True)
+            write_whole(file, content)
     except (ValueError, OSError, yaml.YAMLError) as error:
         print("mllm-sched claims:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print("results/claims.csv, README.md or REPORT.md differ from the results: run `make claims`")
-    return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mllm_sched import paths
+from mllm_sched.experiments.metrics import NUMBER, violated
 
 RECORDED = paths.DATA / "closed_loop"  # by ``benchmarks/closed_loop.py``
 ADAPTIVE, FULL, INT8 = "Adaptive safe GP", "Fixed, float32", "Fixed, int8"
-NUMBER = ("value", "low", "high", "n")
 BLOCK, DRAWS = 10, 2000  # tasks that are drawn together, and how often
 
 
@@ -39,15 +39,10 @@ def summary(table: pd.DataFrame, blocks: int = 5) -> pd.DataFrame:
                     "tasks": f"{part[0] + 1} to {part[-1] + 1}",
                     "energy_j": chosen["energy_j"].mean(),
                     "latency_s": chosen["latency_s"].mean(),
-                    "violations": violated(chosen).mean(),
+                    "violations": violated(chosen, chosen["limit_s"]).mean(),
                 }
             )
     return pd.DataFrame(parts)
-
-
-def violated(table: pd.DataFrame) -> pd.Series:
-    """Whether each task's encoding was measured above the limit, or failed."""
-    return (table["latency_s"] > table["limit_s"]) | (table["failed"] != "")
 
 
 def claims(table: pd.DataFrame, deciding: Mapping[str, float]) -> pd.DataFrame:
@@ -65,7 +60,7 @@ def claims(table: pd.DataFrame, deciding: Mapping[str, float]) -> pd.DataFrame:
     }
     better = min((FULL, INT8), key=lambda name: late[name].mean())
     learned = table[table["scheduler"] == ADAPTIVE]
-    count, beyond = len(learned), int(violated(learned).sum())
+    count, beyond = len(learned), int(violated(learned, learned["limit_s"]).sum())
     wilson = binomtest(beyond, count).proportion_ci(method="wilson")
     energy, latency = learned["energy_evidence"].iloc[0], learned["evidence"].iloc[0]
     rows = [

@@ -20,7 +20,7 @@ from mllm_sched.devices.base import Expected
 from mllm_sched.devices.disturbances import Throttling
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import SAFE, full_power_arms
+from mllm_sched.experiments.comparison import SAFE, full_power_arms
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.schedulers import Scheduler, make_scheduler
 from mllm_sched.tasks import Task

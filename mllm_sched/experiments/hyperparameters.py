@@ -1,8 +1,7 @@
-"""Hyperparameters for a task from the profiles of other tasks, kept as data.
+"""Hyperparameters for a task from the profiles of other tasks.
 
-A fit takes a second, and its likelihood is so flat that another processor ends elsewhere. So the
-fits for the simulated board are data: ``data/hyperparameters/agx_orin_sim.csv``, which
-``python -m mllm_sched.experiments.hyperparameters`` writes.
+The likelihood is so flat that another processor ends elsewhere. So the fits for the simulated board
+are data, which ``python -m mllm_sched.experiments.hyperparameters`` writes.
 """
 
 from __future__ import annotations
@@ -81,14 +80,12 @@ def _rounded(fit: Hyperparameters) -> Hyperparameters:
 
 
 def _board_key(board: SimulatedOrin) -> tuple[str, str, str]:
-    """Components, power levels and accounting, as the data write them."""
     components, levels, _ = (factor.levels for factor in board.space.factors)
     return "+".join(map(str, components)), "+".join(f"{w:g}" for w in levels), board.accounting
 
 
 @cache
 def _kept() -> Mapping[tuple[str, ...], dict[str, Hyperparameters]]:
-    """Fits by board and encoder."""
     table = pd.read_csv(FITS, dtype=dict.fromkeys(KEY, str))
     return {
         key: {
@@ -102,11 +99,7 @@ def _kept() -> Mapping[tuple[str, ...], dict[str, Hyperparameters]]:
 
 
 def cases() -> Iterator[tuple[SimulatedOrin, Task]]:
-    """The boards and tasks of the studies.
-
-    At all power levels: every choice of components and accounting, every encoder. At one level:
-    every encoder on the board as it is, and the main one with one choice changed.
-    """
+    """The boards and tasks of the studies."""
     tasks, as_it_is = all_tasks(), (COMPONENTS, ACCOUNTINGS[0])
     changed = [(NO_CPU, ACCOUNTINGS[0]), *((COMPONENTS, other) for other in ACCOUNTINGS[1:])]
     for components, accounting in product((COMPONENTS, NO_CPU), ACCOUNTINGS):

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 from mllm_sched.edge.placement import SAME_ENERGY
+from mllm_sched.experiments.comparison import SAFE
 from mllm_sched.experiments.fleet import (
     MODALITIES,
     SHARES,
@@ -33,7 +34,6 @@ from mllm_sched.experiments.fleet import (
     nominal_means,
     scheduler_for,
 )
-from mllm_sched.experiments.lineup import SAFE
 from mllm_sched.experiments.metrics import mean_interval
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule

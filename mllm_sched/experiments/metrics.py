@@ -1,7 +1,7 @@
 """Energy, latency, violations and regret of runs, with bootstrap intervals over seeds.
 
-Violations are counted on the true mean latency of the arm (``violations``) and on the latency
-that was observed (``observed_violations``): near the limit noise alone exceeds it.
+Violations are counted on the true mean latency of the arm (``violations``) and on the observed one
+(``observed_violations``, see ``violated``): near the limit noise alone exceeds it.
 
 The regret of a task is the true energy of its arm minus that of the best arm within the limits,
 and at least 0: energy saved by violating a limit is no gain.
@@ -36,7 +36,7 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
         violations=np.where(
             table["true_latency_s"].isna(), np.nan, table["true_latency_s"] > limit
         ),
-        observed_violations=~(table["latency_s"] <= limit),  # a failed task did not meet it
+        observed_violations=violated(table, limit),
         regret_j=regret(table),
         comparable_j=table["oracle_energy_j"].where(table["true_energy_j"].notna()),
         failures=table["failed"] != "",
@@ -51,6 +51,16 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
     ].sum(min_count=1)
     runs["regret_j"] = groups["regret_j"].sum(min_count=1)
     return runs.reset_index()
+
+
+def violated(table: pd.DataFrame, limit_s: float | pd.Series) -> pd.Series:
+    """Whether each task was observed to violate the limit on latency.
+
+    A task that has a latency is judged by it, also if something else failed, such as its meter.
+    One without a latency violates the limit if it failed.
+    """
+    latency = table["latency_s"]
+    return (latency > limit_s) | (latency.isna() & (table["failed"] != ""))
 
 
 def regret(table: pd.DataFrame) -> pd.Series:
@@ -86,10 +96,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def highest(rows: pd.DataFrame) -> tuple[float, float, float, int]:
-    """``value``, ``low``, ``high`` and ``n`` of the row of greatest value.
-
-    Its interval reaches to the greatest bound of any row, so that a bound on it bounds all rows.
-    """
+    """The row of greatest value; its interval reaches to the greatest bound of any row."""
     worst = rows.iloc[int(rows["value"].argmax())]
     bounds = float(worst["low"]), float(rows[["value", "high"]].max(axis=None))
     return float(worst["value"]), *bounds, int(worst["n"])

@@ -44,7 +44,7 @@ def spread(
     """``function(*job)`` for every job, in the order of the jobs; see ``backend``.
 
     The function is a module's, so that other processes find it, and gets one thread. A job should
-    take seconds, a thousand times its overhead. ``label`` is that of the progress bar.
+    take seconds.
     """
     with backend(dask, n_jobs):
         parallel = joblib.Parallel(return_as="generator", batch_size=1)
@@ -57,8 +57,7 @@ def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None
     """Where ``joblib.Parallel`` runs meanwhile: on ``n_jobs`` processes here, by default all cores.
 
     With ``dask`` or the environment's MLLM_SCHED_DASK, the address of a Dask scheduler, on its
-    workers, which must run the same code and packages. Raises OSError if no scheduler answers
-    there.
+    workers, which must run the same code. Raises OSError if no scheduler answers there.
     """
     address = dask or os.environ.get(DASK_ENVIRONMENT)
     if not address:

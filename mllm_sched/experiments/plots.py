@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -10,9 +11,16 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FormatStrFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 
-from mllm_sched.experiments.lineup import OURS as OURS
+from mllm_sched.experiments.comparison import OURS as OURS
 from mllm_sched.experiments.provenance import STEADY
 
 # One palette for schedulers, one for components, throughout. Hues of seaborn's colour-blind set.
@@ -55,6 +63,27 @@ def titled(ax: Axes, text: str, evidence: str) -> Axes:
     return ax
 
 
+def side_legend(ax: Axes, handles: list[Any]) -> None:
+    """A legend right of the axes."""
+    ax.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def plain_ticks(ax: Axes) -> None:
+    """Plain numbers on logarithmic axes, fewer of them where the range is wide."""
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(NullFormatter())
+
+
 def scheduler_colour(label: str) -> str:
     """Colour of a scheduler; a variant has that of its rule, an unknown one grey."""
     return SCHEDULER_COLOURS.get(label.split(" + ")[0].split(",")[0], "#666666")
@@ -67,44 +96,50 @@ def dashes(label: str) -> str:
     return "--" if PENALTY in label else "-." if "forgets" in label else "-"
 
 
-def over_tasks(
-    curves: pd.DataFrame,
-    *,
-    evidence: str,
-    title: str,
-    ylabel: str,
-    log: bool = False,
-    percent: bool = False,
-    ax: Axes | None = None,
-) -> Axes:
-    """``metrics.curves`` over the tasks of a run; ``log`` and ``percent`` scale the y axis."""
-    ax = ax or plt.subplots(figsize=(8.5, 4.2))[1]
-    ends: list[float] = []
-    for name, line in curves.groupby("scheduler", observed=True, sort=False):
-        label = str(name)
-        colour, style = scheduler_colour(label), dashes(label)
-        (drawn,) = ax.plot(line["step"], line["value"], style, color=colour, lw=1.6, label=label)
-        if label == OURS:
-            drawn.set(lw=2.6, zorder=3)
-        ax.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, lw=0)
-        ends.append(float(line["value"].iloc[-1]))
-    if log:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set(xlabel="tasks", ylabel=ylabel, xlim=(0, curves["step"].max()))
-    lines = ax.get_legend_handles_labels()[0]
-    ax.legend(
-        handles=[lines[place] for place in np.argsort(ends, kind="stable")[::-1]],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize="small",
-    )
-    return titled(ax, title, evidence)
+PANELS = [
+    ("energy_over_oracle", "energy over the oracle's", "energy"),
+    ("violations", "tasks beyond the limit", "violations"),
+    ("latency_s", "mean latency, s", "latency"),
+]
+
+
+def over_cases(summary: pd.DataFrame, *, xlabel: str, title: str, evidence: str) -> Sequence[Axes]:
+    """Energy, violations and latency over the cases, one line a scheduler with its interval.
+
+    ``summary`` is ``comparison.by_case`` of every summary. Schedulers with a penalty are left out.
+    """
+    axes = plt.subplots(1, 3, figsize=(13.5, 4.2))[1]
+    labels = list(summary["case"].unique())
+    places = np.arange(len(labels))
+    short = [label.removesuffix(" s") for label in labels]  # the unit stands with the axis
+    for ax, (quantity, ylabel, name) in zip(axes, PANELS, strict=True):
+        rows = summary[summary["quantity"] == quantity]
+        for scheduler, line in rows.groupby("scheduler", observed=True, sort=False):
+            label = str(scheduler)
+            if PENALTY in label:
+                continue
+            colour, ours = scheduler_colour(label), label == OURS
+            looks = {"lw": 2.6 if ours else 1.5, "zorder": 3 if ours else 2}
+            ax.plot(
+                *(places, line["value"], dashes(label)),
+                **(looks | {"marker": "o", "ms": 5, "color": colour, "label": label}),
+            )
+            ax.fill_between(places, line["low"], line["high"], color=colour, alpha=0.18, lw=0)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.3, len(labels) - 0.7))
+        ax.set_xticks(places, short, rotation=60 if len(labels) > 6 else 0)
+        titled(ax, f"{title}: {name}", evidence)
+    energy, share, latency = axes
+    energy.set_yscale("log")
+    energy.yaxis.set_major_locator(FixedLocator((1, 1.5, 2, 3, 5, 10, 20, 50)))
+    energy.yaxis.set_major_formatter(FormatStrFormatter("%gx"))
+    energy.yaxis.set_minor_locator(NullLocator())
+    share.set_yscale("symlog", linthresh=0.01)
+    share.set_ylim(-0.001, 1.2)
+    share.yaxis.set_major_formatter(PercentFormatter(1.0))
+    latency.set_yscale("log")
+    latency.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    side_legend(latency, latency.get_legend_handles_labels()[0])
+    return axes
 
 
 def frontier(summary: pd.DataFrame, *, evidence: str, title: str, ax: Axes | None = None) -> Axes:

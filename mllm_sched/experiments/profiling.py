@@ -11,7 +11,6 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,7 +32,6 @@ from mllm_sched.measurement import HARNESS_NUMBERS, HARNESS_WORDS, Measurement, 
 from mllm_sched.tasks import Task
 
 KEPT = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)  # of a result, as they are
-DISK_WAIT_S = 60.0  # at the end, for room to write what could not be written before
 
 
 class ProfileTable:
@@ -65,36 +63,23 @@ class ProfileTable:
             self._write()
         except OSError as error:
             self._saved = False
-            tqdm.write(
-                f"cannot write {self.path}: {error.strerror}; the row is kept and written with "
-                "the next",
-                file=sys.stderr,
-            )
-
-    def finish(self, wait_s: float = DISK_WAIT_S) -> None:
-        """Write what could not be written before.
-
-        Raises OSError if there is still no room; all rows then stand in a file that it names.
-        """
-        began = time.monotonic()
-        while not self._saved:
-            try:
-                self._write()
-            except OSError as error:
-                if time.monotonic() - began < wait_s:
-                    time.sleep(1.0)
-                    continue
-                raise OSError(error.errno, f"{error.strerror}; {self._rescue()}") from error
+            told = f"cannot write {self.path}: {error.strerror}; the row is kept for the next write"
+            tqdm.write(told, file=sys.stderr)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """See that every row is on disk at the end; after an interruption without waiting."""
+        """See that every row is on disk at the end, also after an interruption.
+
+        Raises OSError if there is still no room; all rows then stand in a file that it names.
+        """
         try:
             yield
-        except BaseException:
-            self.finish(wait_s=0)
-            raise
-        self.finish()
+        finally:
+            try:
+                if not self._saved:
+                    self._write()
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}; {self._rescue()}") from error
 
     def drop_failed(self) -> None:
         """Forget the arms that failed, so that they are measured again."""
@@ -124,7 +109,6 @@ class ProfileTable:
         self._saved = True
 
     def _rescue(self) -> str:
-        """Put the rows wherever there is room, and say where that is."""
         try:
             with tempfile.NamedTemporaryFile("w", suffix=".csv", delete=False) as file:
                 file.write(self._text())
@@ -132,16 +116,6 @@ class ProfileTable:
         except OSError:
             print(self._text(), file=sys.stderr)
             return "all rows are printed above"
-
-
-@contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same table."""
-    lock = locked(out.with_name(f".{out.name}.lock"))
-    if lock is None:
-        raise ValueError(f"another process is writing {out}")
-    with lock:
-        yield
 
 
 def profile(
@@ -182,15 +156,19 @@ def profile(
         "arms": [str(arm) for arm in arms],
         "seed": seed,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
+    lock = locked(out.with_name(f".{out.name}.lock"))
+    if lock is None:
+        raise ValueError(f"another process is writing {out}")
+    with lock:
         table = ProfileTable(out, device.space)
         record = _record(out, settings, fresh=not table.lines)
         if retry_failed:
             table.drop_failed()
         todo = [each for each in order(arms, seed) if each[1].index not in table.done]
         if todo:
-            record["sittings"].append(_sitting(device))
+            facts = provenance({})
+            kept = ("utc", "git", "python", "packages", "machine")
+            record["sittings"].append({"state": device.state()} | {key: facts[key] for key in kept})
             write_whole(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
         cool_c = device.thermals.hottest_c() + plan.cool_margin_c
         with (
@@ -217,16 +195,10 @@ def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> p
     Opening an encoder comes on top: seconds on a CPU, minutes for a TensorRT engine.
     """
     least, most = plan.seconds(device.meter)
-    rows = [
-        {
-            "position": position,
-            **arm.levels,
-            "minutes_at_least": (position + 1) * least / 60,
-            "minutes_at_most": (position + 1) * most / 60,
-        }
-        for position, arm in order(arms, seed)
-    ]
-    return pd.DataFrame(rows)
+    rows = [{"position": position, **arm.levels} for position, arm in order(arms, seed)]
+    table = pd.DataFrame(rows)
+    done = table["position"] + 1
+    return table.assign(minutes_at_least=done * least / 60, minutes_at_most=done * most / 60)
 
 
 def chosen_arms(space: ArmSpace, levels: Mapping[str, Sequence[str]]) -> list[Arm]:
@@ -271,7 +243,6 @@ def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) ->
 
 
 def _record(out: Path, settings: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """What stands beside the table; ValueError if that was made with other settings."""
     beside = out.with_suffix(".json")
     if fresh or not beside.exists():
         return {"settings": settings, "sittings": []}
@@ -279,15 +250,6 @@ def _record(out: Path, settings: dict[str, Any], fresh: bool) -> dict[str, Any]:
     before = record["settings"]
     differing = [key for key, value in settings.items() if before.get(key) != value]
     if differing:
-        raise ValueError(
-            f"{out} was made with another {', '.join(differing)}; give another file, or remove "
-            "this one"
-        )
+        told = f"{out} was made with another {', '.join(differing)}"
+        raise ValueError(f"{told}; give another file, or remove this one")
     return record
-
-
-def _sitting(device: LiveDevice) -> dict[str, Any]:
-    """What the numbers of one sitting depend on, the machine's state before it among them."""
-    facts = provenance({}, data=[])
-    kept = ("utc", "git", "python", "packages", "machine")
-    return {"state": device.state(), **{key: facts[key] for key in kept}}

@@ -76,17 +76,10 @@ def save_results(
 ) -> Path:
     """Write a folder of results, and return it.
 
-    Parameters
-    ----------
-    tables, figures
-        By file name, without its ending; any axes of a figure stand for it.
-    parameters
-        All that the numbers depend on, seeds among them.
-    data
-        Files that were read, relative to the repository; by default those of the simulated board.
-    live
-        Whether the numbers were measured just now and differ from run to run. They go to
-        ``build/live``, which git ignores.
+    ``tables`` and ``figures`` are by file name without its ending; any axes of a figure stand for
+    it. ``parameters`` are all that the numbers depend on, ``data`` the files that were read, by
+    default those of the simulated board. ``live`` numbers were measured just now, differ from run
+    to run, and go to ``build/live``, which git ignores.
     """
     folder = paths.BUILD / "live" / name if live else _results_folder(name, parameters)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +107,7 @@ def save_results(
 
 
 def _results_folder(name: str, parameters: Mapping[str, Any]) -> Path:
-    """Where results go: not among the committed ones if other parameters made those."""
+    # Not among the committed results if other parameters made those.
     folder = paths.RESULTS / name
     if paths.RESULTS != paths.COMMITTED or os.environ.get(RECORDING):
         return folder
@@ -131,7 +124,6 @@ def _results_folder(name: str, parameters: Mapping[str, Any]) -> Path:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What is on record; empty if nothing is, or the record is damaged."""
     try:
         return dict(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -149,8 +141,9 @@ def as_csv(table: pd.DataFrame) -> bytes:
     """A table as text, rounded to the digits that other machines repeat."""
     floats = table.select_dtypes("float")
     # A difference such as 1e-17 is rounding, and would print another 1e-17 elsewhere.
-    cleaned = table.assign(**floats.mask(floats.abs() < 1e-12, 0.0))
-    text = cleaned.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+    table = table.copy()
+    table[floats.columns] = floats.mask(floats.abs() < 1e-12, 0.0)
+    text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     return text.encode()
 
 
@@ -202,8 +195,7 @@ def _write_figure(stem: Path, drawn: Axes | Figure) -> None:
 def as_svg(figure: Figure) -> bytes:
     """A figure as SVG, the same on any processor.
 
-    Coordinates are rounded to thousandths of a point, and shapes are numbered: Matplotlib names
-    them after a digest of their coordinates.
+    Coordinates are rounded, and shapes are numbered: Matplotlib names them after their coordinates.
     """
     import matplotlib as mpl
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mllm_sched import paths
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.devices.orin_model import calibrated_model
-from mllm_sched.experiments.lineup import ADAPTIVE, PENALTY, SAFE
+from mllm_sched.experiments.comparison import ADAPTIVE, PENALTY, SAFE
 from mllm_sched.experiments.metrics import mean_interval
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule
@@ -112,9 +112,7 @@ def queueing(seed: int, arms: int = 60) -> Table:
 
 
 def board(seed: int, arms: int = 60) -> Table:
-    """The simulated Orin with another encoder and other constants; the CPU is not trusted."""
-    if arms != 60:
-        raise ValueError(f"arms={arms}: the board has 60")
+    """The simulated Orin, 60 arms, with other constants and any encoder; the CPU is not trusted."""
     rng, model = np.random.default_rng([4, seed]), calibrated_model()
     names = [
         *("gpu_s_per_flop", "gpu_s_per_byte", "gpu_s_per_kernel"),
@@ -132,22 +130,15 @@ def board(seed: int, arms: int = 60) -> Table:
 
 
 def published(seed: int, arms: int = 120) -> Table:
-    """The published sweep, its six networks as components; loads are put in between (*assumed*).
+    """The published sweep, 120 arms, its six networks as components; loads are *assumed*.
 
     A share of the component stretches the time; power falls towards an idle share that is drawn.
     """
-    if arms != 120:
-        raise ValueError(f"arms={arms}: the sweep makes 120")
     rng = np.random.default_rng([5, seed])
     sweep = pd.read_csv(paths.DATA / "published" / "orin_sweep_trace.csv")
     sweep = sweep.sort_values(["encoder", "power_w"])
-    space = ArmSpace(
-        [
-            Factor("component", tuple(sorted(set(sweep["encoder"])))),
-            Factor("power_w", [15, 30, 50, 60], log=True),
-            Factor("load", [0.2, 0.4, 0.6, 0.8, 1.0], log=True),
-        ]
-    )
+    orin = ArmSpace.agx_orin()
+    space = ArmSpace([Factor("component", sorted(set(sweep["encoder"]))), *orin.factors[1:]])
     load = np.tile([float(level) for level in space.factors[2].levels], len(sweep))
     alone_s, alone_j = (np.repeat(sweep[name].to_numpy(), 5) for name in ("latency_s", "energy_j"))
     idle = rng.uniform(0.2, 0.5)
@@ -160,8 +151,6 @@ FAMILIES: dict[str, Callable[[int, int], Table]] = {
 
 
 def _space(arms: int, least_w: float, least_load: float) -> ArmSpace:
-    if arms not in SIZES:
-        raise ValueError(f"arms={arms}: expected one of {', '.join(map(str, SIZES))}")
     components, levels, loads = SIZES[arms]
     return ArmSpace(
         [
@@ -179,7 +168,7 @@ def _ordered(space: ArmSpace) -> tuple[Array, Array]:
 
 
 def _positions(space: ArmSpace) -> tuple[Array, Array]:
-    """The same as places within [0, 1]."""
+    """The same within [0, 1]."""
     one = space.features()[space.features()[:, 0] == 0]
     return one[:, 1], one[:, 2]
 

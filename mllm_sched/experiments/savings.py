@@ -1,17 +1,15 @@
 """What a year costs: energy, money and carbon, under each scheduler and under each strategy.
 
-Schedulers are simulated. Every device has one of its own for each encoder, and learns anew: its
-first tasks cost what the played run says, all later ones what the second half of that run took on
-average. Energy is that of the module while tasks run; between them it has a column of its own.
+Schedulers are simulated. Every device has one for each encoder, which learns anew: its first tasks
+cost what the played run says, all later ones what the second half of that run took on average.
+Energy is that of the module while tasks run; idle energy has a column of its own.
 
-Two 95 % intervals are given. The inner one is a bootstrap over seeds, of the expected cost; a
-single device scatters more. The wider one adds the error of the model of the board, as one factor
-on all schedulers (normal in its log), so percentages do not move. Errors that differ between
-components would move them; nothing published says how far off the CPU is.
+The inner 95 % interval is a bootstrap over seeds, of the expected cost. The wider one adds the
+error of the model of the board, as one log-normal factor on all schedulers, so percentages do not
+move.
 
 Strategies are estimated: times by ``strategy_costs``, watts and joules per bit assumed. A request
-is one item of the mix and its answer. Waiting costs nothing, and the server serves one request at a
-time; batching would make it several times cheaper.
+is one item of the mix and its answer; the server serves one request at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from mllm_sched.devices import KnownDevice
 from mllm_sched.devices.calibration import held_out_errors
 from mllm_sched.devices.orin_model import calibrated_model
 from mllm_sched.devices.simulated import SimulatedOrin
-from mllm_sched.experiments.lineup import fitted_lineup, full_power_arms
+from mllm_sched.experiments.comparison import fitted_lineup, full_power_arms
 from mllm_sched.experiments.metrics import CONFIDENCE, RESAMPLES
 from mllm_sched.experiments.plots import PENALTY, scheduler_colour, titled
 from mllm_sched.experiments.runner import Rule, sweep
@@ -63,12 +61,11 @@ class SavingsScenario:
     days: float = 365.0
 
     def __post_init__(self) -> None:
-        for name in ("tasks_per_day", "limit_s", "days"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
-        for name in ("price_per_kwh", "gco2_per_kwh"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number, 0 or more")
+        for name, value in vars(self).items():
+            if name in ("tasks_per_day", "limit_s", "days") and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: give a number above 0")
+            if name in ("price_per_kwh", "gco2_per_kwh") and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: give a number, 0 or more")
         if not 1 <= self.devices < math.inf or self.devices != int(self.devices):
             raise ValueError(f"devices={self.devices}: give a whole number, 1 or more")
         known = encoder_modalities()
@@ -78,7 +75,7 @@ class SavingsScenario:
             if not 0 <= share < math.inf:
                 raise ValueError(f"mix: {encoder}={share}: give a share, 0 or more")
         total = sum(self.mix.values())
-        if not 0 < total < math.inf:
+        if not total:
             raise ValueError(f"mix: shares sum to {total:g}: give at least one a number above 0")
         shares = {encoder: share / total for encoder, share in self.mix.items() if share > 0}
         object.__setattr__(self, "mix", shares)
@@ -113,8 +110,8 @@ def play(
 ) -> pd.DataFrame:
     """Play every encoder under every limit on the simulated board.
 
-    ``steps`` are tasks in a run, ``seeds`` runs of each scheduler. ``rules`` makes the schedulers
-    for a board and its task; ``board`` are further arguments of the board.
+    ``seeds`` are runs of each scheduler, ``rules`` makes the schedulers for a board and its task,
+    and ``board`` are further arguments of the board.
 
     One row a run: ``encoder``, ``limit_s``, ``arms_within`` the limit, ``trusted_beyond`` (the
     trusted components that are not), ``scheduler``, ``seed``, ``late_energy_j``, ``late_beyond``,
@@ -155,7 +152,7 @@ def play(
 
 
 def _compact(table: pd.DataFrame, limit_s: float, space: ArmSpace) -> pd.DataFrame:
-    """One row a run; sums are kept at counts that are dense at first, where most is learnt."""
+    # One row a run; sums are kept at counts that are dense at first, where most is learnt.
     model = calibrated_model()
     idle_w = np.array([model.idle_power_w(float(arm.power_w)) for arm in space])
     table = table.assign(
@@ -209,13 +206,6 @@ class PlayedRuns:
     """A table of ``play``, ready for questions; ``seeds`` counts runs of each scheduler."""
 
     def __init__(self, runs: pd.DataFrame) -> None:
-        missing = {"encoder", "limit_s", "scheduler", "seed", "late_energy_j"} - set(runs.columns)
-        if missing or runs.empty:
-            lacks = ", ".join(sorted(missing)) or "its rows"
-            raise ValueError(
-                f"the table of runs lacks {lacks}: take that of `make reproduce "
-                "NOTEBOOKS=10_savings`, or of mllm_sched.experiments.savings.play"
-            )
         done = runs[runs["scheduler"] != NOBODY]
         self.encoders = tuple(dict.fromkeys(runs["encoder"]))
         self.limits_s = tuple(sorted(map(float, runs["limit_s"].unique())))
@@ -228,11 +218,12 @@ class PlayedRuns:
 
     def curves(self, encoder: str, limit_s: float) -> Curves:
         """What was played of an encoder under a limit; ValueError says what to choose instead."""
-        if encoder not in self.encoders:
-            raise ValueError(f"encoder {encoder!r}: played were {', '.join(self.encoders)}")
-        if limit_s not in self.limits_s:
-            known = ", ".join(f"{limit:g}" for limit in self.limits_s)
-            raise ValueError(f"limit_s={limit_s}: played were {known}")
+        for name, value, known in (
+            ("encoder", encoder, self.encoders),
+            ("limit_s", limit_s, self.limits_s),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value}: played were {', '.join(map(str, known))}")
         if not self.can(encoder, limit_s):
             raise ValueError(
                 f"{encoder}: no arm encodes within {limit_s:g} s (simulated); "
@@ -343,7 +334,7 @@ def saved(scenario: SavingsScenario, played: PlayedRuns, ours: str) -> pd.DataFr
 
 
 def _in_units(scenario: SavingsScenario, kwh: Array) -> dict[str, Array]:
-    """Energy, money and carbon with both intervals; independent errors add in quadrature."""
+    # Energy, money and carbon with both intervals; independent errors add in quadrature.
     columns: dict[str, Array] = {}
     units = {"money": scenario.price_per_kwh, "carbon_kg": scenario.gco2_per_kwh / 1000}
     for name, per_kwh in {"energy_kwh": 1.0, **units}.items():
@@ -356,7 +347,6 @@ def _in_units(scenario: SavingsScenario, kwh: Array) -> dict[str, Array]:
 
 
 def _with_intervals(name: str, values: Array) -> dict[str, Array]:
-    """Mean over seeds and its bootstrap interval, as columns."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values @ _resamples(values.shape[1]), [tail, 100 - tail], axis=1)
     return {name: values.mean(axis=1), f"{name}_low": low, f"{name}_high": high}
@@ -373,9 +363,8 @@ def _resamples(seeds: int) -> Array:
 def model_factor() -> float:
     """The factor by which the model's energy is off at either end of its 95 % interval.
 
-    From its errors on held-out rows: the mean absolute error of a normal is sqrt(2 / pi) of its
-    standard deviation. Schedulers end up on the DLA, whose energy is that of the GPU over a ratio;
-    the errors of the two add up as independent ones.
+    From its errors on held-out rows; the mean absolute error of a normal is sqrt(2 / pi) of its SD.
+    The DLA's energy is the GPU's over a ratio; the errors of the two count as independent.
     """
     errors = held_out_errors(calibrated_model())
     sds = []
@@ -402,23 +391,16 @@ def claim_numbers(savings: pd.DataFrame) -> pd.DataFrame:
     """The numbers that claims refer to: shares of a year's energy that are saved, of ``saved``."""
     claimed = savings["scheduler"].isin(["UCB", "Epsilon-greedy", "Fixed at full power"])
     rows = savings[claimed].reset_index(drop=True)
-    return pd.DataFrame(
-        {
-            "key": "a year against " + rows["scheduler"].astype(str),
-            "value": rows["share"],
-            "low": rows["share_low"],
-            "high": rows["share_high"],
-            "n": rows["seeds"],
-            "evidence": "simulated",
-        }
-    )
+    keys = "a year against " + rows["scheduler"].astype(str)
+    columns = {"share": "value", "share_low": "low", "share_high": "high", "seeds": "n"}
+    numbers = rows[list(columns)].rename(columns=columns).assign(evidence="simulated")
+    numbers.insert(0, "key", keys)
+    return numbers
 
 
 def short(value: float) -> str:
     """Three digits, without a power of ten.
 
-    Examples
-    --------
     >>> short(1234.5), short(0.04567)
     ('1230', '0.0457')
     """

@@ -14,7 +14,7 @@ from mllm_sched.arms import Arm
 from mllm_sched.devices import Background, Drift, Throttling
 from mllm_sched.devices.simulated import SimulatedOrin
 from mllm_sched.experiments import metrics
-from mllm_sched.experiments.lineup import OURS, all_tasks, transferred, trusted_arms
+from mllm_sched.experiments.comparison import OURS, all_tasks, transferred, trusted_arms
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.schedulers import Scheduler

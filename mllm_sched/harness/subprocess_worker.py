@@ -27,9 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from mllm_sched.endings import end_with
-from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.harness.reading import HarnessError
+from mllm_sched.process_setup import end_with, leave_out_loaded
 
 PIECE = 1 << 16
 END_S = 5.0  # that a process which closed its pipes may take to end

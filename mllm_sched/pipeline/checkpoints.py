@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from mllm_sched.garbage import uncollected
 from mllm_sched.pipeline.architectures import architecture_of
 from mllm_sched.pipeline.encoders import CHECKPOINT
 from mllm_sched.pipeline.options import DTYPES
 from mllm_sched.pipeline.small_models import build, small_config, small_model
 from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf, split
+from mllm_sched.process_setup import uncollected
 
 
 @uncollected()

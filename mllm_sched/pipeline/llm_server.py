@@ -21,7 +21,6 @@ import grpc
 import torch
 from safetensors.torch import save
 
-from mllm_sched.endings import end_with
 from mllm_sched.pipeline.checkpoints import load_encoders, load_language
 from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
 from mllm_sched.pipeline.options import Limits, Security, check_host, check_options, security_of
@@ -41,6 +40,7 @@ from mllm_sched.pipeline.wire import (
     start_of,
     unpack,
 )
+from mllm_sched.process_setup import end_with
 
 log = logging.getLogger(__name__)
 Status = grpc.StatusCode

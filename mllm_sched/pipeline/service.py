@@ -23,11 +23,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from mllm_sched.garbage import leave_out_loaded
 from mllm_sched.pipeline.jobs import RefusedError
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.wire import MismatchError
+from mllm_sched.process_setup import leave_out_loaded
 
 log = logging.getLogger(__name__)
 
