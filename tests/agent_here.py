@@ -147,7 +147,9 @@ def message(items, name, **options):
 
 
 @asynccontextmanager
-async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=None, **options):
+async def here(
+    folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=None, limits=Limits(64)
+):
     """An agent that serves as long as the block lasts; the journal is at ``folder``."""
     device, llm, metrics = device or Device(), llm or Llm(), Metrics(SPACE)
     with Journal(folder / "journal", busy_s=0.2) as journal:
@@ -157,8 +159,7 @@ async def here(folder, *, device=None, llm=None, sizes=(1,), at_once=4, users=No
         stage = EncoderStage(loop, FairQueue(), sizes, answering, metrics)
         agent = Agent(
             *("edge-1", stage, answering, journal, users or Users.anyone()),
-            *(options.pop("limits", Limits(64)), Security(), metrics),
-            **options,
+            *(limits, Security(), metrics),
         )
         works = stage.dispatch(), stage.shed(), agent.journal.watch()
         tasks = [asyncio.create_task(each) for each in works]

@@ -2,13 +2,10 @@
 
 import asyncio
 import hashlib
-import json
-import sys
 import time
 import uuid
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import grpc
 
@@ -16,13 +13,10 @@ from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import accepting
-from mllm_sched.edge.system import free_port
-from mllm_sched.endings import end_with
 from mllm_sched.pipeline.jobs import Jobs
 from mllm_sched.pipeline.options import Limits, Security
-from mllm_sched.pipeline.processes import ServiceProcess
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
-from mllm_sched.pipeline.service import abort, deadline_of, serve
+from mllm_sched.pipeline.service import abort, deadline_of
 from mllm_sched.pipeline.wire import read_rest, read_start
 
 MODEL = "f" * 64
@@ -41,8 +35,6 @@ class Ways:
         Added to every token: an agent that answers otherwise than the rest.
     limit
         Tasks at a time.
-    ledger
-        File that gets a line for every task that is begun here.
     """
 
     name: str = "a"
@@ -54,8 +46,6 @@ class Ways:
     latency_s: float = 0.1
     energy_j: float = 1.0
     answer_s: float = 0.1
-    infeasible: bool = False
-    ledger: str = ""
 
 
 def answer_of(data, tokens=5, offset=0):
@@ -72,8 +62,6 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
         self.limits, self.security = Limits(ways.limit), Security()
         self.jobs = Jobs(ways.limit)
         self.draining, self.why_not = False, ""
-        self.infeasible = ways.infeasible
-        self.heals = False  # whether it meets its limit again once it has encoded one more task
         self.refusal = None  # what it turns every new task away with
         self.mute = asyncio.Event()  # cleared: it does not tell what it has
         self.mute.set()
@@ -109,7 +97,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
             running=self.jobs.taken,
             backlog_s=self.jobs.taken * ways.latency_s,
             answer_s=ways.answer_s,
-            predictions=[pb.Prediction(modality="image", infeasible=self.infeasible, **told)],
+            predictions=[pb.Prediction(modality="image", **told)],
         )
 
     async def Holds(self, request, context):
@@ -133,7 +121,7 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
                     raise self.refusal
                 with self.jobs.take(key, start.sha256) as slot:
                     data, _ = await read_rest(accepting(pieces, context), start, 5)
-                    self._begins(key)
+                    self.begun.append(key)
                     job = self.jobs.launch(key, start.sha256, ends_s, slot, self._work(data))
             async for event in job.follow(start.have, start.so_far):
                 yield event
@@ -141,13 +129,6 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)
             await abort(context, error)
-
-    def _begins(self, key):
-        self.begun.append(key)
-        self.infeasible = self.infeasible and not self.heals
-        if self.ways.ledger:
-            with Path(self.ways.ledger).open("a") as ledger:
-                ledger.write(f"{self.ways.name} {key}\n")
 
     def _work(self, data):
         async def work(job):
@@ -191,29 +172,9 @@ def fake(servicer, port=0):
     return listening(servicer, rpc.add_AgentServicer_to_server, port=port)
 
 
-def agent_program(ways):
-    """A fake agent in a process of its own, which may be killed and started again."""
-    return ServiceProcess(sys.executable, __file__, json.dumps(asdict(ways)), str(free_port()))
-
-
 async def until(condition, timeout_s=60.0):
     """Wait for something to become so."""
     ends_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < ends_s, "it did not become so"
         await asyncio.sleep(0.01)
-
-
-def main():
-    ways, port, _, parent = sys.argv[1:]
-    end_with(int(parent))
-    agent = FakeAgent(replace(Ways(), **json.loads(ways)))
-
-    def add(server):
-        rpc.add_AgentServicer_to_server(agent, server)
-
-    asyncio.run(serve(agent, "127.0.0.1", int(port), add=add))
-
-
-if __name__ == "__main__":
-    main()

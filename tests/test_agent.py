@@ -10,13 +10,11 @@ import psutil
 import pytest
 
 from mllm_sched.edge.journal import read_journal
-from mllm_sched.edge.load import LoadUser, keep_asking
+from mllm_sched.edge.load import LoadUser
 from mllm_sched.edge.proto import agent_pb2 as apb
 from mllm_sched.edge.proto import agent_pb2_grpc as arpc
 from mllm_sched.edge.service import BEHALF
-from mllm_sched.edge.siblings import experience_of
 from mllm_sched.edge.system import LocalSystem
-from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Security
@@ -33,7 +31,6 @@ AGENT = {
     "device": "host",
     "scheduler": {"limit_s": 0.5},
     "device_settings": {"timeout_s": 1.5},
-    "queue": {"batch": 4},
 }
 
 
@@ -105,15 +102,6 @@ def test_nobody_gets_at_the_answer_of_another_by_its_id(system, ana):
         ana.ask(other, request.id, 60.0)
 
 
-def test_without_a_token_or_with_a_wrong_one_nothing_is_told(system):
-    for security in (Security(), Security("wrong" * 8)):
-        with EdgeClient(system.address, security) as stranger:
-            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
-                stranger.describe(10.0)
-            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
-                stranger.ask(b"x" * 100, "id", 10.0)
-
-
 def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, ana):
     request, data = message(ana, images(5))
     with ExitStack() as opened:
@@ -135,24 +123,6 @@ def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, an
         assert list(measured(system).iloc[before:]["user"]) == ["ben"]
         held = apb.Held(user="ben", id=request.id)
         assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=60).held
-
-
-def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
-    table = experience_of(system.address, Security(system.tokens["boss"]))
-    assert table["runs"].sum() == len(measured(system))
-    assert {"precision", "threads", "latency_s"} <= set(table) and "user" not in table
-
-
-def test_what_waits_together_is_encoded_in_one_call(system):
-    with ExitStack() as opened:
-        users = [
-            LoadUser(name, opened.enter_context(system.client(name)), images, 60.0, 2)
-            for name in ("ana", "ben")
-            for _ in range(4)
-        ]
-        asked = keep_asking(users, tasks=5)
-    assert set(asked["outcome"]) == {"answered"}
-    assert measured(system)["batch"].max() > 1
 
 
 def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, ana):

@@ -84,11 +84,7 @@ def test_entries_of_one_kind_go_as_the_largest_batch_that_can_be_filled():
     queue = filled(*images[:3], entry("h", kind="audio"), *images[3:])
     sizes = [len(queue.take(0.0, (1, 2, 4))) for _ in range(4)]
     assert sizes == [4, 1, 2, 1] and not queue  # by arrival: a-d, the audio, e and f, g
-
-
-def test_the_kind_none_is_never_batched():
-    queue = filled(entry("ann"), entry("bob"))
-    assert len(queue.take(0.0, (1, 2))) == 1
+    assert len(filled(entry("ann"), entry("bob")).take(0.0, (1, 2))) == 1  # None is no kind
 
 
 def test_a_batch_takes_no_entry_before_an_earlier_deadline_of_the_same_user():
@@ -120,53 +116,26 @@ def test_who_rides_along_in_batches_does_not_do_so_for_ever():
         assert had["ann"] - had["eve"] <= 8 + 2
 
 
-def test_users_who_are_gone_leave_nothing_behind():
-    queue = FairQueue(10_000, 16)
-    for number in range(300):
-        queue.put(entry(str(number), kind=number, cost_s=1.0 + number % 3))
-        if number % 2:
-            (one,) = queue.take(0.0)
-            queue.charge(one, 2.0)
-    served(queue, 300)
-    queue.put(entry("last", arrived_s=1e9))
-    assert len(queue._users) == 1
-
-
-@pytest.mark.parametrize("cost_s", [0.0, -1.0, math.inf, math.nan])
-def test_an_entry_without_a_sensible_cost_is_refused(cost_s):
-    with pytest.raises(ValueError, match=r"cost_s=.*expected a finite number above 0"):
-        entry(cost_s=cost_s)
-
-
 tasks = st.lists(
-    st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS, st.integers(0, 5), st.sampled_from("ia")),
-    max_size=40,
+    st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS, st.integers(0, 5)), min_size=1, max_size=40
 )
-
-
-def of(user, cost_s, ends_s, kind):
-    return entry(user, ends_s, cost_s, kind, weight=WEIGHTS[user])
 
 
 @given(tasks, st.integers(0, 10))
 def test_what_is_said_to_go_before_an_entry_is_what_goes_before_it(given_tasks, gone):
-    queue = filled(*[of(*task) for task in given_tasks])
-    served(queue, gone)
-    said = {one: queue.ahead_s(one) for one in queue._due}
+    entries = [
+        entry(user, ends_s, cost_s, weight=WEIGHTS[user]) for user, cost_s, ends_s in given_tasks
+    ]
+    queue, arrival = filled(*entries[:-1]), entries[-1]
+    waiting = set(entries) - set(served(queue, gone))
+    said_s = queue.ahead_s(arrival)
+    queue.put(arrival)
+    assert queue.ahead_s(arrival) == said_s
+    said = {one: queue.ahead_s(one) for one in waiting}
     taken_s = 0.0
     while batch := queue.take(0.0):
         assert said[batch[0]] == taken_s
         taken_s += batch[0].cost_s
-
-
-@given(tasks, st.integers(0, 10), st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS))
-def test_an_arrival_is_told_what_would_go_before_it(given_tasks, gone, arrival):
-    queue = filled(*[of(*task) for task in given_tasks])
-    served(queue, gone)
-    one = of(*arrival, 3, None)
-    said = queue.ahead_s(one)
-    queue.put(one)
-    assert queue.ahead_s(one) == said
 
 
 @given(
@@ -289,7 +258,8 @@ class Model(RuleBasedStateMachine):
 
     @rule(one=consumes(entries))
     def remove(self, one):
-        assert self.queue.remove(one) == (self.inside.pop(one, None) is not None)
+        self.queue.remove(one)
+        self.inside.pop(one, None)
 
     @rule(step_s=st.sampled_from([0.0, 1.0, 20.0]))
     def expire(self, step_s):
@@ -312,4 +282,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=60, stateful_step_count=30)
+TestModel.settings = settings(max_examples=40, stateful_step_count=30)

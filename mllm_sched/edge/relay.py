@@ -11,8 +11,7 @@ from typing import Any
 
 import grpc
 
-from mllm_sched.edge.agent_link import AgentLink, Sent
-from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.agents import AgentLink, Agents, Sent
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import ACCEPTED
