@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 import stat
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -205,6 +206,18 @@ def test_requests_at_once_are_counted_and_given_back():
     gate.enter(user, 0.0)
 
 
+def test_calls_that_bring_nothing_are_few_for_each_user():
+    gate, user = Gate(), User("ann", at_once=1)
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(gate.call(user))
+        with pytest.raises(Refusal, match="4 calls of ann are open"), gate.call(user):
+            pass
+        stack.enter_context(gate.call(User("bob", at_once=1)))
+    with gate.call(user):
+        pass
+
+
 def test_users_who_are_gone_are_forgotten_at_the_gate_and_those_inside_are_not():
     gate, inside = Gate(), User("inside", at_once=1)
     gate.enter(inside, 0.0)
@@ -212,7 +225,7 @@ def test_users_who_are_gone_are_forgotten_at_the_gate_and_those_inside_are_not()
         user = User(f"user-{number}", rate_hz=100.0)
         gate.enter(user, number / 10)
         gate.leave(user)
-    assert len(gate) < 5
+    assert len(gate._buckets) < 5
     with pytest.raises(Refusal, match="at-once"):
         gate.enter(inside, 1e6)
 

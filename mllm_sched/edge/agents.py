@@ -18,7 +18,7 @@ from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.placement import Candidate, Prediction
 from mllm_sched.edge.proto import agent_pb2 as pb
 from mllm_sched.edge.proto import agent_pb2_grpc as rpc
-from mllm_sched.edge.service import BEHALF
+from mllm_sched.edge.service import BEHALF, now_s
 from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.proto import node_pb2, node_pb2_grpc
 
@@ -95,13 +95,13 @@ class AgentLink:
             status.backlog_s + sent_s,
             status.answer_s,
             status.waiting + status.running + len(self._sent),
-            _now_s() - self._tasked_s,
+            now_s() - self._tasked_s,
             self.passed,
         )
 
     def tasked(self) -> None:
         """A task goes there."""
-        self._tasked_s, self.passed = _now_s(), 0
+        self._tasked_s, self.passed = now_s(), 0
 
     @contextmanager
     def sending(self, encode_s: float) -> Iterator[Sent]:
@@ -138,7 +138,7 @@ class AgentLink:
 
     async def ask(self) -> None:
         """How it is now."""
-        asked_s = _now_s()
+        asked_s = now_s()
         about = {"timeout": ANSWER_S, "metadata": self._metadata}
         try:
             status = await self._agent.Status(pb.Nothing(), **about)
@@ -238,10 +238,6 @@ class Agents:
         self._foreign = foreign
         up = len(self.up())
         self.metrics.agents(up, len(self.all) - up)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _prediction(told: pb.Prediction) -> Prediction:

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any
 
 from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.admission import KINDS, UNKNOWN_S, Admission, Ewma, LetIn
@@ -49,14 +48,8 @@ class BatchSizes:
 
     Every item of a call waits for all of it. A size whose calls take longer than the limit in the
     mean, or fail, is not used for some calls: twice as many each time, up to ``LONGEST_REST``. A
-    single item is always encoded; which arm keeps the limit is the scheduler's matter.
-
-    Parameters
-    ----------
-    sizes
-        That the encoder can run, 1 among them.
-    limit_s
-        On the latency of a call.
+    single item is always encoded; which arm keeps the limit is the scheduler's matter. ``sizes``
+    are those that the encoder can run, 1 among them, ``limit_s`` is on the latency of a call.
 
     Examples
     --------
@@ -106,50 +99,21 @@ class BatchSizes:
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A request on its way through the encoder.
-
-    Attributes
-    ----------
-    task
-        Its key in the journal.
-    prepared
-        Its items; none if it is text alone.
-    job
-        Its answer, which is worth making as long as anyone waits for it.
-    ahead_s
-        Seconds that what went before it was predicted to take.
-    let_in
-        Why it was admitted.
-    queued_s
-        How long it waited for the encoder.
-    free_s
-        When its last item was done, so that it waits again.
-    done, encoded
-        Its items so far, and all of them in the end.
-    """
+    """A request on its way through the encoder; ``task`` is its key in the journal."""
 
     task: str
     user: User
-    prepared: Sequence[Prepared]
-    job: Job
+    prepared: Sequence[Prepared]  # its items; none if it is text alone
+    job: Job  # its answer, worth making as long as anyone waits for it
     came_s: float = field(default_factory=now_s)
-    ahead_s: float = 0.0
+    ahead_s: float = 0.0  # that what goes before it is predicted to take
     let_in: LetIn = LetIn.FITS
-    queued_s: float = 0.0
-    free_s: float = 0.0
-    done: list[EncodedJob] = field(default_factory=list, repr=False)
+    queued_s: float = 0.0  # that it waited for the encoder so far
+    free_s: float = 0.0  # when its last item was done, so that it waits again
+    done: list[EncodedJob] = field(default_factory=list, repr=False)  # items so far
     encoded: asyncio.Future[list[EncodedJob]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future(), repr=False
     )
-
-    def hand_out(self, result: Any) -> None:
-        """Features, or why there are none, to whoever still waits for them."""
-        if self.encoded.done():
-            return
-        if isinstance(result, Exception):
-            self.encoded.set_exception(result)
-        else:
-            self.encoded.set_result(result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +139,8 @@ class EncoderStage:
 
     A request has one place in the queue, for its next item: between two items of one, those of
     others have their turn. Requests without items wait as well, for a place among the answers.
-
-    Parameters
-    ----------
-    sizes
-        How many items of a kind may be encoded in one call, as long as it keeps its limit.
-    answering
-        Takes the features. While it is full, nothing is encoded.
+    While ``answering``, which takes the features, is full, nothing is encoded. ``sizes`` are those
+    of ``BatchSizes``.
     """
 
     def __init__(
@@ -310,7 +269,8 @@ class EncoderStage:
 
     def _end(self, request: QueuedRequest, why: Exception) -> None:
         self._drop(request)
-        request.hand_out(why)
+        if not request.encoded.done():
+            request.encoded.set_exception(why)
 
     def _ahead_s(self, entry: Entry) -> float:
         return self.queue.ahead_s(entry) + self._busy_s()
@@ -400,7 +360,7 @@ class EncoderStage:
             request.done.append(done)
         if not item.rest and not request.encoded.done():
             self.answering.enter(request)
-            request.hand_out(request.done)
+            request.encoded.set_result(request.done)
 
     def _learn(self, prepared: Prepared, done: EncodedJob, took_s: float, batch: int) -> None:
         """How long an item keeps the device busy, which is more than its measured latency.

@@ -12,7 +12,7 @@ from mllm_sched.edge.agents import AgentLink, Agents
 from mllm_sched.edge.config import FrontConfig
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import FrontMetrics
-from mllm_sched.edge.relay import Relay, RelayedTask
+from mllm_sched.edge.relay import Relay
 from mllm_sched.edge.service import UserService, key_of
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
@@ -73,8 +73,8 @@ class Front(UserService):
             self._hold(user, start.bytes, slot)
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
-            items = tuple(part.modality for part in self._header(data, start).parts)
-            relay = Relay(self.agents, RelayedTask(user.name, start.id, data, start.sha256, items))
+            items = [part.modality for part in self._header(data, start).parts]
+            relay = Relay(self.agents, user.name, start, data, items)
             return self.jobs.launch(key_of(user, start), start.sha256, ends_s, slot, relay.run)
 
     def _header(self, data: bytes, start: pb.Start) -> Header:

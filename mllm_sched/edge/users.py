@@ -50,8 +50,6 @@ class User:
 
     Attributes
     ----------
-    name
-        Letters, digits and ``._@-``, 32 at most.
     token_sha256
         Digest of the token; empty for a user whom no token shows.
     rate_hz, burst
@@ -101,7 +99,6 @@ def _fault(fault: Any) -> str:
 
 
 LONGEST_TOKEN = 256  # characters; what is longer was not made here
-ANYONE = "anyone"
 
 
 class Users:
@@ -145,7 +142,7 @@ class Users:
     def anyone(cls) -> Users:
         """For a system without tokens: all callers are one user, without limits."""
         users = cls([])
-        users._everyone = User(ANYONE, rate_hz=math.inf, at_once=1 << 30, front=True)
+        users._everyone = User("anyone", rate_hz=math.inf, at_once=1 << 30, front=True)
         return users
 
     def who(self, token: str | None) -> User | None:
