@@ -33,15 +33,12 @@ class Ways:
         Length of an answer, and seconds for each token.
     offset
         Added to every token: an agent that answers otherwise than the rest.
-    limit
-        Tasks at a time.
     """
 
     name: str = "a"
     tokens: int = 5
     step_s: float = 0.0
     offset: int = 0
-    limit: int = 64
     model: str = MODEL
     latency_s: float = 0.1
     energy_j: float = 1.0
@@ -59,12 +56,9 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
 
     def __init__(self, ways=Ways()):
         self.ways, self.boot = ways, uuid.uuid4().hex
-        self.limits, self.security = Limits(ways.limit), Security()
-        self.jobs = Jobs(ways.limit)
+        self.limits, self.security, self.jobs = Limits(64), Security(), Jobs(64)
         self.draining, self.why_not = False, ""
         self.refusal = None  # what it turns every new task away with
-        self.mute = asyncio.Event()  # cleared: it does not tell what it has
-        self.mute.set()
         self.going = asyncio.Event()  # cleared: it begins tasks, and answers none
         self.going.set()
         self.asked = []  # user and id of every call
@@ -102,7 +96,6 @@ class FakeAgent(node_pb2_grpc.NodeServicer, rpc.AgentServicer):
 
     async def Holds(self, request, context):
         await self._check(context)
-        await self.mute.wait()
         return pb.HeldReply(held=self.jobs.knows(f"{request.user}/{request.id}"))
 
     async def Generate(self, pieces, context):

@@ -55,12 +55,8 @@ def test_a_task_that_would_be_late_is_refused_with_the_reason(given, reason, cod
 def test_a_task_is_let_in_as_long_as_what_goes_before_it_leaves_it_time():
     assert refused(measured(), left_s=2.0, ahead_s=0.5) is None
     assert refused(measured(), left_s=4.0, ahead_s=0.5, more_s=1.5) is None
-
-
-def test_what_was_never_measured_refuses_nobody_whose_deadline_is_not_over():
-    admission = Admission()
-    assert refused(admission, left_s=0.01, ahead_s=100.0) is None
-    assert refused(admission, left_s=0.0).reason == "cannot"
+    assert refused(Admission(), left_s=0.01, ahead_s=100.0) is None  # nothing was measured
+    assert refused(Admission(), left_s=0.0).reason == "cannot"
 
 
 def test_a_prediction_counts_until_something_is_measured():
@@ -173,14 +169,8 @@ def test_who_gave_up_says_only_that_waits_may_be_as_long():
     assert admission.wait_s(1.0) == before_s == pytest.approx(3.0, rel=0.1)
     admission.waited(1.0, 3.9, 0.0, in_vain=True)
     assert admission.wait_s(1.0) > before_s
-
-
-def test_a_lucky_wait_teaches_no_more_than_that_it_may_be_as_predicted():
-    admission = waited(3.0)
-    admission.waited(1.0, 0.01, 0.0)
-    assert 2.5 < admission.wait_s(1.0) < 3.0
     for _ in range(200):
-        admission.waited(1.0, 0.01, 0.0)
+        admission.waited(1.0, 0.01, 0.0)  # by luck
     assert admission.wait_s(1.0) == pytest.approx(1.0, rel=0.01)
 
 

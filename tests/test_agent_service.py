@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 from agent_here import Device, Llm, failed, here, message
 from edge_fakes import until
-from journals import fill, small_disk
 
 from mllm_sched.edge.encoder_stage import LOOKS
-from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Limits
@@ -153,33 +151,6 @@ async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwa
     assert system.counted("journal") == 23
 
 
-def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_begun(tmp_path):
-    async def main(disk):
-        async with here(disk, device=Device(0.4), llm=Llm(0.1)) as system:
-            assert await system.ask() == ANSWER
-            held = asyncio.create_task(system.ask(name="held", deadline_s=30.0))
-            await until(lambda: len(system.device.calls) == 2)
-            late = asyncio.create_task(system.ask("ben", deadline_s=1.5))
-            ballast = disk / "ballast"
-            fill(ballast)
-            await until(lambda: system.agent.why_not)
-            code, why = await system.ask("cyd")
-            assert code == "UNAVAILABLE" and "journal" in why
-            assert (await late)[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-            assert not held.done()
-            ballast.unlink()
-            assert await held == ANSWER
-            await until(lambda: not system.agent.why_not)
-            assert await system.ask("cyd") == ANSWER
-            assert system.journal.answer("ana", "held") is not None
-            assert tasks_decided(system.journal)["ana/held/0"] == 1
-
-    with small_disk(tmp_path / "disk") as mounted:
-        if not mounted:
-            pytest.skip("only root can mount a small disk to fill, and not everywhere")
-        asyncio.run(main(tmp_path / "disk"))
-
-
 @serving(device=Device(0.05))
 async def test_a_request_of_many_items_lets_others_in_between(system):
     many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
@@ -190,13 +161,6 @@ async def test_a_request_of_many_items_lets_others_in_between(system):
     assert not many.done()
     assert await many == ANSWER
     assert len(system.device.calls) == 31
-
-
-@serving(device=Device(0.05), sizes=(1, 2))
-async def test_items_of_one_kind_of_several_requests_are_encoded_together(system):
-    asked = [system.ask(name, items=4) for name in ("ana", "ben")]
-    assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
-    assert 2 in system.device.calls and sum(system.device.calls) == 8
 
 
 class Slowed(Device):
@@ -339,21 +303,22 @@ async def test_a_refusal_that_several_callers_are_told_is_one(system):
 
 @pytest.mark.parametrize("slow", ["device", "server", "queue"])
 def test_an_answer_goes_on_as_long_as_a_later_caller_waits(tmp_path, slow):
-    async def main():
-        device = Device(0.0 if slow == "server" else 0.6)
-        async with here(tmp_path, device=device, llm=Llm(0.6 if slow == "server" else 0.0)) as one:
-            other = asyncio.create_task(one.ask("ben")) if slow == "queue" else None
-            await until(lambda: not other or one.device.calls)
-            data = message(1, "1")
-            first = asyncio.create_task(one.ask(name="1", data=data, deadline_s=0.4))
-            await until(lambda: one.agent.jobs.knows("ana/1"))
-            assert await one.ask(name="1", data=data, deadline_s=20.0) == ANSWER
-            assert (await first)[0] == "DEADLINE_EXCEEDED"
-            if other:
-                await other
-            assert tasks_decided(one.journal)["ana/1/0"] == 1
+    device, llm = Device(0.0 if slow == "server" else 0.6), Llm(0.6 if slow == "server" else 0.0)
 
-    asyncio.run(main())
+    @serving(device=device, llm=llm)
+    async def asked(system):
+        other = asyncio.create_task(system.ask("ben")) if slow == "queue" else None
+        await until(lambda: not other or device.calls)
+        data = message(1, "1")
+        first = asyncio.create_task(system.ask(name="1", data=data, deadline_s=0.4))
+        await until(lambda: system.agent.jobs.knows("ana/1"))
+        assert await system.ask(name="1", data=data, deadline_s=20.0) == ANSWER
+        assert (await first)[0] == "DEADLINE_EXCEEDED"
+        if other:
+            await other
+        assert tasks_decided(system.journal)["ana/1/0"] == 1
+
+    asked(tmp_path)
 
 
 @serving(device=Device(0.3))
@@ -396,23 +361,18 @@ class Remembered(Device):
         return failed(encoded, "it fell over") if self.fails else encoded
 
 
-@pytest.mark.parametrize("way", ["answered", "failed", "late", "pushed out"])
+@pytest.mark.parametrize("way", ["answered", "failed", "late"])
 def test_what_a_request_held_is_free_once_it_is_over_however_it_ended(tmp_path, uncollected, way):
-    async def main():
-        device = Remembered(0.3 if way in ("late", "pushed out") else 0.0, way == "failed")
-        async with here(tmp_path, device=device) as system:
-            if way == "pushed out":
-                asked = [asyncio.create_task(system.ask("ana")) for _ in range(4)]
-                await until(lambda: len(system.agent.stage.queue) == 3)
-                system.agent.stage.refuse_waiting(Refusal("pushed-out", "for the test"))
-                assert [len(each) for each in await asyncio.gather(*asked)] == [2, 2, 2, 2]
-            else:
-                await system.ask("ana", deadline_s=0.2 if way == "late" else 10.0)
-            await until(lambda: not system.agent.stage.running)
-            await until(lambda: not any(one() for one in device.made), 5.0)
-            assert device.made
+    device = Remembered(0.3 if way == "late" else 0.0, way == "failed")
 
-    asyncio.run(main())
+    @serving(device=device)
+    async def asked(system):
+        await system.ask("ana", deadline_s=0.2 if way == "late" else 10.0)
+        await until(lambda: not system.agent.stage.running)
+        await until(lambda: not any(one() for one in device.made), 5.0)
+        assert device.made
+
+    asked(tmp_path)
 
 
 @serving()

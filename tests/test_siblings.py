@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import socket
-import threading
 import time
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import grpc
@@ -35,30 +33,24 @@ class Peer:
         return SimpleNamespace(front=self.front)
 
 
-@contextmanager
-def serving(peer):
-    """Its address, while it talks."""
-    began, ended, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
-    ports = []
+def learned(learner, *peers):
+    """Let a learner learn from peers, or from addresses; the addresses, and what it was given."""
 
-    async def talk():
-        server = grpc.aio.server()
-        rpc.add_AgentServicer_to_server(AgentTalk(peer), server)
-        ports.append(server.add_insecure_port("127.0.0.1:0"))
-        await server.start()
-        began.set()
-        await ended.wait()
-        await server.stop(None)
+    async def main():
+        servers, addresses = [grpc.aio.server() for _ in peers], list[str]()
+        for one, peer in zip(servers, peers, strict=True):
+            addresses.append(peer)
+            if isinstance(peer, Peer):
+                rpc.add_AgentServicer_to_server(AgentTalk(peer), one)
+                addresses[-1] = f"127.0.0.1:{one.add_insecure_port('127.0.0.1:0')}"
+                await one.start()
+        await asyncio.to_thread(learn_from, addresses, learner, SCATTER, Security())
+        await asyncio.gather(*(one.stop(None) for one in servers))
+        return addresses
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(talk()))
-    thread.start()
-    try:
-        assert began.wait(20)
-        yield f"127.0.0.1:{ports[0]}"
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join()
-        loop.close()
+    addresses = asyncio.run(main())
+    given = [event.body for event in learner.journal.events() if event.kind == "warm-start"]
+    return addresses, given
 
 
 def measured(path, made, arms, failed=()):
@@ -84,14 +76,11 @@ def test_a_new_agent_begins_with_what_a_sibling_measured_and_learns_from_it_once
     made = spec("safe-gp-ucb")
     with Journal(tmp_path / "cold.db") as journal:
         cold = Learner(journal, made).ask(["ada/1/0"])
-    with serving(Peer(board)) as address:
-        for _ in range(3):  # as an agent that starts again and again
-            with Journal(tmp_path / "warm.db") as journal:
-                learner = Learner(journal, made)
-                learn_from([address], learner, SCATTER, Security())
-                (event,) = (event for event in journal.events() if event.kind == "warm-start")
-    assert event.body["scatter"] == SCATTER
-    assert len(event.body["table"]["failed"]) == len(SPACE)
+    for _ in range(3):  # as an agent that starts again and again
+        with Journal(tmp_path / "warm.db") as journal:
+            learner = Learner(journal, made)
+            _, (given,) = learned(learner, Peer(board))
+    assert given["scatter"] == SCATTER and len(given["table"]["failed"]) == len(SPACE)
     with Journal(tmp_path / "warm.db") as journal:
         warm = Learner(journal, made).ask(["ada/1/0"])
     assert warm.safe_arms > cold.safe_arms
@@ -101,18 +90,10 @@ def test_a_new_agent_begins_with_what_a_sibling_measured_and_learns_from_it_once
 def test_other_arms_a_refusal_and_a_dead_sibling_are_left_out_and_named(board, tmp_path, caplog):
     others = ArmSpace([Factor("component", ["gpu", "npu"]), Factor("power_w", [15, 30], log=True)])
     other = measured(tmp_path / "o.db", SchedulerSpec("ucb", others, {"latency_s": 0.2}), others)
-    with (
-        serving(Peer(other)) as strange,
-        serving(Peer(board, front=False)) as closed,
-        serving(Peer(board)) as good,
-        Journal(tmp_path / "new.db") as journal,
-        caplog.at_level(logging.WARNING),
-    ):
-        learner = Learner(journal, spec("ucb"))
-        addresses = [strange, closed, "127.0.0.1:1", good]
-        learn_from(addresses, learner, SCATTER, Security())
-        (event,) = (event for event in journal.events() if event.kind == "warm-start")
-        assert len(event.body["table"]["failed"]) == len(SPACE)
+    peers = Peer(other), Peer(board, front=False), "127.0.0.1:1", Peer(board)
+    with Journal(tmp_path / "new.db") as journal, caplog.at_level(logging.WARNING):
+        addresses, (given,) = learned(Learner(journal, spec("ucb")), *peers)
+    assert len(given["table"]["failed"]) == len(SPACE)
     fields = [record.fields for record in caplog.records if record.message == "sibling-left-out"]
     assert [field["sibling"] for field in fields] == addresses[:3]
     assert "npu" in fields[0]["why"] and "for fronts and agents" in fields[1]["why"]
@@ -121,33 +102,27 @@ def test_other_arms_a_refusal_and_a_dead_sibling_are_left_out_and_named(board, t
 def test_siblings_that_hang_or_have_no_measurements_do_not_hold_up_a_start(tmp_path, monkeypatch):
     monkeypatch.setattr(siblings, "PATIENCE_S", 0.5)
     Journal(tmp_path / "empty.db").close()
-    with (
-        socket.socket() as mute,
-        serving(Peer(tmp_path / "empty.db")) as empty,
-        Journal(tmp_path / "new.db") as journal,
-    ):
+    with socket.socket() as mute, Journal(tmp_path / "new.db") as journal:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         learner, begun_s = Learner(journal, spec("ucb")), time.monotonic()
-        addresses = [f"127.0.0.1:{mute.getsockname()[1]}", empty]
-        learn_from(addresses, learner, SCATTER, Security())
-        assert 0.4 < time.monotonic() - begun_s < 15
-        assert [event.kind for event in journal.events()] == ["started"]
+        hanging = f"127.0.0.1:{mute.getsockname()[1]}"
+        _, given = learned(learner, hanging, Peer(tmp_path / "empty.db"))
+        assert not given and 0.4 < time.monotonic() - begun_s < 15
 
 
 def test_experience_is_a_row_for_each_arm_however_much_was_measured(tmp_path):
     path = tmp_path / "long.db"
     with Journal(path) as journal:
         learner = Learner(journal, spec("ucb"))
-        with journal._transaction():
-            for number in range(400):
-                arm = SPACE[number % 4]
-                decision = learner.ask([f"ada/{number}/0"], available=[arm])
-                failing = number % 4 == 3 or number % 8 == 0
-                given = {"failed": f"no {number}"} if failing else taken(arm, number)
-                learner.tell(decision.id, facts=FACTS, **given)
+        for number in range(80):
+            arm = SPACE[number % 4]
+            decision = learner.ask([f"ada/{number}/0"], available=[arm])
+            failing = number % 4 == 3 or number % 8 == 0
+            given = {"failed": f"no {number}"} if failing else taken(arm, number)
+            learner.tell(decision.id, facts=FACTS, **given)
     table = summarize(path)
-    assert len(table) == 4 and list(table["runs"]) == [100] * 4
-    assert "user" not in table and list(table["failed"]) == ["", "", "", "no 399"]
+    assert len(table) == 4 and list(table["runs"]) == [20] * 4
+    assert "user" not in table and list(table["failed"]) == ["", "", "", "no 79"]
     assert table["latency_s"][0] == pytest.approx(taken(SPACE[0])["latency_s"], rel=0.1)
     assert summarize(path, recent=8)["runs"].sum() == 8

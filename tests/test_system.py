@@ -168,6 +168,22 @@ def test_whatever_is_killed_is_missed_by_nobody_and_nothing_acknowledged_is_lost
     assert sum(map(len, measured(system).values())) == sum(map(len, journals.values()))
 
 
+def test_an_agent_that_hangs_gets_no_new_tasks_and_loses_the_one_it_has(running, asking):
+    system, _ = running
+    users = [asking(name) for name in USERS]
+    thread, done = in_the_meantime(keep_asking, users, seconds=5.0)
+    time.sleep(1.0)
+    hung = system.agents["edge-1"].pid
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        thread.join()
+        assert set(keep_asking(users, tasks=1)["agent"]) == {"edge-2"}
+    finally:
+        os.kill(hung, signal.SIGCONT)
+    assert set(done[0]["outcome"]) == {"answered"}
+    assert until(lambda: "edge-1" in set(keep_asking(users, tasks=2)["agent"]))
+
+
 def test_a_link_that_is_cut_sheds_those_who_cannot_wait_and_then_goes_on(running, asking):
     _, link = running
     patient = [asking(name, 60.0) for name in ("user-0", "user-1")]
