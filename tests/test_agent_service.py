@@ -3,18 +3,14 @@
 import asyncio
 import gc
 import hashlib
-import sqlite3
 import time
 import weakref
-from collections import Counter
-from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
-from agent_here import Device, Llm, failed, here, message
-from edge_fakes import until
+from agent_here import Device, Llm, failed, here, message, until
 
 from mllm_sched.edge.encoder_stage import LOOKS
 from mllm_sched.edge.users import User, Users
@@ -46,22 +42,6 @@ def serving(**options):
         return run
 
     return decorated
-
-
-@contextmanager
-def locked(journal):
-    """Another connection holds the journal."""
-    with closing(sqlite3.connect(journal.path, check_same_thread=False)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        try:
-            yield other
-        finally:
-            other.rollback()
-
-
-def tasks_decided(journal):
-    events = [event for event in journal.events() if event.kind == "decided"]
-    return Counter(task for event in events for task in event.body["tasks"])
 
 
 async def flooded(system, callers, flood_items, items, tasks):
@@ -109,7 +89,7 @@ async def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice
     data = message(1, "twice")
     both = [system.ask(name="twice", data=data) for _ in range(2)]
     assert await asyncio.gather(*both) == [ANSWER, ANSWER]
-    assert tasks_decided(system.journal) == {"ana/twice/0": 1}
+    assert system.decided() == {"ana/twice/0": 1}
     assert system.agent.jobs.taken == 0
 
 
@@ -136,7 +116,7 @@ async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwa
     await until(lambda: len(system.device.calls) == 2)
     behind = [asyncio.create_task(system.ask("ben", deadline_s=30.0)) for _ in range(3)]
     await asyncio.sleep(0.1)
-    with locked(system.journal):
+    with system.locked():
         for code, why in await asyncio.gather(*behind):  # they wait, and go elsewhere
             assert code == "UNAVAILABLE" and "journal" in why
         begun_s = time.monotonic()
@@ -252,7 +232,7 @@ async def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_ta
 async def test_an_agent_ends_soon_though_its_journal_is_locked(system):
     asked = asyncio.create_task(system.ask(deadline_s=120.0))
     await until(lambda: system.device.calls)
-    with locked(system.journal):
+    with system.locked():
         begun_s = time.monotonic()
         await system.agent.drain(0.5)
         await asyncio.to_thread(system.agent.close)
@@ -316,7 +296,7 @@ def test_an_answer_goes_on_as_long_as_a_later_caller_waits(tmp_path, slow):
         assert (await first)[0] == "DEADLINE_EXCEEDED"
         if other:
             await other
-        assert tasks_decided(system.journal)["ana/1/0"] == 1
+        assert system.decided()["ana/1/0"] == 1
 
     asked(tmp_path)
 
