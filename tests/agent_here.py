@@ -36,6 +36,7 @@ from mllm_sched.pipeline.prompts import markers_of, prompt_ids
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Item, Part, Request
+from mllm_sched.pipeline.service import listening
 from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 MODEL = "small-qwen2.5-omni"
@@ -173,58 +174,33 @@ async def until(condition, timeout_s=60.0):
 
 
 @asynccontextmanager
-async def listening(servicer, talk=None, port=0):
-    """The servicer on a loopback port, in this very loop; its port."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    rpc.add_NodeServicer_to_server(servicer, server)
-    if talk:
-        add_AgentServicer_to_server(talk, server)
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield bound
-    finally:
-        await server.stop(None)
-
-
-@asynccontextmanager
-async def here(
-    folder,
-    *,
-    name="edge-1",
-    port=0,
-    device=None,
-    llm=None,
-    expects=None,
-    sizes=(1,),
-    at_once=4,
-    users=None,
-    limits=Limits(64),
-):
+async def here(folder, name="edge-1", *, port=0, expects=None, users=None, **options):
     """An agent that serves as long as the block lasts; the journal is in ``folder``.
 
-    It ``expects`` an image to take these seconds and joules.
+    It ``expects`` an image to take these seconds and joules. Options are ``device``, ``llm``,
+    ``sizes`` of batches, answers ``at_once``, and ``limits``.
     """
-    device, llm, metrics = device or Device(), llm or Llm(), Metrics(SPACE)
+    device, llm = options.get("device") or Device(), options.get("llm") or Llm()
+    metrics = Metrics(SPACE)
     with Journal(folder / f"{name}.journal", busy_s=0.2) as journal:
         spec = SchedulerSpec("ucb", SPACE, {"latency_s": LIMIT_S}, [TRUSTED])
         loop = ClosedLoop(name, device, Learner(journal, spec), LIMIT_S, metrics)
-        answering = Answering(llm, device.half.identity, "float32", at_once)
-        stage = EncoderStage(loop, FairQueue(), sizes, answering, metrics)
-        agent = Agent(
-            *(name, stage, answering, journal, users or Users.anyone()),
-            *(limits, Security(), metrics),
-        )
+        answering = Answering(llm, device.half.identity, "float32", options.get("at_once", 4))
+        stage = EncoderStage(loop, FairQueue(), options.get("sizes", (1,)), answering, metrics)
+        users, limits = users or Users.anyone(), options.get("limits", Limits(64))
+        agent = Agent(name, stage, answering, journal, users, limits, Security(), metrics)
         if expects:
             stage.admission.expect("image", *expects)
+
+        def add(server):
+            add_AgentServicer_to_server(AgentTalk(agent), server)
+
         works = stage.dispatch(), stage.shed(), agent.journal.watch()
         tasks = [asyncio.create_task(each) for each in works]
         try:
-            async with listening(agent, AgentTalk(agent), port) as bound:
+            async with listening(agent, "127.0.0.1", port, add=add) as bound:
                 yield (system := Here(agent, bound, journal))
                 system._channel.close()
         finally:
-            await agent.drain(0.1)
             for task in tasks:
                 task.cancel()
-            await asyncio.to_thread(agent.close)

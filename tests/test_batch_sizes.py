@@ -1,7 +1,5 @@
 """How many items share a call, as long as it keeps its limit."""
 
-import numpy as np
-
 from mllm_sched.edge.admission import KINDS
 from mllm_sched.edge.encoder_stage import LONGEST_REST, LOOKS, REST, BatchSizes
 
@@ -58,14 +56,3 @@ def test_it_rests_twice_as_long_each_time_and_as_at_first_once_it_kept_the_limit
     for _ in range(30):
         sizes.failed("image", 2)
     assert rests(sizes) == LONGEST_REST
-
-
-def test_few_calls_are_above_the_limit_where_batches_are_too_slow_for_good():
-    rng, sizes = np.random.default_rng(0), BatchSizes([1, 2, 4], 0.3)
-    items, above = 0, 0
-    while items < 4000:
-        size = sizes.of("image")[-1]
-        latency_s = 0.12 * size**0.9 * rng.lognormal(0.0, 0.1)  # of 2 0.22 s, of 4 0.42 s
-        sizes.took("image", size, latency_s)
-        items, above = items + size, above + size * (latency_s > 0.3)
-    assert 0 < above / items < 0.05

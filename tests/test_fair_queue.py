@@ -83,20 +83,6 @@ def test_entries_beyond_the_size_that_can_be_filled_stay_where_they_were_uncharg
     assert served(queue, 3)[:2] == [second, third] and not queue
 
 
-def test_who_rides_along_in_batches_does_not_do_so_for_ever():
-    queue = filled(*[entry("ann", kind="image") for _ in range(400)])
-    had, kinds = dict.fromkeys(("ann", "bob", "eve"), 0), {"bob": "image", "eve": "audio"}
-    gone = list(kinds)
-    for _ in range(50):
-        for user in gone:  # each asks again when it was served
-            queue.put(entry(user, kind=kinds[user]))
-        taken = [one.user for one in queue.take(0.0, (1, 2, 4, 8))]
-        gone = [user for user in taken if user in kinds]
-        for user in taken:
-            had[user] += 1
-        assert had["ann"] - had["eve"] <= 8 + 2
-
-
 tasks = st.lists(
     st.tuples(st.sampled_from(sorted(WEIGHTS)), COSTS, st.integers(0, 5)), min_size=1, max_size=40
 )

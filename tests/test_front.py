@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import yaml
-from agent_here import MODEL, Device, Llm, here, listening, message, until
+from agent_here import MODEL, Device, Llm, here, message, until
 
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.config import ConfigError, FrontConfig, read_config
@@ -30,6 +30,7 @@ from mllm_sched.pipeline.node_errors import (
 )
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.requests import Item
+from mllm_sched.pipeline.service import listening
 from mllm_sched.pipeline.wire import pieces_of, start_of
 
 Status = grpc.StatusCode
@@ -92,7 +93,7 @@ async def system(users, *ports, poll_s=0.1):
     agents = Agents(addresses, Security("any"), poll_s, FrontMetrics(addresses))
     async with agents.watched():
         front = Front("front", agents, Users.read(users), Limits(64), Security(), HELD_BYTES)
-        async with listening(front) as port:
+        async with listening(front, "127.0.0.1", 0) as port:
             yield System(front, port)
 
 
@@ -103,12 +104,8 @@ def behind(poll_s=0.1, **agents):
         def run(users_file):
             async def main():
                 async with AsyncExitStack() as stack:
-                    opened = [
-                        await stack.enter_async_context(
-                            here(users_file.parent, name=name, **options)
-                        )
-                        for name, options in agents.items()
-                    ]
+                    each = [here(users_file.parent, name, **how) for name, how in agents.items()]
+                    opened = [await stack.enter_async_context(one) for one in each]
                     ports = [one.port for one in opened]
                     front = await stack.enter_async_context(
                         system(users_file, *ports, poll_s=poll_s)
@@ -253,9 +250,9 @@ async def test_a_caller_is_told_if_another_agent_begins_the_answer_differently(f
             list(client.events(message(1, "1"), "1", 20.0))
 
     asked = asyncio.create_task(front.ask("1"))
-    following = asyncio.create_task(asyncio.to_thread(follow))
     await front.answering("ann/1")
-    await asyncio.sleep(0.2)
+    following = asyncio.create_task(asyncio.to_thread(follow))
+    await asyncio.sleep(0.3)
     await a.agent.drain(0.0)
     with pytest.raises(AnswerChanged, match="begins differently"):
         await following
@@ -267,7 +264,7 @@ def test_with_no_agent_up_a_caller_waits_until_one_returns(users_file, tmp_path)
     async def main():
         port = free_port()
         async with AsyncExitStack() as stack:
-            async with here(tmp_path, name="first", port=port):
+            async with here(tmp_path, "first", port=port):
                 front = await stack.enter_async_context(system(users_file, port))
             await until(lambda: front.counted("agents", state="up") == 0)
             # The last try may be the one that the deadline ends; the reason is told all the same.
@@ -275,7 +272,7 @@ def test_with_no_agent_up_a_caller_waits_until_one_returns(users_file, tmp_path)
                 await asyncio.to_thread(front.describe, 1.0)
             waiting = asyncio.create_task(front.ask("1"))
             await asyncio.sleep(1.0)  # long enough to be turned away once
-            await stack.enter_async_context(here(tmp_path, name="second", port=port))
+            await stack.enter_async_context(here(tmp_path, "second", port=port))
             answer = await waiting
             assert answer.runs[0].agent == "second" and answer.tries > 1
 
