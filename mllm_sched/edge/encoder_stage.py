@@ -121,7 +121,8 @@ class QueuedItem:
     """The next item of a request, or only its answer if it has no items."""
 
     request: QueuedRequest
-    place: int = 0
+    place: int
+    encode_s: float  # as predicted when it came to the queue
 
     @property
     def prepared(self) -> Prepared | None:
@@ -186,7 +187,7 @@ class EncoderStage:
         JournalError, EncodingFailed
             See ``ClosedLoop.encode``.
         """
-        entry = self._entry(QueuedItem(request))
+        entry = self._entry(request, 0)
         request.ahead_s = self._ahead_s(entry)
         request.let_in = self.admission.check(
             self._left_s(entry.item), entry.ends_s, request.ahead_s, now_s(), entry.kind
@@ -230,15 +231,16 @@ class EncoderStage:
             await asyncio.sleep(SHED_S)
             self._shed_late()
 
-    def _entry(self, item: QueuedItem) -> Entry:
+    def _entry(self, request: QueuedRequest, place: int) -> Entry:
         """Its cost is encoding, or with the last item its answer, if that takes longer."""
-        request, prepared = item.request, item.prepared
+        prepared = request.prepared[place] if request.prepared else None
+        item = QueuedItem(request, place, self._encode_s([prepared]) if prepared else TEXT_S)
         return Entry(
             user=request.user.name,
             kind=prepared.kind if prepared and self.loop.device.batches else None,
             arrived_s=now_s(),
             ends_s=request.job.ends_s,
-            cost_s=self._scarce_s(item, self._encode_s([prepared]) if prepared else TEXT_S),
+            cost_s=self._scarce_s(item, item.encode_s),
             item=item,
             weight=request.user.weight,
         )
@@ -285,7 +287,7 @@ class EncoderStage:
 
     def _left_s(self, item: QueuedItem) -> float:
         """Of encoding, for an item and those after it."""
-        return self._encode_s(item.request.prepared[item.place :]) or TEXT_S
+        return item.encode_s + self._encode_s(item.rest)
 
     def _service_s(self, entry: Entry) -> float:
         let_in = entry.item.request.let_in
@@ -316,7 +318,7 @@ class EncoderStage:
                 self.admission.waited(request.ahead_s, request.queued_s, begun_s)
             del self._waiting[request]
             if item.rest:  # there is room: its place in the queue is free now
-                self._wait(self._entry(QueuedItem(request, item.place + 1)))
+                self._wait(self._entry(request, item.place + 1))
         if not items[0].prepared:
             self._hand_out(items[0])
             return
