@@ -2,30 +2,23 @@
 
 import os
 import signal
-from contextlib import ExitStack
 
-import grpc
 import numpy as np
 import psutil
 import pytest
 
 from mllm_sched.edge.journal import read_journal
 from mllm_sched.edge.load import LoadUser
-from mllm_sched.edge.proto import agent_pb2 as apb
-from mllm_sched.edge.proto import agent_pb2_grpc as arpc
-from mllm_sched.edge.service import BEHALF
 from mllm_sched.edge.system import LocalSystem
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
-from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.prompts import prompt_ids
-from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Item, Request
-from mllm_sched.pipeline.wire import pack, pieces_of, start_of
+from mllm_sched.pipeline.wire import pack
 
 pytestmark = pytest.mark.slow
 
 MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
-USERS = {"ana": {}, "ben": {}, "boss": {"front": True}}
+USERS = {"ana": {}}
 AGENT = {
     "device": "host",
     "scheduler": {"limit_s": 0.5},
@@ -63,11 +56,6 @@ def measured(system):
     return read_journal(system.journal("edge-1"))
 
 
-def stub_of(opened, system, user):
-    channel = opened.enter_context(grpc.insecure_channel(system.address_of("edge-1")))
-    return channel, Security(system.tokens[user]).metadata
-
-
 def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
     before = len(measured(system))
     items = (
@@ -84,29 +72,6 @@ def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
     assert list(new["user"]) == ["ana"] * 3
     assert {run.agent for run in answer.runs} == {"edge-1"}
     assert {run.evidence for run in answer.runs} == {"measured"}
-
-
-def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, ana):
-    request, data = message(ana, images(5))
-    with ExitStack() as opened:
-        channel, mine = stub_of(opened, system, "ana")
-        calls = pieces_of(data, start_of(data, request.id))
-        stub = rpc.NodeStub(channel)
-        with pytest.raises(grpc.RpcError, match="only a front may ask for others"):
-            list(stub.Generate(calls, metadata=(*mine, (BEHALF, "ben")), timeout=60))
-        with pytest.raises(grpc.RpcError, match="for fronts and agents"):
-            arpc.AgentStub(channel).Status(apb.Nothing(), metadata=mine, timeout=60)
-        channel, front = stub_of(opened, system, "boss")
-        status = arpc.AgentStub(channel).Status(apb.Nothing(), metadata=front, timeout=60)
-        assert status.taking and status.name == "edge-1"
-        assert {p.modality for p in status.predictions} >= {"image"}
-        assert all(p.latency_s > 0 and p.energy_j > 0 for p in status.predictions)
-        before = len(measured(system))
-        calls = pieces_of(data, start_of(data, request.id))
-        list(rpc.NodeStub(channel).Generate(calls, metadata=(*front, (BEHALF, "ben")), timeout=60))
-        assert list(measured(system).iloc[before:]["user"]) == ["ben"]
-        held = apb.Held(user="ben", id=request.id)
-        assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=60).held
 
 
 def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, ana):

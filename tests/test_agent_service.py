@@ -22,10 +22,10 @@ from mllm_sched.pipeline.requests import Item
 ANSWER = [7, 8]
 
 
-def users(**limits):
-    """A user ``few`` with these limits; all others have none."""
-    front = User("front", hashlib.sha256(b"any").hexdigest(), front=True)
-    return Users([User("few", **limits), front])
+def users(front=True, **limits):
+    """A user ``few`` with these limits, and the one who asks, for others if it is a front."""
+    asking = User("front", hashlib.sha256(b"any").hexdigest(), front=front)
+    return Users([User("few", **limits), asking])
 
 
 def serving(**options):
@@ -353,6 +353,11 @@ def test_what_a_request_held_is_free_once_it_is_over_however_it_ended(tmp_path, 
         assert device.made
 
     asked(tmp_path)
+
+
+@serving(users=users(front=False))
+async def test_only_a_front_may_ask_for_others(system):
+    assert await system.ask("few") == ("PERMISSION_DENIED", "only a front may ask for others")
 
 
 @serving()

@@ -1,7 +1,6 @@
 """Which edge agent a task goes to."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -86,39 +85,6 @@ def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, mor
     if not there[chosen.name].is_infeasible(items):
         assert not there[later.name].is_infeasible(items)
         assert later.energy_j <= chosen.energy_j * 1.05 + 1e-9
-
-
-@settings(max_examples=50)
-@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4))
-def test_without_a_deadline_no_feasible_agent_needs_clearly_less_energy(known, items):
-    chosen = outcome(items, known)
-    for one in known:
-        if one.is_infeasible(items):
-            continue
-        alone = outcome(items, [one])
-        if isinstance(alone, tuple) or set(items) - set(one.predictions):
-            continue  # cannot, or is guessed at from others
-        assert chosen.energy_j <= alone.energy_j * 1.05 + 1e-9
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 6), st.integers(0, 60), st.booleans())
-def test_equal_agents_get_equally_many_tasks_also_if_nothing_is_known_of_them(
-    count, tasks, is_known
-):
-    fleet = [agent(str(number)) for number in range(count)]
-    fleet = fleet if is_known else [replace(one, predictions={}) for one in fleet]
-    got = Counter({one.name: 0 for one in fleet})
-    for _ in range(tasks):
-        placed = place(["image"], fleet)
-        got[placed.name] += 1
-        fleet = [
-            replace(one, backlog_s=one.backlog_s + placed.encode_s, tasks=one.tasks + 1)
-            if one.name == placed.name
-            else one
-            for one in fleet
-        ]
-    assert max(got.values()) - min(got.values()) <= 1
 
 
 FRUGAL, FAST = agent("frugal", 0.5, 1.0), agent("fast", 0.1, 3.0)
