@@ -101,7 +101,7 @@ class LetIn(Enum):
 
 @dataclass(frozen=True)
 class ExpectedTimes:
-    """What one item of a modality is expected to take; NaN where nothing is known."""
+    """What one item of a modality is expected to take; NaN if unknown."""
 
     modality: str
     latency_s: float
@@ -209,8 +209,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
     ) -> float:
         """Predicted seconds from the start of its encoding to the end of its answer.
 
-        For ``CHANCE`` it is the least that it may take, for ``PROBE`` 0, so that it is never given
-        up.
+        For ``CHANCE`` it is the least that it may take, for ``PROBE`` 0: that is never given up.
         """
         if let_in is LetIn.PROBE:
             return 0.0

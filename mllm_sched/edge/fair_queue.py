@@ -62,7 +62,6 @@ class Due(NamedTuple):
 class UserQueue:
     """Entries of one user by deadline, and the virtual time at which the first of them starts."""
 
-    name: str
     start_s: float
     entries: list[Due] = field(default_factory=list)
     share_s: float = 0.0  # of all entries
@@ -236,7 +235,7 @@ class FairQueue:
         running is not included. Batches only make it shorter.
         """
         due = self._due.get(entry, Due(entry.ends_s, self._arrivals, entry))
-        own = self._users.get(entry.user) or UserQueue(entry.user, self._virtual_s)
+        own = self._users.get(entry.user) or UserQueue(self._virtual_s)
         turn_s, ahead_s = own.start_s, 0.0
         if not own.entries:
             turn_s = max(turn_s, self._virtual_s)
@@ -266,7 +265,7 @@ class FairQueue:
         return self._drop(heaviest, -1).entry
 
     def _user(self, name: str) -> UserQueue:
-        user = self._users.setdefault(name, UserQueue(name, self._virtual_s))
+        user = self._users.setdefault(name, UserQueue(self._virtual_s))
         if not user.entries:
             user.start_s = max(user.start_s, self._virtual_s)
         return user
