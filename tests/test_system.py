@@ -115,7 +115,7 @@ def test_who_has_no_certificate_of_the_authority_reaches_nobody_and_without_toke
     ours = Security(None, **written(tmp_path, authority, "friend.example"))
     strange = written(tmp_path, trustme.CA(), "stranger.example")
     stranger = Security(None, **{**strange, "authority": ours.authority})
-    for address in (system.address, system.address_of("edge-1")):
+    for address in (system.address, system.agents["edge-1"].address):
         for nobody in (Security(), stranger):
             with EdgeClient(address, nobody) as client, pytest.raises(NodeUnreachable):
                 client.describe(0.5)

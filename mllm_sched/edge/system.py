@@ -57,13 +57,12 @@ PAUSE_S = 0.5  # after a start that failed
 class Supervisor:
     """Keeps processes, given by name, up while its block lasts.
 
-    ``restarts`` counts how often each was started again, ``failed_starts`` how often each ended
-    before it listened; it is tried again, for ever.
+    ``restarts`` counts how often each was started again. One that ends before it listens is tried
+    again, for ever.
     """
 
     def __init__(self, processes: Mapping[str, ServiceProcess]) -> None:
         self.restarts: Counter[str] = Counter()
-        self.failed_starts: Counter[str] = Counter()
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep, args=pair) for pair in processes.items()
@@ -87,7 +86,6 @@ class Supervisor:
             try:
                 process.start()
             except (RuntimeError, OSError) as error:
-                self.failed_starts[name] += 1
                 say(log, "start-failed", "warning", process=name, why=str(error))
                 self._over.wait(PAUSE_S)
             else:
@@ -173,10 +171,6 @@ class LocalSystem:
         """By name; ``server`` is that of the LLM."""
         front = {FRONT: self.front} if self.front else {}
         return {"server": self.server, **self.agents, **front}
-
-    def address_of(self, name: str) -> str:
-        """Of an agent."""
-        return self._addresses[name]
 
     def journal(self, name: str) -> Path:
         """Of an agent."""
