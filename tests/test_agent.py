@@ -2,37 +2,26 @@
 
 import os
 import signal
-from contextlib import ExitStack
 
-import grpc
 import numpy as np
 import psutil
 import pytest
 
 from mllm_sched.edge.journal import read_journal
-from mllm_sched.edge.load import LoadUser, keep_asking
-from mllm_sched.edge.proto import agent_pb2 as apb
-from mllm_sched.edge.proto import agent_pb2_grpc as arpc
-from mllm_sched.edge.service import BEHALF
-from mllm_sched.edge.siblings import experience_of
+from mllm_sched.edge.load import LoadUser
 from mllm_sched.edge.system import LocalSystem
-from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.media import panned_video, photograph, speech_like
-from mllm_sched.pipeline.node_errors import RequestRefused
-from mllm_sched.pipeline.options import Security
-from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
 from mllm_sched.pipeline.requests import Item, Request, prompt_ids
-from mllm_sched.pipeline.wire import pack, pieces_of, start_of
+from mllm_sched.pipeline.wire import pack
 
 pytestmark = pytest.mark.slow
 
 MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
-USERS = {"ana": {}, "ben": {}, "boss": {"front": True}}
+USERS = {"ana": {}}
 AGENT = {
     "device": "host",
     "scheduler": {"limit_s": 0.5},
     "device_settings": {"timeout_s": 1.5},
-    "queue": {"batch": 4},
 }
 
 
@@ -55,21 +44,15 @@ def images(number):
     return (Item("image", np.roll(photograph("china", 56, 84), 3 * number, axis=1)),)
 
 
-def message(client, items, new_tokens=NEW_TOKENS, name=None):
+def message(client, items, new_tokens=NEW_TOKENS):
     card = client.describe(60.0)
     prompt = prompt_ids(card.markers, [item.modality for item in items], b"What is this?")
-    named = {"id": name} if name else {}
-    request = Request(prompt, items, new_tokens, **named)
+    request = Request(prompt, items, new_tokens)
     return request, pack(request, card.model)
 
 
 def measured(system):
     return read_journal(system.journal("edge-1"))
-
-
-def stub_of(opened, system, user):
-    channel = opened.enter_context(grpc.insecure_channel(system.address_of("edge-1")))
-    return channel, Security(system.tokens[user]).metadata
 
 
 def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
@@ -88,70 +71,6 @@ def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
     assert list(new["user"]) == ["ana"] * 3
     assert {run.agent for run in answer.runs} == {"edge-1"}
     assert {run.evidence for run in answer.runs} == {"measured"}
-
-
-def test_nobody_gets_at_the_answer_of_another_by_its_id(system, ana):
-    request, data = message(ana, images(3))
-    ana.ask(data, request.id, 60.0)
-    before = len(measured(system))
-    with system.client("ben") as ben:
-        answer = ben.ask(data, request.id, 60.0)  # the same bytes even: a task of ben's own
-    assert len(answer.tokens) == NEW_TOKENS
-    new = measured(system).iloc[before:]
-    assert list(new["user"]) == ["ben"]
-    _, other = message(ana, images(4), name=request.id)
-    with pytest.raises(RequestRefused, match="with other bytes"):
-        ana.ask(other, request.id, 60.0)
-
-
-def test_without_a_token_or_with_a_wrong_one_nothing_is_told(system):
-    for security in (Security(), Security("wrong" * 8)):
-        with EdgeClient(system.address, security) as stranger:
-            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
-                stranger.describe(10.0)
-            with pytest.raises(RequestRefused, match="no token, or a wrong one"):
-                stranger.ask(b"x" * 100, "id", 10.0)
-
-
-def test_only_a_front_asks_for_others_and_hears_how_busy_the_agent_is(system, ana):
-    request, data = message(ana, images(5))
-    with ExitStack() as opened:
-        channel, mine = stub_of(opened, system, "ana")
-        calls = pieces_of(data, start_of(data, request.id))
-        stub = rpc.NodeStub(channel)
-        with pytest.raises(grpc.RpcError, match="only a front may ask for others"):
-            list(stub.Generate(calls, metadata=(*mine, (BEHALF, "ben")), timeout=60))
-        with pytest.raises(grpc.RpcError, match="for fronts and agents"):
-            arpc.AgentStub(channel).Status(apb.Nothing(), metadata=mine, timeout=60)
-        channel, front = stub_of(opened, system, "boss")
-        status = arpc.AgentStub(channel).Status(apb.Nothing(), metadata=front, timeout=60)
-        assert status.taking and status.name == "edge-1"
-        assert {p.modality for p in status.predictions} >= {"image"}
-        assert all(p.latency_s > 0 and p.energy_j > 0 for p in status.predictions)
-        before = len(measured(system))
-        calls = pieces_of(data, start_of(data, request.id))
-        list(rpc.NodeStub(channel).Generate(calls, metadata=(*front, (BEHALF, "ben")), timeout=60))
-        assert list(measured(system).iloc[before:]["user"]) == ["ben"]
-        held = apb.Held(user="ben", id=request.id)
-        assert arpc.AgentStub(channel).Holds(held, metadata=front, timeout=60).held
-
-
-def test_siblings_may_have_what_was_measured_and_not_who_asked(system):
-    table = experience_of(system.address, Security(system.tokens["boss"]))
-    assert table["runs"].sum() == len(measured(system))
-    assert {"precision", "threads", "latency_s"} <= set(table) and "user" not in table
-
-
-def test_what_waits_together_is_encoded_in_one_call(system):
-    with ExitStack() as opened:
-        users = [
-            LoadUser(name, opened.enter_context(system.client(name)), images, 60.0, 2)
-            for name in ("ana", "ben")
-            for _ in range(4)
-        ]
-        asked = keep_asking(users, tasks=5)
-    assert set(asked["outcome"]) == {"answered"}
-    assert measured(system)["batch"].max() > 1
 
 
 def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, ana):

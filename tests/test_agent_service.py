@@ -3,22 +3,16 @@
 import asyncio
 import gc
 import hashlib
-import sqlite3
 import time
 import weakref
-from collections import Counter
-from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
-from agent_here import Device, Llm, failed, here, message
-from edge_fakes import until
-from journals import fill, small_disk
+from agent_here import Device, Llm, failed, here, message, until
 
 from mllm_sched.edge.encoder_stage import LOOKS
-from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.node_errors import RequestRefused
 from mllm_sched.pipeline.options import Limits
@@ -28,9 +22,10 @@ from mllm_sched.pipeline.requests import Item
 ANSWER = [7, 8]
 
 
-def users(**limits):
-    """A user ``few`` with these limits; all others have none."""
-    return Users([User("few", **limits)], User("anyone", rate_hz=float("inf"), front=True))
+def users(front=True, **limits):
+    """A user ``few`` with these limits, and the one who asks, for others if it is a front."""
+    asking = User("front", hashlib.sha256(b"any").hexdigest(), front=front)
+    return Users([User("few", **limits), asking])
 
 
 def serving(**options):
@@ -47,22 +42,6 @@ def serving(**options):
         return run
 
     return decorated
-
-
-@contextmanager
-def locked(journal):
-    """Another connection holds the journal."""
-    with closing(sqlite3.connect(journal.path, check_same_thread=False)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        try:
-            yield other
-        finally:
-            other.rollback()
-
-
-def tasks_decided(journal):
-    events = [event for event in journal.events() if event.kind == "decided"]
-    return Counter(task for event in events for task in event.body["tasks"])
 
 
 async def flooded(system, callers, flood_items, items, tasks):
@@ -110,7 +89,7 @@ async def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice
     data = message(1, "twice")
     both = [system.ask(name="twice", data=data) for _ in range(2)]
     assert await asyncio.gather(*both) == [ANSWER, ANSWER]
-    assert tasks_decided(system.journal) == {"ana/twice/0": 1}
+    assert system.decided() == {"ana/twice/0": 1}
     assert system.agent.jobs.taken == 0
 
 
@@ -137,7 +116,7 @@ async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwa
     await until(lambda: len(system.device.calls) == 2)
     behind = [asyncio.create_task(system.ask("ben", deadline_s=30.0)) for _ in range(3)]
     await asyncio.sleep(0.1)
-    with locked(system.journal):
+    with system.locked():
         for code, why in await asyncio.gather(*behind):  # they wait, and go elsewhere
             assert code == "UNAVAILABLE" and "journal" in why
         begun_s = time.monotonic()
@@ -152,33 +131,6 @@ async def test_a_locked_journal_refuses_new_tasks_at_once_and_takes_them_afterwa
     assert system.counted("journal") == 23
 
 
-def test_a_full_disk_refuses_new_tasks_until_there_is_room_and_holds_what_was_begun(tmp_path):
-    async def main(disk):
-        async with here(disk, device=Device(0.4), llm=Llm(0.1)) as system:
-            assert await system.ask() == ANSWER
-            held = asyncio.create_task(system.ask(name="held", deadline_s=30.0))
-            await until(lambda: len(system.device.calls) == 2)
-            late = asyncio.create_task(system.ask("ben", deadline_s=1.5))
-            ballast = disk / "ballast"
-            fill(ballast)
-            await until(lambda: system.agent.why_not)
-            code, why = await system.ask("cyd")
-            assert code == "UNAVAILABLE" and "journal" in why
-            assert (await late)[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-            assert not held.done()
-            ballast.unlink()
-            assert await held == ANSWER
-            await until(lambda: not system.agent.why_not)
-            assert await system.ask("cyd") == ANSWER
-            assert system.journal.answer("ana", "held") is not None
-            assert tasks_decided(system.journal)["ana/held/0"] == 1
-
-    with small_disk(tmp_path / "disk") as mounted:
-        if not mounted:
-            pytest.skip("only root can mount a small disk to fill, and not everywhere")
-        asyncio.run(main(tmp_path / "disk"))
-
-
 @serving(device=Device(0.05))
 async def test_a_request_of_many_items_lets_others_in_between(system):
     many = asyncio.create_task(system.ask("ana", items=30, deadline_s=30.0))
@@ -189,13 +141,6 @@ async def test_a_request_of_many_items_lets_others_in_between(system):
     assert not many.done()
     assert await many == ANSWER
     assert len(system.device.calls) == 31
-
-
-@serving(device=Device(0.05), sizes=(1, 2))
-async def test_items_of_one_kind_of_several_requests_are_encoded_together(system):
-    asked = [system.ask(name, items=4) for name in ("ana", "ben")]
-    assert await asyncio.gather(*asked) == [ANSWER, ANSWER]
-    assert 2 in system.device.calls and sum(system.device.calls) == 8
 
 
 class Slowed(Device):
@@ -287,7 +232,7 @@ async def test_what_keeps_the_device_busy_is_predicted_not_what_it_is_told_to_ta
 async def test_an_agent_ends_soon_though_its_journal_is_locked(system):
     asked = asyncio.create_task(system.ask(deadline_s=120.0))
     await until(lambda: system.device.calls)
-    with locked(system.journal):
+    with system.locked():
         begun_s = time.monotonic()
         await system.agent.drain(0.5)
         await asyncio.to_thread(system.agent.close)
@@ -338,25 +283,27 @@ async def test_a_refusal_that_several_callers_are_told_is_one(system):
 
 @pytest.mark.parametrize("slow", ["device", "server", "queue"])
 def test_an_answer_goes_on_as_long_as_a_later_caller_waits(tmp_path, slow):
-    async def main():
-        device = Device(0.0 if slow == "server" else 0.6)
-        async with here(tmp_path, device=device, llm=Llm(0.6 if slow == "server" else 0.0)) as one:
-            other = asyncio.create_task(one.ask("ben")) if slow == "queue" else None
-            await until(lambda: not other or one.device.calls)
-            data = message(1, "1")
-            first = asyncio.create_task(one.ask(name="1", data=data, deadline_s=0.4))
-            await until(lambda: one.agent.jobs.knows("ana/1"))
-            assert await one.ask(name="1", data=data, deadline_s=20.0) == ANSWER
-            assert (await first)[0] == "DEADLINE_EXCEEDED"
-            if other:
-                await other
-            assert tasks_decided(one.journal)["ana/1/0"] == 1
+    device, llm = Device(0.0 if slow == "server" else 0.6), Llm(0.6 if slow == "server" else 0.0)
 
-    asyncio.run(main())
+    @serving(device=device, llm=llm)
+    async def asked(system):
+        other = asyncio.create_task(system.ask("ben")) if slow == "queue" else None
+        await until(lambda: not other or device.calls)
+        data = message(1, "1")
+        first = asyncio.create_task(system.ask(name="1", data=data, deadline_s=0.4))
+        await until(lambda: system.agent.jobs.knows("ana/1"))
+        assert await system.ask(name="1", data=data, deadline_s=20.0) == ANSWER
+        assert (await first)[0] == "DEADLINE_EXCEEDED"
+        if other:
+            await other
+        assert system.decided()["ana/1/0"] == 1
+
+    asked(tmp_path)
 
 
-@serving(device=Device(0.3), held_bytes=25 * len(message(1, "1")))
+@serving(device=Device(0.3))
 async def test_what_requests_hold_is_bounded_and_given_back(system):
+    system.agent.held.limit = 25 * len(message(1, "1"))
     asked = asyncio.create_task(system.ask())
     await until(lambda: system.device.calls)
     assert system.agent.held.total > 4 * len(message(1, "1"))  # larger, as the encoder takes it
@@ -394,34 +341,32 @@ class Remembered(Device):
         return failed(encoded, "it fell over") if self.fails else encoded
 
 
-@pytest.mark.parametrize("way", ["answered", "failed", "late", "pushed out"])
+@pytest.mark.parametrize("way", ["answered", "failed", "late"])
 def test_what_a_request_held_is_free_once_it_is_over_however_it_ended(tmp_path, uncollected, way):
-    async def main():
-        device = Remembered(0.3 if way in ("late", "pushed out") else 0.0, way == "failed")
-        async with here(tmp_path, device=device) as system:
-            if way == "pushed out":
-                asked = [asyncio.create_task(system.ask("ana")) for _ in range(4)]
-                await until(lambda: len(system.agent.stage.queue) == 3)
-                system.agent.stage.refuse_waiting(Refusal("pushed-out", "for the test"))
-                assert [len(each) for each in await asyncio.gather(*asked)] == [2, 2, 2, 2]
-            else:
-                await system.ask("ana", deadline_s=0.2 if way == "late" else 10.0)
-            await until(lambda: not system.agent.stage.running)
-            await until(lambda: not any(one() for one in device.made), 5.0)
-            assert device.made
+    device = Remembered(0.3 if way == "late" else 0.0, way == "failed")
 
-    asyncio.run(main())
+    @serving(device=device)
+    async def asked(system):
+        await system.ask("ana", deadline_s=0.2 if way == "late" else 10.0)
+        await until(lambda: not system.agent.stage.running)
+        await until(lambda: not any(one() for one in device.made), 5.0)
+        assert device.made
+
+    asked(tmp_path)
 
 
-@serving()
-async def test_logits_are_refused_at_agents_as_at_fronts(system):
-    code, why = await system.ask(name="1", data=message(1, "1", logits=True))
-    assert code == "FAILED_PRECONDITION" and "logits" in why
+@serving(users=users(front=False))
+async def test_only_a_front_may_ask_for_others(system):
+    assert await system.ask("few") == ("PERMISSION_DENIED", "only a front may ask for others")
 
 
 @serving()
-async def test_an_item_that_cannot_be_prepared_is_named_and_refused(system):
+async def test_what_no_agent_can_answer_is_refused_with_the_reason(system):
     few = (Item("audio", np.zeros(161, np.int16)),)
-    code, why = await system.ask(name="1", data=message(few, "1"))
-    assert code == "INVALID_ARGUMENT" and "audio of 161" in why
+    for data, status, said in (
+        (message(1, "1", logits=True), "FAILED_PRECONDITION", "logits"),
+        (message(few, "1"), "INVALID_ARGUMENT", "audio of 161"),
+    ):
+        code, why = await system.ask(name="1", data=data)
+        assert code == status and said in why
     assert await system.ask() == ANSWER

@@ -5,7 +5,7 @@ import time
 import pytest
 from grpc import StatusCode as Status
 
-from mllm_sched.edge.load import Asked, LoadUser, keep_asking
+from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.node_errors import (
     DeadlineMissed,
@@ -21,23 +21,6 @@ def images(number):
     return (Item("image", photograph("china", 56, 84)),)
 
 
-class Told(LoadUser):
-    """Is told to come back after an hour."""
-
-    def __init__(self):
-        self.name = "ann"
-
-    def ask(self, number, begun_s=0.0):
-        return Asked("ann", str(number), 0.0, 0.0, "shed", retry_s=3600.0)
-
-
-@pytest.mark.parametrize("until", [{"seconds": 0.3}, {"tasks": 1}])
-def test_whatever_a_service_says_users_end_when_their_time_is_over(until):
-    begun_s = time.monotonic()
-    assert list(keep_asking([Told()], **until)["outcome"]) == ["shed"]
-    assert time.monotonic() - begun_s < 60
-
-
 class Failing:
     """In the place of a client, whose every request ends so."""
 
@@ -49,6 +32,14 @@ class Failing:
 
     def ask(self, data, name, deadline_s):
         raise self.error
+
+
+@pytest.mark.parametrize("until", [{"seconds": 0.3}, {"tasks": 1}])
+def test_whatever_a_service_says_users_end_when_their_time_is_over(until):
+    later = NodeBusy("full", Status.RESOURCE_EXHAUSTED, reason="queue-full", retry_s=3600.0)
+    user, begun_s = LoadUser("ann", Failing(later), images, 1.0), time.monotonic()
+    assert list(keep_asking([user], **until)["outcome"]) == ["shed"]
+    assert time.monotonic() - begun_s < 60
 
 
 @pytest.mark.parametrize(

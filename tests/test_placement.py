@@ -1,10 +1,10 @@
 """Which edge agent a task goes to."""
 
-from collections import Counter
+import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_sched.edge.placement import (
@@ -21,8 +21,8 @@ ALL = frozenset(MODALITIES)
 seconds = st.floats(0, 100)
 
 
-def agent(name="a", latency_s=0.1, energy_j=1.0, **other):
-    prediction = Prediction(latency_s, energy_j)
+def agent(name="a", latency_s=0.1, energy_j=1.0, above=False, **other):
+    prediction = Prediction(latency_s, energy_j, infeasible=above)
     return Candidate(name, ALL, dict.fromkeys(MODALITIES, prediction), **other)
 
 
@@ -45,10 +45,6 @@ def agents(draw, due=False):
     ]
 
 
-def infeasible(one, items):
-    return any(item in one.predictions and one.predictions[item].infeasible for item in items)
-
-
 def outcome(*asked):
     try:
         return place(*asked)
@@ -56,6 +52,7 @@ def outcome(*asked):
         return none.reason, str(none)
 
 
+@settings(max_examples=50)
 @given(agents(due=True), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, st.randoms())
 def test_the_choice_is_the_same_in_any_order_and_in_time_and_able(known, items, left_s, random):
     shuffled = random.sample(known, len(known))
@@ -67,14 +64,15 @@ def test_the_choice_is_the_same_in_any_order_and_in_time_and_able(known, items, 
     assert there.modalities >= set(items)
     assert chosen.total_s - there.backlog_s <= left_s
     assert chosen.total_s == there.backlog_s + chosen.encode_s + there.answer_s
-    if not there.is_due and infeasible(there, items):
+    if not there.is_due and there.is_infeasible(items):
         assert all(
-            infeasible(one, items) or isinstance(outcome(items, [one], left_s), tuple)
+            one.is_infeasible(items) or isinstance(outcome(items, [one], left_s), tuple)
             for one in known
             if not set(items) - set(one.predictions)  # else its latency is a guess from the others
         )
 
 
+@settings(max_examples=50)
 @given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4), seconds, seconds)
 def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, more_s):
     chosen, later = outcome(items, known, left_s), outcome(items, known, left_s + more_s)
@@ -84,102 +82,59 @@ def test_more_time_never_sheds_a_task_nor_costs_energy(known, items, left_s, mor
     if chosen.total_s > left_s:  # as soon as it can be, whatever it costs
         return
     there = {one.name: one for one in known}
-    if not infeasible(there[chosen.name], items):
-        assert not infeasible(there[later.name], items)
+    if not there[chosen.name].is_infeasible(items):
+        assert not there[later.name].is_infeasible(items)
         assert later.energy_j <= chosen.energy_j * 1.05 + 1e-9
 
 
-@given(agents(), st.lists(st.sampled_from(MODALITIES), max_size=4))
-def test_without_a_deadline_no_feasible_agent_needs_clearly_less_energy(known, items):
-    chosen = outcome(items, known)
-    for one in known:
-        if infeasible(one, items):
-            continue
-        alone = outcome(items, [one])
-        if isinstance(alone, tuple) or set(items) - set(one.predictions):
-            continue  # cannot, or is guessed at from others
-        assert chosen.energy_j <= alone.energy_j * 1.05 + 1e-9
+FRUGAL, FAST = agent("frugal", 0.5, 1.0), agent("fast", 0.1, 3.0)
+GONE = agent("a", energy_j=float("nan"))  # its meter
+SLOW, SLOWER = agent("slow", 1.0, 2.0, above=True), agent("slower", 2.0, 1.0, above=True)
+EXPENSIVE = agent("expensive", 3.0, 9.0)
+BUSY = [agent("a", backlog_s=9.0), agent("b", backlog_s=5.0), agent("c", 2.0)]
 
 
-@given(st.integers(1, 6), st.integers(0, 60), st.booleans())
-def test_equal_agents_get_equally_many_tasks_also_if_nothing_is_known_of_them(
-    count, tasks, is_known
-):
-    fleet = [agent(str(number)) for number in range(count)]
-    fleet = fleet if is_known else [replace(one, predictions={}) for one in fleet]
-    got = Counter({one.name: 0 for one in fleet})
-    for _ in range(tasks):
-        placed = place(["image"], fleet)
-        got[placed.name] += 1
-        fleet = [
-            replace(one, backlog_s=one.backlog_s + placed.encode_s, tasks=one.tasks + 1)
-            if one.name == placed.name
-            else one
-            for one in fleet
-        ]
-    assert max(got.values()) - min(got.values()) <= 1
+@pytest.mark.parametrize(
+    ("agents", "left_s", "chosen"),
+    [
+        ([FRUGAL, FAST], math.inf, "frugal"),
+        ([FRUGAL, FAST], 0.3, "fast"),
+        ([replace(FRUGAL, backlog_s=5.0), FAST], 4.0, "fast"),
+        ([agent("a", energy_j=1.0, backlog_s=2.0), agent("b", energy_j=1.04)], math.inf, "b"),
+        ([GONE], math.inf, "a"),
+        (BUSY, 1.0, "b"),  # the soonest decides: its user may have a place before the rest
+        ([SLOW, SLOWER, EXPENSIVE], math.inf, "expensive"),
+        ([SLOW, SLOWER, EXPENSIVE], 2.5, "slow"),
+        ([SLOW, SLOWER], math.inf, "slow"),  # done first, whatever it takes
+    ],
+)
+def test_the_frugal_agent_within_its_limit_is_taken_unless_it_would_be_late(agents, left_s, chosen):
+    assert place(["image"], agents, left_s).name == chosen
 
 
-def test_the_frugal_agent_is_taken_until_it_would_be_late():
-    frugal, fast = agent("frugal", 0.5, 1.0), agent("fast", 0.1, 3.0)
-    assert place(["image"], [frugal, fast]).name == "frugal"
-    assert place(["image"], [frugal, fast], 0.3).name == "fast"
-    waiting = replace(frugal, backlog_s=5.0)
-    assert place(["image"], [waiting, fast], 4.0).name == "fast"
-
-
-def test_a_few_percent_of_energy_are_not_worth_waiting_for():
-    busy, idle = agent("a", energy_j=1.0, backlog_s=2.0), agent("b", energy_j=1.04)
-    assert place(["image"], [busy, idle]).name == "b"
-
-
-def test_a_new_agent_is_tried_as_soon_as_the_others_are_busier():
+def test_what_is_not_known_of_an_agent_is_guessed_from_the_others():
     known = [agent("a", 0.1, 1.0, backlog_s=0.5), agent("b", 0.3, 9.0)]
-    new = Candidate("new", ALL)
-    placed = place(["image", "audio"], [*known, new])
+    placed = place(["image", "audio"], [*known, Candidate("new", ALL)])
     assert (placed.name, placed.encode_s, placed.energy_j) == ("new", 0.4, 2.0)
-
-
-def test_a_meter_that_was_gone_makes_no_agent_look_free_of_cost():
-    gone = agent("a", energy_j=float("nan"))
-    assert place(["image"], [gone, agent("b", energy_j=2.0)]).energy_j == 2.0
-    assert place(["image"], [gone]).name == "a"
+    assert place(["image"], [GONE, agent("b", energy_j=2.0)]).energy_j == 2.0
 
 
 def test_what_no_agent_can_do_is_told_with_the_reason():
-    with pytest.raises(NoAgentFits, match=r"1\.10 s needed, 0\.50 s left") as late:
-        place(["image"], [agent(answer_s=1.0), agent("b", answer_s=2.0)], 0.5)
-    assert late.value.reason == "too-late"
+    for agents in ([agent(answer_s=1.0), agent("b", answer_s=2.0)], [replace(SLOW, answer_s=0.1)]):
+        with pytest.raises(NoAgentFits, match=r"1\.10 s needed, 0\.50 s left") as late:
+            place(["image"], agents, 0.5)
+        assert late.value.reason == "too-late"
     with pytest.raises(NoAgentFits, match="no edge agent here encodes audio") as cannot:
         place(["audio"], [Candidate("a", frozenset(["image"]))])
     assert cannot.value.reason == "cannot"
-
-
-def test_where_all_that_waits_makes_it_late_the_soonest_agent_decides_itself():
-    agents = [agent("a", backlog_s=9.0), agent("b", backlog_s=5.0), agent("c", 2.0)]
-    assert place(["image"], agents, 1.0).name == "b"  # its user may have a place before the rest
-
-
-def above_limit(name, latency_s, energy_j, **other):
-    prediction = Prediction(latency_s, energy_j, infeasible=True)
-    return Candidate(name, ALL, dict.fromkeys(MODALITIES, prediction), **other)
-
-
-def test_an_agent_above_its_own_limit_is_asked_only_if_no_other_can_be_in_time():
-    slow, slower = above_limit("slow", 1.0, 2.0), above_limit("slower", 2.0, 1.0)
-    dear = agent("dear", 3.0, 9.0)
-    assert place(["image"], [slow, slower, dear]).name == "dear"
-    assert place(["image"], [slow, slower, dear], 2.5).name == "slow"
-    assert place(["image"], [slow, slower]).name == "slow"  # done first, whatever it takes
-    with pytest.raises(NoAgentFits, match=r"1\.00 s needed"):
-        place(["image"], [slow, slower], 0.5)
 
 
 LEFT_ALONE = {"idle_s": PROBE_S, "passed": PROBE_TASKS}
 
 
 @pytest.mark.parametrize(
-    "left", [agent("left", 1.0, 1.06, **LEFT_ALONE), above_limit("left", 1.0, 9.0, **LEFT_ALONE)]
+    "left",
+    [agent("left", 1.0, 1.06, **LEFT_ALONE), agent("left", 1.0, 9.0, above=True, **LEFT_ALONE)],
 )
 def test_an_agent_that_was_left_alone_for_long_gets_a_task_if_it_can_be_in_time(left):
     usual = agent("usual", 0.1, 1.0)

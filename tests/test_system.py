@@ -115,7 +115,7 @@ def test_who_has_no_certificate_of_the_authority_reaches_nobody_and_without_toke
     ours = Security(None, **written(tmp_path, authority, "friend.example"))
     strange = written(tmp_path, trustme.CA(), "stranger.example")
     stranger = Security(None, **{**strange, "authority": ours.authority})
-    for address in (system.address, system.address_of("edge-1")):
+    for address in (system.address, system.agents["edge-1"].address):
         for nobody in (Security(), stranger):
             with EdgeClient(address, nobody) as client, pytest.raises(NodeUnreachable):
                 client.describe(0.5)
@@ -166,6 +166,22 @@ def test_whatever_is_killed_is_missed_by_nobody_and_nothing_acknowledged_is_lost
     for column in ("tokens", "agent", "arm", "latency_s", "energy_j"):
         assert (both[column] == both[f"{column}_first"]).all()
     assert sum(map(len, measured(system).values())) == sum(map(len, journals.values()))
+
+
+def test_an_agent_that_hangs_gets_no_new_tasks_and_loses_the_one_it_has(running, asking):
+    system, _ = running
+    users = [asking(name) for name in USERS]
+    thread, done = in_the_meantime(keep_asking, users, seconds=5.0)
+    time.sleep(1.0)
+    hung = system.agents["edge-1"].pid
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        thread.join()
+        assert set(keep_asking(users, tasks=1)["agent"]) == {"edge-2"}
+    finally:
+        os.kill(hung, signal.SIGCONT)
+    assert set(done[0]["outcome"]) == {"answered"}
+    assert until(lambda: "edge-1" in set(keep_asking(users, tasks=2)["agent"]))
 
 
 def test_a_link_that_is_cut_sheds_those_who_cannot_wait_and_then_goes_on(running, asking):

@@ -6,6 +6,7 @@ Before the first is measured, the scheduler's predictions take that place.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -13,14 +14,81 @@ from typing import Any
 
 import numpy as np
 
-from mllm_sched.edge.ewma import LEAP, Running, RunningByKind
-from mllm_sched.edge.fair_queue import Entry
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.schedulers import Scheduler
 
+UNKNOWN_S = 0.1  # of encoding, for a modality of which nothing is known
 TOO_SHORT_S = 0.1  # a predicted wait that a single call under way may double
 FORGOTTEN_S = 30.0  # without a wait, after which waits are taken as predicted again
+PROBE_S = 5.0  # without a measurement after a refusal, until one task is let in all the same
 SURE = 4.0  # upper to lower bound of a latency; a wider belief says nothing yet
+KINDS = 256  # that have a mean of their own, those seen last
+MEMORY = 16  # measurements that a mean reaches back over
+LEAP = 4.0  # one measurement counts for no more than that many times the mean
+SPREADS = 2.0  # mean deviations to either side that are still to be expected
+
+
+class Ewma:
+    """Exponentially weighted mean and mean deviation, as of round trips in RFC 6298.
+
+    A measurement far above the mean counts for ``LEAP`` times the mean; one far below starts the
+    mean anew, since what is taken for slow is not used and cannot show many. The mean is
+    ``expected`` until something is measured, NaN if nothing is known.
+
+    Examples
+    --------
+    >>> ewma = Ewma()
+    >>> for seconds in (1.0, 3.0):
+    ...     ewma.add(seconds)
+    >>> ewma.mean, ewma.deviation
+    (2.0, 1.0)
+    """
+
+    def __init__(self, expected: float = math.nan) -> None:
+        self.mean, self.deviation, self.count = expected, 0.0, 0
+
+    def add(self, value: float) -> None:
+        """Add a measurement; one that is no number above 0 is ignored."""
+        if not 0 < value < math.inf:
+            return
+        if not self.count or value * LEAP < self.mean:
+            self.mean, self.deviation, self.count = value, 0.0, 1
+            return
+        self.count = min(self.count + 1, MEMORY)
+        off = min(value, LEAP * self.mean) - self.mean
+        self.mean += off / self.count
+        self.deviation += (abs(off) - self.deviation) / self.count
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured or expected."""
+        return not math.isnan(self.mean)
+
+    @property
+    def least(self) -> float:
+        """Lower bound; 0 before it was measured."""
+        return max(0.0, self.mean - self.spread) if self.count else 0.0
+
+    @property
+    def spread(self) -> float:
+        """Half-width of the range to be expected."""
+        return SPREADS * self.deviation
+
+
+class EwmaByKind(OrderedDict[Hashable, Ewma]):
+    """One for each of the ``KINDS`` seen last."""
+
+    def add(self, kind: Hashable, value: float) -> None:
+        """Add a measurement of a kind."""
+        self.setdefault(kind, Ewma()).add(value)
+        self.move_to_end(kind)
+        if len(self) > KINDS:
+            self.popitem(last=False)
+
+    def mean(self, kind: Hashable, default: float) -> float:
+        """Of a kind, or the default."""
+        ewma = self.get(kind)
+        return ewma.mean if ewma is not None and ewma.known else default
 
 
 class LetIn(Enum):
@@ -33,7 +101,7 @@ class LetIn(Enum):
 
 @dataclass(frozen=True)
 class ExpectedTimes:
-    """What one item of a modality is expected to take; NaN where nothing is known."""
+    """What one item of a modality is expected to take; NaN if unknown."""
 
     modality: str
     latency_s: float
@@ -44,38 +112,29 @@ class Admission:
     """Predicts how long tasks take, and refuses those that cannot be in time.
 
     Nothing is refused before something was measured. When no measurement followed a refusal for
-    ``probe_s``, one task is let in all the same: after a few slow runs nothing would ever be
+    ``PROBE_S``, one task is let in all the same: after a few slow runs nothing would ever be
     measured again otherwise.
-
-    Parameters
-    ----------
-    unknown_s
-        Seconds of encoding to assume for a modality of which nothing is known.
-    probe_s
-        See above.
 
     Examples
     --------
     >>> admission = Admission()
     >>> admission.encoded("image", 0.5)
     >>> admission.answered(1.0)
-    >>> entry = Entry("ann", None, 0.0, ends_s=3.0, cost_s=admission.encode_s("image"))
-    >>> admission.check(entry, ahead_s=1.0, now_s=0.0).name
+    >>> admission.check(0.5, ends_s=3.0, ahead_s=1.0, now_s=0.0).name
     'FITS'
-    >>> admission.check(entry, ahead_s=2.0, now_s=0.0)
+    >>> admission.check(0.5, ends_s=3.0, ahead_s=2.0, now_s=0.0)
     Traceback (most recent call last):
     mllm_sched.edge.refusals.Refusal: too-late: it would be answered in 3.5 s, and 3 s are left; \
 send less at a time or with a later deadline; ask again in 0.5 s
     """
 
-    def __init__(self, *, unknown_s: float = 0.1, probe_s: float = 5.0) -> None:
-        self.unknown_s, self.probe_s = unknown_s, probe_s
-        self._latency: dict[str, Running] = {}
-        self._energy: dict[str, Running] = {}
-        self._of_kind = RunningByKind()
-        self._batch = RunningByKind()  # items of a kind that share a call: each waits for all of it
-        self._answer = Running()
-        self._ratio = Running(1.0)  # of seconds that encoding took to those predicted
+    def __init__(self) -> None:
+        self._latency: dict[str, Ewma] = {}
+        self._energy: dict[str, Ewma] = {}
+        self._of_kind = EwmaByKind()
+        self._batch = EwmaByKind()  # items of a kind that share a call: each waits for all of it
+        self._answer = Ewma()
+        self._ratio = Ewma(1.0)  # of seconds that encoding took to those predicted
         self._wait = _as_predicted()  # of seconds that waiting took to those predicted
         self._waited_s = 0.0  # when that was measured last
         self._silent_since_s: float | None = None  # first refusal after the last measurement
@@ -88,7 +147,7 @@ send less at a time or with a later deadline; ask again in 0.5 s
     def encode_s(self, modality: str, kind: Hashable = None) -> float:
         """Predicted seconds of encoding of an item: the mean of its kind, else of its modality."""
         known = self._latency.get(modality)
-        mean_s = known.mean if known is not None and known.known else self.unknown_s
+        mean_s = known.mean if known is not None and known.known else UNKNOWN_S
         return self._of_kind.mean((modality, kind), mean_s)
 
     def predictions(self) -> list[ExpectedTimes]:
@@ -101,8 +160,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
     def expect(self, modality: str, latency_s: float, energy_j: float = math.nan) -> None:
         """A scheduler's prediction for a modality, used until it is measured."""
         if not (latency := self._latency.get(modality)) or not latency.count:
-            self._latency[modality] = Running(latency_s)
-            self._energy[modality] = Running(energy_j)
+            self._latency[modality] = Ewma(latency_s)
+            self._energy[modality] = Ewma(energy_j)
 
     def encoded(
         self,
@@ -115,8 +174,8 @@ send less at a time or with a later deadline; ask again in 0.5 s
         """One item was encoded, in a call of ``batch`` items; NaN is an unknown energy."""
         ratio = latency_s / self.encode_s(modality, kind) if modality in self._latency else 1.0
         self._ratio.add(min(max(ratio, 1 / LEAP), LEAP))
-        self._latency.setdefault(modality, Running()).add(latency_s)
-        self._energy.setdefault(modality, Running()).add(energy_j)
+        self._latency.setdefault(modality, Ewma()).add(latency_s)
+        self._energy.setdefault(modality, Ewma()).add(energy_j)
         if kind is not None:
             self._of_kind.add((modality, kind), latency_s)
             self._batch.add(kind, batch)
@@ -145,17 +204,18 @@ send less at a time or with a later deadline; ask again in 0.5 s
         """Seconds until what goes before is done, corrected by how long such waits took."""
         return ahead_s * self._wait.mean
 
-    def service_s(self, entry: Entry, rest_s: float = 0.0, let_in: LetIn = LetIn.FITS) -> float:
+    def service_s(
+        self, encode_s: float, kind: Hashable = None, let_in: LetIn = LetIn.FITS
+    ) -> float:
         """Predicted seconds from the start of its encoding to the end of its answer.
 
-        ``rest_s`` of encoding follow, of further items of the task. For ``CHANCE`` it is the least
-        that it may take, for ``PROBE`` 0, so that it is never given up.
+        For ``CHANCE`` it is the least that it may take, for ``PROBE`` 0: that is never given up.
         """
         if let_in is LetIn.PROBE:
             return 0.0
         if let_in is LetIn.CHANCE:
-            return self._least_s(entry, rest_s)
-        return self._encode_s(entry, rest_s) + self.answer_s
+            return self._least_s(encode_s)
+        return self._shared_s(encode_s, kind) + self.answer_s
 
     def check_first(self, ahead_s: float, now_s: float, ends_s: float) -> None:
         """Before an upload: refuse what would be late even with one item of the quickest modality.
@@ -170,24 +230,25 @@ send less at a time or with a later deadline; ask again in 0.5 s
         if refusal is not None and not self._is_silent(now_s, ends_s):
             raise refusal
 
-    def check(self, entry: Entry, ahead_s: float, now_s: float, rest_s: float = 0.0) -> LetIn:
-        """Before an entry is queued: refuse it if it would not be answered in time.
+    def check(
+        self, encode_s: float, ends_s: float, ahead_s: float, now_s: float, kind: Hashable = None
+    ) -> LetIn:
+        """Before a task is queued: refuse it if it would not be answered in time.
 
         With nothing before it, it is tried unless even a quick run would be late. Behind others it
         must fit with a margin: a late task takes time from those who could be in time.
 
-        ``ahead_s`` is what goes before it, running calls included, and ``rest_s`` the encoding of
-        further items of the task; the ``Refusal`` is ``cannot`` or ``too-late``.
+        ``encode_s`` is predicted for all its items, of which the first is of ``kind``; ``ahead_s``
+        goes before it, running calls included. The ``Refusal`` is ``cannot`` or ``too-late``.
         """
         self._forget(now_s)
         spread = 1 + self._ratio.spread / self._ratio.mean
-        slow_s = self._encode_s(entry, rest_s) * spread + self.answer_s + self._answer.spread
-        wait_s, left_s = self.wait_s(ahead_s) + ahead_s * self._wait.spread, entry.ends_s - now_s
-        refusal = self._judged(self._least_s(entry, rest_s), wait_s, slow_s, left_s)
+        slow_s = self._shared_s(encode_s, kind) * spread + self.answer_s + self._answer.spread
+        wait_s, left_s = self.wait_s(ahead_s) + ahead_s * self._wait.spread, ends_s - now_s
+        refusal = self._judged(self._least_s(encode_s), wait_s, slow_s, left_s)
         if refusal is None:
-            late = self.service_s(entry, rest_s) > left_s
-            return LetIn.CHANCE if late else LetIn.FITS
-        if not self._is_silent(now_s, entry.ends_s):
+            return LetIn.CHANCE if self.service_s(encode_s, kind) > left_s else LetIn.FITS
+        if not self._is_silent(now_s, ends_s):
             raise refusal
         self._silent_since_s = now_s
         return LetIn.PROBE
@@ -197,14 +258,13 @@ send less at a time or with a later deadline; ask again in 0.5 s
         if now_s - self._waited_s > FORGOTTEN_S:
             self._wait = _as_predicted()
 
-    def _encode_s(self, entry: Entry, rest_s: float) -> float:
+    def _shared_s(self, encode_s: float, kind: Hashable) -> float:
         """Encoding of all its items, in calls of the usual batch size."""
-        shared = self._batch.mean(entry.kind, 1.0)
-        return (entry.encode_s + rest_s) * self._ratio.mean * shared
+        return encode_s * self._ratio.mean * self._batch.mean(kind, 1.0)
 
-    def _least_s(self, entry: Entry, rest_s: float) -> float:
+    def _least_s(self, encode_s: float) -> float:
         """The whole service, alone and if all goes well."""
-        return (entry.encode_s + rest_s) * self._ratio.least + self._answer.least
+        return encode_s * self._ratio.least + self._answer.least
 
     def _judged(self, quick_s: float, wait_s: float, own_s: float, left_s: float) -> Refusal | None:
         left = f"{max(left_s, 0.0):.3g} s are left"
@@ -223,16 +283,16 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return Refusal("too-late", message, retry_s=wait_s + own_s - left_s)
 
     def _is_silent(self, now_s: float, ends_s: float) -> bool:
-        """Whether nothing was measured for ``probe_s`` since something was refused."""
+        """Whether nothing was measured for ``PROBE_S`` since something was refused."""
         if self._silent_since_s is None:
             self._silent_since_s = now_s
-        return now_s - self._silent_since_s >= self.probe_s and ends_s > now_s
+        return now_s - self._silent_since_s >= PROBE_S and ends_s > now_s
 
 
-def _as_predicted() -> Running:
-    running = Running()
-    running.add(1.0)
-    return running
+def _as_predicted() -> Ewma:
+    ewma = Ewma()
+    ewma.add(1.0)
+    return ewma
 
 
 def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[ExpectedTimes]:

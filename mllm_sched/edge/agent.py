@@ -23,7 +23,7 @@ import grpc
 from mllm_sched.devices.model_encoders import Prepared
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import EncodedJob
-from mllm_sched.edge.encoder_stage import EncoderStage, Pending
+from mllm_sched.edge.encoder_stage import EncoderStage, QueuedRequest
 from mllm_sched.edge.journal import (
     AlreadyAnswered,
     AsyncJournal,
@@ -34,7 +34,7 @@ from mllm_sched.edge.journal import (
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.service import HELD_BYTES, UserService, key_of, now_s
+from mllm_sched.edge.service import UserService, key_of, now_s
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.node_errors import NodeError
@@ -57,18 +57,8 @@ SERVER_SAYS = {  # what users are told of an LLM server that fails; the log has 
 class Agent(UserService):
     """The service.
 
-    Parameters
-    ----------
-    name
-        Of the agent.
-    stage
-        Encodes.
-    answering
-        Has the LLM server answer.
-    journal
-        Stores the answers.
-    users, limits, security, metrics, held_bytes
-        See ``UserService``.
+    ``stage`` encodes, ``answering`` has the LLM server answer, ``journal`` stores the answers; for
+    the others see ``UserService``.
     """
 
     metrics: Metrics
@@ -83,9 +73,8 @@ class Agent(UserService):
         limits: Limits,
         security: Security,
         metrics: Metrics,
-        held_bytes: int = HELD_BYTES,
     ) -> None:
-        super().__init__(users, limits, security, metrics, held_bytes)
+        super().__init__(users, limits, security, metrics)
         self.name, self.stage, self.answering = name, stage, answering
         self.journal = AsyncJournal(journal, self._journal_down)
         self.device = stage.loop.device
@@ -175,11 +164,11 @@ class Agent(UserService):
         self, user: User, message: Message, prepared: Sequence[Prepared], job: Job
     ) -> None:
         """The job of a request: encode, answer, or say why not."""
-        pending = Pending(f"{user.name}/{message.header.id}", user, prepared, job)
+        request = QueuedRequest(f"{user.name}/{message.header.id}", user, prepared, job)
         try:
             async with job.in_time():
-                done = await self.stage.encode(pending)
-                await self._answer(pending, message, done)
+                done = await self.stage.encode(request)
+                await self._answer(request, message, done)
         except TimeoutError:
             late = f"the deadline passed after {len(job.tokens)} tokens"
             self._refuse(job, RefusedError(Status.DEADLINE_EXCEEDED, late), "deadline")
@@ -196,30 +185,32 @@ class Agent(UserService):
             failed = RefusedError(Status.INTERNAL, "the agent failed; see its log")
             self._refuse(job, failed, "failed")
         finally:
-            self.answering.leave(pending)
+            self.answering.leave(request)
 
     def _refuse(self, job: Job, why: RefusedError, reason: str) -> None:
         job.end(failure=why)
         self.metrics.shed(reason)
 
-    async def _answer(self, pending: Pending, message: Message, done: Sequence[EncodedJob]) -> None:
+    async def _answer(
+        self, request: QueuedRequest, message: Message, done: Sequence[EncodedJob]
+    ) -> None:
         """Relay the LLM server's answer; its end goes out once the journal has it."""
-        begun_s, job = now_s(), pending.job
+        begun_s, job = now_s(), request.job
         parts = [one.part for one in done]
-        times, first_token_s = await self.answering.relay(message, parts, pending.task, job)
+        times, first_token_s = await self.answering.relay(message, parts, request.task, job)
         took_s = now_s() - begun_s
         self.stage.admission.answered(took_s)
         finished = pb.Finished(
             tokens=len(job.tokens),
             times=pb.Times(
-                wait_s=pending.queued_s + times.wait_s,
+                wait_s=request.queued_s + times.wait_s,
                 encode_s=sum(one.run.latency_s for one in done),
                 llm_s=times.llm_s,
             ),
             runs=[one.run for one in done],
         )
-        job.end(await self._keep(pending.user.name, message.header.id, job, finished))
-        before_s = begun_s - pending.came_s
+        job.end(await self._keep(request.user.name, message.header.id, job, finished))
+        before_s = begun_s - request.came_s
         first_s = before_s + first_token_s if job.tokens else None
         self.metrics.answered(before_s + took_s, first_s, self.device.evidence)
 

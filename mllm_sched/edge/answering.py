@@ -27,18 +27,10 @@ Timed = tuple[pb.Times, float]
 
 
 class Answering:
-    """Has the LLM server answer, for several requests at a time.
+    """Has the LLM server answer, for ``at_once`` requests at a time.
 
-    Parameters
-    ----------
-    client
-        Of the server; closed with this object.
-    model
-        Identity of the model that the features come from.
-    wire
-        Their type on the way.
-    at_once
-        Requests that the server answers for this agent at a time.
+    ``client`` is closed with this object. The features come from ``model``, an identity, and are of
+    type ``wire`` on the way.
     """
 
     def __init__(self, client: EdgeClient, model: str, wire: str, at_once: int) -> None:
@@ -75,22 +67,10 @@ class Answering:
     async def relay(self, message: Message, parts: Sequence[Part], task: str, job: Job) -> Timed:
         """Add the tokens of an answer to a job; the server's times, and ours to the first token.
 
-        The server knows the request by its task and its features: sent again with equal features,
-        it finds the answer it has; with others, it makes another.
-
-        Parameters
-        ----------
-        message, parts
-            The user's message, and the features in the place of its items.
-        task
-            Names the request among those of all users.
-        job
-            Takes the tokens; its deadline is that of the call.
-
-        Raises
-        ------
-        NodeError
-            If the server does not answer in time.
+        ``parts`` are features in the place of the message's items; ``task`` names the request among
+        those of all users. The server knows it by both: sent again with equal features, it finds
+        the answer it has; with others, it makes another. Raises NodeError if the server does not
+        answer by the job's deadline.
         """
         digest = hashlib.sha256(task.encode())
         for part in parts:

@@ -158,7 +158,7 @@ class JournalSection(Section):
 class QueueSection(Section):
     """How many requests may wait, and how many items of a kind are encoded in one call at most."""
 
-    waiting: Count = 64
+    waiting: Annotated[int, Field(ge=1, le=256)] = 64
     per_user: Count = 16
     batch: Literal[1, 2, 4, 8] = 1
 

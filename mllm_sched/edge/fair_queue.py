@@ -20,20 +20,16 @@ class Entry:
 
     Attributes
     ----------
-    user
-        Whose it is.
     kind
         Entries of equal kind may be encoded as one batch; None is never batched.
     arrived_s, ends_s
         When it came, and its deadline, on the clock of the queue's caller; no deadline is ``inf``.
     cost_s
-        Predicted seconds of the scarcest resource; ValueError unless finite and above 0.
+        Predicted seconds of the scarcest resource, above 0.
     item
         The caller's own.
     weight
         The user's share: a user of weight 2 gets twice the seconds of one of weight 1.
-    encode_s
-        Predicted seconds of encoding; by default ``cost_s``.
     """
 
     user: str
@@ -43,13 +39,6 @@ class Entry:
     cost_s: float
     item: Any = None
     weight: float = 1.0
-    encode_s: float = math.nan
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cost_s < math.inf:
-            raise ValueError(f"cost_s={self.cost_s}: expected a finite number above 0")
-        if math.isnan(self.encode_s):
-            object.__setattr__(self, "encode_s", self.cost_s)
 
     @property
     def share_s(self) -> float:
@@ -73,7 +62,6 @@ class Due(NamedTuple):
 class UserQueue:
     """Entries of one user by deadline, and the virtual time at which the first of them starts."""
 
-    name: str
     start_s: float
     entries: list[Due] = field(default_factory=list)
     share_s: float = 0.0  # of all entries
@@ -118,10 +106,9 @@ class FairQueue:
 
     Parameters
     ----------
-    waiting
-        Entries at most. Operations take time in proportion to the number of users who wait.
-    per_user
-        Entries of one user at most.
+    waiting, per_user
+        Entries at most, of all users and of one. Operations take time in proportion to the number
+        of users who wait.
 
     Examples
     --------
@@ -133,8 +120,6 @@ class FairQueue:
     """
 
     def __init__(self, waiting: int = 64, per_user: int = 16) -> None:
-        if min(waiting, per_user) < 1:
-            raise ValueError(f"waiting={waiting}, per_user={per_user}: expected 1 or more of each")
         self.waiting, self.per_user = waiting, per_user
         self._virtual_s = 0.0  # start of the entry that was taken last
         self._busy_until_s = -math.inf  # as predicted, of what was taken
@@ -172,11 +157,7 @@ class FairQueue:
         ------
         QueueFull
             If its user has too many waiting, or nobody has to give way to it.
-        ValueError
-            If it waits already.
         """
-        if entry in self._due:
-            raise ValueError(f"this entry of {entry.user} waits already")
         if not self and entry.arrived_s >= self._busy_until_s:
             # All work is done: the next users start as equals.
             starts_s = [user.start_s for user in self._users.values()]
@@ -194,12 +175,8 @@ class FairQueue:
         at most a full batch away; else a user with much of one kind would ride along with
         everybody's. Each user is charged for its own.
 
-        Parameters
-        ----------
-        now_s
-            Now; when it is done follows from the costs.
-        sizes
-            Sizes of batch that can be run. The largest that can be filled is taken; one can always.
+        ``sizes`` are those of batches that can be run. The largest that can be filled is taken; one
+        can always.
         """
         candidates = self._waiting()
         if not candidates:
@@ -234,8 +211,7 @@ class FairQueue:
     def charge(self, entry: Entry, took_s: float) -> None:
         """Correct the charge of a taken entry by the seconds it really took.
 
-        Once for each entry; of a batch, each took its part of the batch's seconds. 0 for an entry
-        that was not run.
+        Once for each entry; of a batch, each took its part of the batch's seconds.
         """
         self._user(entry.user).start_s += (took_s - entry.cost_s) / entry.weight
         self._busy_until_s += took_s - entry.cost_s
@@ -243,12 +219,8 @@ class FairQueue:
     def expired(self, now_s: float, service_s: Callable[[Entry], float]) -> list[Entry]:
         """Remove the entries that would be late even if they were next; returned by deadline.
 
-        Parameters
-        ----------
-        now_s
-            Now.
-        service_s
-            Seconds from the start of an entry's encoding to the end of its answer, as predicted.
+        ``service_s`` predicts the seconds from the start of an entry's encoding to the end of its
+        answer.
         """
         waiting = sorted(self._due.values())
         late = [entry for ends_s, _, entry in waiting if now_s + service_s(entry) > ends_s]
@@ -263,7 +235,7 @@ class FairQueue:
         running is not included. Batches only make it shorter.
         """
         due = self._due.get(entry, Due(entry.ends_s, self._arrivals, entry))
-        own = self._users.get(entry.user) or UserQueue(entry.user, self._virtual_s)
+        own = self._users.get(entry.user) or UserQueue(self._virtual_s)
         turn_s, ahead_s = own.start_s, 0.0
         if not own.entries:
             turn_s = max(turn_s, self._virtual_s)
@@ -274,14 +246,11 @@ class FairQueue:
             ahead_s += other.cost_before(turn_s, due)
         return ahead_s
 
-    def remove(self, entry: Entry) -> bool:
-        """Take an entry out that will not be run, uncharged; False if it does not wait."""
-        due = self._due.get(entry)
-        if due is None:
-            return False
-        user = self._users[entry.user]
-        self._drop(user, bisect_left(user.entries, due))
-        return True
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out that will not be run, uncharged; nothing if it does not wait."""
+        if due := self._due.get(entry):
+            user = self._users[entry.user]
+            self._drop(user, bisect_left(user.entries, due))
 
     def _make_room(self, entry: Entry) -> Entry | None:
         own = self._users.get(entry.user)
@@ -296,7 +265,7 @@ class FairQueue:
         return self._drop(heaviest, -1).entry
 
     def _user(self, name: str) -> UserQueue:
-        user = self._users.setdefault(name, UserQueue(name, self._virtual_s))
+        user = self._users.setdefault(name, UserQueue(self._virtual_s))
         if not user.entries:
             user.start_s = max(user.start_s, self._virtual_s)
         return user

@@ -8,25 +8,18 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from mllm_sched.edge.agent_link import AgentLink
-from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.agents import AgentLink, Agents
 from mllm_sched.edge.config import FrontConfig
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import FrontMetrics
-from mllm_sched.edge.relay import Relay, RelayedTask
-from mllm_sched.edge.service import HELD_BYTES, UserService, key_of
+from mllm_sched.edge.relay import Relay
+from mllm_sched.edge.service import UserService, key_of
 from mllm_sched.edge.users import User, Users
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.service import serve
-from mllm_sched.pipeline.wire import (
-    Header,
-    MismatchError,
-    WireError,
-    read_header,
-    read_rest,
-)
+from mllm_sched.pipeline.wire import Header, MismatchError, WireError, read_header, read_rest
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +27,7 @@ log = logging.getLogger(__name__)
 class Front(UserService):
     """The service: a node that has others do its work.
 
-    Parameters
-    ----------
-    name
-        Of the front.
-    agents
-        To relay to; watched by the caller.
-    users, limits, security, held_bytes
-        See ``UserService``.
+    ``agents``, to relay to, are watched by the caller; for the others see ``UserService``.
     """
 
     def __init__(
@@ -49,10 +35,9 @@ class Front(UserService):
         name: str,
         agents: Agents,
         users: Users,
-        limits: Limits = Limits(),
-        security: Security = Security(),
-        *,
-        held_bytes: int = HELD_BYTES,
+        limits: Limits,
+        security: Security,
+        held_bytes: int,
     ) -> None:
         super().__init__(users, limits, security, agents.metrics, held_bytes)
         self.name, self.agents = name, agents
@@ -88,8 +73,8 @@ class Front(UserService):
             self._hold(user, start.bytes, slot)
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
-            items = tuple(part.modality for part in self._header(data, start).parts)
-            relay = Relay(self.agents, RelayedTask(user.name, start.id, data, start.sha256, items))
+            items = [part.modality for part in self._header(data, start).parts]
+            relay = Relay(self.agents, user.name, start, data, items)
             return self.jobs.launch(key_of(user, start), start.sha256, ends_s, slot, relay.run)
 
     def _header(self, data: bytes, start: pb.Start) -> Header:
@@ -130,13 +115,11 @@ def run_front(config: FrontConfig) -> None:
 async def _serve(config: FrontConfig, metrics: FrontMetrics) -> None:
     users = config.read_users()
     security = config.client_security
-    agents = Agents(config.agents, security, poll_s=config.poll_s, metrics=metrics)
+    agents = Agents(config.agents, security, config.poll_s, metrics)
     async with agents.watched():
         limits = Limits(config.at_once, config.message_bytes)
-        front = Front(
-            *(config.name, agents, users, limits, config.server_security),
-            held_bytes=config.held_bytes,
-        )
+        held_bytes = config.held_bytes
+        front = Front(config.name, agents, users, limits, config.server_security, held_bytes)
         say(log, "front-started", front=config.name, boot=front.boot)
         await serve(front, config.host, config.port)
 
@@ -157,7 +140,8 @@ def explain(config: FrontConfig) -> str:
 
 
 async def _agents_now(config: FrontConfig) -> list[str]:
-    agents = Agents(config.agents, config.client_security, poll_s=config.poll_s)
+    metrics = FrontMetrics(config.agents)
+    agents = Agents(config.agents, config.client_security, config.poll_s, metrics)
     async with agents.watched():
         return [_said(agent, agents.model) for agent in agents.all]
 

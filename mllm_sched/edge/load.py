@@ -36,7 +36,7 @@ class Asked:
     tokens, tries
         Of the answer, and how often the task was sent.
     retry_s
-        After how many seconds a refused task may be sent again, as the refusal says; 0 if not.
+        After how many seconds a refused task may be sent again; 0 if the refusal says none.
     agent, arm, latency_s, energy_j, evidence, energy_evidence
         Of its first item's encoding.
     """
@@ -59,18 +59,9 @@ class Asked:
 
 
 class LoadUser:
-    """Asks one task after another.
+    """Asks one task after another: ``items(n)`` are the raw items of the n-th.
 
-    Parameters
-    ----------
-    name
-        Of the user, in the table.
-    client
-        With the user's token.
-    items
-        Makes the raw items of the n-th task.
-    deadline_s, max_new_tokens
-        Of every task.
+    ``client`` has the user's token.
     """
 
     def __init__(
@@ -135,21 +126,9 @@ def keep_asking(
 ) -> pd.DataFrame:
     """Let users ask, each in a thread, for some seconds or until each has asked so many tasks.
 
-    Parameters
-    ----------
-    users
-        Each with a client of its own.
-    seconds, tasks
-        Whichever is over first ends it; a task under way is waited for.
-    pause_s
-        Between a user's tasks, from the user's own generator; at least what a refusal says.
-    seed
-        Of the generators.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a task, in the order they were asked; the columns of ``Asked``.
+    Whichever is over first ends it; a task under way is waited for. Between two tasks a user waits
+    ``pause_s`` of its own generator, at least what a refusal says. Returns one row a task, in the
+    order they were asked; the columns of ``Asked``.
     """
     asked: list[Asked] = []
     lock, begun_s = threading.Lock(), time.monotonic()

@@ -6,7 +6,7 @@ Now and then another takes one, so that what is thought of it does not stay as i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -17,12 +17,9 @@ PROBE_TASKS = 20  # but at most once in so many tasks, since its energy may be h
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of encoding one item on an agent.
+    """Of encoding one item on an agent; NaN joules if its meter is gone.
 
-    Attributes
-    ----------
-    infeasible
-        No arm of the agent is held to meet its limit.
+    ``infeasible`` says that no arm of the agent is held to meet its limit.
     """
 
     latency_s: float
@@ -64,26 +61,28 @@ class Candidate:
         """Whether it was left alone for so long that nobody knows how it is now."""
         return self.idle_s >= PROBE_S and self.passed >= PROBE_TASKS
 
+    def is_infeasible(self, items: Iterable[str]) -> bool:
+        """Whether it is held to miss its limit with one of these modalities."""
+        return any(p.infeasible for name, p in self.predictions.items() if name in items)
+
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a task goes, and what it is expected to take there.
+    """Where a task goes, and what its encoding is expected to take there."""
 
-    Attributes
-    ----------
-    encode_s
-        Seconds of encoding, which others will wait for.
-    total_s
-        Until the end of the answer, with what waits before it.
-    """
-
-    name: str
+    agent: Candidate
     encode_s: float
-    total_s: float
     energy_j: float
 
+    @property
+    def name(self) -> str:
+        """Of the agent."""
+        return self.agent.name
 
-Plan = tuple[Placed, Candidate]
+    @property
+    def total_s(self) -> float:
+        """Until the end of the answer, with what waits before it."""
+        return self.agent.backlog_s + self.encode_s + self.agent.answer_s
 
 
 class NoAgentFits(Exception):
@@ -97,7 +96,7 @@ class NoAgentFits(Exception):
 def place(
     items: Sequence[str], candidates: Sequence[Candidate], left_s: float = math.inf
 ) -> Placed:
-    """The agent for a task.
+    """The agent for a task, of which ``items`` are the modalities, within ``left_s`` seconds.
 
     Among the agents that are expected to meet the deadline: the one of least energy; of those
     within 5 % of it, the one that will be done first; then the one with fewest tasks, then by name.
@@ -109,15 +108,6 @@ def place(
     several such, the one that will be done first. One that got no task for a while
     (``Candidate.is_due``) goes before all others: it learns by tasks alone, and what it tells of
     itself changes by them alone.
-
-    Parameters
-    ----------
-    items
-        Modality of every item of the task; may be empty.
-    candidates
-        Agents that answer and take tasks.
-    left_s
-        Seconds until the deadline.
 
     Raises
     ------
@@ -137,68 +127,51 @@ def place(
     if not able:
         raise NoAgentFits("cannot", f"no edge agent here encodes {_and(items)}")
     guesses = {modality: _guess(modality, able) for modality in set(items)}
-    plans = [(_plan(items, candidate, guesses), candidate) for candidate in able]
-    in_time = [plan for plan in plans if plan[0].total_s <= left_s]
+    plans = [_plan(items, candidate, guesses) for candidate in able]
+    in_time = [plan for plan in plans if plan.total_s <= left_s]
     if not in_time:
         return _first_done(_with_hope(plans, left_s))
-    if due := [plan for plan in in_time if plan[1].is_due]:
+    if due := [plan for plan in in_time if plan.agent.is_due]:
         return _first_done(due)
-    feasible = [plan for plan in in_time if not _infeasible(items, plan[1])]
-    return _first_done(_frugal(feasible) if feasible else in_time)
+    feasible = [plan for plan in in_time if not plan.agent.is_infeasible(items)]
+    least_j = min((plan.energy_j for plan in feasible), default=math.nan)
+    frugal = [plan for plan in feasible if plan.energy_j <= least_j * (1 + SAME_ENERGY)]
+    return _first_done(frugal or in_time)
 
 
-def _with_hope(plans: list[Plan], left_s: float) -> list[Plan]:
+def _with_hope(plans: list[Placed], left_s: float) -> list[Placed]:
     """Those that would be in time if nothing waited there; NoAgentFits if there is none.
 
     Only the agent knows what of that goes before this user: refused for all that waits, light users
     would pay for heavy ones (notebook 09).
     """
-    hope = [plan for plan in plans if plan[0].total_s - plan[1].backlog_s <= left_s]
-    if not hope:
-        soonest_s = min(placed.total_s - candidate.backlog_s for placed, candidate in plans)
-        raise NoAgentFits("too-late", f"{soonest_s:.2f} s needed, {left_s:.2f} s left")
-    return hope
+    if hope := [plan for plan in plans if plan.total_s - plan.agent.backlog_s <= left_s]:
+        return hope
+    soonest_s = min(plan.total_s - plan.agent.backlog_s for plan in plans)
+    raise NoAgentFits("too-late", f"{soonest_s:.2f} s needed, {left_s:.2f} s left")
 
 
-def _frugal(plans: list[Plan]) -> list[Plan]:
-    least_j = min(placed.energy_j for placed, _ in plans)
-    return [plan for plan in plans if plan[0].energy_j <= least_j * (1 + SAME_ENERGY)]
-
-
-def _first_done(plans: list[Plan]) -> Placed:
-    return min(plans, key=lambda plan: (plan[0].total_s, plan[1].tasks, plan[0].name))[0]
+def _first_done(plans: list[Placed]) -> Placed:
+    return min(plans, key=lambda plan: (plan.total_s, plan.agent.tasks, plan.name))
 
 
 def _and(items: Iterable[str]) -> str:
     return " and ".join(sorted(set(items))) or "text"
 
 
-def _infeasible(items: Iterable[str], candidate: Candidate) -> bool:
-    known = (candidate.predictions.get(modality) for modality in items)
-    return any(prediction is not None and prediction.infeasible for prediction in known)
-
-
 def _guess(modality: str, candidates: Iterable[Candidate]) -> Prediction:
     """Of an agent that has not measured it: median latency and least energy of the others."""
     known = [found for one in candidates if (found := one.predictions.get(modality))]
-    latency_s = _of(median, (one.latency_s for one in known))
-    return Prediction(latency_s, _of(min, (one.energy_j for one in known)))
+    latencies_s = [one.latency_s for one in known if math.isfinite(one.latency_s)]
+    energies_j = [one.energy_j for one in known if math.isfinite(one.energy_j)]
+    return Prediction(median(latencies_s or [0.0]), min(energies_j or [0.0]))
 
 
-def _of(rule: Callable[[list[float]], float], values: Iterable[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return rule(known) if known else 0.0
-
-
-def _plan(items: Iterable[str], candidate: Candidate, guesses: Mapping[str, Prediction]) -> Placed:
+def _plan(items: Iterable[str], agent: Candidate, guesses: Mapping[str, Prediction]) -> Placed:
     encode_s = energy_j = 0.0
     for modality in items:
-        known, guess = candidate.predictions.get(modality), guesses[modality]
-        encode_s += _first_finite(known.latency_s if known else math.nan, guess.latency_s)
-        energy_j += _first_finite(known.energy_j if known else math.nan, guess.energy_j)
-    total_s = candidate.backlog_s + encode_s + candidate.answer_s
-    return Placed(candidate.name, encode_s, total_s, energy_j)
-
-
-def _first_finite(value: float, otherwise: float) -> float:
-    return value if math.isfinite(value) else otherwise
+        guess = guesses[modality]
+        known = agent.predictions.get(modality, guess)
+        encode_s += known.latency_s if math.isfinite(known.latency_s) else guess.latency_s
+        energy_j += known.energy_j if math.isfinite(known.energy_j) else guess.energy_j
+    return Placed(agent, encode_s, energy_j)

@@ -27,16 +27,10 @@ _SHORTEST_S = 0.001  # a retry at once would be none
 
 
 class Refusal(RefusedError):
-    """A request that is not served now.
+    """A request that is not served now, for one of ``REASONS``.
 
-    Parameters
-    ----------
-    reason
-        One of ``REASONS``.
-    message
-        For the user; it names no other user.
-    retry_s
-        After how many seconds it is worth asking again; 0 if that is not known.
+    ``message`` is for the user, and names no other. ``retry_s`` are the seconds after which it is
+    worth asking again; 0 if unknown.
 
     Examples
     --------

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from mllm_sched.edge.agent_link import AgentLink, Sent
-from mllm_sched.edge.agents import Agents
+from mllm_sched.edge.agents import AgentLink, Agents, Sent
 from mllm_sched.edge.placement import NoAgentFits, Placed, place
 from mllm_sched.edge.refusals import Refusal
-from mllm_sched.edge.service import ACCEPTED
+from mllm_sched.edge.service import ACCEPTED, now_s, reason_of
 from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.wire import digest_of, pieces_of
@@ -26,50 +24,26 @@ Status = grpc.StatusCode
 _LOST = (Status.UNAVAILABLE, Status.CANCELLED)  # the agent died, or shut down
 
 
-@dataclass(frozen=True)
-class RelayedTask:
-    """A request as it came.
-
-    Attributes
-    ----------
-    user, id
-        Name it together.
-    data, sha256
-        The message, and its digest.
-    items
-        Modality of every item.
-    """
-
-    user: str
-    id: str
-    data: bytes = field(repr=False)
-    sha256: bytes = field(repr=False)
-    items: tuple[str, ...]
-
-
 class Relay:
     """Sends a task to an agent and hands its events on; if the agent is lost, to another.
 
     All are asked first whether one has it already, since it may have been sent by another front, or
     by this one before it died. No two agents are given it at once, and each process of an agent
-    only once.
-
-    Parameters
-    ----------
-    agents
-        To choose from.
-    task
-        What is sent.
+    only once. The task is ``data``, begun by ``start``, with ``items`` of these modalities.
     """
 
-    def __init__(self, agents: Agents, task: RelayedTask) -> None:
-        self.agents, self.task, self.metrics = agents, task, agents.metrics
+    def __init__(
+        self, agents: Agents, user: str, start: pb.Start, data: bytes, items: Sequence[str]
+    ) -> None:
+        self.agents, self.metrics = agents, agents.metrics
+        self.user, self.id, self.sha256 = user, start.id, start.sha256
+        self.data, self.items = data, items
         self._tried: set[tuple[str, str]] = set()
         self._refusal: RefusedError | None = None  # of the last agent that had no place
 
     async def run(self, job: Job) -> None:
         """Bring the job to its end: the answer, or the status that tells why there is none."""
-        begun_s = asyncio.get_running_loop().time()
+        begun_s = now_s()
         try:
             async with job.in_time():
                 finished = await self._answer(job)
@@ -79,20 +53,19 @@ class Relay:
         except RefusedError as refused:
             self._refuse(job, refused)
         except Exception:
-            log.exception("request %s/%s failed", self.task.user, self.task.id)
+            log.exception("request %s/%s failed", self.user, self.id)
             self._refuse(job, RefusedError(Status.INTERNAL, "the front failed; see its log"))
         else:
             job.end(finished)
-            total_s = asyncio.get_running_loop().time() - begun_s
-            self.metrics.answered(total_s, _evidence(finished))
+            self.metrics.answered(now_s() - begun_s, _evidence(finished))
 
     def _refuse(self, job: Job, why: RefusedError) -> None:
         job.end(failure=why)
-        self.metrics.shed(_class_of(why))
+        self.metrics.shed(reason_of(why) or "failed")
 
     async def _answer(self, job: Job) -> pb.Finished:
         encode_s = 0.0
-        agent = await self.agents.holder(self.task.user, self.task.id)
+        agent = await self.agents.holder(self.user, self.id)
         while True:
             if agent is None:
                 agent, placed = self._place(job)
@@ -116,9 +89,9 @@ class Relay:
         taking = {one.label: one for one in left if one.status and one.status.taking}
         if not taking:
             raise self._refusal or _not_taking(left)
-        left_s = job.ends_s - asyncio.get_running_loop().time()
+        left_s = job.ends_s - now_s()
         try:
-            placed = place(self.task.items, [one.candidate() for one in taking.values()], left_s)
+            placed = place(self.items, [one.candidate() for one in taking.values()], left_s)
         except NoAgentFits as none:
             raise self._refusal or Refusal(none.reason, str(none)) from None
         self.agents.gets(taking[placed.name])
@@ -128,9 +101,9 @@ class Relay:
         """Add the agent's events to the job until the last, which is returned."""
         self.metrics.placed(agent.address)
         with agent.sending(encode_s) as sent:
-            left_s = max(0.001, job.ends_s - asyncio.get_running_loop().time())
+            left_s = max(0.001, job.ends_s - now_s())
             accepted = asyncio.get_running_loop().create_future()
-            call = agent.generate(self._pieces(job, sent, accepted), self.task.user, left_s)
+            call = agent.generate(self._pieces(job, sent, accepted), self.user, left_s)
             asking = asyncio.create_task(_until_accepted(call, accepted))
             try:
                 async for event in call:
@@ -152,17 +125,16 @@ class Relay:
 
         Its start, then the rest once the agent takes it; see ``service.accepting``.
         """
-        task = self.task
-        start = pb.Start(id=task.id, bytes=len(task.data), sha256=task.sha256)
+        start = pb.Start(id=self.id, bytes=len(self.data), sha256=self.sha256)
         if job.tokens:
             start.have, start.so_far = len(job.tokens), digest_of(job.tokens)
-        pieces = pieces_of(task.data, start)
+        pieces = pieces_of(self.data, start)
         yield next(pieces)
         if not await accepted:
             return
         for piece in pieces:
             yield piece
-        sent.at_s = asyncio.get_running_loop().time()
+        sent.at_s = now_s()
 
     def _judge(self, agent: AgentLink, job: Job, error: grpc.aio.AioRpcError) -> None:
         """Go on with the next agent, or raise what the user is told."""
@@ -186,14 +158,6 @@ def _not_taking(agents: list[AgentLink]) -> RefusedError:
         return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
     reasons = sorted({status.why_not for status in told})
     return Refusal("queue-full", f"no edge agent takes tasks: {'; '.join(reasons)}")
-
-
-def _class_of(why: RefusedError) -> str:
-    """As what the metrics count it."""
-    if isinstance(why, Refusal):
-        return why.reason
-    classes = {Status.RESOURCE_EXHAUSTED: "queue-full", Status.DEADLINE_EXCEEDED: "deadline"}
-    return classes.get(why.code, "failed")
 
 
 def _check_count(told: int, job: Job) -> None:

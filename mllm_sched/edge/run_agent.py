@@ -18,7 +18,6 @@ from mllm_sched.devices.live import LiveDevice
 from mllm_sched.devices.model_encoders import ModelEncoders
 from mllm_sched.edge.admission import expected_of
 from mllm_sched.edge.agent import Agent
-from mllm_sched.edge.agent_talk import AgentTalk
 from mllm_sched.edge.answering import Answering
 from mllm_sched.edge.closed_loop import ClosedLoop, contexts_of
 from mllm_sched.edge.config import AgentConfig, ConfigError
@@ -35,7 +34,7 @@ from mllm_sched.edge.learner import Learner, SchedulerSpec, differences
 from mllm_sched.edge.logs import say
 from mllm_sched.edge.monitor import Metrics
 from mllm_sched.edge.proto import agent_pb2_grpc as agent_rpc
-from mllm_sched.edge.siblings import learn_once
+from mllm_sched.edge.siblings import AgentTalk, learn_from
 from mllm_sched.edge.users import Users
 from mllm_sched.harness.reading import HarnessError
 from mllm_sched.harness.subprocess_worker import OPEN_TIMEOUT_S
@@ -68,7 +67,7 @@ def run_agent(config: AgentConfig) -> None:
         spec = spec_of(config, device)
         journal = opened.enter_context(Journal(**dict(config.journal)))
         learner = Learner(journal, spec)
-        learn_once(config.siblings, learner, config.scatter, config.client_security)
+        learn_from(config.siblings, learner, config.scatter, config.client_security)
         metrics = Metrics(device.space, config.scheduler.violations)
         opened.callback(metrics.close)
         if config.metrics:

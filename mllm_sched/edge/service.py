@@ -35,30 +35,6 @@ HELD_BYTES = 512 << 20
 _ROUNDING_S = 1e-6  # of sums of clock readings
 
 
-class OpenCalls:
-    """Bounds the open calls of each user, those that only follow an answer included.
-
-    A caller whose connection broke comes again before the broken call is noticed, so a user may
-    have twice as many as requests, and two more.
-    """
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    @contextmanager
-    def of(self, user: User) -> Iterator[None]:
-        """One more, for the length of the block; ``Refusal`` if the user has too many."""
-        if self._open[user.name] >= (most := 2 * user.at_once + 2):
-            raise Refusal("at-once", f"{most} calls of {user.name} are open")
-        self._open[user.name] += 1
-        try:
-            yield
-        finally:
-            self._open[user.name] -= 1
-            if not self._open[user.name]:
-                del self._open[user.name]
-
-
 class HeldBytes:
     """Bounds the bytes held at once, in all and for each user.
 
@@ -107,7 +83,7 @@ class _Bucket:
 
 
 class Gate:
-    """Refuses users who send too many requests, per second or at a time.
+    """Refuses users who send too many requests, per second or at a time, or leave calls open.
 
     The rate is a token bucket, stored as the time at which it is full again (the generic cell rate
     algorithm, ITU-T I.371). Users whose bucket is full and who have no request under way are
@@ -125,9 +101,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
-
-    def __len__(self) -> int:
-        return len(self._buckets)
+        self._calls: Counter[str] = Counter()
 
     def enter(self, user: User, now_s: float) -> None:
         """One more request of a user, until ``leave``; ``Refusal`` if that is too many."""
@@ -148,6 +122,23 @@ class Gate:
         """A request that entered is over."""
         self._buckets[user.name].under_way -= 1
 
+    @contextmanager
+    def call(self, user: User) -> Iterator[None]:
+        """One more open call, also one that only follows an answer; ``Refusal`` if too many are.
+
+        A caller whose connection broke comes again before the broken call is noticed, so a user may
+        have twice as many as requests, and two more.
+        """
+        if self._calls[user.name] >= (most := 2 * user.at_once + 2):
+            raise Refusal("at-once", f"{most} calls of {user.name} are open")
+        self._calls[user.name] += 1
+        try:
+            yield
+        finally:
+            self._calls[user.name] -= 1
+            if not self._calls[user.name]:
+                del self._calls[user.name]
+
     def _forget(self, now_s: float) -> None:
         """Look at two users a call, in turn, so that the number of users stays bounded."""
         for name in list(islice(self._buckets, 2)):
@@ -159,16 +150,9 @@ class Gate:
 class UserService(rpc.NodeServicer):
     """Takes requests of users, and hands each to ``_begin`` once.
 
-    Parameters
-    ----------
-    users
-        Who may ask.
-    limits, held_bytes
-        Of all requests together.
-    security
-        Certificates; a token says who asks.
-    metrics
-        Count every request that is refused before it is a job.
+    ``limits`` and ``held_bytes`` are of all requests together, ``security`` has certificates alone:
+    a user's token says who asks. ``metrics`` count every request that is refused before it is a
+    job.
     """
 
     def __init__(
@@ -181,8 +165,7 @@ class UserService(rpc.NodeServicer):
     ) -> None:
         self.users, self.limits, self.security = users, limits, security
         self.metrics, self.held = metrics, HeldBytes(held_bytes)
-        self.gate, self.calls = Gate(), OpenCalls()
-        self.jobs = Jobs(limits.requests)
+        self.gate, self.jobs = Gate(), Jobs(limits.requests)
         self.boot = uuid.uuid4().hex
         self.draining = False
 
@@ -217,14 +200,14 @@ class UserService(rpc.NodeServicer):
         job = None
         try:
             user = self._user(context)
-            with self.calls.of(user):
+            with self.gate.call(user):
                 start = await read_start(pieces, self.limits.bytes, self.limits.idle_s)
                 ends_s = deadline_of(context, self.limits.answer_s)
                 job = await self._job(user, start, accepting(pieces, context), ends_s)
                 async for event in job.follow(start.have, start.so_far):
                     yield event
         except Exception as error:
-            if job is None and (reason := _reason(error)):
+            if job is None and (reason := reason_of(error)):
                 self.metrics.shed(reason)
             if isinstance(error, Refusal):
                 context.set_trailing_metadata(error.metadata)
@@ -318,7 +301,7 @@ def key_of(user: User, start: pb.Start) -> str:
     return f"{user.name}/{start.id}"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The reason a refusal is counted under; empty for an error, or a mere second try."""
     if isinstance(error, Refusal):
         return error.reason

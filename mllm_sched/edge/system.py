@@ -12,9 +12,9 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import yaml
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 FIRST = 10_000  # below are those that well-known services use
 BLOCK = 64  # of a process's own, roughly
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_drawn = itertools.count()
+EPHEMERAL = 32768  # first of the ports that Linux gives out by itself; other systems begin higher
+_given = itertools.count()
 
 
 def free_port() -> int:
@@ -40,30 +41,13 @@ def free_port() -> int:
     so that none of these takes it before its service listens, or while that is down. Processes
     begin at different places, so that two that ask at once hardly get the same.
     """
-    places = _first_ephemeral() - FIRST
-    begin = os.getpid() * BLOCK
-    for _ in range(max(places, 0)):
-        port = FIRST + (begin + next(_drawn)) % places
-        if _is_free(port):
-            return port
-    raise OSError(f"no free port from {FIRST} to {FIRST + places}")
-
-
-def _first_ephemeral() -> int:
-    """First of the ports that the system gives out by itself."""
-    try:
-        return int(_RANGE.read_text().split()[0])
-    except OSError:
-        return 32768  # Linux's own choice; other systems begin higher
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as tried:
-        try:
+    end = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else EPHEMERAL
+    for _ in range(FIRST, end):
+        port = FIRST + (os.getpid() * BLOCK + next(_given)) % (end - FIRST)
+        with socket.socket() as tried, suppress(OSError):
             tried.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+            return port
+    raise OSError(f"no free port from {FIRST} to {end}")
 
 
 LOOK_S = 0.1
@@ -71,24 +55,14 @@ PAUSE_S = 0.5  # after a start that failed
 
 
 class Supervisor:
-    """Keeps processes up while its block lasts.
+    """Keeps processes, given by name, up while its block lasts.
 
-    Parameters
-    ----------
-    processes
-        By name, running.
-
-    Attributes
-    ----------
-    restarts
-        How often each was started again.
-    failed_starts
-        How often each ended before it listened; it is tried again, for ever.
+    ``restarts`` counts how often each was started again. One that ends before it listens is tried
+    again, for ever.
     """
 
     def __init__(self, processes: Mapping[str, ServiceProcess]) -> None:
         self.restarts: Counter[str] = Counter()
-        self.failed_starts: Counter[str] = Counter()
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep, args=pair) for pair in processes.items()
@@ -99,28 +73,23 @@ class Supervisor:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()
 
     def _keep(self, name: str, process: ServiceProcess) -> None:
         while not self._over.wait(LOOK_S):
-            if not process.alive:
-                self._start(name, process)
-
-    def _start(self, name: str, process: ServiceProcess) -> None:
-        process.kill()  # what is left of it
-        try:
-            process.start()
-        except (RuntimeError, OSError) as error:
-            self.failed_starts[name] += 1
-            say(log, "start-failed", "warning", process=name, why=str(error))
-            self._over.wait(PAUSE_S)
-        else:
-            self.restarts[name] += 1
+            if process.alive:
+                continue
+            process.kill()  # what is left of it
+            try:
+                process.start()
+            except (RuntimeError, OSError) as error:
+                say(log, "start-failed", "warning", process=name, why=str(error))
+                self._over.wait(PAUSE_S)
+            else:
+                self.restarts[name] += 1
 
 
 FRONT = "front"
@@ -130,7 +99,7 @@ class LocalSystem:
     """An LLM server, edge agents, and a front if it is wanted, each in a process of its own.
 
     Everything is written into one folder: configurations, users, journals. Ports of the loopback
-    are drawn once, so that a process that was killed comes back at the same address.
+    are chosen once, so that a process that was killed comes back at the same address.
 
     Parameters
     ----------
@@ -138,14 +107,8 @@ class LocalSystem:
         Made if it is missing. Journals that lie there already are gone on with.
     agents
         Settings of every agent, by name, as in its YAML file; what is left out here is filled in.
-    model
-        Of agents and server.
-    front
-        Whether there is a front.
     users
         Who may ask, with their limits; anybody, as one user, if there is none.
-    server_options
-        Further options of the LLM server.
     tls
         ``certificate``, ``key`` and ``authority``, PEM files of every process and every client
         here; the certificate must be of 127.0.0.1. In the clear by default.
@@ -155,8 +118,6 @@ class LocalSystem:
     llm
         Address at which agents find the server: its own, unless that of a link to it is put here
         before the start.
-    server, agents, front
-        The processes.
     tokens
         Of the users, and of the front.
     metrics
@@ -178,16 +139,13 @@ class LocalSystem:
         model: str = "small-llava",
         front: bool = False,
         users: Mapping[str, Mapping[str, Any]] | None = None,
-        server_options: Sequence[str] = (),
         tls: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model, port = model, free_port()
-        self._tls = dict(tls or {})
+        self.model, self._tls, port = model, dict(tls or {}), free_port()
         files = [text for name, file in self._tls.items() for text in (f"--{name}", str(file))]
-        options = ("--model", model, *server_options, *files)
-        self.server = NodeProcess("serve-llm", *options, port=port)
+        self.server = NodeProcess("serve-llm", "--model", model, *files, port=port)
         self.llm = f"127.0.0.1:{port}"
         self.tokens: dict[str, str] = {}
         self._users_file = self._write_users(users, front) if users else None
@@ -200,9 +158,7 @@ class LocalSystem:
     def __enter__(self) -> LocalSystem:
         return self.start()
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -215,10 +171,6 @@ class LocalSystem:
         """By name; ``server`` is that of the LLM."""
         front = {FRONT: self.front} if self.front else {}
         return {"server": self.server, **self.agents, **front}
-
-    def address_of(self, name: str) -> str:
-        """Of an agent."""
-        return self._addresses[name]
 
     def journal(self, name: str) -> Path:
         """Of an agent."""

@@ -50,8 +50,6 @@ class User:
 
     Attributes
     ----------
-    name
-        Letters, digits and ``._@-``, 32 at most.
     token_sha256
         Digest of the token; empty for a user whom no token shows.
     rate_hz, burst
@@ -101,22 +99,14 @@ def _fault(fault: Any) -> str:
 
 
 LONGEST_TOKEN = 256  # characters; what is longer was not made here
-ANYONE = "anyone"
 
 
 class Users:
-    """All who may ask.
+    """All who may ask; no name or digest twice, else ValueError."""
 
-    Parameters
-    ----------
-    users
-        No name or digest twice, else ValueError.
-    everyone
-        The user that serves for all callers, whatever their token.
-    """
-
-    def __init__(self, users: Sequence[User], everyone: User | None = None) -> None:
-        self._users, self._everyone = tuple(users), everyone
+    def __init__(self, users: Sequence[User]) -> None:
+        self._users = tuple(users)
+        self._everyone: User | None = None  # for whoever calls
         self._named: dict[str, User] = {}
         digests: dict[str, str] = {}
         for number, user in enumerate(users, 1):
@@ -151,7 +141,9 @@ class Users:
     @classmethod
     def anyone(cls) -> Users:
         """For a system without tokens: all callers are one user, without limits."""
-        return cls([], User(ANYONE, rate_hz=math.inf, at_once=1 << 30, front=True))
+        users = cls([])
+        users._everyone = User("anyone", rate_hz=math.inf, at_once=1 << 30, front=True)
+        return users
 
     def who(self, token: str | None) -> User | None:
         """The user with that token; its digest is compared with all, in constant time."""
