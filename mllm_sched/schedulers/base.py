@@ -39,7 +39,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {}  # by name; ``registry.py`` enters t
 # Scores, logs of quantities mostly, are compared to nine decimals: processors and libraries differ
 # from the 13th on, and arms that are alike by symmetry have to tie everywhere. Comparisons with a
 # number that no symmetry meets, such as a budget or a probability, stay exact.
-DECIMALS = 9
+ROUNDED = 1e9
 
 
 def least(scores: ArrayLike) -> int:
@@ -48,17 +48,17 @@ def least(scores: ArrayLike) -> int:
     >>> least([2.0, 0.1 + 0.2, 0.3])
     1
     """
-    return int(np.round(np.asarray(scores), DECIMALS).argmin())
+    return int(np.rint(np.asarray(scores) * ROUNDED).argmin())
 
 
 def greatest(scores: ArrayLike) -> int:
     """Index of the greatest score; ties as in ``least``."""
-    return int(np.round(np.asarray(scores), DECIMALS).argmax())
+    return int(np.rint(np.asarray(scores) * ROUNDED).argmax())
 
 
 def within(scores: ArrayLike, limit: float) -> Mask:
     """Whether each score is at most the limit, or equal to it within rounding."""
-    return np.asarray(scores) <= limit + 0.5 * 10.0**-DECIMALS
+    return np.asarray(scores) <= limit + 0.5 / ROUNDED
 
 
 def from_logs(log_low: float, log_high: float) -> tuple[float, float]:
