@@ -214,7 +214,7 @@ class AdaptiveSafeGP(Scheduler):
             reason = "no arm is certified: most likely within the limits"
             return self._take(view, best, reason, charged=False)
         excess = [view.moments[name][0] - limit for name, limit in self._log_limits.items()]
-        nearest = least(np.where(known, np.max(excess, axis=0), np.inf))
+        nearest = least(np.where(known, reduce(np.maximum, excess), np.inf))
         reason = "no arm can meet the limits: least beyond them"
         return self._take(view, nearest, reason, charged=False, infeasible=True)
 
@@ -389,11 +389,11 @@ class AdaptiveMemory(Stateful):
 
     def learned(self, cells: Indices, running: Indices) -> Array:
         """Least share of variance that one trial would take away, shape (cells,)."""
-        least = np.ones(len(cells))
+        shares = []
         for belief in self.beliefs.values():
             variance = belief.sd_after(running)[cells] ** 2
-            least = np.minimum(least, variance / (variance + belief.noise_variance))
-        return least
+            shares.append(variance / (variance + belief.noise_variance))
+        return reduce(np.minimum, shares)
 
     def tell(self, cell: int, values: Values) -> None:
         """Observe a run that ended well."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +64,7 @@ class CostStatistics(Scheduler):
         if self.penalty:
             means += self.penalty * self.beyond / np.maximum(self.checked, 1e-12)
         unknown = self.counts == 0
-        if unknown.any():
+        if np.count_nonzero(unknown):
             means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
         return means
 
@@ -80,7 +81,9 @@ class CostStatistics(Scheduler):
     def hopeless(self, cells: Indices) -> bool:
         """Whether each of these cells was tried and always violated a limit."""
         beyond = self.beyond[cells]
-        return bool(beyond.all() and (beyond == self.checked[cells]).all())
+        if np.count_nonzero(beyond) < len(cells):
+            return False
+        return bool((beyond == self.checked[cells]).all())
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._count(cell, math.log(values[self.objective]), self._violates(values))
@@ -100,9 +103,7 @@ class CostBandit(CostStatistics):
     """Every arm is tried once, running ones included; then ``_pick`` decides by mean costs."""
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        counts = self.counts[cells]
-        if len(running := self._running()):
-            counts = counts + np.bincount(running, minlength=self.cells)[cells]
+        counts = self._with_running(self.counts, cells)
         fewest = int(counts.argmin())
         if counts[fewest] == 0:
             return self._decision(int(cells[fewest]), "not tried yet")
@@ -289,7 +290,8 @@ class EXP3(CostStatistics):
         weights = np.exp(self._log_weights[cells] - self._log_weights[cells].max())
         even = self.exploration / len(cells)
         shares = (1.0 - self.exploration) * weights / weights.sum() + even
-        position = int(self.rng.choice(len(cells), p=shares / shares.sum()))
+        shares_below = np.cumsum(shares / shares.sum())
+        position = int((shares_below / shares_below[-1]).searchsorted(self.rng.random(), "right"))
         self._probability[cells[position]] = shares[position]
         return self._decision(
             int(cells[position]), "drawn by weight", infeasible=self.hopeless(cells)
@@ -331,25 +333,21 @@ class MeanBandit(Scheduler):
         """Half-width of the bounds on means of so many runs."""
         return np.zeros(len(counts))
 
-    def _trials(self, cells: Indices) -> Array:
-        """Runs of each cell, running ones included."""
-        running = np.bincount(self._running(), minlength=self.cells)
-        return self.counts[cells] + running[cells]
-
     def _best(self, cells: Indices, slack: Array, reason: str) -> Decision:
         """Least mean objective within the limits, every mean lowered by its slack."""
-        observed = np.flatnonzero(self.counts[cells])
+        observed = self.counts[cells].nonzero()[0]
         if not len(observed):  # all of them are still running
             return self._decision(int(cells[0]), "nothing told yet")
         everyone = len(observed) == len(cells)  # else some may yet turn out to be within
         cells, slack, counts = cells[observed], slack[observed], self.counts[cells[observed]]
         low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
-        excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
-        if not within(excess, 0.0).any():
+        excess = reduce(np.maximum, [low[q] - limit for q, limit in self._log_limits.items()])
+        feasible = within(excess, 0.0).nonzero()[0]
+        if not len(feasible):
             reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
             cell = int(cells[least(excess)])
             return self._decision(cell, f"{reason}: least beyond them", infeasible=everyone)
-        best = least(np.where(within(excess, 0.0), low[self.objective], np.inf))
+        best = feasible[least(low[self.objective][feasible])]
         return self._decision(int(cells[best]), reason)
 
 
@@ -370,7 +368,7 @@ class ConstrainedUCB(MeanBandit):
         self.exploration = exploration
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        trials = self._trials(cells)
+        trials = self._with_running(self.counts, cells)
         if trials.min() == 0:
             return self._decision(int(cells[trials.argmin()]), "not tried yet")
         return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
@@ -396,7 +394,7 @@ class ProfileThenCommit(MeanBandit):
         self.rounds = rounds
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        trials = self._trials(cells)
+        trials = self._with_running(self.counts, cells)
         if trials.min() < self.rounds:
             return self._decision(int(cells[trials.argmin()]), "profiled first")
         return self._best(cells, self._slack(trials), "least mean energy within the limits")

@@ -543,6 +543,12 @@ class Scheduler(Stateful, ABC):
         cells = [*self._open.values(), *(cell for cell, _ in self._held)]
         return np.array(cells, dtype=np.int64)
 
+    def _with_running(self, counts: Array, cells: Indices) -> Array:
+        """Counts of some of the cells, one more for every run that was not learned yet."""
+        if not len(running := self._running()):
+            return counts[cells]
+        return (counts + np.bincount(running, minlength=self.cells))[cells]
+
     def _cell_of(self, decision_id: int) -> int:
         if decision_id not in self._open:
             state = "finished" if 0 <= decision_id < self._next_id else "unknown"
