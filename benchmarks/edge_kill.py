@@ -38,7 +38,7 @@ from mllm_sched.pipeline.media import photograph
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import END
 from mllm_sched.schedulers import Scheduler
-from mllm_sched.schedulers.persistence import same_state
+from mllm_sched.schedulers.state import same_state
 
 AGENTS, NEW_TOKENS, DEADLINE_S = ("edge-1", "edge-2"), 16, 60.0
 AFTER_S = 60.0  # within which everybody has to be answered again

@@ -9,7 +9,7 @@ import numpy as np
 
 from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge.learner import SchedulerSpec
-from mllm_sched.schedulers.persistence import same_state as alike
+from mllm_sched.schedulers.state import same_state as alike
 
 __all__ = ["alike"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.schedulers import Scheduler, make_scheduler
-from mllm_sched.schedulers.base import factor_words, plain
+from mllm_sched.schedulers.persistence import factor_words, plain
 
 SHOWN, LONGEST = 4, 60  # names, and characters, of a difference
 

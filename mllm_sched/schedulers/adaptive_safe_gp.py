@@ -40,7 +40,7 @@ from mllm_sched.schedulers.base import (
     greatest,
     least,
 )
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 MOST_RISK = 0.4  # an arm that violates a limit with more probability is never tried

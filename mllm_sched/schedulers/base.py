@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,8 +22,15 @@ from numpy.typing import ArrayLike, NDArray
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.atomic_io import write_whole
 from mllm_sched.measurement import check_quantity
-from mllm_sched.schedulers.gp import Hyperparameters
-from mllm_sched.schedulers.persistence import StateError, Stateful, pack, unpack
+from mllm_sched.schedulers.persistence import (
+    StateError,
+    factor_words,
+    pack,
+    plain,
+    restored,
+    unpack,
+)
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -418,7 +425,7 @@ class Scheduler(Stateful, ABC):
                 limits=made["limits"],
                 seeds=[space[seed] for seed in made["seeds"]],
                 contexts=[Factor(**factor) for factor in made["contexts"]],
-                **{name: _restored(value, space) for name, value in made["settings"].items()},
+                **{name: restored(value, space) for name, value in made["settings"].items()},
             )
             scheduler.set_state(state)
         except (KeyError, TypeError, ValueError) as error:
@@ -583,39 +590,6 @@ def expect(holds: bool, setting: str, expected: str) -> None:
     """Raise ValueError for a setting, written as ``name=value``, unless the condition holds."""
     if not holds:
         raise ValueError(f"{setting}: expected {expected}")
-
-
-def factor_words(factor: Factor) -> dict[str, Any]:
-    """A factor as JSON; ``Factor(**words)`` is the factor again."""
-    return {
-        "name": factor.name,
-        "levels": list(factor.levels),
-        "log": factor.log,
-        "labels": list(factor.labels),
-    }
-
-
-def plain(value: Any) -> Any:
-    """A setting with its arms and hyperparameters as JSON; arrays stay arrays."""
-    if isinstance(value, Arm):
-        return {"arm": value.index}
-    if isinstance(value, Hyperparameters):
-        return {"hyperparameters": asdict(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
-
-
-def _restored(value: Any, space: ArmSpace) -> Any:
-    """The inverse of ``plain``."""
-    if not isinstance(value, dict):
-        return value
-    if list(value) == ["arm"]:
-        return space[value["arm"]]
-    if list(value) == ["hyperparameters"]:
-        given = value["hyperparameters"]
-        return Hyperparameters(**{**given, "factors": tuple(given["factors"])})
-    return {key: _restored(item, space) for key, item in value.items()}
 
 
 def _geometric_mean(runs: list[Values]) -> Values:

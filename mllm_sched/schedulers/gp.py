@@ -20,7 +20,7 @@ from scipy.linalg.blas import dger
 from scipy.special import log_ndtr
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 

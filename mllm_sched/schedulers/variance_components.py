@@ -25,7 +25,7 @@ from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.gp import FinitePosterior, matern
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 
