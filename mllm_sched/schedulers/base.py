@@ -1,8 +1,4 @@
-"""One interface for every scheduler: ask for an arm, tell what it took.
-
-A run may end well, fail, or be stopped above some bound. What the last two count as, for schedulers
-that want a value of every quantity, is decided here.
-"""
+"""One interface for every scheduler: ask for an arm, tell what it took, or that it failed."""
 
 from __future__ import annotations
 
@@ -80,31 +76,18 @@ class Decision:
     Attributes
     ----------
     id
-        Hand it back to ``tell``.
-    arm
-        What to run.
+        For ``tell``.
     reason
-        One short phrase: why this arm.
-    certified
-        Whether the scheduler holds the arm to be within every limit.
-    p_feasible
-        The scheduler's probability that it is, if it has one.
+        Why this arm, in one short phrase.
+    certified, p_feasible
+        Whether the scheduler holds the arm to be within every limit, and with what probability.
     bounds
-        Bounds on the true mean of each quantity of this arm, in its unit; empty for a scheduler
-        without bounds.
+        On the true mean of each quantity of this arm, in its unit; empty without a belief.
     safe_arms
         How many of the arms that could be chosen are certified, if the scheduler certifies any.
     infeasible
         The verdict that no arm can meet the limits. The arm then violates them least, but for
         bandits that know costs alone.
-
-    Examples
-    --------
-    >>> from mllm_sched import ArmSpace, make_scheduler
-    >>> space = ArmSpace.agx_orin()
-    >>> scheduler = make_scheduler("fixed", space, limits={"latency_s": 0.2}, seeds=[space[59]])
-    >>> print(scheduler.ask())
-    component=dla, power_w=60, load=1.0: fixed
     """
 
     id: int
@@ -193,7 +176,7 @@ class Scheduler(Stateful, ABC):
         Parameters
         ----------
         context
-            A level for every context factor, if the scheduler was made with any.
+            A level for every context factor.
         available
             The arms that can run now; all by default.
         now
@@ -222,13 +205,11 @@ class Scheduler(Stateful, ABC):
     ) -> None:
         """Observe what the arm of a decision took; in any order, and late.
 
-        Give every quantity of the objective and the limits, or the reason in ``failed``. Other
-        quantities are checked and ignored.
+        Give every quantity of the objective and the limits, as measured, or the reason in
+        ``failed``. Other quantities are checked and ignored.
 
         Parameters
         ----------
-        decision_id
-            ``Decision.id``.
         failed
             Why there is no result.
         above
@@ -236,8 +217,6 @@ class Scheduler(Stateful, ABC):
             ``{"latency_s": 2.0}``. Quantities that nobody measured may then be left out.
         now
             When it was measured; by default now.
-        **quantities
-            As measured.
 
         Raises
         ------
@@ -299,26 +278,11 @@ class Scheduler(Stateful, ABC):
     def belief_table(self, context: Context | None = None) -> pd.DataFrame:
         """Posterior bounds per arm; changes nothing.
 
-        Parameters
-        ----------
-        context
-            As for ``ask``.
-
         Returns
         -------
         One row an arm, in the order of the space: ``arm`` (index); for each quantity bounds on its
-        true mean, such as ``energy_j_low`` and ``energy_j_high`` (NaN where there is no belief; the
-        same mean twice from a scheduler that keeps means alone); ``certified``; ``plays`` (runs
-        observed so far).
-
-        Examples
-        --------
-        >>> from mllm_sched import make_scheduler
-        >>> space = ArmSpace.agx_orin()
-        >>> ucb = make_scheduler("ucb", space, limits={"latency_s": 0.2})
-        >>> ucb.tell(ucb.ask().id, energy_j=3.2, latency_s=0.13)
-        >>> ucb.belief_table().loc[0, ["energy_j_low", "energy_j_high", "plays"]].round(3).tolist()
-        [3.2, 3.2, 1.0]
+        true mean, such as ``energy_j_low`` and ``energy_j_high`` (NaN without a belief; the same
+        mean twice from a scheduler that keeps means alone); ``certified``; ``plays`` (runs so far).
         """
         arms = np.arange(len(self.space))
         cells = arms + self._first_cell(context)
@@ -371,10 +335,9 @@ class Scheduler(Stateful, ABC):
         return runs
 
     def save(self, path: str | Path) -> Path:
-        """Write the scheduler to a file, from which ``load`` goes on to the last bit.
+        """Write a file from which ``load`` goes on to the last bit, whole or not at all.
 
-        An interrupted call leaves the file as it was. Raises ValueError if the scheduler holds
-        something that no file can, such as a function.
+        Raises ValueError if the scheduler holds what no file can, such as a function.
         """
         write_whole(Path(path), self.to_bytes())
         return Path(path)
@@ -383,11 +346,8 @@ class Scheduler(Stateful, ABC):
     def load(cls, path: str | Path) -> Self:
         """A scheduler as it was saved, open decisions and random numbers included.
 
-        Raises
-        ------
-        StateError
-            A ValueError, if the file is truncated, edited, of a newer version, missing, or of
-            another scheduler.
+        Raises StateError, a ValueError, if the file is truncated, edited, of a newer version,
+        missing, or of another scheduler.
         """
         try:
             data = Path(path).read_bytes()
