@@ -1,6 +1,6 @@
 """Adaptive safe GP: a budget of risk, a kernel learned online, and detection of change.
 
-What it adds to safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
+Beside safe GP-UCB (notebook ``08_ablations`` shows what each part brings):
 
 - An arm that is not certified may be tried, if it promises to save more than it costs, and as long
   as a budget of expected violations lasts.
@@ -63,7 +63,7 @@ Moments = dict[str, tuple[Array, Array]]  # of the log of each quantity: mean an
 
 
 class View(NamedTuple):
-    """What is believed of some cells, each array of shape (cells,)."""
+    """What is believed of some cells; arrays of shape (cells,)."""
 
     cells: Indices
     moments: Moments
@@ -94,11 +94,9 @@ class AdaptiveSafeGP(Scheduler):
     -----
     The budget counts probabilities of the model. Nothing is random.
 
-    No arm is tried whose expected violations exceed what the budget has left, and none of a kind of
-    which no arm is trusted or was tried: give a seed arm for every kind that may be used.
-
-    A kind whose trusted arms all violated a limit, or failed, is forgotten after a rest of 100
-    tasks, so that its trusted arms are tried again; each further rest is twice as long.
+    No arm is tried of a kind of which no arm is trusted or was tried: give a seed arm for every
+    kind that may be used. A kind whose trusted arms all violated a limit, or failed, is forgotten
+    after a rest of 100 tasks, and tried again; each further rest is twice as long.
 
     When no arm is certified or trusted, the one most likely to be within the limits runs; when none
     can be, the one that violates them least.
@@ -277,11 +275,7 @@ class AdaptiveSafeGP(Scheduler):
     def _best_trial(
         self, view: View, kept: int, mean: Array, variance: Array, running: Indices
     ) -> int | None:
-        """Position of the arm whose trial is worth most beyond running the kept one, if any is.
-
-        Worth is in units of the energy of the kept arm. Arms that the budget does not allow, or of
-        whose kind nothing is known, are never tried.
-        """
+        """Position of the arm whose trial is worth most, in units of the kept arm's energy."""
         risk = 1.0 - view.feasible
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
         allowed &= self._known(view.cells)
@@ -327,27 +321,8 @@ class AdaptiveSafeGP(Scheduler):
 class AdaptiveMemory(Stateful):
     """Beliefs of ``AdaptiveSafeGP`` over all cells, and the detection of change.
 
-    Parameters
-    ----------
-    cells
-        Contexts and arms.
-    means
-        Prior mean of the log of every quantity, until the first measurement takes its place.
-    objective
-        Of these quantities.
-    by_power
-        Whether the objective is an energy that is modelled as power times latency.
-
-    Attributes
-    ----------
-    beliefs
-        By quantity.
-    trials
-        Observed runs of each cell, failed ones included, shape (cells,).
-    kinds
-        A number for each combination of categorical levels, shape (cells,).
-    changes
-        Noticed since this object was made.
+    ``means`` are prior means of the log of every quantity. ``by_power``: the objective is an energy
+    and modelled as power times latency.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("beliefs", "trials", "_detector")
@@ -366,7 +341,7 @@ class AdaptiveMemory(Stateful):
         self.objective, self.by_power = objective, by_power
         self.learn_kernel, self.notice_change = learn_kernel, notice_change
         self.kinds = _kinds(cells)
-        self.trials = np.zeros(len(cells))
+        self.trials = np.zeros(len(cells))  # observed runs, failed ones included
         self._detector = ChangeDetector(means, len(cells))
         self.changes = 0
 

@@ -39,7 +39,6 @@ class CostStatistics(Scheduler):
     ----------
     penalty
         Cost of a task that violates a limit, in log energy: 1 counts as e times its energy.
-        0: energy alone, whatever the limits.
 
     Notes
     -----
@@ -127,9 +126,8 @@ class UCB(CostBandit):
     Parameters
     ----------
     exploration
-        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1], and plays
-        dozens of arms almost evenly for 1000 tasks. Measurements scatter by some percent, so the
-        default is 0.1, which favours this baseline.
+        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1]; measurements
+        scatter by some percent, so the default is 0.1, which favours this baseline.
     """
 
     name: ClassVar[str] = "ucb"

@@ -82,19 +82,9 @@ def covariance(space: ArmSpace, hyperparameters: Hyperparameters) -> Array:
 class FinitePosterior(Stateful):
     """Gaussian belief over one value per cell.
 
-    Parameters
-    ----------
-    mean
-        Prior mean, a number or shape (cells,).
-    covariance
-        Prior covariance, shape (cells, cells).
-    noise_variance
-        Variance of one observation around its cell's value.
-
-    Attributes
-    ----------
-    mean, covariance
-        The posterior, updated in place by ``tell`` and ``forget``.
+    Made from the prior mean, a number or shape (cells,), the prior covariance, shape (cells,
+    cells), and the variance of one observation. ``mean`` and ``covariance`` are the posterior,
+    updated in place by ``tell`` and ``forget``.
 
     Examples
     --------
@@ -170,13 +160,7 @@ class FinitePosterior(Stateful):
         """Drift back towards the prior, as under the kernel of TV-GP-UCB, (1 - rate)^(elapsed / 2).
 
         The predict step of a Kalman filter (Bogunovic, Scarlett and Cevher, AISTATS 2016).
-
-        Parameters
-        ----------
-        elapsed
-            Time since the last call, in the unit that ``rate`` is per.
-        rate
-            Within [0, 1); 0 forgets nothing.
+        ``elapsed`` is the time since the last call, in the unit that ``rate``, in [0, 1), is per.
         """
         kept = (1.0 - rate) ** elapsed
         self.mean += (np.sqrt(kept) - 1.0) * (self.mean - self.prior_mean)

@@ -7,8 +7,8 @@ deviation s of every arm:
     safe set    S = {arms with u of every limited quantity within its limit}    (2)
     choice      argmin of l of the objective over S and the trusted seeds       (3)
 
-An arm in a context is a *cell* below; without contexts cells are arms. ``Scheduler.ask`` (base)
-calls ``_choose``: bounds, then ``_choose_among``: safe set, then ``_pick``: the choice.
+``Scheduler.ask`` calls ``_choose``: bounds, then ``_choose_among``: safe set, then ``_pick``: the
+choice. An arm in a context is a *cell*; without contexts cells are arms.
 
 The form is that of EdgeBOL (CoNEXT 2021), a special case of the safe schedulers that began with
 SafeOpt (arXiv:1602.04450). Arms that are still running reduce the variance of the objective

@@ -42,21 +42,9 @@ AT_ONCE = 2**16  # numbers in the covariances that are factorised at once: they 
 
 
 class VarianceComponents(Stateful):
-    """Belief over the log of one quantity.
+    """Belief over the log of one quantity; ``mean`` is its prior mean until the first measurement.
 
-    Parameters
-    ----------
-    space
-        All cells.
-    mean
-        Prior mean until the first measurement, which then takes its place.
-
-    Attributes
-    ----------
-    posterior
-        Mean and covariance of every cell.
-    counts
-        Measurements of every cell, shape (cells,).
+    ``posterior`` holds mean and covariance of every cell, ``counts`` the measurements of each.
     """
 
     STATE: ClassVar[tuple[str, ...]] = (
