@@ -138,16 +138,16 @@ def test_a_sliding_window_is_ucb_on_its_last_tasks():
                 assert scheduler.costs()[arm] == pytest.approx(np.mean(costs))
 
 
-@pytest.mark.parametrize("name", ["sliding-window-ucb", "discounted-ucb"])
-def test_forgetful_bandits_notice_that_an_arm_became_dear(name):
-    settings = {"window": 100} if name == "sliding-window-ucb" else {"discount": 0.98}
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("sliding-window-ucb", {"window": 100}), ("discounted-ucb", {"discount": 0.98})],
+)
+def test_forgetful_bandits_notice_that_an_arm_became_expensive(name, settings):
     scheduler = make(name, **settings)
     best = int(np.bincount(play(scheduler, 400)[-50:]).argmax())
     for _ in range(200):
         decision = scheduler.ask()
-        index = decision.arm.index
-        energy_j = ENERGY_J[index] * (10.0 if index == best else 1.0)
-        scheduler.tell(decision.id, energy_j=energy_j, latency_s=LATENCY_S[index])
+        tell(scheduler, decision, dearer=10.0 if decision.arm.index == best else 1.0)
     assert (play(scheduler, 1) != best).all()
 
 

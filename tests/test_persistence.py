@@ -90,27 +90,16 @@ def saved(tmp_path):
     return scheduler.save(tmp_path / "state")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(saved, share):
+def test_truncated_files_and_any_edited_byte_are_refused(saved):
     data = saved.read_bytes()
-    saved.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(StateError, match="truncated, or no scheduler"):
-        Scheduler.load(saved)
-
-
-def test_any_edited_byte_is_noticed(saved):
-    data = saved.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.9, 0.999):
+        with pytest.raises(StateError, match="truncated, or no scheduler"):
+            Scheduler.from_bytes(data[: int(share * len(data))])
     for place in np.random.default_rng(0).integers(0, len(data), 300):
         edited = bytearray(data)
         edited[place] ^= 1 << int(place % 8)
-        saved.write_bytes(bytes(edited))
-        with pytest.raises(StateError, match=r"state: (edited|truncated|version|no scheduler)"):
-            Scheduler.load(saved)
-
-
-def rewritten(path, **words):
-    data = path.read_bytes()
-    path.write_bytes(to_bytes(from_bytes(data), metadata={**metadata(data), **words}))
+        with pytest.raises(StateError, match=r"edited|truncated|version|no scheduler"):
+            Scheduler.from_bytes(bytes(edited))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +111,9 @@ def rewritten(path, **words):
     ],
 )
 def test_files_of_other_kinds_are_named(saved, words, message):
-    rewritten(saved, **words)
+    data = saved.read_bytes()
     with pytest.raises(StateError, match=message):
-        Scheduler.load(saved)
+        Scheduler.from_bytes(to_bytes(from_bytes(data), metadata={**metadata(data), **words}))
 
 
 def test_the_wrong_rule_and_a_missing_file_are_named(saved, tmp_path):
