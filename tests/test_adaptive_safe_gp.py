@@ -81,20 +81,6 @@ def test_the_budget_of_risk_is_kept_and_none_of_it_is_spent_without_one():
     assert risks[0.0] == 0 < risks[0.0005] <= tight < risks[0.005]
 
 
-def test_contexts_have_beliefs_of_their_own_and_learn_from_each_other():
-    table = FAMILIES["queueing"](4, 60)
-    contexts = [Factor("background_load", [0.0, 0.3])]
-    scheduler = scheduler_for(table, contexts=contexts)
-    beyond = []
-    for task in range(400):
-        load = (0.0, 0.3)[task % 2]
-        arm = (decision := scheduler.ask(context={"background_load": load})).arm.index
-        latency_s = table.latency_s[arm] / (1 - load)
-        scheduler.tell(decision.id, latency_s=latency_s, energy_j=table.energy_j[arm])
-        beyond.append(latency_s > table.limit_s)
-    assert np.mean(beyond[100:]) < 0.01
-
-
 def test_a_component_that_dies_is_left_within_some_failures_however_long_it_was_good():
     table = FAMILIES["queueing"](1, 60)
     scheduler = scheduler_for(table)
@@ -158,19 +144,6 @@ def told(tells):
         belief.tell(cell, value)
     belief.learn()
     return belief
-
-
-def test_the_recursion_is_the_batch_posterior_after_many_tells():
-    belief, rng = told([(cell, 0.1 * cell) for cell in range(12)]), np.random.default_rng(0)
-    for _ in range(5000):
-        belief.tell(int(rng.integers(12)), float(rng.normal()))
-    prior, noise = belief.posterior.prior_covariance, belief.posterior.noise_variance
-    within = prior + np.diag(noise / belief.counts)
-    gain = np.linalg.solve(within, prior).T
-    mean = belief._prior_mean + gain @ (belief._means - belief._prior_mean)
-    np.testing.assert_allclose(belief.mean, mean, atol=1e-8)
-    np.testing.assert_allclose(belief.posterior.covariance, prior - gain @ prior, atol=1e-8)
-    assert np.linalg.eigvalsh(belief.posterior.covariance).min() > -1e-10
 
 
 def test_the_scatter_within_cells_tells_the_noise():

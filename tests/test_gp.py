@@ -60,16 +60,6 @@ def test_forgetting_equals_the_time_varying_kernel():
     np.testing.assert_allclose(belief.covariance, exact, atol=1e-10)
 
 
-def test_the_kernel_is_what_it_says():
-    gram = covariance(SPACE, VALUES)
-    np.testing.assert_allclose(np.diag(gram), 0.7)
-    gpu, cpu = (SPACE.arm(component=name, power_w=15, load=0.2).index for name in ("gpu", "cpu"))
-    assert gram[gpu, cpu] == pytest.approx(0.7 * 0.4)
-    near, far = (SPACE.arm(component="gpu", power_w=15, load=load).index for load in (0.4, 1.0))
-    assert gram[gpu, near] > gram[gpu, far] > 0
-    assert np.linalg.eigvalsh(gram).min() > 0
-
-
 def test_the_covariance_equals_gpytorch():
     with torch.no_grad():
         kernel = ArmKernel(SPACE).load(VALUES)

@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE
 
-from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.arms import Factor
 from mllm_sched.schedulers import Hyperparameters, Scheduler, make_scheduler, scheduler_names
 from mllm_sched.schedulers.bandits import UCB
 from mllm_sched.schedulers.persistence import StateError, metadata
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
-SPACE = ArmSpace.agx_orin(("gpu", "dla"))
-X = SPACE.features()
-LATENCY_S = 0.29 * np.exp(-0.8 * X[:, 1] - 0.6 * X[:, 2])
-ENERGY_J = np.exp(0.5 * X[:, 1] + 0.4 * X[:, 0] + (X[:, 2] - 0.3) ** 2)
-FAST = SPACE.arm(component="gpu", power_w=60, load=1.0)
 CONTEXTS = [Factor("background_load", [0.0, 0.4])]
 
 every_scheduler = pytest.mark.parametrize("name", scheduler_names())
@@ -157,6 +153,6 @@ def test_a_scheduler_that_is_in_no_registry_is_not_loaded():
     class Mine(UCB):
         name = "mine"
 
-    mine = Mine(ArmSpace.agx_orin(), limits={"latency_s": 0.2})
+    mine = Mine(SPACE, limits={"latency_s": 0.2})
     with pytest.raises(StateError, match="holds the unknown scheduler 'mine'"):
         Scheduler.from_bytes(mine.to_bytes())
