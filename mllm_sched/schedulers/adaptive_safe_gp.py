@@ -309,7 +309,7 @@ class AdaptiveSafeGP(Scheduler):
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective."""
-        self.memory.tell_failed(cell, self._twice_the_limits())
+        self.memory.tell(cell, self._twice_the_limits(), measured=False)
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         self.memory.recall(cell, values or self._twice_the_limits(), scatter, measured=bool(values))
@@ -370,9 +370,9 @@ class AdaptiveMemory(Stateful):
             shares.append(variance / (variance + belief.noise_variance))
         return reduce(np.minimum, shares)
 
-    def tell(self, cell: int, values: Values) -> None:
-        """Observe a run that ended well."""
-        self._take_in(cell, self._logs(values))
+    def tell(self, cell: int, values: Values, *, measured: bool = True) -> None:
+        """Observe a run, or what a failed one counts as."""
+        self._take_in(cell, self._logs(values), measured=measured)
 
     def tell_above(self, cell: int, values: Values, above: Values) -> None:
         """Observe a stopped run: what was measured, and what to expect above the bounds."""
@@ -383,10 +383,6 @@ class AdaptiveMemory(Stateful):
                 bound -= logs.get("latency_s", float(self.beliefs["latency_s"].mean[cell]))
             logs[name] = self.beliefs[name].expected_above(cell, bound)
         self._take_in(cell, logs, measured=False)
-
-    def tell_failed(self, cell: int, values: Values) -> None:
-        """Observe what a failed run counts as."""
-        self._take_in(cell, self._logs(values), measured=False)
 
     def recall(self, cell: int, values: Values, scatter: float, *, measured: bool = True) -> None:
         """Observe a row of another table, which is never a change."""
@@ -414,7 +410,7 @@ class AdaptiveMemory(Stateful):
                 logs[self.objective] = energy - logs["latency_s"]
         return logs
 
-    def _take_in(self, cell: int, logs: Values, *, measured: bool = True) -> None:
+    def _take_in(self, cell: int, logs: Values, *, measured: bool) -> None:
         """Update the beliefs; what contradicts them is a change, or an outlier to be clipped."""
         if self.notice_change and self.trials[cell] >= KNOWN:
             changed, excess = False, {}

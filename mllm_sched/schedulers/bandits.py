@@ -68,13 +68,13 @@ class CostStatistics(Scheduler):
         return means
 
     def _believed(self, cells: Indices) -> LogBounds:
-        counts = self.counts[cells]
-        means = np.where(counts > 0, self.totals[cells] / np.maximum(counts, 1e-12), np.nan)
-        spread = self._spread(cells)
-        return {self.objective: (means - spread, means + spread)}
+        counts = np.maximum(self.counts[cells], 1e-12)
+        means = np.where(self.counts[cells] > 0, self.totals[cells] / counts, np.nan)
+        half = self._half_width(counts)
+        return {self.objective: (means - half, means + half)}
 
-    def _spread(self, cells: Indices) -> Array | float:
-        """Half-width of the bounds on a mean cost."""
+    def _half_width(self, counts: Array) -> Array | float:
+        """Half-width of the bounds on mean costs of so many runs."""
         return 0.0
 
     def hopeless(self, cells: Indices) -> bool:
@@ -138,12 +138,9 @@ class UCB(CostBandit):
         self.exploration = exploration
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
-        return least(costs - self._bonus(counts)), "least cost bound"
+        return least(costs - self._half_width(counts)), "least cost bound"
 
-    def _spread(self, cells: Indices) -> Array:
-        return self._bonus(np.maximum(self.counts[cells], 1e-12))
-
-    def _bonus(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         return self.exploration * _confidence(counts)
 
 
@@ -168,8 +165,8 @@ class Thompson(CostBandit):
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
         return least(costs + self.exploration * draws), "least sampled cost"
 
-    def _spread(self, cells: Indices) -> Array:
-        return self.exploration / np.sqrt(self.counts[cells] + 1.0)
+    def _half_width(self, counts: Array) -> Array:
+        return self.exploration / np.sqrt(counts + 1.0)
 
 
 class EpsilonGreedy(CostBandit):
@@ -323,22 +320,24 @@ class MeanBandit(Scheduler):
 
     def _believed(self, cells: Indices) -> LogBounds:
         counts = np.maximum(self.counts[cells], 1e-12)
-        slack = np.where(self.counts[cells] > 0, self._slack(counts), np.nan)
+        half = np.where(self.counts[cells] > 0, self._half_width(counts), np.nan)
         means = {name: total[cells] / counts for name, total in self.totals.items()}
-        return {name: (mean - slack, mean + slack) for name, mean in means.items()}
+        return {name: (mean - half, mean + half) for name, mean in means.items()}
 
-    def _slack(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         """Half-width of the bounds on means of so many runs."""
         return np.zeros(len(counts))
 
-    def _best(self, cells: Indices, slack: Array, reason: str) -> Decision:
-        """Least mean objective within the limits, every mean lowered by its slack."""
+    def _best(self, cells: Indices, trials: Array, reason: str) -> Decision:
+        """Least lower bound of the objective among the arms whose others are within the limits."""
         observed = self.counts[cells].nonzero()[0]
         if not len(observed):  # all of them are still running
             return self._decision(int(cells[0]), "nothing told yet")
         everyone = len(observed) == len(cells)  # else some may yet turn out to be within
-        cells, slack, counts = cells[observed], slack[observed], self.counts[cells[observed]]
-        low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
+        cells, half = cells[observed], self._half_width(trials)[observed]
+        low = {
+            name: total[cells] / self.counts[cells] - half for name, total in self.totals.items()
+        }
         excess = reduce(np.maximum, [low[q] - limit for q, limit in self._log_limits.items()])
         feasible = within(excess, 0.0).nonzero()[0]
         if not len(feasible):
@@ -369,9 +368,9 @@ class ConstrainedUCB(MeanBandit):
         trials = self._with_running(self.counts, cells)
         if trials.min() == 0:
             return self._decision(int(cells[trials.argmin()]), "not tried yet")
-        return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
+        return self._best(cells, trials, "least energy bound that may be feasible")
 
-    def _slack(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         return self.exploration * _confidence(counts)
 
 
@@ -395,7 +394,7 @@ class ProfileThenCommit(MeanBandit):
         trials = self._with_running(self.counts, cells)
         if trials.min() < self.rounds:
             return self._decision(int(cells[trials.argmin()]), "profiled first")
-        return self._best(cells, self._slack(trials), "least mean energy within the limits")
+        return self._best(cells, trials, "least mean energy within the limits")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         if self.counts[cell] < self.rounds:  # committed: nothing is learned after
