@@ -40,7 +40,7 @@ def test_bounds_are_there_for_what_the_rule_has_a_belief_of(name):
 def test_looking_changes_no_later_decision(name):
     looked, left = make(name), make(name)
     rng, means = np.random.default_rng(0), truth()
-    for _ in range(120):
+    for _ in range(75):
         before = looked.belief_table()
         ours, theirs = looked.ask(), left.ask()
         assert (ours.arm, ours.reason, ours.bounds) == (theirs.arm, theirs.reason, theirs.bounds)

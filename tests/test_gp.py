@@ -15,7 +15,7 @@ VALUES = Hyperparameters(0.7, 0.02, (0.4, 0.8, 1.5))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 80))
-@settings(max_examples=50)
+@settings(max_examples=15)
 def test_the_recursion_equals_gpytorch_to_1e_10(seed, count):
     rng = np.random.default_rng(seed)
     cells, values = rng.integers(0, 60, count), rng.normal(1.0, 1.0, count)

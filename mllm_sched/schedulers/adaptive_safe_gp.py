@@ -288,7 +288,7 @@ class AdaptiveSafeGP(Scheduler):
         gain, risk = mean[kept] - mean[trials], risk[trials]
         spread = np.maximum(np.sqrt(variance[trials]), 1e-9)
         score = gain / spread
-        improvement = gain * ndtr(score) + spread * np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
+        improvement = gain * ndtr(score) + spread * np.exp(-0.5 * score**2) / math.sqrt(2 * math.pi)
         value = WORTH * self.horizon * view.feasible[trials] * improvement
         # The mean of a log-normal: an uncertain arm is expected to be more expensive.
         cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk

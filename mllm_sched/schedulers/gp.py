@@ -101,13 +101,10 @@ class FinitePosterior(Stateful):
 
     def __init__(self, mean: ArrayLike, covariance: ArrayLike, noise_variance: float) -> None:
         prior = np.asarray(covariance, dtype=np.float64, order="C")
-        cells = len(prior)
-        if prior.shape != (cells, cells):
-            raise ValueError(f"covariance of shape {prior.shape}: expected square")
         self.prior_covariance = prior.copy() if prior.flags.writeable else prior  # else shared
         if not noise_variance > 0:
             raise ValueError(f"noise_variance={noise_variance}: expected above 0")
-        self.prior_mean = np.array(np.broadcast_to(mean, cells), dtype=np.float64)
+        self.prior_mean = np.array(np.broadcast_to(mean, len(prior)), dtype=np.float64)
         self.noise_variance = float(noise_variance)
         self.mean = self.prior_mean.copy()
         self.covariance = self.prior_covariance.copy()  # C order, which tell relies on

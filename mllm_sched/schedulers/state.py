@@ -47,22 +47,6 @@ class Stateful:
         return [name for base in reversed(cls.__mro__) for name in vars(base).get("STATE", ())]
 
 
-def same_state(one: Any, other: Any) -> bool:
-    """Whether two states are the same to the last bit.
-
-    >>> same_state({"a": np.ones(2)}, {"a": np.ones(2)}), same_state([1], [1.0])
-    (True, False)
-    """
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same_state(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same_state, one, other))
-    if isinstance(one, np.ndarray):
-        alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and one.tobytes() == other.tobytes()
-    return bool(one == other) and type(one) is type(other)
-
-
 def _taken(value: Any) -> Any:
     if isinstance(value, Stateful):
         return value.state()
