@@ -10,9 +10,7 @@ import numpy as np
 from mllm_sched import ArmSpace, Factor
 from mllm_sched.edge.journal import Journal
 from mllm_sched.edge.learner import Learner, SchedulerSpec
-from mllm_sched.schedulers.persistence import same_state as alike
-
-__all__ = ["alike"]
+from mllm_sched.schedulers.persistence import metadata, pack
 
 SPACE = ArmSpace([Factor("component", ["gpu", "cpu"]), Factor("power_w", [15, 30, 60], log=True)])
 FACTS = {"modality": "image", "encoder": "small", "evidence": "simulated", "user": "ada"}
@@ -21,6 +19,11 @@ FACTS = {"modality": "image", "encoder": "small", "evidence": "simulated", "user
 def spec(name="safe-gp-ucb", **changed):
     given = {"limits": {"latency_s": 0.2}, "seeds": [SPACE[2], SPACE[5]], "rng": 3, **changed}
     return SchedulerSpec(name, SPACE, **given)
+
+
+def alike(one, other):
+    """Whether two states of a scheduler are the same to the last bit."""
+    return metadata(pack("", {}, one)) == metadata(pack("", {}, other))
 
 
 def taken(arm, number=0):

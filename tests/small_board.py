@@ -1,6 +1,7 @@
 """A device of twelve arms whose truth is known: what tests of schedulers play on."""
 
 import numpy as np
+import pandas as pd
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import make_scheduler
@@ -23,19 +24,31 @@ def make(name, **changes):
     return make_scheduler(name, SPACE, **arguments)
 
 
-def tell(scheduler, decision, slower=1.0, noise=0.0, rng=None):
+def tell(scheduler, decision, slower=1.0, dearer=1.0, noise=0.0, rng=None):
     """What the device measures; the noise is that of log latency and of log power."""
     first, second = np.exp(noise * rng.standard_normal(2)) if rng else (1.0, 1.0)
-    index = decision.arm.index
-    latency_s, energy_j = LATENCY_S[index] * slower * first, ENERGY_J[index] * first * second
+    index = SPACE.index(decision.arm)
+    latency_s = LATENCY_S[index] * slower * first
+    energy_j = ENERGY_J[index] * dearer * first * second
     scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
 
 
-def play(scheduler, tasks, noise=0.02, seed=0, slower=1.0):
+def play(scheduler, tasks, noise=0.02, seed=0, slower=1.0, dearer=1.0):
     """The arms of some tasks, one after another."""
     rng, arms = np.random.default_rng(seed), []
     for _ in range(tasks):
         decision = scheduler.ask()
-        tell(scheduler, decision, slower, noise, rng)
-        arms.append(decision.arm.index)
+        tell(scheduler, decision, slower, dearer, noise, rng)
+        arms.append(SPACE.index(decision.arm))
     return np.array(arms)
+
+
+def table(arms=SPACE, repeats=1, **columns):
+    """What the device would measure of some arms, without noise."""
+    return pd.DataFrame(
+        [
+            {**arm.levels, "latency_s": LATENCY_S[arm.index], "energy_j": ENERGY_J[arm.index]}
+            for arm in arms
+            for _ in range(repeats)
+        ]
+    ).assign(**columns)

@@ -18,25 +18,14 @@ every_scheduler = pytest.mark.parametrize("name", scheduler_names())
 
 
 @every_scheduler
-def test_the_table_has_a_row_an_arm_before_anything_is_known(name):
-    table = make(name).belief_table()
-    assert list(table.columns) == COLUMNS and len(table) == 60
-    assert not table["plays"].any()
-
-
-@every_scheduler
-def test_plays_are_the_runs_that_were_told(name):
-    scheduler = make(name)
-    arms = play(scheduler, truth(), 90)
-    scheduler.ask()  # still running
-    assert scheduler.belief_table()["plays"].tolist() == np.bincount(arms, minlength=60).tolist()
-
-
-@every_scheduler
 def test_bounds_are_there_for_what_the_rule_has_a_belief_of(name):
     scheduler = make(name)
-    play(scheduler, truth(), 150)
+    assert not scheduler.belief_table()["plays"].any()
+    arms = play(scheduler, truth(), 150)
+    scheduler.ask()  # still running
     table = scheduler.belief_table()
+    assert list(table.columns) == COLUMNS
+    assert table["plays"].tolist() == np.bincount(arms, minlength=60).tolist()
     played = table[table["plays"] > 0]
     for quantity, without in (("energy_j", NOTHING), ("latency_s", NOTHING | ENERGY_ALONE)):
         bounds = played[[f"{quantity}_low", f"{quantity}_high"]]
@@ -51,7 +40,7 @@ def test_bounds_are_there_for_what_the_rule_has_a_belief_of(name):
 def test_looking_changes_no_later_decision(name):
     looked, left = make(name), make(name)
     rng, means = np.random.default_rng(0), truth()
-    for _ in range(120):
+    for _ in range(75):
         before = looked.belief_table()
         ours, theirs = looked.ask(), left.ask()
         assert (ours.arm, ours.reason, ours.bounds) == (theirs.arm, theirs.reason, theirs.bounds)
@@ -71,18 +60,6 @@ def test_true_means_are_mostly_within_the_bounds_on_a_board_without_noise(name):
     for quantity, true in means.items():
         low, high = table[f"{quantity}_low"] * 0.999, table[f"{quantity}_high"] * 1.001
         assert ((low <= true) & (true <= high)).mean() > 0.85, quantity
-
-
-def test_a_decision_says_of_its_arm_what_the_table_says():
-    scheduler = make("safe-gp-ucb")
-    play(scheduler, truth(), 100)
-    table = scheduler.belief_table()
-    decision = scheduler.ask()
-    row = table.loc[decision.arm.index]
-    assert decision.certified == row["certified"]
-    assert decision.safe_arms == table["certified"].sum()
-    for quantity, bounds in decision.bounds.items():
-        assert bounds == pytest.approx((row[f"{quantity}_low"], row[f"{quantity}_high"]))
 
 
 def test_the_oracle_knows_the_truth_and_certifies_what_meets_the_limit():

@@ -51,7 +51,7 @@ def journal_of(path, tasks):
 
 def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, capsys):
     with FakeJetson(tmp_path / "board") as board:
-        board.heat(61.5)
+        (board.root / "sys/class/thermal/thermal_zone3/temp").write_text("61500\n")
         live = {"device": "agx-orin", "device_settings": {"root": str(board.root)}}
         assert cli.main(["agent", write(**live), "--check"]) == 0
     said = capsys.readouterr().out

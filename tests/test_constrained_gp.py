@@ -72,14 +72,14 @@ def test_conformal_meets_its_rate_where_the_bounds_of_others_do_not():
     for name, settings in (("safe-gp-ucb", {}), ("conformal", {"violation_rate": 0.1})):
         scheduler = make(name, beta=0.01, **settings)
         rng, beyond = np.random.default_rng(0), []
-        for _ in range(3000):
+        for _ in range(1500):
             decision = scheduler.ask()
             slow = 0.1 if decision.arm == FAST else 0.19
             latency_s = slow * math.exp(0.1 * rng.standard_normal())
             beyond.append(latency_s > 0.2)
             energy_j = 3.0 if decision.arm == FAST else 1.0
             scheduler.tell(decision.id, latency_s=latency_s, energy_j=energy_j)
-        shares[name] = np.mean(beyond[500:])
+        shares[name] = np.mean(beyond[300:])
     assert shares["conformal"] == pytest.approx(0.1, abs=0.02)
     assert shares["safe-gp-ucb"] > 0.2
 
@@ -121,12 +121,6 @@ def test_linear_logs_are_known_from_a_few_arms_and_only_those():
     assert scheduler.beliefs["latency_s"].sd().max() < 0.2
 
 
-def test_edgebol_keeps_its_seed_whatever_it_measures():
-    scheduler = make("edgebol")
-    arms = play(scheduler, 30, slower=4.0)
-    assert (arms == FAST.index).all()
-
-
 def test_a_sliding_window_is_ucb_on_its_last_tasks():
     scheduler = make("sliding-window-ucb", window=40, penalty=1.0)
     told = []
@@ -144,32 +138,16 @@ def test_a_sliding_window_is_ucb_on_its_last_tasks():
                 assert scheduler.costs()[arm] == pytest.approx(np.mean(costs))
 
 
-def test_a_limit_changed_within_a_window_counts_only_what_came_after():
-    scheduler = make("sliding-window-ucb", window=20, penalty=1.0)
-    play(scheduler, 30)
-    scheduler.change_limits({"latency_s": 0.05})
-    play(scheduler, 10)
-    assert scheduler.checked.sum() == 10 and scheduler.beyond.sum() == 10
-    play(scheduler, 100)
-    assert scheduler.checked.sum() == 20 == scheduler.counts.sum() == scheduler.beyond.sum()
-
-
-def test_discounted_counts_fade_by_the_task():
-    scheduler = make("discounted-ucb", discount=0.9)
-    play(scheduler, 300)
-    assert scheduler.counts.sum() == pytest.approx(1 / (1 - 0.9), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["sliding-window-ucb", "discounted-ucb"])
-def test_forgetful_bandits_notice_that_an_arm_became_dear(name):
-    settings = {"window": 100} if name == "sliding-window-ucb" else {"discount": 0.98}
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("sliding-window-ucb", {"window": 100}), ("discounted-ucb", {"discount": 0.98})],
+)
+def test_forgetful_bandits_notice_that_an_arm_became_expensive(name, settings):
     scheduler = make(name, **settings)
     best = int(np.bincount(play(scheduler, 400)[-50:]).argmax())
     for _ in range(200):
         decision = scheduler.ask()
-        index = decision.arm.index
-        energy_j = ENERGY_J[index] * (10.0 if index == best else 1.0)
-        scheduler.tell(decision.id, energy_j=energy_j, latency_s=LATENCY_S[index])
+        tell(scheduler, decision, dearer=10.0 if decision.arm.index == best else 1.0)
     assert (play(scheduler, 1) != best).all()
 
 

@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE
 
-from mllm_sched.arms import ArmSpace, Factor
+from mllm_sched.arms import Factor
 from mllm_sched.schedulers import Hyperparameters, Scheduler, make_scheduler, scheduler_names
 from mllm_sched.schedulers.bandits import UCB
 from mllm_sched.schedulers.persistence import StateError, metadata
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
-SPACE = ArmSpace.agx_orin(("gpu", "dla"))
-X = SPACE.features()
-LATENCY_S = 0.29 * np.exp(-0.8 * X[:, 1] - 0.6 * X[:, 2])
-ENERGY_J = np.exp(0.5 * X[:, 1] + 0.4 * X[:, 0] + (X[:, 2] - 0.3) ** 2)
-FAST = SPACE.arm(component="gpu", power_w=60, load=1.0)
 CONTEXTS = [Factor("background_load", [0.0, 0.4])]
 
 every_scheduler = pytest.mark.parametrize("name", scheduler_names())
@@ -90,27 +86,16 @@ def saved(tmp_path):
     return scheduler.save(tmp_path / "state")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(saved, share):
+def test_truncated_files_and_any_edited_byte_are_refused(saved):
     data = saved.read_bytes()
-    saved.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(StateError, match="truncated, or no scheduler"):
-        Scheduler.load(saved)
-
-
-def test_any_edited_byte_is_noticed(saved):
-    data = saved.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.9, 0.999):
+        with pytest.raises(StateError, match="truncated, or no scheduler"):
+            Scheduler.from_bytes(data[: int(share * len(data))])
     for place in np.random.default_rng(0).integers(0, len(data), 300):
         edited = bytearray(data)
         edited[place] ^= 1 << int(place % 8)
-        saved.write_bytes(bytes(edited))
-        with pytest.raises(StateError, match=r"state: (edited|truncated|version|no scheduler)"):
-            Scheduler.load(saved)
-
-
-def rewritten(path, **words):
-    data = path.read_bytes()
-    path.write_bytes(to_bytes(from_bytes(data), metadata={**metadata(data), **words}))
+        with pytest.raises(StateError, match=r"edited|truncated|version|no scheduler"):
+            Scheduler.from_bytes(bytes(edited))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +107,9 @@ def rewritten(path, **words):
     ],
 )
 def test_files_of_other_kinds_are_named(saved, words, message):
-    rewritten(saved, **words)
+    data = saved.read_bytes()
     with pytest.raises(StateError, match=message):
-        Scheduler.load(saved)
+        Scheduler.from_bytes(to_bytes(from_bytes(data), metadata={**metadata(data), **words}))
 
 
 def test_the_wrong_rule_and_a_missing_file_are_named(saved, tmp_path):
@@ -168,6 +153,6 @@ def test_a_scheduler_that_is_in_no_registry_is_not_loaded():
     class Mine(UCB):
         name = "mine"
 
-    mine = Mine(ArmSpace.agx_orin(), limits={"latency_s": 0.2})
+    mine = Mine(SPACE, limits={"latency_s": 0.2})
     with pytest.raises(StateError, match="holds the unknown scheduler 'mine'"):
         Scheduler.from_bytes(mine.to_bytes())

@@ -68,7 +68,7 @@ def on_each():
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates processors of x86")
-@pytest.mark.parametrize(("name", "settings"), on_each())
+@pytest.mark.parametrize(("name", "settings"), [*on_each()])
 def test_every_scheduler_takes_the_same_arms_on_every_processor(here, name, settings):
     emulated, there = arms_taken(**settings)
     assert set(emulated) == {name} and len(here) >= 48

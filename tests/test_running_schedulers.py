@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
-from small_board import ENERGY_J, FAST, LATENCY_S, SPACE, X, make, play, tell
+from small_board import ENERGY_J, FAST, LATENCY_S, SPACE, X, make, play, table, tell
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import make_scheduler, scheduler_names
@@ -116,10 +115,7 @@ def test_an_arm_that_vanishes_is_not_chosen_and_comes_back(name):
 @pytest.mark.parametrize("name", VERDICTS)
 def test_a_limit_nobody_can_meet_gets_a_verdict_and_the_arm_least_beyond(name):
     scheduler = make(name, limits={"latency_s": 0.01})
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        decision = scheduler.ask()
-        tell(scheduler, decision, noise=0.02, rng=rng)
+    play(scheduler, 150)
     decision = scheduler.ask()
     assert decision.infeasible
     assert decision.reason == "no arm can meet the limits: least beyond them"
@@ -153,12 +149,6 @@ def test_a_limit_may_change_in_mid_run(name):
     slack = play(scheduler, 150)[-50:]
     assert (LATENCY_S[slack] <= 0.2).mean() > 0.9
     assert not scheduler.ask().infeasible
-
-
-@every_learner
-def test_other_quantities_cannot_be_limited_in_mid_run(name):
-    with pytest.raises(ValueError, match="limits on energy_j: expected one on each of latency_s"):
-        make(name).change_limits({"energy_j": 1.0})
 
 
 CAREFUL = sorted(set(MODELS) - {"config", "primal-dual", "conformal", "safe-linucb"})
@@ -199,39 +189,27 @@ def test_every_decision_is_explained(name):
     assert str(decision.arm) in text and decision.reason in text and "latency_s" in text
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_a_table_of_another_board_helps_and_is_not_believed_to_the_letter(name):
-    elsewhere = pd.DataFrame(
-        [
-            {**arm.levels, "latency_s": LATENCY_S[arm.index], "energy_j": ENERGY_J[arm.index]}
-            for arm in SPACE
-            for _ in range(50)
-        ]
-    )
     vague, exact = make(name), make(name)
-    vague.warm_start(elsewhere, scatter=0.3)
-    exact.warm_start(elsewhere)
+    vague.warm_start(table(repeats=50), scatter=0.3)
+    exact.warm_start(table(repeats=50))
     sds = [scheduler.beliefs["latency_s"].sd() for scheduler in (make(name), vague, exact)]
     if name != "safe-linucb":  # sixty arms on six numbers: nothing of them is vague
         assert (sds[0] > sds[1]).all() and (sds[1] > 2 * sds[2]).all()
     assert np.corrcoef(vague.beliefs["latency_s"].mean, np.log(LATENCY_S))[0, 1] > 0.95
     with pytest.raises(ValueError, match="scatter=-1"):
-        vague.warm_start(elsewhere, scatter=-1)
+        vague.warm_start(table(), scatter=-1)
 
 
 @every_learner
 def test_a_warm_start_takes_failed_rows_and_contexts(name):
     scheduler = make(name, contexts=[Factor("background_load", [0.0, 0.5])])
-    rows = [
-        {**arm.levels, "background_load": 0.5, "latency_s": 0.1, "energy_j": 1.0, "failed": np.nan}
-        for arm in SPACE
-    ]
-    rows[0] |= {"latency_s": np.nan, "energy_j": np.nan, "failed": "out of memory"}
+    rows = table(background_load=0.5, failed=np.nan).astype({"failed": object})
+    rows.loc[0, ["latency_s", "energy_j", "failed"]] = np.nan, np.nan, "out of memory"
     for scatter in (0.0, 0.2):
-        scheduler.warm_start(pd.DataFrame(rows), scatter=scatter)
+        scheduler.warm_start(rows, scatter=scatter)
     assert scheduler.ask(context={"background_load": 0.5}).arm in SPACE
-    with pytest.raises(ValueError, match="lacks the columns background_load"):
-        scheduler.warm_start(pd.DataFrame(rows).drop(columns="background_load"))
 
 
 @every_model
@@ -239,15 +217,10 @@ def test_a_warm_start_takes_failed_rows_and_contexts(name):
 def test_hard_data_leaves_finite_beliefs_and_known_arms(name, trouble):
     scheduler, rng = make(name), np.random.default_rng(0)
     for task in range(200):
-        decision = scheduler.ask()
-        spread = np.exp(0.02 * rng.standard_t(1.5, 2).clip(-200, 200))
-        factor = 100.0 if trouble == "an outlier" and task == 50 else 1.0
-        noise = spread if trouble == "heavy tails" else np.ones(2)
-        scheduler.tell(
-            decision.id,
-            energy_j=ENERGY_J[decision.arm.index] * noise[0],
-            latency_s=LATENCY_S[decision.arm.index] * noise[1] * factor,
-        )
+        tails = np.exp(0.02 * rng.standard_t(1.5, 2).clip(-200, 200))
+        slower, dearer = tails if trouble == "heavy tails" else np.ones(2)
+        slower *= 100.0 if trouble == "an outlier" and task == 50 else 1.0
+        tell(scheduler, scheduler.ask(), slower, dearer)
     for belief in scheduler.beliefs.values():
         assert np.isfinite(belief.mean).all() and np.isfinite(belief.sd()).all()
     assert math.isfinite(scheduler.ask().p_feasible)
@@ -255,43 +228,20 @@ def test_hard_data_leaves_finite_beliefs_and_known_arms(name, trouble):
 
 @every_model
 def test_units_change_nothing(name):
-    arms = []
-    for factor in (1.0, 1000.0):
-        scheduler = make(name, limits={"latency_s": 0.2 * factor})
-        rng, chosen = np.random.default_rng(0), []
-        for _ in range(80):
-            decision = scheduler.ask()
-            noise = np.exp(0.02 * rng.standard_normal(2))
-            scheduler.tell(
-                decision.id,
-                energy_j=ENERGY_J[decision.arm.index] * noise[0] * factor,
-                latency_s=LATENCY_S[decision.arm.index] * noise[1] * factor,
-            )
-            chosen.append(decision.arm.index)
-        arms.append(chosen)
+    arms = [
+        play(make(name, limits={"latency_s": 0.2 * unit}), 80, slower=unit, dearer=unit).tolist()
+        for unit in (1.0, 1000.0)
+    ]
     assert arms[0] == arms[1]
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"safe-thompson"}))
 def test_permuting_arms_permutes_decisions(name):
     """The components in another order: the same arms are run, under other indices."""
-    turned = ArmSpace([Factor("component", ["dla", "gpu"]), *SPACE.factors[1:]])
-    known = pd.DataFrame(  # so that no two arms are equal beforehand: ties break by index
-        [
-            {**SPACE[index].levels, "latency_s": LATENCY_S[index], "energy_j": ENERGY_J[index]}
-            for index in (5, 5, 8)
-        ]
-    )
-    chosen = []
+    turned, chosen = ArmSpace([Factor("component", ["dla", "gpu"]), *SPACE.factors[1:]]), []
     for space in (SPACE, turned):
         scheduler = make_scheduler(name, space, limits={"latency_s": 0.2}, seeds=[FAST])
-        scheduler.warm_start(known)
-        rng, arms = np.random.default_rng(0), []
-        for _ in range(80):
-            decision = scheduler.ask()
-            index, noise = SPACE.index(decision.arm), np.exp(0.02 * rng.standard_normal(2))
-            values = {"energy_j": ENERGY_J[index] * noise[0]}
-            scheduler.tell(decision.id, latency_s=LATENCY_S[index] * noise[1], **values)
-            arms.append(index)
-        chosen.append(arms)
+        # So that no two arms are equal beforehand: ties break by index.
+        scheduler.warm_start(table([SPACE[5], SPACE[5], SPACE[8]]))
+        chosen.append(play(scheduler, 80).tolist())
     assert chosen[0] == chosen[1]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.schedulers import Hyperparameters, make_scheduler, scheduler_names
+from mllm_sched.schedulers.gp import covariance
 from mllm_sched.schedulers.references import truly_best
 
 SPACE = ArmSpace.agx_orin()
@@ -46,6 +47,7 @@ def play(scheduler, means, steps, noise=0.03, seed=0):
 
 
 SAFE = ("safe-gp-ucb", "adaptive-safe-gp", "goose")
+BEYOND = Hyperparameters(1.0, 0.01, (1.0, 1.0, 1.0))  # a correlation has to be below 1
 
 every_scheduler = pytest.mark.parametrize("name", scheduler_names())
 
@@ -78,10 +80,9 @@ def test_tell_refuses_an_unknown_or_finished_decision(name):
         scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
 
 
-@every_scheduler
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.0, math.inf])
-def test_a_bad_measurement_is_refused_and_the_decision_stays_open(name, value):
-    scheduler = make(name)
+def test_a_bad_measurement_is_refused_and_the_decision_stays_open(value):
+    scheduler = make("ucb")
     decision = scheduler.ask()
     with pytest.raises(ValueError, match=r"latency_s=.*expected a finite number above 0"):
         scheduler.tell(decision.id, energy_j=1.0, latency_s=value)
@@ -90,33 +91,14 @@ def test_a_bad_measurement_is_refused_and_the_decision_stays_open(name, value):
     scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
 
 
-@every_scheduler
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({}, "give at least one"),
-        ({"latency_s": -0.1}, "limit latency_s=-0.1"),
-        ({"latency_s": math.nan}, "limit latency_s=nan"),
-    ],
-)
-def test_empty_or_senseless_limits_are_refused(name, limits, message):
-    with pytest.raises(ValueError, match=message):
-        make(name, limits=limits)
-
-
-def test_an_unknown_scheduler_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'sage-gp-ucb': expected one of safe-gp-ucb, adaptive"):
-        make_scheduler("sage-gp-ucb", SPACE, limits=LIMITS)
-
-
-def test_a_setting_of_another_rule_is_refused():
-    with pytest.raises(TypeError, match="epsilon"):
-        make("ucb", epsilon=0.1)
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("ucb", {"limits": {}}, "give at least one"),
+        ("ucb", {"limits": {"latency_s": -0.1}}, "limit latency_s=-0.1"),
+        ("ucb", {"limits": {"latency_s": math.nan}}, "limit latency_s=nan"),
+        ("sage", {}, "'sage': expected one of safe-gp-ucb, adaptive"),
+        ("safe-gp-ucb", {"hyperparameters": {"latency_s": BEYOND}}, "expected a correlation"),
         *((name, {"seeds": []}, f"{name} needs at least one arm") for name in SAFE),
         ("safe-gp-ucb", {"beta": 0}, "beta=0"),
         ("safe-gp-ucb", {"forget_rate": 1.0}, "forget_rate=1.0"),
@@ -164,19 +146,11 @@ def test_warm_start_needs_the_factors_and_is_learned():
 # safe GP-UCB
 
 
-def test_safe_gp_ucb_starts_at_its_seed_and_says_so():
-    decision = make("safe-gp-ucb").ask()
-    assert decision.arm == FAST and not decision.certified
-    assert decision.reason == "trusted seed"
-
-
 @given(st.integers(0, 1000))
 @settings(max_examples=8)
 def test_safe_gp_ucb_hardly_ever_violates_where_its_model_holds(seed):
     """Landscapes drawn from its own prior, with a trusted seed that is truly safe."""
     values = {q: Hyperparameters(0.5, 0.03**2, (0.5, 1.0, 1.0)) for q in ("energy_j", "latency_s")}
-    from mllm_sched.schedulers.gp import covariance
-
     rng = np.random.default_rng(seed)
     root = np.linalg.cholesky(covariance(SPACE, values["latency_s"]) + 1e-10 * np.eye(60))
     means = {
@@ -210,14 +184,6 @@ def test_a_seed_proven_slow_is_dropped_and_the_fallback_is_stated():
     ]
 
 
-def test_a_certified_arm_is_within_its_bound():
-    scheduler = make("safe-gp-ucb")
-    play(scheduler, truth(), 50)
-    decision = scheduler.ask()
-    # Two standard deviations below the limit.
-    assert decision.certified and decision.p_feasible > 0.977
-
-
 def test_forgetting_widens_what_was_certain():
     sizes = {}
     for rate in (0.0, 0.2):
@@ -241,11 +207,6 @@ def test_each_context_has_its_own_limit_set():
             scheduler.tell(decision.id, energy_j=means["energy_j"][index], latency_s=latency)
     quiet, busy = scheduler.safe_set()[0].reshape(2, 60).sum(axis=1)
     assert quiet > busy
-
-
-def test_a_context_nobody_announced_is_refused():
-    with pytest.raises(ValueError, match="made without contexts"):
-        make("ucb").ask(context={"background_load": 0.5})
 
 
 # baselines
@@ -276,36 +237,13 @@ def test_ucb1_is_the_textbook_index():
     for energy in (1.0, 4.0):
         scheduler.tell(scheduler.ask().id, energy_j=energy, latency_s=0.1)
     # t = 2: costs 0 and ln 4, both with bonus sqrt(2 ln 2).
-    assert scheduler.ask().arm.index == 0
-    for _ in range(6):
-        decision = scheduler.ask(available=[space[0]])
-        scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
     # t = 8: 0 - sqrt(2 ln 8 / 7) = -0.77 against 1.39 - sqrt(2 ln 8) = -0.65.
-    assert scheduler.ask().arm.index == 0
-    for _ in range(6):
-        decision = scheduler.ask(available=[space[0]])
-        scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
     # t = 14: -sqrt(2 ln 14 / 13) = -0.64 against 1.39 - sqrt(2 ln 14) = -0.91.
-    assert scheduler.ask().arm.index == 1
-
-
-def test_epsilon_greedy_explores_as_often_as_it_says():
-    means = truth()
-    scheduler = make("epsilon-greedy", epsilon=0.3)
-    arms = play(scheduler, means, 4060)[60:]
-    assert (arms != means["energy_j"].argmin()).mean() == pytest.approx(0.3, abs=0.05)
-
-
-def test_the_oracle_takes_the_cheapest_feasible_arm():
-    means = truth()
-    feasible = np.where(means["latency_s"] <= 0.2, means["energy_j"], np.inf)
-    assert make("oracle").ask().arm.index == feasible.argmin()
-
-
-def test_the_oracle_says_when_no_arm_can_meet_the_limit_and_takes_the_fastest():
-    decision = make("oracle", limits={"latency_s": 0.001}).ask()
-    assert decision.infeasible and not decision.certified
-    assert decision.arm.index == truth()["latency_s"].argmin()
+    for taken in (0, 0, 1):
+        assert scheduler.ask().arm.index == taken
+        for _ in range(6):
+            decision = scheduler.ask(available=[space[0]])
+            scheduler.tell(decision.id, energy_j=1.0, latency_s=0.1)
 
 
 def test_the_oracle_never_takes_an_arm_that_cannot_run():
@@ -313,17 +251,13 @@ def test_the_oracle_never_takes_an_arm_that_cannot_run():
     assert truly_best(values, "energy_j", {"latency_s": 2.0}) == (0, False)
     values["energy_j"] = [1.0, 5.0]
     assert truly_best(values, "energy_j", {"latency_s": 2.0}) == (1, True)
+    assert truly_best(values, "energy_j", {"latency_s": 0.5}) == (1, False)  # the fastest
 
 
-def test_the_oracle_follows_a_changing_truth():
+def test_the_oracle_takes_the_cheapest_feasible_arm_of_a_changing_truth():
     means = truth()
     scheduler = make("oracle", truth=lambda: means)
-    before = scheduler.ask().arm
-    means["latency_s"][before.index] = 1.0
-    assert scheduler.ask().arm != before
-
-
-def test_fixed_plays_its_arm_and_random_plays_all():
-    assert set(play(make("fixed", arm=SPACE[4]), truth(), 20)) == {4}
-    counts = np.bincount(play(make("random"), truth(), 6000), minlength=60)
-    assert counts.min() > 50
+    for _ in range(2):
+        feasible = np.where(means["latency_s"] <= 0.2, means["energy_j"], np.inf)
+        assert scheduler.ask().arm.index == feasible.argmin()
+        means["latency_s"][feasible.argmin()] = 1.0

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mllm_sched.devices import Outage, Throttling, open_device
+from mllm_sched.devices import Outage, open_device
 from mllm_sched.experiments.comparison import full_power_arms
 from mllm_sched.experiments.runner import Rule, run
 from mllm_sched.experiments.time_varying import (
@@ -10,7 +10,6 @@ from mllm_sched.experiments.time_varying import (
     aftermath,
     changes,
     play,
-    summarise,
     tasks_until_safe,
 )
 from mllm_sched.tasks import Task
@@ -129,27 +128,3 @@ def test_an_outage_is_checked_and_its_truth_is_said():
     assert board.expected(arm, TASK).failed == "dla does not answer"
     assert board.run(arm, TASK).failed and not board.run(arm, TASK).failed
     assert board.expected(arm, TASK).latency_s < 1.0
-
-
-def test_heat_begins_at_its_task():
-    board = open_device("agx-orin-sim", throttling=Throttling(ambient_c=60.0, start=3))
-    arm = board.space.arm(component="gpu", power_w=60, load=1.0)
-    temperatures = []
-    for _ in range(5):
-        board.run(arm, TASK)
-        temperatures.append(board.temperature_c)
-    assert temperatures[:3] == [60.0] * 3 and 60.0 < temperatures[3] < temperatures[4]
-    with pytest.raises(ValueError, match="start=-1"):
-        Throttling(start=-1)
-
-
-def test_the_summary_has_means_with_intervals_and_no_afterwards_without_an_end(played):
-    runs = aftermath(played, SCENARIOS)
-    summary = summarise(runs)
-    assert (summary["n"] == 2).all()
-    assert ((summary["low"] <= summary["value"]) & (summary["value"] <= summary["high"])).all()
-    ended = set(summary.loc[summary["quantity"] == "energy_afterwards", "scenario"])
-    assert ended == {scenario.label for scenario in SCENARIOS if scenario.stop < STEPS}
-    rows = of(summary, "Adaptive safe GP", "heat").set_index("quantity")["value"]
-    mean = of(runs, "Adaptive safe GP", "heat")["energy_over_oracle"].mean()
-    assert rows["energy_over_oracle"] == pytest.approx(mean)

@@ -20,7 +20,8 @@ import pandas as pd
 from mllm_sched.arms import Arm, ArmSpace, Factor
 from mllm_sched.edge.journal import Event, Journal, JournalError, Snapshot, read_spec, table_of
 from mllm_sched.schedulers import Decision, Scheduler, make_scheduler
-from mllm_sched.schedulers.base import Context, factor_words, plain
+from mllm_sched.schedulers.base import Context
+from mllm_sched.schedulers.persistence import factor_words, plain
 
 EXPLAINED = ("reason", "certified", "p_feasible", "safe_arms", "infeasible")  # of a decision
 INTERRUPTED = "interrupted"  # why a decision was cancelled whose process ended

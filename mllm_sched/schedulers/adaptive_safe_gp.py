@@ -1,6 +1,6 @@
 """Adaptive safe GP: a budget of risk, a kernel learned online, and detection of change.
 
-What it adds to safe GP-UCB; notebook ``08_ablations`` shows what each part brings:
+Beside safe GP-UCB (notebook ``08_ablations`` shows what each part brings):
 
 - An arm that is not certified may be tried, if it promises to save more than it costs, and as long
   as a budget of expected violations lasts.
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from functools import reduce
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -39,7 +40,7 @@ from mllm_sched.schedulers.base import (
     greatest,
     least,
 )
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 MOST_RISK = 0.4  # an arm that violates a limit with more probability is never tried
@@ -56,6 +57,18 @@ SUSPECT = 2.0  # above a limit, from which an arm is no longer trusted
 CLIP = 4.0  # of every deviation, so that one outlier proves nothing
 SLACK = 0.75  # of every deviation: changes smaller than twice that are found late or never
 ALARM = 6.5  # two of the largest deviations in a row
+
+
+Moments = dict[str, tuple[Array, Array]]  # of the log of each quantity: mean and variance of cells
+
+
+class View(NamedTuple):
+    """What is believed of some cells; arrays of shape (cells,)."""
+
+    cells: Indices
+    moments: Moments
+    feasible: Array  # probability of being within every limit
+    credible: Mask  # not likely to violate a limit
 
 
 class AdaptiveSafeGP(Scheduler):
@@ -81,11 +94,9 @@ class AdaptiveSafeGP(Scheduler):
     -----
     The budget counts probabilities of the model. Nothing is random.
 
-    No arm is tried whose expected violations exceed what the budget has left, and none of a kind of
-    which no arm is trusted or was tried: give a seed arm for every kind that may be used.
-
-    A kind whose trusted arms all violated a limit, or failed, is forgotten after a rest of 100
-    tasks, so that its trusted arms are tried again; each further rest is twice as long.
+    No arm is tried of a kind of which no arm is trusted or was tried: give a seed arm for every
+    kind that may be used. A kind whose trusted arms all violated a limit, or failed, is forgotten
+    after a rest of 100 tasks, and tried again; each further rest is twice as long.
 
     When no arm is certified or trusted, the one most likely to be within the limits runs; when none
     can be, the one that violates them least.
@@ -112,6 +123,7 @@ class AdaptiveSafeGP(Scheduler):
         expect(horizon >= 1, f"horizon={horizon}", "1 or more")
         expect(0.5 < certainty < 1, f"certainty={certainty}", "within (0.5, 1)")
         self.violation_rate, self.horizon, self.certainty = violation_rate, horizon, certainty
+        self.width = float(ndtri(certainty))  # of the bounds of a decision
         self.learn_kernel, self.model_power = learn_kernel, model_power
         self.notice_change = notice_change
         by_power = model_power and self.objective == "energy_j" and "latency_s" in self.limits
@@ -146,147 +158,148 @@ class AdaptiveSafeGP(Scheduler):
     def _choose(self, cells: Indices, now: float) -> Decision:
         self._try_again(cells)
         self.memory.learn()
-        feasible, suspect = self.memory.feasible(cells, self._log_limits)
-        trusted = self._trusted[cells] & ~suspect
-        running = self._running()
-        tried = self.memory.trials > 0
-        tried[running] = True
-        untried = trusted & ~tried[cells]
-        if untried.any():
+        view, running = self._look(cells), self._running()
+        trusted = self._trusted[cells] & view.credible
+        untried = trusted & (self.memory.trials[cells] == 0)
+        if len(running):
+            untried &= ~np.isin(cells, running)
+        if np.count_nonzero(untried):
             reason = "trusted seed, not tried yet"
-            return self._take(cells, int(untried.argmax()), feasible, reason, charged=False)
-        safe = feasible >= self.certainty
-        if not safe.any():
-            safe = trusted
-        if not safe.any():
-            return self._fallback(cells, feasible)
-        mean, variance = self.memory.moments(self.objective, cells, running)
-        kept = least(np.where(safe, mean, np.inf))
-        worth = self._worth(cells, kept, mean, np.sqrt(variance), feasible)
-        best = greatest(worth)
-        if worth[best] > 0:
-            return self._take(cells, best, feasible, "worth a trial")
-        return self._take(cells, kept, feasible, "least energy among the safe arms")
+            return self._take(view, int(untried.argmax()), reason, charged=False)
+        safe = (view.feasible >= self.certainty).nonzero()[0]
+        if not len(safe):
+            safe = trusted.nonzero()[0]
+        if not len(safe):
+            return self._fallback(view)
+        later = self.memory.moments(cells, running) if len(running) else view.moments
+        mean, variance = later[self.objective]
+        kept = int(safe[least(mean[safe])])
+        trial = self._best_trial(view, kept, mean, variance, running)
+        if trial is not None:
+            return self._take(view, trial, "worth a trial")
+        return self._take(view, kept, "least energy among the safe arms")
+
+    def _look(self, cells: Indices) -> View:
+        moments = self.memory.moments(cells)
+        scores = [
+            (limit - moments[name][0]) / np.maximum(np.sqrt(moments[name][1]), 1e-9)
+            for name, limit in self._log_limits.items()
+        ]
+        feasible = reduce(np.multiply, map(ndtr, scores))
+        return View(cells, moments, feasible, reduce(np.minimum, scores) >= -SUSPECT)
 
     def _try_again(self, cells: Indices) -> None:
         """Forget a kind whose trusted arms in this context were given up, once it rested."""
-        due = np.flatnonzero(self._asked - self._rested_since >= self._rest)
-        for kind in due:
-            here = np.arange(self.cells) // len(self.space) == cells[0] // len(self.space)
+        due = self._rested_since + self._rest
+        if self._asked < due.min():
+            return
+        here = np.arange(self.cells) // len(self.space) == cells[0] // len(self.space)
+        for kind in np.flatnonzero(due <= self._asked):
             seeds = np.flatnonzero(self._trusted & here & (self.memory.kinds == kind))
             if not len(seeds):
                 continue
             self._rested_since[kind] = self._asked
-            if self.memory.feasible(seeds, self._log_limits)[1].all():
+            if not self._look(seeds).credible.any():
                 self.memory.forget(int(kind))
                 self._rest[kind] *= 2.0
 
-    def _fallback(self, cells: Indices, feasible: Array) -> Decision:
+    def _fallback(self, view: View) -> Decision:
         """Where no arm is safe; the budget is not charged."""
-        known = self._known(cells)
+        known = self._known(view.cells)
         known = known if known.any() else ~known
-        best = greatest(np.where(known, feasible, -1.0))
-        if feasible[best] >= HOPE:
+        best = greatest(np.where(known, view.feasible, -1.0))
+        if view.feasible[best] >= HOPE:
             reason = "no arm is certified: most likely within the limits"
-            return self._take(cells, best, feasible, reason, charged=False)
-        excess = [
-            self.memory.moments(name, cells)[0] - limit for name, limit in self._log_limits.items()
-        ]
-        nearest = least(np.where(known, np.max(excess, axis=0), np.inf))
+            return self._take(view, best, reason, charged=False)
+        excess = [view.moments[name][0] - limit for name, limit in self._log_limits.items()]
+        nearest = least(np.where(known, reduce(np.maximum, excess), np.inf))
         reason = "no arm can meet the limits: least beyond them"
-        return self._take(cells, nearest, feasible, reason, charged=False, infeasible=True)
+        return self._take(view, nearest, reason, charged=False, infeasible=True)
 
     def _known(self, cells: Indices) -> Mask:
         """Whether any arm of the same kind is trusted or was tried."""
-        found = np.bincount(self.memory.kinds, self._trusted | (self.memory.trials > 0))
+        found = np.bincount(self.memory.kinds, self._trusted + self.memory.trials)
         known: Mask = (found > 0)[self.memory.kinds[cells]]
         return known
 
-    def _on_trial(self, cells: Indices) -> Mask:
+    def _on_trial(self, cells: Indices, running: Indices) -> Mask:
         """Whether an uncertain arm of the same kind is still running: its result comes first."""
-        running = self._running()
-        if not len(running):
-            return np.zeros(len(cells), dtype=bool)
-        feasible, _ = self.memory.feasible(running, self._log_limits)
+        feasible = self._look(running).feasible
         uncertain = running[(feasible < self.certainty) & ~self._trusted[running]]
         return np.isin(self.memory.kinds[cells], self.memory.kinds[uncertain])
 
     def _take(
         self,
-        cells: Indices,
+        view: View,
         position: int,
-        feasible: Array,
         reason: str,
         *,
         charged: bool = True,
         infeasible: bool = False,
     ) -> Decision:
-        probability = float(feasible[position])
+        cell, probability = int(view.cells[position]), float(view.feasible[position])
         self._asked += 1
-        self._rested_since[self.memory.kinds[cells[position]]] = self._asked
-        if charged and not self._trusted[cells[position]]:
+        self._rested_since[self.memory.kinds[cell]] = self._asked
+        if charged and not self._trusted[cell]:
             self.risked += 1.0 - probability
             self._charge(1.0 - probability)
-        width, bounds = float(ndtri(self.certainty)), {}
-        for name in self.quantities:
-            mean, variance = self.memory.moments_of(name, int(cells[position]))
-            spread = width * math.sqrt(variance)
-            bounds[name] = from_logs(mean - spread, mean + spread)
+        bounds = {}
+        for name, (mean, variance) in view.moments.items():
+            middle, spread = float(mean[position]), self.width * math.sqrt(variance[position])
+            bounds[name] = from_logs(middle - spread, middle + spread)
         return self._decision(
-            int(cells[position]),
+            cell,
             reason,
             certified=probability >= self.certainty,
             p_feasible=probability,
             bounds=bounds,
-            safe_arms=int((feasible >= self.certainty).sum()),
+            safe_arms=int(np.count_nonzero(view.feasible >= self.certainty)),
             infeasible=infeasible,
         )
 
     def _believed(self, cells: Indices) -> LogBounds:
-        width, bounds = float(ndtri(self.certainty)), {}
-        for name in self.quantities:
-            mean, variance = self.memory.moments(name, cells)
-            bounds[name] = (mean - width * np.sqrt(variance), mean + width * np.sqrt(variance))
+        bounds = {}
+        for name, (mean, variance) in self.memory.moments(cells).items():
+            spread = self.width * np.sqrt(variance)
+            bounds[name] = (mean - spread, mean + spread)
         return bounds
 
     def _certified_cells(self) -> Mask:
-        feasible, _ = self.memory.feasible(np.arange(self.cells), self._log_limits)
-        return feasible >= self.certainty
+        return self._look(np.arange(self.cells)).feasible >= self.certainty
 
     def budget(self) -> float:
         """Expected violations that may still be risked."""
         share = UP_FRONT * self.horizon + (1.0 - UP_FRONT) * self._asked
         return self.violation_rate * share - self.risked
 
-    def _worth(self, cells: Indices, kept: int, mean: Array, sd: Array, feasible: Array) -> Array:
-        """What trying each arm is worth beyond running the kept one, in units of its energy.
-
-        -1 for arms that are not worth a trial, that the budget does not allow, or of whose kind
-        nothing is known.
-        """
-        worth = np.full(len(cells), -1.0)
-        risk = 1.0 - feasible
+    def _best_trial(
+        self, view: View, kept: int, mean: Array, variance: Array, running: Indices
+    ) -> int | None:
+        """Position of the arm whose trial is worth most, in units of the kept arm's energy."""
+        risk = 1.0 - view.feasible
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
-        allowed &= self._known(cells) & ~self._on_trial(cells)
+        allowed &= self._known(view.cells)
+        if len(running):
+            allowed &= ~self._on_trial(view.cells, running)
         allowed[kept] = False
-        trials = np.flatnonzero(allowed)
+        trials = allowed.nonzero()[0]
         if not len(trials):
-            return worth
-        gain, spread, risk = mean[kept] - mean[trials], np.maximum(sd[trials], 1e-9), risk[trials]
+            return None
+        gain, risk = mean[kept] - mean[trials], risk[trials]
+        spread = np.maximum(np.sqrt(variance[trials]), 1e-9)
         score = gain / spread
-        improvement = gain * ndtr(score) + spread * np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
-        value = WORTH * self.horizon * feasible[trials] * improvement
+        improvement = gain * ndtr(score) + spread * np.exp(-0.5 * score**2) / math.sqrt(2 * math.pi)
+        value = WORTH * self.horizon * view.feasible[trials] * improvement
         # The mean of a log-normal: an uncertain arm is expected to be more expensive.
         cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
-        pays = value > cost  # mostly none, once all is known
-        if not pays.any():
-            return worth
-        worthy = trials[pays]
-        value, cost, risk = value[pays], cost[pays], risk[pays]
-        net = np.maximum(value * self.memory.learned(cells[worthy], self._running()) - cost, -1.0)
+        if not np.count_nonzero(value > cost):  # mostly so, once all is known
+            return None
+        net = value * self.memory.learned(view.cells[trials], running) - cost
+        worthy = (net > 0).nonzero()[0]
+        if not len(worthy):
+            return None
         # Where a little of the budget buys most: it is better kept until more is known.
-        worth[worthy] = np.where(net > 0, net / (risk + LEAST_RISK), net)
-        return worth
+        return int(trials[worthy[greatest(net[worthy] / (risk[worthy] + LEAST_RISK))]])
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self.memory.tell(cell, values)
@@ -296,7 +309,7 @@ class AdaptiveSafeGP(Scheduler):
 
     def _fail(self, cell: int, now: float) -> None:
         """A failed run says nothing of the objective."""
-        self.memory.tell_failed(cell, self._twice_the_limits())
+        self.memory.tell(cell, self._twice_the_limits(), measured=False)
 
     def _recall(self, cell: int, values: Values, scatter: float) -> None:
         self.memory.recall(cell, values or self._twice_the_limits(), scatter, measured=bool(values))
@@ -308,27 +321,8 @@ class AdaptiveSafeGP(Scheduler):
 class AdaptiveMemory(Stateful):
     """Beliefs of ``AdaptiveSafeGP`` over all cells, and the detection of change.
 
-    Parameters
-    ----------
-    cells
-        Contexts and arms.
-    means
-        Prior mean of the log of every quantity, until the first measurement takes its place.
-    objective
-        Of these quantities.
-    by_power
-        Whether the objective is an energy that is modelled as power times latency.
-
-    Attributes
-    ----------
-    beliefs
-        By quantity.
-    trials
-        Observed runs of each cell, failed ones included, shape (cells,).
-    kinds
-        A number for each combination of categorical levels, shape (cells,).
-    changes
-        Noticed since this object was made.
+    ``means`` are prior means of the log of every quantity. ``by_power``: the objective is an energy
+    and modelled as power times latency.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("beliefs", "trials", "_detector")
@@ -347,7 +341,7 @@ class AdaptiveMemory(Stateful):
         self.objective, self.by_power = objective, by_power
         self.learn_kernel, self.notice_change = learn_kernel, notice_change
         self.kinds = _kinds(cells)
-        self.trials = np.zeros(len(cells))
+        self.trials = np.zeros(len(cells))  # observed runs, failed ones included
         self._detector = ChangeDetector(means, len(cells))
         self.changes = 0
 
@@ -357,43 +351,28 @@ class AdaptiveMemory(Stateful):
             for belief in self.beliefs.values():
                 belief.learn()
 
-    def moments(self, name: str, cells: Indices, running: Indices = NONE) -> tuple[Array, Array]:
-        """Mean and variance of the log of a quantity, once what is running will be observed."""
-        belief = self.beliefs[name]
-        mean, variance = belief.mean[cells], belief.sd_after(running)[cells] ** 2
-        if name == self.objective and self.by_power:
-            latency = self.beliefs["latency_s"]
-            return mean + latency.mean[cells], variance + latency.sd_after(running)[cells] ** 2
-        return mean, variance
-
-    def moments_of(self, name: str, cell: int) -> tuple[float, float]:
-        """Mean and variance of the log of a quantity of one cell."""
-        names = [name, "latency_s"] if name == self.objective and self.by_power else [name]
-        beliefs = [self.beliefs[name] for name in names]
-        mean = sum(float(belief.mean[cell]) for belief in beliefs)
-        return mean, sum(float(belief.sd()[cell]) ** 2 for belief in beliefs)
-
-    def feasible(self, cells: Indices, log_limits: Values) -> tuple[Array, Mask]:
-        """Probability of being within every limit, and which cells likely violate one."""
-        probability, suspect = np.ones(len(cells)), np.zeros(len(cells), dtype=bool)
-        for name, limit in log_limits.items():
-            mean, variance = self.moments(name, cells)
-            z = (limit - mean) / np.maximum(np.sqrt(variance), 1e-9)
-            probability *= ndtr(z)
-            suspect |= z < -SUSPECT
-        return probability, suspect
+    def moments(self, cells: Indices, running: Indices = NONE) -> Moments:
+        """Mean and variance of the log of every quantity, once what is running was observed."""
+        found = {
+            name: (belief.mean[cells], belief.sd_after(running)[cells] ** 2)
+            for name, belief in self.beliefs.items()
+        }
+        if self.by_power:
+            (power, variance), (latency, more) = found[self.objective], found["latency_s"]
+            found[self.objective] = (power + latency, variance + more)
+        return found
 
     def learned(self, cells: Indices, running: Indices) -> Array:
         """Least share of variance that one trial would take away, shape (cells,)."""
-        least = np.ones(len(cells))
+        shares = []
         for belief in self.beliefs.values():
             variance = belief.sd_after(running)[cells] ** 2
-            least = np.minimum(least, variance / (variance + belief.noise_variance))
-        return least
+            shares.append(variance / (variance + belief.noise_variance))
+        return reduce(np.minimum, shares)
 
-    def tell(self, cell: int, values: Values) -> None:
-        """Observe a run that ended well."""
-        self._take_in(cell, self._logs(values))
+    def tell(self, cell: int, values: Values, *, measured: bool = True) -> None:
+        """Observe a run, or what a failed one counts as."""
+        self._take_in(cell, self._logs(values), measured=measured)
 
     def tell_above(self, cell: int, values: Values, above: Values) -> None:
         """Observe a stopped run: what was measured, and what to expect above the bounds."""
@@ -404,10 +383,6 @@ class AdaptiveMemory(Stateful):
                 bound -= logs.get("latency_s", float(self.beliefs["latency_s"].mean[cell]))
             logs[name] = self.beliefs[name].expected_above(cell, bound)
         self._take_in(cell, logs, measured=False)
-
-    def tell_failed(self, cell: int, values: Values) -> None:
-        """Observe what a failed run counts as."""
-        self._take_in(cell, self._logs(values), measured=False)
 
     def recall(self, cell: int, values: Values, scatter: float, *, measured: bool = True) -> None:
         """Observe a row of another table, which is never a change."""
@@ -435,17 +410,20 @@ class AdaptiveMemory(Stateful):
                 logs[self.objective] = energy - logs["latency_s"]
         return logs
 
-    def _take_in(self, cell: int, logs: Values, *, measured: bool = True) -> None:
+    def _take_in(self, cell: int, logs: Values, *, measured: bool) -> None:
         """Update the beliefs; what contradicts them is a change, or an outlier to be clipped."""
         if self.notice_change and self.trials[cell] >= KNOWN:
-            surprises = {name: self.beliefs[name].surprise(cell, logs[name]) for name in logs}
-            changed = {name: self._detector.changed(name, cell, surprises[name]) for name in logs}
-            if any(changed.values()):
+            changed, excess = False, {}
+            for name, value in logs.items():
+                scatter = self.beliefs[name].scatter(cell)
+                surprise = (value - float(self.beliefs[name].mean[cell])) / scatter
+                changed |= self._detector.changed(name, cell, surprise)
+                excess[name] = (surprise - clipped(surprise)) * scatter
+            if changed:
                 self.changes += 1
                 self.forget(int(self.kinds[cell]))
             else:  # a single outlier moves nothing far
-                for name, surprise in surprises.items():
-                    logs[name] -= (surprise - clipped(surprise)) * self.beliefs[name].scatter(cell)
+                logs = {name: value - excess[name] for name, value in logs.items()}
         self.trials[cell] += 1.0
         for name, value in logs.items():
             self.beliefs[name].tell(cell, value, measured=measured)
@@ -476,9 +454,10 @@ class ChangeDetector(Stateful):
     def changed(self, quantity: str, cell: int, deviation: float) -> bool:
         """Add a deviation, in standard deviations; whether there is enough evidence now."""
         sums, step = self._sums[quantity], clipped(deviation)
-        for side, moved in enumerate((step, -step)):
-            sums[side, cell] = max(0.0, sums[side, cell] + moved - SLACK)
-        return bool(max(sums[:, cell]) >= ALARM)
+        rise = max(0.0, float(sums[0, cell]) + step - SLACK)
+        fall = max(0.0, float(sums[1, cell]) - step - SLACK)
+        sums[0, cell], sums[1, cell] = rise, fall
+        return max(rise, fall) >= ALARM
 
     def reset(self, cells: Mask) -> None:
         """Begin anew on some cells."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +39,6 @@ class CostStatistics(Scheduler):
     ----------
     penalty
         Cost of a task that violates a limit, in log energy: 1 counts as e times its energy.
-        0: energy alone, whatever the limits.
 
     Notes
     -----
@@ -63,24 +63,26 @@ class CostStatistics(Scheduler):
         if self.penalty:
             means += self.penalty * self.beyond / np.maximum(self.checked, 1e-12)
         unknown = self.counts == 0
-        if unknown.any():
+        if np.count_nonzero(unknown):
             means[unknown] = 0.0 if unknown.all() else means[~unknown].mean()
         return means
 
     def _believed(self, cells: Indices) -> LogBounds:
-        counts = self.counts[cells]
-        means = np.where(counts > 0, self.totals[cells] / np.maximum(counts, 1e-12), np.nan)
-        spread = self._spread(cells)
-        return {self.objective: (means - spread, means + spread)}
+        counts = np.maximum(self.counts[cells], 1e-12)
+        means = np.where(self.counts[cells] > 0, self.totals[cells] / counts, np.nan)
+        half = self._half_width(counts)
+        return {self.objective: (means - half, means + half)}
 
-    def _spread(self, cells: Indices) -> Array | float:
-        """Half-width of the bounds on a mean cost."""
+    def _half_width(self, counts: Array) -> Array | float:
+        """Half-width of the bounds on mean costs of so many runs."""
         return 0.0
 
     def hopeless(self, cells: Indices) -> bool:
         """Whether each of these cells was tried and always violated a limit."""
         beyond = self.beyond[cells]
-        return bool(beyond.all() and (beyond == self.checked[cells]).all())
+        if np.count_nonzero(beyond) < len(cells):
+            return False
+        return bool((beyond == self.checked[cells]).all())
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self._count(cell, math.log(values[self.objective]), self._violates(values))
@@ -100,9 +102,7 @@ class CostBandit(CostStatistics):
     """Every arm is tried once, running ones included; then ``_pick`` decides by mean costs."""
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        counts = self.counts[cells]
-        if len(running := self._running()):
-            counts = counts + np.bincount(running, minlength=self.cells)[cells]
+        counts = self._with_running(self.counts, cells)
         fewest = int(counts.argmin())
         if counts[fewest] == 0:
             return self._decision(int(cells[fewest]), "not tried yet")
@@ -126,9 +126,8 @@ class UCB(CostBandit):
     Parameters
     ----------
     exploration
-        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1], and plays
-        dozens of arms almost evenly for 1000 tasks. Measurements scatter by some percent, so the
-        default is 0.1, which favours this baseline.
+        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1]; measurements
+        scatter by some percent, so the default is 0.1, which favours this baseline.
     """
 
     name: ClassVar[str] = "ucb"
@@ -139,12 +138,9 @@ class UCB(CostBandit):
         self.exploration = exploration
 
     def _pick(self, counts: Array, costs: Array) -> tuple[int, str]:
-        return least(costs - self._bonus(counts)), "least cost bound"
+        return least(costs - self._half_width(counts)), "least cost bound"
 
-    def _spread(self, cells: Indices) -> Array:
-        return self._bonus(np.maximum(self.counts[cells], 1e-12))
-
-    def _bonus(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         return self.exploration * _confidence(counts)
 
 
@@ -169,8 +165,8 @@ class Thompson(CostBandit):
         draws = self.rng.standard_normal(len(costs)) / np.sqrt(counts + 1.0)
         return least(costs + self.exploration * draws), "least sampled cost"
 
-    def _spread(self, cells: Indices) -> Array:
-        return self.exploration / np.sqrt(self.counts[cells] + 1.0)
+    def _half_width(self, counts: Array) -> Array:
+        return self.exploration / np.sqrt(counts + 1.0)
 
 
 class EpsilonGreedy(CostBandit):
@@ -289,7 +285,8 @@ class EXP3(CostStatistics):
         weights = np.exp(self._log_weights[cells] - self._log_weights[cells].max())
         even = self.exploration / len(cells)
         shares = (1.0 - self.exploration) * weights / weights.sum() + even
-        position = int(self.rng.choice(len(cells), p=shares / shares.sum()))
+        shares_below = np.cumsum(shares / shares.sum())
+        position = int((shares_below / shares_below[-1]).searchsorted(self.rng.random(), "right"))
         self._probability[cells[position]] = shares[position]
         return self._decision(
             int(cells[position]), "drawn by weight", infeasible=self.hopeless(cells)
@@ -323,33 +320,31 @@ class MeanBandit(Scheduler):
 
     def _believed(self, cells: Indices) -> LogBounds:
         counts = np.maximum(self.counts[cells], 1e-12)
-        slack = np.where(self.counts[cells] > 0, self._slack(counts), np.nan)
+        half = np.where(self.counts[cells] > 0, self._half_width(counts), np.nan)
         means = {name: total[cells] / counts for name, total in self.totals.items()}
-        return {name: (mean - slack, mean + slack) for name, mean in means.items()}
+        return {name: (mean - half, mean + half) for name, mean in means.items()}
 
-    def _slack(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         """Half-width of the bounds on means of so many runs."""
         return np.zeros(len(counts))
 
-    def _trials(self, cells: Indices) -> Array:
-        """Runs of each cell, running ones included."""
-        running = np.bincount(self._running(), minlength=self.cells)
-        return self.counts[cells] + running[cells]
-
-    def _best(self, cells: Indices, slack: Array, reason: str) -> Decision:
-        """Least mean objective within the limits, every mean lowered by its slack."""
-        observed = np.flatnonzero(self.counts[cells])
+    def _best(self, cells: Indices, trials: Array, reason: str) -> Decision:
+        """Least lower bound of the objective among the arms whose others are within the limits."""
+        observed = self.counts[cells].nonzero()[0]
         if not len(observed):  # all of them are still running
             return self._decision(int(cells[0]), "nothing told yet")
         everyone = len(observed) == len(cells)  # else some may yet turn out to be within
-        cells, slack, counts = cells[observed], slack[observed], self.counts[cells[observed]]
-        low = {name: total[cells] / counts - slack for name, total in self.totals.items()}
-        excess = np.max([low[q] - limit for q, limit in self._log_limits.items()], axis=0)
-        if not within(excess, 0.0).any():
+        cells, half = cells[observed], self._half_width(trials)[observed]
+        low = {
+            name: total[cells] / self.counts[cells] - half for name, total in self.totals.items()
+        }
+        excess = reduce(np.maximum, [low[q] - limit for q, limit in self._log_limits.items()])
+        feasible = within(excess, 0.0).nonzero()[0]
+        if not len(feasible):
             reason = "no arm can meet the limits" if everyone else "none told yet meets the limits"
             cell = int(cells[least(excess)])
             return self._decision(cell, f"{reason}: least beyond them", infeasible=everyone)
-        best = least(np.where(within(excess, 0.0), low[self.objective], np.inf))
+        best = feasible[least(low[self.objective][feasible])]
         return self._decision(int(cells[best]), reason)
 
 
@@ -370,12 +365,12 @@ class ConstrainedUCB(MeanBandit):
         self.exploration = exploration
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        trials = self._trials(cells)
+        trials = self._with_running(self.counts, cells)
         if trials.min() == 0:
             return self._decision(int(cells[trials.argmin()]), "not tried yet")
-        return self._best(cells, self._slack(trials), "least energy bound that may be feasible")
+        return self._best(cells, trials, "least energy bound that may be feasible")
 
-    def _slack(self, counts: Array) -> Array:
+    def _half_width(self, counts: Array) -> Array:
         return self.exploration * _confidence(counts)
 
 
@@ -396,10 +391,10 @@ class ProfileThenCommit(MeanBandit):
         self.rounds = rounds
 
     def _choose(self, cells: Indices, now: float) -> Decision:
-        trials = self._trials(cells)
+        trials = self._with_running(self.counts, cells)
         if trials.min() < self.rounds:
             return self._decision(int(cells[trials.argmin()]), "profiled first")
-        return self._best(cells, self._slack(trials), "least mean energy within the limits")
+        return self._best(cells, trials, "least mean energy within the limits")
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         if self.counts[cell] < self.rounds:  # committed: nothing is learned after

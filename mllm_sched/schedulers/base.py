@@ -1,8 +1,4 @@
-"""One interface for every scheduler: ask for an arm, tell what it took.
-
-A run may end well, fail, or be stopped above some bound. What the last two count as, for schedulers
-that want a value of every quantity, is decided here.
-"""
+"""One interface for every scheduler: ask for an arm, tell what it took, or that it failed."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,8 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from mllm_sched.arms import Arm, ArmSpace, Factor, Level
 from mllm_sched.atomic_io import write_whole
 from mllm_sched.measurement import check_quantity
-from mllm_sched.schedulers.gp import Hyperparameters
-from mllm_sched.schedulers.persistence import StateError, Stateful, pack, unpack
+from mllm_sched.schedulers.persistence import (
+    StateError,
+    factor_words,
+    pack,
+    plain,
+    restored,
+    unpack,
+)
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -39,7 +42,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {}  # by name; ``registry.py`` enters t
 # Scores, logs of quantities mostly, are compared to nine decimals: processors and libraries differ
 # from the 13th on, and arms that are alike by symmetry have to tie everywhere. Comparisons with a
 # number that no symmetry meets, such as a budget or a probability, stay exact.
-DECIMALS = 9
+ROUNDED = 1e9
 
 
 def least(scores: ArrayLike) -> int:
@@ -48,17 +51,17 @@ def least(scores: ArrayLike) -> int:
     >>> least([2.0, 0.1 + 0.2, 0.3])
     1
     """
-    return int(np.round(np.asarray(scores), DECIMALS).argmin())
+    return int(np.rint(np.asarray(scores) * ROUNDED).argmin())
 
 
 def greatest(scores: ArrayLike) -> int:
     """Index of the greatest score; ties as in ``least``."""
-    return int(np.round(np.asarray(scores), DECIMALS).argmax())
+    return int(np.rint(np.asarray(scores) * ROUNDED).argmax())
 
 
 def within(scores: ArrayLike, limit: float) -> Mask:
     """Whether each score is at most the limit, or equal to it within rounding."""
-    return np.asarray(scores) <= limit + 0.5 * 10.0**-DECIMALS
+    return np.asarray(scores) <= limit + 0.5 / ROUNDED
 
 
 def from_logs(log_low: float, log_high: float) -> tuple[float, float]:
@@ -73,31 +76,18 @@ class Decision:
     Attributes
     ----------
     id
-        Hand it back to ``tell``.
-    arm
-        What to run.
+        For ``tell``.
     reason
-        One short phrase: why this arm.
-    certified
-        Whether the scheduler holds the arm to be within every limit.
-    p_feasible
-        The scheduler's probability that it is, if it has one.
+        Why this arm, in one short phrase.
+    certified, p_feasible
+        Whether the scheduler holds the arm to be within every limit, and with what probability.
     bounds
-        Bounds on the true mean of each quantity of this arm, in its unit; empty for a scheduler
-        without bounds.
+        On the true mean of each quantity of this arm, in its unit; empty without a belief.
     safe_arms
         How many of the arms that could be chosen are certified, if the scheduler certifies any.
     infeasible
         The verdict that no arm can meet the limits. The arm then violates them least, but for
         bandits that know costs alone.
-
-    Examples
-    --------
-    >>> from mllm_sched import ArmSpace, make_scheduler
-    >>> space = ArmSpace.agx_orin()
-    >>> scheduler = make_scheduler("fixed", space, limits={"latency_s": 0.2}, seeds=[space[59]])
-    >>> print(scheduler.ask())
-    component=dla, power_w=60, load=1.0: fixed
     """
 
     id: int
@@ -186,7 +176,7 @@ class Scheduler(Stateful, ABC):
         Parameters
         ----------
         context
-            A level for every context factor, if the scheduler was made with any.
+            A level for every context factor.
         available
             The arms that can run now; all by default.
         now
@@ -215,13 +205,11 @@ class Scheduler(Stateful, ABC):
     ) -> None:
         """Observe what the arm of a decision took; in any order, and late.
 
-        Give every quantity of the objective and the limits, or the reason in ``failed``. Other
-        quantities are checked and ignored.
+        Give every quantity of the objective and the limits, as measured, or the reason in
+        ``failed``. Other quantities are checked and ignored.
 
         Parameters
         ----------
-        decision_id
-            ``Decision.id``.
         failed
             Why there is no result.
         above
@@ -229,8 +217,6 @@ class Scheduler(Stateful, ABC):
             ``{"latency_s": 2.0}``. Quantities that nobody measured may then be left out.
         now
             When it was measured; by default now.
-        **quantities
-            As measured.
 
         Raises
         ------
@@ -292,26 +278,11 @@ class Scheduler(Stateful, ABC):
     def belief_table(self, context: Context | None = None) -> pd.DataFrame:
         """Posterior bounds per arm; changes nothing.
 
-        Parameters
-        ----------
-        context
-            As for ``ask``.
-
         Returns
         -------
         One row an arm, in the order of the space: ``arm`` (index); for each quantity bounds on its
-        true mean, such as ``energy_j_low`` and ``energy_j_high`` (NaN where there is no belief; the
-        same mean twice from a scheduler that keeps means alone); ``certified``; ``plays`` (runs
-        observed so far).
-
-        Examples
-        --------
-        >>> from mllm_sched import make_scheduler
-        >>> space = ArmSpace.agx_orin()
-        >>> ucb = make_scheduler("ucb", space, limits={"latency_s": 0.2})
-        >>> ucb.tell(ucb.ask().id, energy_j=3.2, latency_s=0.13)
-        >>> ucb.belief_table().loc[0, ["energy_j_low", "energy_j_high", "plays"]].round(3).tolist()
-        [3.2, 3.2, 1.0]
+        true mean, such as ``energy_j_low`` and ``energy_j_high`` (NaN without a belief; the same
+        mean twice from a scheduler that keeps means alone); ``certified``; ``plays`` (runs so far).
         """
         arms = np.arange(len(self.space))
         cells = arms + self._first_cell(context)
@@ -364,10 +335,9 @@ class Scheduler(Stateful, ABC):
         return runs
 
     def save(self, path: str | Path) -> Path:
-        """Write the scheduler to a file, from which ``load`` goes on to the last bit.
+        """Write a file from which ``load`` goes on to the last bit, whole or not at all.
 
-        An interrupted call leaves the file as it was. Raises ValueError if the scheduler holds
-        something that no file can, such as a function.
+        Raises ValueError if the scheduler holds what no file can, such as a function.
         """
         write_whole(Path(path), self.to_bytes())
         return Path(path)
@@ -376,11 +346,8 @@ class Scheduler(Stateful, ABC):
     def load(cls, path: str | Path) -> Self:
         """A scheduler as it was saved, open decisions and random numbers included.
 
-        Raises
-        ------
-        StateError
-            A ValueError, if the file is truncated, edited, of a newer version, missing, or of
-            another scheduler.
+        Raises StateError, a ValueError, if the file is truncated, edited, of a newer version,
+        missing, or of another scheduler.
         """
         try:
             data = Path(path).read_bytes()
@@ -418,7 +385,7 @@ class Scheduler(Stateful, ABC):
                 limits=made["limits"],
                 seeds=[space[seed] for seed in made["seeds"]],
                 contexts=[Factor(**factor) for factor in made["contexts"]],
-                **{name: _restored(value, space) for name, value in made["settings"].items()},
+                **{name: restored(value, space) for name, value in made["settings"].items()},
             )
             scheduler.set_state(state)
         except (KeyError, TypeError, ValueError) as error:
@@ -543,6 +510,12 @@ class Scheduler(Stateful, ABC):
         cells = [*self._open.values(), *(cell for cell, _ in self._held)]
         return np.array(cells, dtype=np.int64)
 
+    def _with_running(self, counts: Array, cells: Indices) -> Array:
+        """Counts of some of the cells, one more for every run that was not learned yet."""
+        if not len(running := self._running()):
+            return counts[cells]
+        return (counts + np.bincount(running, minlength=self.cells))[cells]
+
     def _cell_of(self, decision_id: int) -> int:
         if decision_id not in self._open:
             state = "finished" if 0 <= decision_id < self._next_id else "unknown"
@@ -577,39 +550,6 @@ def expect(holds: bool, setting: str, expected: str) -> None:
     """Raise ValueError for a setting, written as ``name=value``, unless the condition holds."""
     if not holds:
         raise ValueError(f"{setting}: expected {expected}")
-
-
-def factor_words(factor: Factor) -> dict[str, Any]:
-    """A factor as JSON; ``Factor(**words)`` is the factor again."""
-    return {
-        "name": factor.name,
-        "levels": list(factor.levels),
-        "log": factor.log,
-        "labels": list(factor.labels),
-    }
-
-
-def plain(value: Any) -> Any:
-    """A setting with its arms and hyperparameters as JSON; arrays stay arrays."""
-    if isinstance(value, Arm):
-        return {"arm": value.index}
-    if isinstance(value, Hyperparameters):
-        return {"hyperparameters": asdict(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
-
-
-def _restored(value: Any, space: ArmSpace) -> Any:
-    """The inverse of ``plain``."""
-    if not isinstance(value, dict):
-        return value
-    if list(value) == ["arm"]:
-        return space[value["arm"]]
-    if list(value) == ["hyperparameters"]:
-        given = value["hyperparameters"]
-        return Hyperparameters(**{**given, "factors": tuple(given["factors"])})
-    return {key: _restored(item, space) for key, item in value.items()}
 
 
 def _geometric_mean(runs: list[Values]) -> Values:

@@ -8,6 +8,7 @@ while they learn.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,7 +51,7 @@ class SafeThompson(SafeGPUCB):
 
     def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
         belief = self.beliefs[self.objective]
-        covariance = belief.covariance[np.ix_(safe, safe)]
+        covariance = belief.covariance[safe[:, None], safe]
         # By Cholesky: eigenvectors, NumPy's default, have signs that differ between processors.
         root = np.linalg.cholesky(covariance + JITTER * np.eye(len(safe)))
         drawn = belief.mean[safe] + root @ self.rng.standard_normal(len(safe))
@@ -70,28 +71,29 @@ class SafeOpt(SafeGPUCB):
         least_upper = self.upper(self.objective)[safe].min()
         minimisers = safe[within(self.lower(self.objective)[safe], least_upper)]
         expanders = self._expanders(safe, cells)
-        widths = self._widths()
-        cell = _widest(np.union1d(minimisers, expanders), widths)
+        interesting = np.zeros(self.cells, dtype=bool)
+        interesting[minimisers] = interesting[expanders] = True
+        cell = _widest(interesting.nonzero()[0], self._widths())
         return cell, f"least known: {'expander' if cell in expanders else 'minimiser'}"
 
     def _widths(self) -> Array:
         """Widest interval of a cell in units of its prior's, shape (cells,)."""
         running = self._running()
-        return np.max(
+        return reduce(
+            np.maximum,
             [
                 belief.sd_after(running) / np.sqrt(belief.prior_covariance.diagonal())
                 for belief in self.beliefs.values()
             ],
-            axis=0,
         )
 
     def _expanders(self, safe: Indices, cells: Indices) -> Indices:
         """Safe cells that would certify another, were they as good as they may be."""
-        outside = np.setdiff1d(cells, cells[self.certified()[cells]])
+        outside = cells[~self.certified()[cells]]
         certifies = np.ones((len(safe), len(outside)), dtype=bool)
         for name, limit in self._log_limits.items():
             belief = self.beliefs[name]
-            between = belief.covariance[np.ix_(safe, outside)]
+            between = belief.covariance[safe[:, None], outside]
             variance = belief.sd()[safe, None] ** 2 + belief.noise_variance
             hoped = -self.width * belief.sd()[safe, None]  # the lower bound, off the mean
             mean = belief.mean[outside] + between * hoped / variance
@@ -180,7 +182,7 @@ class Conformal(SafeGPUCB):
             return np.zeros(self.cells, dtype=bool)
         width = float(ndtri((1.0 + max(self.coverage, 0.0)) / 2.0))
         beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return np.logical_and.reduce([within(b.mean + width * b.sd(), bar) for b, bar in beliefs])
+        return reduce(np.logical_and, [within(b.mean + width * b.sd(), bar) for b, bar in beliefs])
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
         super()._observe(cell, values, above, now)
@@ -219,9 +221,11 @@ class RiskBudget(SafeGPUCB):
         self.budget = start
 
     def _pick(self, safe: Indices, cells: Indices) -> tuple[int, str]:
-        risks = np.array([1.0 - self.p_feasible(int(cell)) for cell in cells])
-        payable = cells[(risks <= self.budget) | np.isin(cells, safe)]
-        cell = int(payable[least(self.lower(self.objective)[payable])])
+        payable = np.zeros(self.cells, dtype=bool)
+        payable[cells] = 1.0 - self._all_feasible(cells) <= self.budget
+        payable[safe] = True
+        cells = payable.nonzero()[0]
+        cell = int(cells[least(self.lower(self.objective)[cells])])
         self.budget += self.violation_rate
         if cell in safe:
             return cell, "least energy bound, and safe"

@@ -20,7 +20,7 @@ from scipy.linalg.blas import dger
 from scipy.special import log_ndtr
 
 from mllm_sched.arms import ArmSpace
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 
@@ -82,19 +82,9 @@ def covariance(space: ArmSpace, hyperparameters: Hyperparameters) -> Array:
 class FinitePosterior(Stateful):
     """Gaussian belief over one value per cell.
 
-    Parameters
-    ----------
-    mean
-        Prior mean, a number or shape (cells,).
-    covariance
-        Prior covariance, shape (cells, cells).
-    noise_variance
-        Variance of one observation around its cell's value.
-
-    Attributes
-    ----------
-    mean, covariance
-        The posterior, updated in place by ``tell`` and ``forget``.
+    Made from the prior mean, a number or shape (cells,), the prior covariance, shape (cells,
+    cells), and the variance of one observation. ``mean`` and ``covariance`` are the posterior,
+    updated in place by ``tell`` and ``forget``.
 
     Examples
     --------
@@ -111,13 +101,10 @@ class FinitePosterior(Stateful):
 
     def __init__(self, mean: ArrayLike, covariance: ArrayLike, noise_variance: float) -> None:
         prior = np.asarray(covariance, dtype=np.float64, order="C")
-        cells = len(prior)
-        if prior.shape != (cells, cells):
-            raise ValueError(f"covariance of shape {prior.shape}: expected square")
         self.prior_covariance = prior.copy() if prior.flags.writeable else prior  # else shared
         if not noise_variance > 0:
             raise ValueError(f"noise_variance={noise_variance}: expected above 0")
-        self.prior_mean = np.array(np.broadcast_to(mean, cells), dtype=np.float64)
+        self.prior_mean = np.array(np.broadcast_to(mean, len(prior)), dtype=np.float64)
         self.noise_variance = float(noise_variance)
         self.mean = self.prior_mean.copy()
         self.covariance = self.prior_covariance.copy()  # C order, which tell relies on
@@ -170,13 +157,7 @@ class FinitePosterior(Stateful):
         """Drift back towards the prior, as under the kernel of TV-GP-UCB, (1 - rate)^(elapsed / 2).
 
         The predict step of a Kalman filter (Bogunovic, Scarlett and Cevher, AISTATS 2016).
-
-        Parameters
-        ----------
-        elapsed
-            Time since the last call, in the unit that ``rate`` is per.
-        rate
-            Within [0, 1); 0 forgets nothing.
+        ``elapsed`` is the time since the last call, in the unit that ``rate``, in [0, 1), is per.
         """
         kept = (1.0 - rate) ** elapsed
         self.mean += (np.sqrt(kept) - 1.0) * (self.mean - self.prior_mean)

@@ -1,22 +1,25 @@
-"""The state of a scheduler, and the safetensors file that holds it.
+"""The safetensors file that holds a scheduler: its arguments and its state.
 
-A class names in ``STATE`` the attributes that change while it works; all others follow from its
-arguments. In the file, numbers and strings are JSON in the header, and arrays follow. Nothing in
-it is ever executed, and a SHA-256 digest refuses a file that was truncated or edited.
+Numbers and strings are JSON in the header, and arrays follow. Nothing in it is ever executed, and
+a SHA-256 digest refuses a file that was truncated or edited.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
+from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.schedulers.gp import Hyperparameters
+
 FORMAT, VERSION = "mllm-sched scheduler", "1"
-BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 DTYPES = {"F64": np.float64, "I64": np.int64, "U64": np.uint64, "U32": np.uint32, "BOOL": bool}
 Arrays = dict[str, np.ndarray]
 
@@ -25,96 +28,37 @@ class StateError(ValueError):
     """A file that no scheduler can be read from."""
 
 
-class Stateful:
-    """An object whose state can be taken out and put into another one made alike.
-
-    Examples
-    --------
-    >>> class Counter(Stateful):
-    ...     STATE = ("counts",)
-    ...     def __init__(self):
-    ...         self.counts = np.zeros(2)
-    >>> one, other = Counter(), Counter()
-    >>> one.counts[1] = 5
-    >>> other.set_state(one.state())
-    >>> other.counts.tolist()
-    [0.0, 5.0]
-    """
-
-    STATE: ClassVar[tuple[str, ...]] = ()
-
-    def state(self) -> dict[str, Any]:
-        """Copies of everything that changes: arrays, numbers, strings, and dicts of them."""
-        return {name: _taken(getattr(self, name)) for name in self.state_names()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Put back what ``state`` returned; ValueError if an entry is missing or misshapen."""
-        for name in self.state_names():
-            if name not in state:
-                raise ValueError(f"{type(self).__name__}: the state has no {name!r}")
-            setattr(self, name, _put_back(getattr(self, name), state[name], name))
-
-    @classmethod
-    def state_names(cls) -> list[str]:
-        """``STATE`` of the class and its bases, base first."""
-        return [name for base in reversed(cls.__mro__) for name in vars(base).get("STATE", ())]
+def factor_words(factor: Factor) -> dict[str, Any]:
+    """A factor as JSON; ``Factor(**words)`` is the factor again."""
+    return {
+        "name": factor.name,
+        "levels": list(factor.levels),
+        "log": factor.log,
+        "labels": list(factor.labels),
+    }
 
 
-def same_state(one: Any, other: Any) -> bool:
-    """Whether two states are the same to the last bit.
-
-    >>> same_state({"a": np.ones(2)}, {"a": np.ones(2)}), same_state([1], [1.0])
-    (True, False)
-    """
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same_state(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same_state, one, other))
-    if isinstance(one, np.ndarray):
-        alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and one.tobytes() == other.tobytes()
-    return bool(one == other) and type(one) is type(other)
-
-
-def _taken(value: Any) -> Any:
-    if isinstance(value, Stateful):
-        return value.state()
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, dict):
-        return {str(key): _taken(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_taken(item) for item in value]
+def plain(value: Any) -> Any:
+    """A setting with its arms and hyperparameters as JSON; arrays stay arrays."""
+    if isinstance(value, Arm):
+        return {"arm": value.index}
+    if isinstance(value, Hyperparameters):
+        return {"hyperparameters": asdict(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 
-def _put_back(current: Any, value: Any, name: str) -> Any:
-    """The value in the form of what it replaces; objects stay and take on its state."""
-    if isinstance(current, Stateful):
-        current.set_state(value)
-        return current
-    if isinstance(current, np.random.Generator):
-        return _generator(value)
-    if isinstance(current, np.ndarray):
-        array = np.array(value, dtype=current.dtype, order="C")
-        if array.shape != current.shape:
-            raise ValueError(f"{name} of shape {array.shape}: expected {current.shape}")
-        return array
-    if isinstance(current, dict) and any(
-        isinstance(item, Stateful | np.ndarray) for item in current.values()
-    ):
-        return {key: _put_back(item, value[str(key)], name) for key, item in current.items()}
-    return value
-
-
-def _generator(state: dict[str, Any]) -> np.random.Generator:
-    if state.get("bit_generator") not in BIT_GENERATORS:
-        raise ValueError(f"random numbers by {state.get('bit_generator')!r}: unknown")
-    bits = getattr(np.random, state["bit_generator"])()
-    bits.state = state
-    return np.random.Generator(bits)
+def restored(value: Any, space: ArmSpace) -> Any:
+    """The inverse of ``plain``."""
+    if not isinstance(value, dict):
+        return value
+    if list(value) == ["arm"]:
+        return space[value["arm"]]
+    if list(value) == ["hyperparameters"]:
+        given = value["hyperparameters"]
+        return Hyperparameters(**{**given, "factors": tuple(given["factors"])})
+    return {key: restored(item, space) for key, item in value.items()}
 
 
 def pack(name: str, made: dict[str, Any], state: dict[str, Any]) -> bytes:

@@ -32,12 +32,7 @@ def truly_best(
 
     If no arm meets them, it is the one of the least excess: the largest ratio of a quantity to its
     limit. Ties break to the first arm; NaN counts as infinite, and an arm of infinite objective
-    violates every limit.
-
-    Parameters
-    ----------
-    values
-        True mean of every quantity, each of shape (arms,).
+    violates every limit. ``values`` are true means of every quantity, each of shape (arms,).
     """
     cost, excess = np.asarray(values[objective], dtype=np.float64), np.zeros(())
     for name, limit in limits.items():

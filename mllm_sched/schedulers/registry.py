@@ -8,40 +8,20 @@ from typing import Any
 import numpy as np
 
 from mllm_sched.arms import Arm, ArmSpace, Factor
+from mllm_sched.schedulers import bandits, references
+from mllm_sched.schedulers import constrained_gp as field
 from mllm_sched.schedulers.adaptive_safe_gp import AdaptiveSafeGP
-from mllm_sched.schedulers.bandits import (
-    EXP3,
-    UCB,
-    ConstrainedUCB,
-    DiscountedUCB,
-    EpsilonGreedy,
-    ProfileThenCommit,
-    SlidingWindowUCB,
-    Thompson,
-)
 from mllm_sched.schedulers.base import SCHEDULERS, Scheduler
-from mllm_sched.schedulers.constrained_gp import (
-    CONFIG,
-    Conformal,
-    EdgeBOL,
-    GoOSE,
-    PrimalDual,
-    RiskBudget,
-    SafeLinUCB,
-    SafeOpt,
-    SafeThompson,
-    StageOpt,
-)
-from mllm_sched.schedulers.references import Fixed, Oracle, Random
 from mllm_sched.schedulers.safe_gp_ucb import SafeGPUCB
 
 _ALL: tuple[type[Scheduler], ...] = (
     *(SafeGPUCB, AdaptiveSafeGP),
-    *(UCB, Thompson, EpsilonGreedy),
-    *(Oracle, Random, Fixed),
-    *(SafeOpt, StageOpt, GoOSE, SafeThompson, EdgeBOL, SafeLinUCB, Conformal, RiskBudget),
-    *(CONFIG, PrimalDual),
-    *(ConstrainedUCB, ProfileThenCommit, SlidingWindowUCB, DiscountedUCB, EXP3),
+    *(bandits.UCB, bandits.Thompson, bandits.EpsilonGreedy),
+    *(references.Oracle, references.Random, references.Fixed),
+    *(field.SafeOpt, field.StageOpt, field.GoOSE, field.SafeThompson, field.EdgeBOL),
+    *(field.SafeLinUCB, field.Conformal, field.RiskBudget, field.CONFIG, field.PrimalDual),
+    *(bandits.ConstrainedUCB, bandits.ProfileThenCommit),
+    *(bandits.SlidingWindowUCB, bandits.DiscountedUCB, bandits.EXP3),
 )
 SCHEDULERS.update({scheduler.name: scheduler for scheduler in _ALL})
 
@@ -62,23 +42,10 @@ def make_scheduler(
     contexts: Sequence[Factor] = (),
     **settings: Any,
 ) -> Scheduler:
-    """A scheduler by name.
+    """A scheduler by name, one of ``scheduler_names()``; arguments are those of ``Scheduler``.
 
-    Parameters
-    ----------
-    name
-        One of ``scheduler_names()``.
-    space, objective, limits, seeds, rng, contexts
-        See ``Scheduler``.
-    **settings
-        The scheduler's own; see its class.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, or arguments that the scheduler cannot work with.
-    TypeError
-        For a setting that the scheduler does not have.
+    ``settings`` are the scheduler's own; see its class. Raises ValueError for an unknown name, or
+    arguments that the scheduler cannot work with; TypeError for a setting that it does not have.
 
     Examples
     --------

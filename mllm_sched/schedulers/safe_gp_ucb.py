@@ -7,8 +7,8 @@ deviation s of every arm:
     safe set    S = {arms with u of every limited quantity within its limit}    (2)
     choice      argmin of l of the objective over S and the trusted seeds       (3)
 
-An arm in a context is a *cell* below; without contexts cells are arms. ``Scheduler.ask`` (base)
-calls ``_choose``: bounds, then ``_choose_among``: safe set, then ``_pick``: the choice.
+``Scheduler.ask`` calls ``_choose``: bounds, then ``_choose_among``: safe set, then ``_pick``: the
+choice. An arm in a context is a *cell*; without contexts cells are arms.
 
 The form is that of EdgeBOL (CoNEXT 2021), a special case of the safe schedulers that began with
 SafeOpt (arXiv:1602.04450). Arms that are still running reduce the variance of the objective
@@ -22,9 +22,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import ndtr
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.base import (
@@ -99,10 +101,10 @@ class GPScheduler(Scheduler):
     def _choose(self, cells: Indices, now: float) -> Decision:
         self._forget(now)
         possible = self.possible()
-        if possible[cells].any():
+        if np.count_nonzero(possible[cells]):
             return self._choose_among(cells, possible)
         excess = [self.beliefs[name].mean - limit for name, limit in self._log_limits.items()]
-        nearest = cells[least(np.max(excess, axis=0)[cells])]
+        nearest = cells[least(reduce(np.maximum, excess)[cells])]
         reason = "no arm can meet the limits: least beyond them"
         return self._decide(int(nearest), reason, cells, infeasible=True)
 
@@ -123,7 +125,8 @@ class GPScheduler(Scheduler):
 
     def certified(self) -> Mask:
         """Whether the upper bounds of a cell are within every limit, shape (cells,)."""
-        return _all([within(self.upper(name), limit) for name, limit in self._log_limits.items()])
+        bounds = [within(self.upper(name), limit) for name, limit in self._log_limits.items()]
+        return reduce(np.logical_and, bounds)
 
     def possible(self) -> Mask:
         """Whether the lower bounds of a cell are within every limit, shape (cells,).
@@ -131,7 +134,8 @@ class GPScheduler(Scheduler):
         Arms that are still running never count.
         """
         beliefs = [(self.beliefs[name], limit) for name, limit in self._log_limits.items()]
-        return _all([within(b.mean - self.width * b.sd(), limit) for b, limit in beliefs])
+        bounds = [within(b.mean - self.width * b.sd(), limit) for b, limit in beliefs]
+        return reduce(np.logical_and, bounds)
 
     def p_feasible(self, cell: int) -> float:
         """Probability that the true mean is within every limit, the limits as independent."""
@@ -142,6 +146,15 @@ class GPScheduler(Scheduler):
             z = (limit - float(belief.mean[cell])) / sd
             probability *= 0.5 * math.erfc(-z / math.sqrt(2.0))
         return probability
+
+    def _all_feasible(self, cells: Indices) -> Array:
+        """``p_feasible`` of each of these cells."""
+        scores = [
+            (limit - self.beliefs[name].mean[cells])
+            / np.maximum(self.beliefs[name].sd()[cells], 1e-150)
+            for name, limit in self._log_limits.items()
+        ]
+        return reduce(np.multiply, map(ndtr, scores))
 
     def _decide(
         self,
@@ -235,11 +248,6 @@ class GPScheduler(Scheduler):
         return belief.noise_variance + forgotten * float(belief.prior_covariance[cell, cell])
 
 
-def _all(masks: list[Mask]) -> Mask:
-    """Where all of them hold; mostly there is one."""
-    return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
-
-
 class SafeGPUCB(GPScheduler):
     """The paper's scheduler: least lower bound of energy in the safe set.
 
@@ -265,7 +273,7 @@ class SafeGPUCB(GPScheduler):
         certified, trusted = self.certified(), self._still_trusted(possible)
         safe = cells[(certified | trusted)[cells]]  # (2)
         if not len(safe):
-            likely = cells[greatest([self.p_feasible(int(cell)) for cell in cells])]
+            likely = cells[greatest(self._all_feasible(cells))]
             reason = "no arm is certified: most likely within the limits"
             return self._decide(int(likely), reason, cells, certified)
         cell, reason = self._pick(safe, cells)

@@ -14,6 +14,7 @@ per cell are kept.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from scipy.stats import qmc
 
 from mllm_sched.arms import ArmSpace
 from mllm_sched.schedulers.gp import FinitePosterior, matern
-from mllm_sched.schedulers.persistence import Stateful
+from mllm_sched.schedulers.state import Stateful
 
 Array = NDArray[np.float64]
 
@@ -41,21 +42,9 @@ AT_ONCE = 2**16  # numbers in the covariances that are factorised at once: they 
 
 
 class VarianceComponents(Stateful):
-    """Belief over the log of one quantity.
+    """Belief over the log of one quantity; ``mean`` is its prior mean until the first measurement.
 
-    Parameters
-    ----------
-    space
-        All cells.
-    mean
-        Prior mean until the first measurement, which then takes its place.
-
-    Attributes
-    ----------
-    posterior
-        Mean and covariance of every cell.
-    counts
-        Measurements of every cell, shape (cells,).
+    ``posterior`` holds mean and covariance of every cell, ``counts`` the measurements of each.
     """
 
     STATE: ClassVar[tuple[str, ...]] = (
@@ -96,9 +85,9 @@ class VarianceComponents(Stateful):
         """Of one measurement, from the scatter within cells."""
         if self._noise_variance is None:
             variance, weight = self._noise_prior
-            freedom = self.counts.sum() - np.count_nonzero(self.counts)  # all but one of each cell
-            pooled = (weight * variance + self._squares.sum()) / (weight + freedom)
-            self._noise_variance = float(pooled)
+            total, squares = np.add.reduce(self.counts), np.add.reduce(self._squares)
+            freedom = total - np.count_nonzero(self.counts)  # all but one of each cell
+            self._noise_variance = float((weight * variance + squares) / (weight + freedom))
         return self._noise_variance
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -106,13 +95,9 @@ class VarianceComponents(Stateful):
         super().set_state(state)
         self._noise_variance = None
 
-    def surprise(self, cell: int, value: float) -> float:
-        """How many standard deviations a measurement is off what is expected of it."""
-        return float((value - self.mean[cell]) / self.scatter(cell))
-
     def scatter(self, cell: int) -> float:
         """Standard deviation of the next measurement of a cell."""
-        return float(np.sqrt(self.posterior.covariance[cell, cell] + self.noise_variance))
+        return math.sqrt(float(self.posterior.covariance[cell, cell]) + self.noise_variance)
 
     def tell(self, cell: int, value: float, *, measured: bool = True) -> None:
         """Observe one log measurement, or what stands in for one."""
@@ -170,20 +155,20 @@ class VarianceComponents(Stateful):
     def _learned(self) -> Array:
         """Weights averaged over the draws by their marginal likelihood, shape (terms,)."""
         seen, means, variances = self._evidence()
-        size, diagonal = len(seen), np.arange(len(seen))
-        terms = self._terms(seen, seen).reshape(-1, size**2)
+        size = len(seen)
+        # The noise as one more term, of weight 1; and the values as one more row, so that the last
+        # row of the Cholesky factor is the values whitened. The corner only has to exist.
+        terms = np.zeros((self._draws.shape[1] + 1, size + 1, size + 1))
+        terms[:-1, :size, :size] = self._terms(seen, seen)
+        terms[-1, :size, :size] = np.diag(variances)
+        terms[-1, size, :size] = means - self._prior_mean
+        terms[-1, size, size] = 1e300
+        flat, draws = terms.reshape(len(terms), -1), np.column_stack([self._draws, np.ones(DRAWS)])
         likelihood = np.empty(DRAWS)
-        part = 32 * max(1, AT_ONCE // (32 * size**2))
+        part = 32 * max(1, AT_ONCE // (32 * flat.shape[1]))
         for start in range(0, DRAWS, part):
-            covariances = self._draws[start : start + part] @ terms
-            # With the values as one more row, the last row of the Cholesky factor is the values
-            # whitened. The corner is used by nothing and only has to exist.
-            bordered = np.empty((len(covariances), size + 1, size + 1))
-            bordered[:, :size, :size] = covariances.reshape(-1, size, size)
-            bordered[:, diagonal, diagonal] += variances
-            bordered[:, size, :size] = means - self._prior_mean
-            bordered[:, :, size] = 1e300
-            factors = np.linalg.cholesky(bordered)
+            covariances = (draws[start : start + part] @ flat).reshape(-1, size + 1, size + 1)
+            factors = np.linalg.cholesky(covariances)
             whitened = factors[:, size, :size]
             determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :size]).sum(axis=1)
             likelihood[start : start + part] = -0.5 * (whitened**2).sum(axis=1) - determinants
@@ -195,7 +180,7 @@ class VarianceComponents(Stateful):
         """Observed cells, their means, and the variances of these."""
         here = self.counts / self.noise_variance
         precision = here + self._elsewhere
-        seen = np.flatnonzero(precision)
+        seen = precision.nonzero()[0]
         total = here * self._means + self._elsewhere * self._elsewhere_means
         return seen, total[seen] / precision[seen], 1.0 / precision[seen]
 
@@ -205,10 +190,11 @@ class VarianceComponents(Stateful):
         everywhere = np.arange(len(self.space))
         seen, means, variances = self._evidence()
         prior = np.tensordot(weights, self._terms(everywhere, everywhere), 1)
+        prior.flags.writeable = False  # so that the posterior makes no copy
         self.posterior = FinitePosterior(self._prior_mean, prior, self.noise_variance)
         if len(seen):
             cross = prior[:, seen]
-            within = prior[np.ix_(seen, seen)] + np.diag(variances)
+            within = cross[seen] + np.diag(variances)
             gain = np.linalg.solve(within, cross.T).T
             self.posterior.mean += gain @ (means - self._prior_mean)
             covariance = prior - gain @ cross.T
