@@ -94,7 +94,7 @@ class Copy:
 
     def stale(self, *words):
         """Notebooks that `make reproduce` would run now."""
-        return re.findall(r"papermill notebooks/(\w+)", self.make("-n", "reproduce", *words)[1])
+        return re.findall(r"papermill.* notebooks/(\w+)", self.make("-n", "reproduce", *words)[1])
 
     def done(self, name, made="build"):
         """Leave a stamp as of a run just now."""
@@ -216,7 +216,7 @@ def test_names_of_parameters_and_folders_are_safe(copy):
     words = ["DEVICE=trace:my.csv", "SET=a=[1,2] b='x'", "ENCODER=c"]
     shown = copy.make("-n", "reproduce", *words)[1]
     assert "--set 'a=[1,2]' --set 'b='\\''x'\\''' --set 'device=trace:my.csv' --set 'e" in shown
-    made = re.search(r"papermill notebooks/00_tiny.ipynb (\S+)/notebooks", shown)[1]
+    made = re.search(r"papermill.* notebooks/00_tiny.ipynb (\S+)/notebooks", shown)[1]
     assert made.startswith("build/runs/a=-1,2-_b=-x-_device=trace-my.csv_encoder=c-")
     copy.done("00_tiny", made)
     assert not copy.stale(*words)
