@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, Factor
 from mllm_sched.devices.base import Expected
@@ -73,8 +74,7 @@ class Board:
         self.noise = orin.noise
         components = self.space.factor("component").levels
         drawn = np.exp(fleet.scatter * self.rng.standard_normal(len(components)))
-        factors = dict(zip(components, drawn, strict=True))
-        by_arm = np.array([factors[arm.component] for arm in self.space])
+        by_arm = drawn[_component_of_arms()]
         self.means = {
             name: Expected(means.latency_s * by_arm, means.energy_j * by_arm)
             for name, means in nominal_means().items()
@@ -135,6 +135,13 @@ def scheduler_for(board: Board, rule: Rule, limit_s: float, rng: Sequence[int]) 
 @lru_cache(maxsize=1)
 def _orin() -> SimulatedOrin:
     return SimulatedOrin()
+
+
+@lru_cache(maxsize=1)
+def _component_of_arms() -> NDArray[np.intp]:
+    """Place of every arm's component among the components."""
+    levels = list(_orin().space.factor("component").levels)
+    return np.array([levels.index(arm.component) for arm in _orin().space])
 
 
 @lru_cache(maxsize=1)

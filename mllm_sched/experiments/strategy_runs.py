@@ -6,12 +6,17 @@ this machine. An edge device is a process that takes a given number of times as 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -19,14 +24,14 @@ from torch import Tensor
 
 from mllm_sched.experiments.break_even import shapes_of
 from mllm_sched.experiments.strategy_costs import CUTS
-from mllm_sched.pipeline import media
+from mllm_sched.pipeline import llm_server, media
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
-from mllm_sched.pipeline.processes import NodeProcess
 from mllm_sched.pipeline.prompts import prompt_ids
 from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
+from mllm_sched.pipeline.service import READY
 from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.split import EncoderHalf, monolithic, split
 from mllm_sched.pipeline.strategies import Outcome, run
@@ -36,16 +41,56 @@ QUESTION = b"What is this?"
 DEADLINE_S = 60.0
 
 
+# What a node imports takes longer than all else before it serves; it is imported once, for all.
+IMPORTED = [
+    __name__,
+    *(
+        f"transformers.models.{name}.modeling_{name}"
+        for name in ("llava", "clip", "llama", "voxtral", "qwen2_5_vl", "qwen2_5_omni")
+    ),
+]
+START_S = 120.0  # at most, until a node listens
+
+
 @contextmanager
-def _running(nodes: Sequence[NodeProcess]) -> Iterator[None]:
-    """Start all nodes at once; they end with the block."""
+def _running(nodes: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Addresses of nodes with such options, each in a process of its own; they end with the block.
+
+    The processes are forks of one that has imported what they need.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     with ExitStack() as ended:
-        for node in nodes:
-            ended.callback(node.stop)
-            node.begin()
-        for node in nodes:
-            node.wait()
-        yield
+        folder = Path(ended.enter_context(TemporaryDirectory()))
+        logs = [folder / str(number) for number in range(len(nodes))]
+        processes = []
+        for options, log in zip(nodes, logs, strict=True):
+            process = context.Process(target=_node, args=(options, str(log)))
+            process.start()
+            ended.callback(process.join)
+            ended.callback(process.terminate)
+            processes.append(process)
+        yield [_address(process, log) for process, log in zip(processes, logs, strict=True)]
+
+
+def _node(options: Sequence[str], log: str) -> None:
+    """A node; what it prints goes to a file."""
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    llm_server.main([*options, "--port", "0", "--parent", str(os.getppid())])
+
+
+def _address(process: BaseProcess, log: Path) -> str:
+    """Where a node listens, once it does; RuntimeError with its last words if it never does."""
+    end_s = time.monotonic() + START_S
+    while process.is_alive() and time.monotonic() < end_s:
+        lines = log.read_text().splitlines() if log.exists() else []
+        for line in lines:
+            if line.startswith(READY):
+                return line.removeprefix(READY).strip()
+        time.sleep(0.02)
+    raise RuntimeError(f"a node did not start: {' '.join(log.read_text().splitlines()[-1:])}")
 
 
 # -- Is it the same model?
@@ -68,9 +113,8 @@ TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
 @contextmanager
 def language_servers() -> Iterator[dict[str, str]]:
     """Addresses of an LLM server for each of ``MODELS``, without encoders."""
-    nodes = {name: NodeProcess("--model", name) for name in MODELS}
-    with _running(list(nodes.values())):
-        yield {name: node.address for name, node in nodes.items()}
+    with _running([("--model", name) for name in MODELS]) as addresses:
+        yield dict(zip(MODELS, addresses, strict=True))
 
 
 def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
@@ -170,9 +214,7 @@ def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
         (*slower, "--llm-slowdown", str(llm_slowdown)),
         (*slower, "--no-llm"),
     ]
-    nodes = [NodeProcess("--model", MODEL, *each) for each in options]
-    with _running(nodes):
-        server, *edges = (node.address for node in nodes)
+    with _running([("--model", MODEL, *each) for each in options]) as (server, *edges):
         with EdgeClient(server) as client:
             card = client.describe()
         yield Bench(server, edges, card.model, card.markers)
