@@ -45,12 +45,6 @@ class Fleet:
     warm_share: float = 0.2  # of boards that stand in a warm room
     warm_room_c: float = 35.0  # the other boards are cooled well enough never to throttle
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.scatter < np.inf:
-            raise ValueError(f"scatter={self.scatter}: expected 0 or more")
-        if not 0 <= self.warm_share <= 1:
-            raise ValueError(f"warm_share={self.warm_share}: expected within [0, 1]")
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
