@@ -137,6 +137,12 @@ def test_two_run_at_a_time_and_who_reads_waits_for_who_writes(ran):
     assert ran.times("12_explorer")[0] > ran.times("10_savings")[1]
 
 
+def test_the_longest_begin_first(copy):
+    for name in ("00_tiny", "08_ablations"):
+        copy.notebook(name)
+    assert copy.stale() == ["08_ablations", "00_tiny"]
+
+
 def test_what_is_up_to_date_is_not_run_again(ran):
     words = ["reproduce", "NOTEBOOKS=10_savings"]
     status, said = ran.make(*words)

@@ -136,8 +136,7 @@ class Forecast:
     def place(self, modality: int, deadline_s: float, now_s: float) -> int:
         """The board that is to take a task; ``NOBODY`` if it would be late on all of them.
 
-        Unless the front refuses, it then names the soonest of those that would be in time if
-        nothing waited there: the board knows what of that goes before this user.
+        Unless the front refuses: then the soonest of those in time if nothing waited there.
         """
         left_s = deadline_s - now_s - self.rest_s(modality, now_s)
         backlog_s = self.waiting_s + np.maximum(self.until_s - now_s, 0.0)
@@ -277,7 +276,7 @@ class System:
         return table.assign(modality=table["modality"].map(MODALITIES.__getitem__))
 
     def _user(self, user: int, rng: np.random.Generator) -> Steps:
-        """One loop of thinking and asking; users begin in the midst of a thought."""
+        """One loop of thinking and asking."""
         low, high = self.scenario.deadlines_s
         while True:
             yield self.env.timeout(rng.exponential(self.scenario.think_s))
@@ -296,10 +295,7 @@ class System:
             yield request.done
 
     def answer(self, request: SimulatedRequest) -> Steps:
-        """From the encoder over the link onto a place of the LLM; given up at the deadline.
-
-        A server that looks ahead gives up as soon as the answer can no longer be in time.
-        """
+        """From the encoder over the link onto a place of the LLM; given up when it gets late."""
         name, encoded_s = MODALITIES[request.modality], self.env.now
         needs_s = self.llm_s[name]
         given_up_s = request.deadline_s - (needs_s if self.scenario.looks_ahead else 0.0)
@@ -405,19 +401,17 @@ SHORTEST_S = 7.0
 
 
 def counted(scenario: FleetScenario, tasks: pd.DataFrame) -> pd.DataFrame:
-    """The tasks that ended after the warm-up: arrived they may have before."""
+    """The tasks that ended after the warm-up."""
     return tasks[tasks["ended_s"] >= scenario.warm_up_s]
 
 
 def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
     """What is said of one run, over the tasks that ended after the warm-up.
 
-    ``asked_hz`` and ``answered_hz`` (per second); ``answered``, ``late``, ``shed`` and every reason
-    of ``SHED`` (shares of the tasks that ended); ``beyond``, the share of encoded tasks whose arm
-    was truly beyond the limit; ``p50_s``, ``p95_s``, ``p99_s`` of the time to the end of an
-    answer; ``energy_j``, all that encoders took over the answers in time; ``encoders_busy`` and
-    ``llm_busy`` (shares of time); ``jain``, see ``fairness``; ``light_answered`` and
-    ``heavy_answered``, shares of the tasks of light and heavy users (NaN if there are none).
+    Outcomes are shares of these tasks; ``beyond`` is the share of encoded tasks whose arm truly
+    violates the limit; ``p50_s`` and so on are quantiles of the time to the end of an answer;
+    ``energy_j`` is all that encoders took over the answers in time; busy ones are shares of time;
+    ``jain`` is ``fairness``. NaN for light or heavy users where there are none.
     """
     tasks, seconds = counted(scenario, tasks), scenario.horizon_s
     shares = tasks["outcome"].value_counts() / max(len(tasks), 1)
@@ -481,11 +475,7 @@ def max_min_share(wanted: ArrayLike, total: float) -> Array:
 def play_all(
     cases: Sequence[tuple[Mapping[str, Any], FleetScenario]], seeds: int, first_seed: int = 0
 ) -> pd.DataFrame:
-    """Play every scenario with every seed, on all cores.
-
-    ``cases`` are scenarios, each with what names it. One row a run: these names, ``seed``, and
-    ``measures``.
-    """
+    """A row for every scenario and seed: what names the scenario, ``seed``, and ``measures``."""
     jobs = [
         (names, replace(scenario, seed=seed))
         for names, scenario in cases
@@ -525,8 +515,7 @@ def lasting(scenario: FleetScenario) -> FleetScenario:
 def capacity_hz(scenario: FleetScenario) -> dict[str, float]:
     """Tasks per second that encoders and LLM servers can do at most, and that users ask at most.
 
-    Encoders run the least-energy arm within the limit of a board like the calibrated one; users
-    get every answer as quickly as if alone.
+    Encoders run the calibrated board's least-energy arm within the limit.
     """
     (on_link_s, on_llm_s), encode_s, llm_s, alone_s = costs(), 0.0, 0.0, 0.0
     for name, share in zip(MODALITIES, SHARES, strict=True):

@@ -160,7 +160,7 @@ def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
 def _sent(
     encoders: EncoderHalf, items: Sequence[Item]
 ) -> Iterator[tuple[str, str, str, Sequence[Part]]]:
-    """Cut, what is special about the features, their type on the wire, and the features."""
+    """Cut, label of the features, their type on the wire, and the features."""
     for cut in CUTS:
         parts = [encoders.encode(item, cut) for item in items]
         for wire in WIRE_TYPES:
@@ -204,10 +204,7 @@ class Bench:
 
 @contextmanager
 def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
-    """Start a server and two edge devices, which are slower; they end with the block.
-
-    More edge devices than this machine has cores would wait for each other.
-    """
+    """Start a server and two edge devices, which are slower; they end with the block."""
     slower = ("--encoders", "--encoders-slowdown", str(encoders_slowdown))
     options = [
         ("--encoders",),
@@ -293,10 +290,9 @@ SAMPLES = 5  # of a short request on an idle link
 
 
 def residual_queue(on: Bench, rates_mbit_s: Sequence[float]) -> pd.DataFrame:
-    """What a missed deadline leaves on the link: a short request right behind it has to wait.
+    """How long a short request waits right behind one that missed its deadline on the link.
 
-    An All Remote request is given a part of the time that its upload takes. When its deadline is
-    missed, bytes that the sender's kernel and the link hold already still drain.
+    Bytes of the missed request that the kernel and the link hold already still drain.
 
     Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, median), ``same_s`` and
     ``new_s`` (right after the miss, over the same connection and over another one), and
