@@ -59,7 +59,7 @@ def test_check_explains_a_configuration_and_starts_nothing(write, tmp_path, caps
         "agent edge-1 listens on 127.0.0.1:0, no metrics",
         "users: anybody, as one user without limits",
         "component(3) x power_w(4) x load(5) = 60 arms), mode MAXN",
-        "temperature 61.5 C (tj-thermal)",
+        "temperature 61.5 C",
         "latency simulated, energy simulated",
         "encoding within 0.2 s",
         "trusted: component=gpu, power_w=60, load=1.0",

@@ -93,7 +93,7 @@ class Copy:
 
     def stale(self, *words):
         """Notebooks that `make reproduce` would run now."""
-        return re.findall(r"papermill notebooks/(\w+)", self.make("-n", "reproduce", *words)[1])
+        return re.findall(r"papermill.* notebooks/(\w+)", self.make("-n", "reproduce", *words)[1])
 
     def done(self, name, made="build"):
         """Leave a stamp as of a run just now."""
@@ -134,6 +134,12 @@ def test_a_failing_cell_leaves_no_stamp_and_the_same_command_goes_on(ran):
 def test_two_run_at_a_time_and_who_reads_waits_for_who_writes(ran):
     assert "ZeroDivisionError" in ran.said and "AssertionError" not in ran.said
     assert ran.times("12_explorer")[0] > ran.times("10_savings")[1]
+
+
+def test_the_longest_begin_first(copy):
+    for name in ("00_tiny", "08_ablations"):
+        copy.notebook(name)
+    assert copy.stale() == ["08_ablations", "00_tiny"]
 
 
 def test_what_is_up_to_date_is_not_run_again(ran):
@@ -217,7 +223,7 @@ def test_names_of_parameters_and_folders_are_safe(copy):
     words = ["DEVICE=trace:my.csv", "SET=a=[1,2] b='x'", "ENCODER=c"]
     shown = copy.make("-n", "reproduce", *words)[1]
     assert "--set 'a=[1,2]' --set 'b='\\''x'\\''' --set 'device=trace:my.csv' --set 'e" in shown
-    made = re.search(r"papermill notebooks/00_tiny.ipynb (\S+)/notebooks", shown)[1]
+    made = re.search(r"papermill.* notebooks/00_tiny.ipynb (\S+)/notebooks", shown)[1]
     assert made.startswith("build/runs/a=-1,2-_b=-x-_device=trace-my.csv_encoder=c-")
     copy.done("00_tiny", made)
     assert not copy.stale(*words)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_sched.edge.placement import Candidate, NoAgentFits, Prediction, place
-from mllm_sched.experiments.fleet import COLD, TOLD, Board, Fleet, join
+from mllm_sched.experiments.fleet import Board, Fleet
 from mllm_sched.experiments.many_users import (
     ANSWERED,
     NOBODY,
@@ -18,16 +18,12 @@ from mllm_sched.experiments.many_users import (
     System,
     capacity_hz,
     counted,
-    fairness,
     jain_index,
-    lasting,
     max_min_share,
     measures,
     placed,
     play,
-    play_all,
     soonest,
-    summarise,
 )
 from mllm_sched.experiments.runner import Rule
 
@@ -139,19 +135,6 @@ def test_tasks_in_the_system_are_their_rate_times_their_time_as_little_says():
     assert np.mean(seen) == pytest.approx(rate_hz * mean_s, rel=0.05)
 
 
-def test_throughput_rises_with_users_up_to_what_the_scarcest_part_can_do():
-    base = FleetScenario(edges=1, llm_servers=8, rule=FIXED, fleet=ALIKE)
-    scenarios = [lasting(replace(base, users=users)) for users in (10, 100, 300, 600)]
-    cases = [({"users": scenario.users}, scenario) for scenario in scenarios]
-    runs = summarise(play_all(cases, seeds=1))
-    answered = runs["answered_hz"].to_numpy()
-    least_hz = [min(capacity_hz(scenario).values()) for scenario in scenarios[:2]]
-    assert (np.diff(answered) > -0.05 * answered.max()).all()
-    assert answered[:2] == pytest.approx(least_hz, rel=0.15)
-    assert answered[3] == pytest.approx(answered.max())
-    assert runs["encoders_busy"].iloc[-1] == pytest.approx(1.0, abs=0.05)
-
-
 def test_heavy_users_starve_nobody_where_the_queue_is_fair_and_the_board_refuses():
     fair = measured(HEAVY)
     assert fair["jain"] > 0.9
@@ -160,18 +143,6 @@ def test_heavy_users_starve_nobody_where_the_queue_is_fair_and_the_board_refuses
         other = measured(replace(HEAVY, **worse))
         assert fair["jain"] > other["jain"]
         assert fair["light_answered"] > other["light_answered"]
-
-
-def test_users_alike_are_served_alike_under_overload():
-    crowded = replace(HEAVY, users=40, heavy_users=0, llm_servers=32, think_s=0.5)
-    assert fairness(counted(crowded, play(crowded))) > 0.95
-
-
-def test_a_warm_start_helps_on_boards_alike():
-    table = pd.DataFrame(join(0.0, 0, first=30, limit_s=0.2)).set_index("start")
-    energy = table["energy_over_oracle"]
-    assert energy[TOLD] < energy[COLD] - 0.03
-    assert (table["beyond"] == 0).all()
 
 
 def test_one_slow_run_does_not_keep_a_board_out_for_ever():
@@ -236,11 +207,3 @@ def test_a_fair_split_gives_nobody_more_than_wanted_and_leaves_nothing_that_is_w
 def test_jains_index_lies_between_one_over_the_number_and_one(shares):
     assert 1 / len(shares) - 1e-9 <= jain_index(shares) <= 1 + 1e-9
     assert jain_index([2, 2, 2]) == 1 and jain_index([6, 0, 0]) == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"users": 0}, {"heavy_users": 101}, {"deadlines_s": (4.0, 2.0)}, {"think_s": 0}]
-)
-def test_a_scenario_that_makes_no_sense_is_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        FleetScenario(**wrong)

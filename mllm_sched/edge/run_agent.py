@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -224,14 +225,10 @@ def explain(config: AgentConfig) -> str:
 
 
 def _device_state(device: ModelDevice) -> list[str]:
-    """Mode and clocks of a board, and its hottest zone."""
+    """Mode and clocks of a board, and its temperature."""
     state = [f"{name} {value}" for name, value in device.state().items()]
-    zones: dict[str, float] = {}
-    if isinstance(device, LiveDevice):
-        zones = device.thermals.temperatures_c()
-    if zones:
-        hottest = max(zones, key=lambda zone: zones[zone])
-        state.append(f"temperature {zones[hottest]:.1f} C ({hottest})")
+    if isinstance(device, LiveDevice) and math.isfinite(hottest_c := device.thermals.hottest_c()):
+        state.append(f"temperature {hottest_c:.1f} C")
     return state
 
 

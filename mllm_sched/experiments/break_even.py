@@ -96,8 +96,8 @@ def _pixels(jpeg: bytes) -> NDArray[np.uint8]:
 
 def psnr_db(shown: NDArray, original: NDArray) -> float:
     """Peak signal-to-noise ratio of 8-bit pixels, to a tenth of a decibel; infinite if equal."""
-    error = sum(  # row by row or frame by frame, as a video in floating point is large
-        float(np.mean((one.astype(float) - other.astype(float)) ** 2))
+    error = sum(  # row by row or frame by frame, as differences take four times the memory
+        float(np.mean(np.subtract(one, other, dtype=np.int32) ** 2))
         for one, other in zip(shown, original, strict=True)
     ) / len(original)
     return float("inf") if error == 0 else round(10 * float(np.log10(255**2 / error)), 1)

@@ -34,13 +34,11 @@ def eavesdropped(
 ) -> tuple[pd.DataFrame, dict[str, NDArray[np.uint8]]]:
     """The same photograph, seen raw and through the features of a model with one token a patch.
 
-    ``model`` is a small Qwen, whose encoder keeps patches apart; ValueError for another kind.
-    ``wire`` is the type of the features on the link.
+    ``model`` is a small Qwen; ValueError for another kind. ``wire`` is the type of the features.
 
     A table with ``what`` was seen, its ``correlation`` with the original, ``psnr_db``, and
     ``sent_bytes`` of the whole message (0 for a control). And the pictures by ``what``, uint8 of
-    shape (height, width, 3): raw input; features before the projector, and behind it; then the
-    controls.
+    shape (height, width, 3).
     """
     encoders = load_encoders(model, ["image"])
     if not isinstance(encoders.architecture, QwenVision):

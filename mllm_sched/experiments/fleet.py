@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, Factor
 from mllm_sched.devices.base import Expected
@@ -44,12 +45,6 @@ class Fleet:
     warm_share: float = 0.2  # of boards that stand in a warm room
     warm_room_c: float = 35.0  # the other boards are cooled well enough never to throttle
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.scatter < np.inf:
-            raise ValueError(f"scatter={self.scatter}: expected 0 or more")
-        if not 0 <= self.warm_share <= 1:
-            raise ValueError(f"warm_share={self.warm_share}: expected within [0, 1]")
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -73,8 +68,7 @@ class Board:
         self.noise = orin.noise
         components = self.space.factor("component").levels
         drawn = np.exp(fleet.scatter * self.rng.standard_normal(len(components)))
-        factors = dict(zip(components, drawn, strict=True))
-        by_arm = np.array([factors[arm.component] for arm in self.space])
+        by_arm = drawn[_component_of_arms()]
         self.means = {
             name: Expected(means.latency_s * by_arm, means.energy_j * by_arm)
             for name, means in nominal_means().items()
@@ -135,6 +129,13 @@ def scheduler_for(board: Board, rule: Rule, limit_s: float, rng: Sequence[int]) 
 @lru_cache(maxsize=1)
 def _orin() -> SimulatedOrin:
     return SimulatedOrin()
+
+
+@lru_cache(maxsize=1)
+def _component_of_arms() -> NDArray[np.intp]:
+    """Place of every arm's component among the components."""
+    levels = list(_orin().space.factor("component").levels)
+    return np.array([levels.index(arm.component) for arm in _orin().space])
 
 
 @lru_cache(maxsize=1)

@@ -185,8 +185,12 @@ def ratio(setting: Setting) -> float:
 
 def edge_s(setting: Setting, item: EncodingPrice) -> float:
     """Encoding time of an item on one edge device."""
-    work = read_work()[item.encoder]
-    return calibrated_model().latency_s(work, setting.component, setting.power_w)
+    return _on_board_s(item.encoder, setting.component, setting.power_w)
+
+
+@lru_cache
+def _on_board_s(encoder: str, component: str, power_w: float) -> float:
+    return calibrated_model().latency_s(read_work()[encoder], component, power_w)
 
 
 def server_s(setting: Setting, item: EncodingPrice) -> float:

@@ -6,12 +6,18 @@ this machine. An edge device is a process that takes a given number of times as 
 
 from __future__ import annotations
 
+import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -19,13 +25,14 @@ from torch import Tensor
 
 from mllm_sched.experiments.break_even import shapes_of
 from mllm_sched.experiments.strategy_costs import CUTS
-from mllm_sched.pipeline import media
+from mllm_sched.pipeline import llm_server, media
 from mllm_sched.pipeline.checkpoints import load_model
 from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.node_errors import DeadlineMissed, NodeUnreachable
+from mllm_sched.pipeline.options import add_options
 from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request, prompt_ids
-from mllm_sched.pipeline.service import NodeProcess
+from mllm_sched.pipeline.service import READY
 from mllm_sched.pipeline.small_models import small_config
 from mllm_sched.pipeline.split import EncoderHalf, monolithic, split
 from mllm_sched.pipeline.strategies import Outcome, run
@@ -35,16 +42,68 @@ QUESTION = b"What is this?"
 DEADLINE_S = 60.0
 
 
+# What a node imports takes longer than all else before it serves; it is imported once, for all.
+IMPORTED = [
+    __name__,
+    *(
+        f"transformers.models.{name}.modeling_{name}"
+        for name in ("llava", "clip", "llama", "voxtral", "qwen2_5_vl", "qwen2_5_omni")
+    ),
+]
+START_S = 120.0  # at most, until a node listens
+
+
+@dataclass(frozen=True)
+class NodeSetup:
+    """A node: its options as on the command line, and which halves of the model it holds."""
+
+    options: Sequence[str]
+    encoders: Sequence[str] | None = None  # modalities, all if empty; None for no encoders
+    language: bool = True
+
+
 @contextmanager
-def _running(nodes: Sequence[NodeProcess]) -> Iterator[None]:
-    """Start all nodes at once; they end with the block."""
+def _running(nodes: Sequence[NodeSetup]) -> Iterator[list[str]]:
+    """Addresses of such nodes, each in a process of its own; they end with the block.
+
+    The processes are forks of one that has imported what they need.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     with ExitStack() as ended:
-        for node in nodes:
-            ended.callback(node.stop)
-            node.begin()
-        for node in nodes:
-            node.wait()
-        yield
+        folder = Path(ended.enter_context(TemporaryDirectory()))
+        logs = [folder / str(number) for number in range(len(nodes))]
+        processes = []
+        for node, log in zip(nodes, logs, strict=True):
+            process = context.Process(target=_node, args=(node, str(log)))
+            process.start()
+            ended.callback(process.join)
+            ended.callback(process.terminate)
+            processes.append(process)
+        yield [_address(process, log) for process, log in zip(processes, logs, strict=True)]
+
+
+def _node(node: NodeSetup, log: str) -> None:
+    """Serve it; what it prints goes to a file."""
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    parser = ArgumentParser()
+    add_options(parser)
+    options = parser.parse_args([*node.options, "--port", "0", "--parent", str(os.getppid())])
+    llm_server.run_node(options, encoders=node.encoders, language=node.language)
+
+
+def _address(process: BaseProcess, log: Path) -> str:
+    """Where a node listens, once it does; RuntimeError with its last words if it never does."""
+    end_s = time.monotonic() + START_S
+    while process.is_alive() and time.monotonic() < end_s:
+        lines = log.read_text().splitlines() if log.exists() else []
+        for line in lines:
+            if line.startswith(READY):
+                return line.removeprefix(READY).strip()
+        time.sleep(0.02)
+    raise RuntimeError(f"a node did not start: {' '.join(log.read_text().splitlines()[-1:])}")
 
 
 # -- Is it the same model?
@@ -67,9 +126,8 @@ TAMPERED: Mapping[str, Callable[[Tensor], Tensor]] = {
 @contextmanager
 def language_servers() -> Iterator[dict[str, str]]:
     """Addresses of an LLM server for each of ``MODELS``, without encoders."""
-    nodes = {name: NodeProcess("serve-llm", "--model", name) for name in MODELS}
-    with _running(list(nodes.values())):
-        yield {name: node.address for name, node in nodes.items()}
+    with _running([NodeSetup(("--model", name)) for name in MODELS]) as addresses:
+        yield dict(zip(MODELS, addresses, strict=True))
 
 
 def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
@@ -115,7 +173,7 @@ def correctness(servers: Mapping[str, str]) -> pd.DataFrame:
 def _sent(
     encoders: EncoderHalf, items: Sequence[Item]
 ) -> Iterator[tuple[str, str, str, Sequence[Part]]]:
-    """Cut, what is special about the features, their type on the wire, and the features."""
+    """Cut, label of the features, their type on the wire, and the features."""
     for cut in CUTS:
         parts = [encoders.encode(item, cut) for item in items]
         for wire in WIRE_TYPES:
@@ -163,15 +221,14 @@ def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
 
     More edge devices than this machine has cores would wait for each other.
     """
-    slower = ("--encoders-slowdown", str(encoders_slowdown))
-    commands = [
-        ("serve-llm", "--with-encoders"),
-        ("serve-llm", "--with-encoders", *slower, "--llm-slowdown", str(llm_slowdown)),
-        ("edge", "--listen", *slower),
+    model = ("--model", MODEL)
+    slower = (*model, "--encoders-slowdown", str(encoders_slowdown))
+    nodes = [
+        NodeSetup(model, ()),
+        NodeSetup((*slower, "--llm-slowdown", str(llm_slowdown)), ()),
+        NodeSetup(slower, (), language=False),
     ]
-    nodes = [NodeProcess(*each, "--model", MODEL) for each in commands]
-    with _running(nodes):
-        server, *edges = (node.address for node in nodes)
+    with _running(nodes) as (server, *edges):
         with EdgeClient(server) as client:
             card = client.describe()
         yield Bench(server, edges, card.model, card.markers)
@@ -250,10 +307,9 @@ SAMPLES = 5  # of a short request on an idle link
 
 
 def residual_queue(on: Bench, rates_mbit_s: Sequence[float]) -> pd.DataFrame:
-    """What a missed deadline leaves on the link: a short request right behind it has to wait.
+    """How long a short request waits right behind one that missed its deadline on the link.
 
-    An All Remote request is given a part of the time that its upload takes. When its deadline is
-    missed, bytes that the sender's kernel and the link hold already still drain.
+    Bytes of the missed request that the kernel and the link hold already still drain.
 
     Columns ``mbit_s``, ``deadline_s``, ``idle_s`` (the short request alone, median), ``same_s`` and
     ``new_s`` (right after the miss, over the same connection and over another one), and
