@@ -37,7 +37,7 @@ from mllm_sched.experiments.metrics import mean_interval
 from mllm_sched.experiments.parallel import spread
 from mllm_sched.experiments.runner import Rule
 from mllm_sched.experiments.strategy_costs import A100, ITEMS, Setting, sent_s
-from mllm_sched.garbage import leave_out_loaded, uncollected
+from mllm_sched.process_setup import leave_out_loaded, uncollected
 from mllm_sched.schedulers import Scheduler
 
 Array = NDArray[np.float64]
