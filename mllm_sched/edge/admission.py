@@ -34,14 +34,6 @@ class Ewma:
     A measurement far above the mean counts for ``LEAP`` times the mean; one far below starts the
     mean anew, since what is taken for slow is not used and cannot show many. The mean is
     ``expected`` until something is measured, NaN if nothing is known.
-
-    Examples
-    --------
-    >>> ewma = Ewma()
-    >>> for seconds in (1.0, 3.0):
-    ...     ewma.add(seconds)
-    >>> ewma.mean, ewma.deviation
-    (2.0, 1.0)
     """
 
     def __init__(self, expected: float = math.nan) -> None:
@@ -111,9 +103,8 @@ class ExpectedTimes:
 class Admission:
     """Predicts how long tasks take, and refuses those that cannot be in time.
 
-    Nothing is refused before something was measured. When no measurement followed a refusal for
-    ``PROBE_S``, one task is let in all the same: after a few slow runs nothing would ever be
-    measured again otherwise.
+    Nothing is refused before something was measured. When nothing was measured for ``PROBE_S``
+    after a refusal, one task is let in all the same: else a few slow runs would end all service.
 
     Examples
     --------
@@ -254,7 +245,6 @@ send less at a time or with a later deadline; ask again in 0.5 s
         return LetIn.PROBE
 
     def _forget(self, now_s: float) -> None:
-        """Take waits as predicted again, if none was measured for long."""
         if now_s - self._waited_s > FORGOTTEN_S:
             self._wait = _as_predicted()
 
@@ -299,18 +289,6 @@ def expected_of(scheduler: Scheduler, modalities: Iterable[str]) -> list[Expecte
     """Latency and energy of one item of each modality, on the trusted arm that takes least energy.
 
     Modalities are left out whose latency the scheduler does not know within a factor ``SURE``.
-
-    Examples
-    --------
-    >>> from mllm_sched import ArmSpace, make_scheduler
-    >>> space = ArmSpace.agx_orin()
-    >>> given = {"limits": {"latency_s": 0.2}, "seeds": [space[59]]}
-    >>> rule = make_scheduler("adaptive-safe-gp", space, **given)
-    >>> expected_of(rule, ["image"])
-    []
-    >>> rule.tell(rule.ask().id, latency_s=0.1, energy_j=2.0)
-    >>> [(one.modality, round(one.latency_s, 1)) for one in expected_of(rule, ["image"])]
-    [('image', 0.1)]
     """
     expected = []
     for modality in modalities:

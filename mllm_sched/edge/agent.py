@@ -115,7 +115,6 @@ class Agent(UserService):
         return job
 
     async def _stored(self, user: str, name: str, digest: bytes) -> StoredAnswer | None:
-        """The answer in the journal; RefusedError if its request had other bytes."""
         stored = await self.journal.answer(user, name)
         if stored is not None and stored.digest != digest:
             message = f"request {name} was sent before, with other bytes"
@@ -128,7 +127,6 @@ class Agent(UserService):
             raise Refusal("journal", self.why_not)
 
     def _journal_down(self) -> None:
-        """Requests that wait are refused, to be sent elsewhere."""
         self.stage.refuse_waiting(Refusal("journal", self.why_not))
 
     def _down(self, error: JournalError) -> Refusal:
@@ -144,7 +142,8 @@ class Agent(UserService):
             async with slot.upload(ends_s):
                 data, _ = await read_rest(pieces, start, self.limits.idle_s)
                 message, prepared = await asyncio.to_thread(self._read, data, start)
-            self._hold(user, max(0, _bytes(prepared) - start.bytes), slot)
+            sizes = (tensor.nbytes for one in prepared for tensor in one.inputs.values())
+            self._hold(user, max(0, sum(sizes) - start.bytes), slot)
             key, work = key_of(user, start), partial(self._serve, user, message, prepared)
             return self.jobs.launch(key, start.sha256, ends_s, slot, work)
 
@@ -163,7 +162,6 @@ class Agent(UserService):
     async def _serve(
         self, user: User, message: Message, prepared: Sequence[Prepared], job: Job
     ) -> None:
-        """The job of a request: encode, answer, or say why not."""
         request = QueuedRequest(f"{user.name}/{message.header.id}", user, prepared, job)
         try:
             async with job.in_time():
@@ -215,10 +213,7 @@ class Agent(UserService):
         self.metrics.answered(before_s + took_s, first_s, self.device.evidence)
 
     async def _keep(self, user: str, name: str, job: Job, finished: pb.Finished) -> pb.Finished:
-        """Store the answer, again and again until the deadline if the journal is down.
-
-        Returns its last message, or that of an equal answer that is stored already.
-        """
+        """Store the answer, trying until the deadline; its last message, or that stored before."""
         answer = list(job.tokens), finished.SerializeToString()
         while True:
             try:
@@ -254,10 +249,6 @@ class Agent(UserService):
         self.stage.close()
         self.answering.close()
         self.device.close()
-
-
-def _bytes(prepared: Sequence[Prepared]) -> int:
-    return sum(tensor.nbytes for one in prepared for tensor in one.inputs.values())
 
 
 def _server_refusal(error: NodeError) -> RefusedError:

@@ -167,10 +167,9 @@ class AgentLink:
 
 
 class Agents:
-    """All agents of a front. Those of another model than most are never used.
+    """All agents of a front, asked for their status every ``poll_s``.
 
-    ``addresses`` are ``HOST:PORT`` of each, ``poll_s`` the seconds between two questions to one
-    that answers.
+    Those of another model than most are never used. ``addresses`` are ``HOST:PORT`` of each.
     """
 
     def __init__(
@@ -183,10 +182,7 @@ class Agents:
 
     @property
     def model(self) -> str:
-        """Identity of the model that most of them hold, as far as is known; the first's in a tie.
-
-        Agents that are down have their say: their model stays that of the system.
-        """
+        """Identity of the model that most hold, those that are down too; the first's in a tie."""
         known = Counter(agent.model for agent in self.all if agent.model)
         return known.most_common(1)[0][0] if known else ""
 

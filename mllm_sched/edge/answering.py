@@ -89,10 +89,7 @@ class Answering:
         return await loop.run_in_executor(self._threads, follow)
 
     def _follow(self, data: bytes, name: str, job: Job, add: Callable[[int], None]) -> Timed:
-        """Each token once, also when the server was too busy to go on with an answer.
-
-        Another caller may wait for longer than the first did; then the server is asked again.
-        """
+        """Add each token once; ask again if the server is busy and the job still has time."""
         begun_s, first_s, tokens = time.monotonic(), 0.0, list[int]()
         while True:
             try:

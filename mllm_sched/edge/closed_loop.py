@@ -62,15 +62,7 @@ class EncodedJob:
 
 
 class ClosedLoop:
-    """The loop of one device, within ``limit_s`` on the latency of encoding.
-
-    Attributes
-    ----------
-    closing
-        Once it is set, nothing is waited for, and nothing tried again.
-    infeasible
-        By modality: whether no arm was thought to keep the limit when it was decided last.
-    """
+    """The loop of one device, within ``limit_s`` on the latency of encoding."""
 
     def __init__(
         self,
@@ -83,8 +75,8 @@ class ClosedLoop:
         self.name, self.device, self.learner = name, device, learner
         self.limit_s, self.metrics = limit_s, metrics
         self._encoders = {takes: encoder for encoder, takes in device.modalities.items()}
-        self.closing = threading.Event()
-        self.infeasible: dict[str, bool] = {}
+        self.closing = threading.Event()  # once set, nothing is waited for or tried again
+        self.infeasible: dict[str, bool] = {}  # by modality, as last decided
         self._pending: Callable[[], None] | None = None  # a write that the journal has refused
         self._is_behind = False
         if learner.journal.stepped_back_s:
@@ -93,12 +85,8 @@ class ClosedLoop:
     def encode(self, works: Sequence[EncodingJob]) -> list[EncodedJob]:
         """Encode items of one kind in one call, on an arm that the scheduler chooses.
 
-        Raises
-        ------
-        JournalError
-            If the decision, or what it took, cannot be written before the last user has gone.
-        EncodingFailed
-            If the encoder failed on every arm that was tried.
+        Raises JournalError if the decision or the measurement cannot be written by the last
+        deadline, and EncodingFailed if the encoder failed on every arm that was tried.
         """
         ends_s = max(work.ends_s for work in works)
         arm = self.learner.arm_of(works[0].task) if len(works) == 1 else None
@@ -215,7 +203,6 @@ class ClosedLoop:
             self.learner.tell(decision.id, latency_s=encoded.latency_s, energy_j=energy_j)
 
     def _facts(self, works: Sequence[EncodingJob]) -> dict[str, Any]:
-        """What a row of the journal says beside arm, latency and energy."""
         modality = works[0].prepared.modality
         users = {work.user for work in works}
         return {
@@ -243,12 +230,7 @@ class ClosedLoop:
 def contexts_of(modalities: Sequence[str], batches: Sequence[int]) -> list[Factor]:
     """What a decision is given beside the arms: the modality, and how many items wait together.
 
-    Examples
-    --------
-    >>> [factor.name for factor in contexts_of(["image", "audio"], [1])]
-    ['modality']
-    >>> contexts_of(["image"], [1])
-    []
+    Left out are those that can have one value only.
     """
     factors = []
     if len(modalities) > 1:

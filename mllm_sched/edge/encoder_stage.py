@@ -180,12 +180,8 @@ class EncoderStage:
     async def encode(self, request: QueuedRequest) -> list[EncodedJob]:
         """The features of all items. Then it has a place among the answers, to be left in any case.
 
-        Raises
-        ------
-        Refusal
-            If it cannot be answered in time, or there is no room for it.
-        JournalError, EncodingFailed
-            See ``ClosedLoop.encode``.
+        Raises Refusal if it cannot be answered in time or the queue is full, and what
+        ``ClosedLoop.encode`` raises.
         """
         entry = self._entry(request, 0)
         request.ahead_s = self._ahead_s(entry)
@@ -259,13 +255,11 @@ class EncoderStage:
         return (self.admission.answer_s or UNKNOWN_S) / self.answering.at_once
 
     def _wait(self, entry: Entry) -> Entry | None:
-        """Into the queue; whoever had to go for it."""
         pushed_out = self.queue.put(entry)
         self._waiting[entry.item.request] = entry
         return pushed_out
 
     def _drop(self, request: QueuedRequest) -> None:
-        """Out of the queue, if it is there."""
         if (entry := self._waiting.pop(request, None)) is not None:
             self.queue.remove(entry)
 

@@ -16,29 +16,15 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A task that waits to be encoded.
-
-    Attributes
-    ----------
-    kind
-        Entries of equal kind may be encoded as one batch; None is never batched.
-    arrived_s, ends_s
-        When it came, and its deadline, on the clock of the queue's caller; no deadline is ``inf``.
-    cost_s
-        Predicted seconds of the scarcest resource, above 0.
-    item
-        The caller's own.
-    weight
-        The user's share: a user of weight 2 gets twice the seconds of one of weight 1.
-    """
+    """A task that waits to be encoded; its times are on the clock of the queue's caller."""
 
     user: str
-    kind: Hashable
+    kind: Hashable  # those of equal kind may be encoded as one batch; None is never batched
     arrived_s: float
-    ends_s: float
-    cost_s: float
-    item: Any = None
-    weight: float = 1.0
+    ends_s: float  # its deadline; ``inf`` if it has none
+    cost_s: float  # predicted, of the scarcest resource; above 0
+    item: Any = None  # the caller's own
+    weight: float = 1.0  # a user of weight 2 gets twice the seconds of one of weight 1
 
     @property
     def share_s(self) -> float:
@@ -67,7 +53,7 @@ class UserQueue:
     share_s: float = 0.0  # of all entries
 
     def add(self, due: Due) -> None:
-        """One more entry."""
+        """Insert an entry by its deadline."""
         insort(self.entries, due)
         self.share_s += due.entry.share_s
 
@@ -104,11 +90,8 @@ class FairQueue:
     deadline. A user who was idle starts at the present virtual time, so it has no credit. Ties go
     to the earlier deadline, then to the earlier arrival.
 
-    Parameters
-    ----------
-    waiting, per_user
-        Entries at most, of all users and of one. Operations take time in proportion to the number
-        of users who wait.
+    At most ``waiting`` entries wait, ``per_user`` of one user. Operations take time in proportion
+    to the number of users who wait.
 
     Examples
     --------
@@ -148,15 +131,8 @@ class FairQueue:
         the place of that entry: the one with the latest deadline of the user with the most. So
         a user with nothing waiting finds a place as long as anyone has two.
 
-        Returns
-        -------
-        Entry or None
-            The entry that had to go.
-
-        Raises
-        ------
-        QueueFull
-            If its user has too many waiting, or nobody has to give way to it.
+        Returns the entry that had to go, if any. Raises QueueFull if its user has too many waiting,
+        or nobody has to give way to it.
         """
         if not self and entry.arrived_s >= self._busy_until_s:
             # All work is done: the next users start as equals.

@@ -95,12 +95,8 @@ class Front(UserService):
 def run_front(config: FrontConfig) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun.
 
-    Raises
-    ------
-    OSError
-        If an address cannot be listened on, or a file not be read.
-    ValueError
-        If the users' file or a token is not valid.
+    Raises OSError if an address cannot be listened on or a file not be read, and ValueError if the
+    users' file or a token is not valid.
     """
     metrics = FrontMetrics(config.agents)
     try:

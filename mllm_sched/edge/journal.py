@@ -85,11 +85,8 @@ class AlreadyAnswered(ValueError):
 class JournalError(OSError):
     """A journal that cannot be written or read now.
 
-    Attributes
-    ----------
-    reason
-        ``full``: no room on its disk. ``locked``: another process or connection holds it.
-        ``broken``: damaged, of another kind, or its disk fails.
+    Its ``reason`` is ``full`` (no room on the disk), ``locked`` (another process or connection
+    holds it) or ``broken`` (damaged, of another kind, or its disk fails).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -150,25 +147,10 @@ class Journal:
     keep_answers_s
         Seconds after which ``prune`` drops an answer.
 
-    Attributes
-    ----------
-    lock
-        Held over a write and whatever must follow before the next one.
-    stepped_back_s
-        By how much the wall clock was set back before this start, else 0.
-
     Raises
     ------
     JournalError
         See its ``reason``. Also if another process writes this journal.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, Journal(f"{folder}/journal.db") as journal:
-    ...     event = journal.append("started", {"by": "an example"})
-    ...     [event.kind for event in journal.events()]
-    ['started']
     """
 
     def __init__(
@@ -185,7 +167,8 @@ class Journal:
         for name, value in (("keep_days", keep_days), ("keep_answers_s", keep_answers_s)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: expected above 0")
-        self.path, self.lock, self._reading = Path(path), threading.RLock(), threading.Lock()
+        self.path, self._reading = Path(path), threading.Lock()
+        self.lock = threading.RLock()  # held over a write and what must follow before the next
         self.keep_days, self.keep_answers_s = keep_days, keep_answers_s
         with ExitStack() as opened:  # closed in the other order: the writer after the reader
             opened.enter_context(_held(self.path))
@@ -211,7 +194,7 @@ class Journal:
             ).fetchone()
         last_s, utc = last or (0.0, time.time())
         gap_s = time.time() - utc
-        self.stepped_back_s = max(-gap_s, 0.0)
+        self.stepped_back_s = max(-gap_s, 0.0)  # of the wall clock, before this start
         self._began_s, self._base_s = time.monotonic(), last_s + max(gap_s, 0.0)
         if self.stepped_back_s:
             log.warning(
@@ -231,7 +214,7 @@ class Journal:
         return self._base_s + (time.monotonic() - self._began_s)
 
     def set_meta(self, name: str, value: str) -> None:
-        """Write a value about the journal itself, for ``read_meta``."""
+        """Write a value that ``read_meta`` returns."""
         row = name, value, crc32(value.encode())
         with self.lock, sqlite_errors(self.path):
             self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
@@ -386,12 +369,9 @@ LAST = ("reason", "safe_arms", "infeasible")
 def read_journal(path: str | Path, last: int = -1) -> pd.DataFrame:
     """All measurements committed at this moment, one row a decision, in order.
 
-    The agent that writes never waits for it, nor does it wait for the agent.
-
-    Parameters
-    ----------
-    last
-        Only so many rows, the last ones; all if it is negative.
+    Only the ``last`` ones, if that is not negative. It does not wait for the agent that writes, nor
+    does the agent wait for it. Raises FileNotFoundError if there is no journal, and JournalError if
+    it is damaged.
 
     Returns
     -------
@@ -400,13 +380,6 @@ def read_journal(path: str | Path, last: int = -1) -> pd.DataFrame:
         and context, then the columns of ``measurement.py`` and ``batch``, ``limit_s``, ``reason``,
         ``safe_arms``, ``infeasible``. A run that was stopped has no latency; ``failed`` says
         above what it was stopped. Empty, with the columns of the arms, if nothing was measured.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no journal.
-    JournalError
-        If it is damaged.
     """
     spec = read_spec(path)
     events = list(_events(Path(path), "WHERE kind = 'measured' ORDER BY id DESC LIMIT ?", last))
@@ -441,12 +414,12 @@ def _row(event: Event) -> dict[str, Any]:
 class AsyncJournal:
     """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
 
-    ``why_not`` says why it cannot be written, and is empty if it can; ``on_down`` is called when it
-    cannot be any more.
+    ``on_down`` is called when it can be written no longer.
     """
 
     def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:
-        self.journal, self.path, self.why_not = journal, journal.path, ""
+        self.journal, self.path = journal, journal.path
+        self.why_not = ""  # why it cannot be written
         self._on_down, self._writing = on_down, asyncio.Lock()
 
     async def answer(self, user: str, name: str) -> StoredAnswer | None:
@@ -535,7 +508,7 @@ def _broken(path: Path, what: str) -> JournalError:
 
 
 def _held(path: Path) -> IO[str]:
-    """The lock of the one who writes; JournalError names the process that has it."""
+    """The writer's lock."""
     holder = locked(path.with_name(f"{path.name}.lock"))
     if holder is not None:
         return holder
@@ -564,7 +537,7 @@ def _create(path: Path) -> None:
 
 
 def _prepare(database: sqlite3.Connection, path: Path, durability: str) -> None:
-    """Set a writing connection up, and check the file; JournalError if it cannot be used."""
+    """Set a writing connection up, and check the file."""
     if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise _broken(path, "its file system has no shared memory, as SQLite's WAL needs")
     database.execute(f"PRAGMA synchronous = {DURABILITY[durability]}")

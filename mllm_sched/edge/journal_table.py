@@ -26,14 +26,9 @@ QUANTITIES = ["latency_s", "energy_j"]
 def summarize(path: str | Path, recent: int = RECENT) -> pd.DataFrame:
     """Means of the last measurements in a journal, for the schedulers of other devices.
 
-    However much was measured, there are no more rows than arms times contexts and modalities, and
-    no column says who asked.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A table of ``measurement.py``: geometric means of the last ``recent`` runs that did not
-        fail; where all failed, why the last one did. ``runs`` counts them all.
+    A table of ``measurement.py`` with one row for each arm, context and modality, and no users:
+    geometric means of the last ``recent`` runs that did not fail; where all failed, why the last
+    one did. ``runs`` counts them all.
     """
     table = read_journal(path, last=recent)
     if table.empty:
@@ -67,24 +62,16 @@ class Exported:
 def export(path: str | Path, out: str | Path, *, complete: bool = False) -> Exported:
     """Write the measurements of a journal as a table of ``measurement.py``.
 
-    Users and times are left out, as are contexts that such a table does not have.
+    Users and times are left out, as are contexts that such a table does not have. The agent may be
+    running. ``out`` is ``.csv`` or ``.parquet``.
 
-    Parameters
-    ----------
-    path, out
-        Of the journal, whose agent may be running, and of the table, ``.csv`` or ``.parquet``.
-    complete
-        A trace has an arm for every combination of its levels, but a scheduler runs few of them
-        often and many never. Keep the largest product of levels all of whose arms were measured
-        for every encoder; of two as large, the one with the lower levels. Otherwise all rows are
-        written, and the log says which arms are missing.
+    A trace has an arm for every combination of its levels, but a scheduler runs few of them often
+    and many never. ``complete`` keeps the largest product of levels all of whose arms were measured
+    for every encoder; of two as large, the one with the lower levels. Otherwise all rows are
+    written, and the log says which arms are missing.
 
-    Raises
-    ------
-    TableError
-        If nothing was measured, or a row lacks its modality, encoder or evidence.
-    ValueError
-        If ``out`` is of another kind.
+    Raises TableError if nothing was measured, or a row lacks its modality, encoder or evidence, and
+    ValueError if ``out`` is of another kind.
     """
     out = Path(out)
     if out.suffix not in (".csv", ".parquet"):

@@ -92,7 +92,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What must not differ, by the name under which a difference is told."""
     found = {name: spec[name] for name in ("name", "rng", "objective", "settings")}
     found["limits"] = sorted(spec["limits"])
     for kind in ("factors", "contexts"):
@@ -203,20 +202,8 @@ class Learner:
     journal
         Of this scheduler alone; whoever opened it closes it, after ``close``.
     spec
-        What makes the scheduler. The journal of another one is refused, but for other values of the
-        same limits: these are changed, as by ``change_limits``.
-
-    Attributes
-    ----------
-    scheduler
-        To be read; ask and tell it through this class alone.
-
-    Raises
-    ------
-    ValueError
-        If the journal belongs to another scheduler.
-    JournalError
-        See its ``reason``.
+        What makes the scheduler. The journal of another one is refused with a ValueError, but for
+        other values of the same limits: these are changed, as by ``change_limits``.
 
     Examples
     --------
@@ -232,7 +219,7 @@ class Learner:
 
     def __init__(self, journal: Journal, spec: SchedulerSpec) -> None:
         self.journal, self.spec = journal, spec
-        self.scheduler: Scheduler
+        self.scheduler: Scheduler  # to be read; ask and tell it through this class alone
         self._state = RecoveryState()
         self._stale = False  # whether memory may be ahead of the journal
         self._last = self._covered = 0  # events: written, and in the last snapshot
@@ -247,7 +234,6 @@ class Learner:
                 journal.set_meta("spec", json.dumps(spec.to_json()))
 
     def _spec_of_journal(self) -> Mapping[str, Any]:
-        """The spec that the journal was begun with; ValueError if it makes another scheduler."""
         mine, before = self.spec.to_json(), read_spec(self.journal.path)
         if not before:
             new = Snapshot(0, self.spec.make().to_bytes(), RecoveryState().to_json())
@@ -362,7 +348,6 @@ class Learner:
             self._snapshot()
 
     def _try(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Change the scheduler, which may refuse, before the event is written."""
         with self._ready(), self._atomic():
             now_s = self.journal.now_s()
             replay(self.scheduler, Event(0, now_s, kind, None, body))
@@ -407,7 +392,6 @@ class Learner:
         self._covered = self._last
 
     def _rebuild(self) -> None:
-        """Memory as the journal has it."""
         began_s, snapshot = time.perf_counter(), self.journal.snapshot()
         events = list(self.journal.events(snapshot.after))
         self._state = RecoveryState.from_json(snapshot.recovery)
@@ -427,7 +411,6 @@ class Learner:
         log.info("%s: %d events done again in %.2f s", self.journal.path, len(events), took_s)
 
     def _relearn(self, error: Exception) -> None:
-        """A new scheduler that learns from all measurements still in the journal."""
         log.warning(
             "journal %s: cannot be done again: %s. A new scheduler learns from its measurements",
             self.journal.path,

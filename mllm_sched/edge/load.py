@@ -24,32 +24,22 @@ REMEMBERED = 8  # answered requests of a user that can be sent again
 
 @dataclass(frozen=True)
 class Asked:
-    """A task of a user.
+    """A task of a user, and what became of it.
 
-    Attributes
-    ----------
-    began_s, total_s
-        When it was asked, since the load began, and how long it took.
-    outcome
-        ``answered``, ``shed`` (refused for now, with the reason in ``why``), ``late`` (the
-        deadline passed), or ``failed``.
-    tokens, tries
-        Of the answer, and how often the task was sent.
-    retry_s
-        After how many seconds a refused task may be sent again; 0 if the refusal says none.
-    agent, arm, latency_s, energy_j, evidence, energy_evidence
-        Of its first item's encoding.
+    ``outcome`` is ``answered``, ``shed`` (refused for now), ``late`` (the deadline passed), or
+    ``failed``.
     """
 
     user: str
     id: str
-    began_s: float
+    began_s: float  # since the load began
     total_s: float
     outcome: str
-    why: str = ""
+    why: str = ""  # of a task that was not answered
     tokens: tuple[int, ...] = ()
-    tries: int = 0
-    retry_s: float = 0.0
+    tries: int = 0  # how often it was sent
+    retry_s: float = 0.0  # after which it may be sent again; 0 if the refusal says none
+    # Of its first item's encoding:
     agent: str = ""
     arm: str = ""
     latency_s: float = float("nan")

@@ -148,8 +148,6 @@ class Exposed:
 class Metrics(Exposed):
     """Metrics of an edge agent: one series for each arm that may be chosen.
 
-    ``violation_rate`` is the share of tasks that may be above the limit, for the alert.
-
     Examples
     --------
     >>> from mllm_sched import ArmSpace

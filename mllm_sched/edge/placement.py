@@ -29,32 +29,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is known of an agent when a task is placed.
-
-    Attributes
-    ----------
-    modalities
-        That it encodes.
-    predictions
-        By modality; one that it has not measured yet is missing.
-    backlog_s
-        Seconds until all that waits or runs there has had its turn.
-    answer_s
-        Seconds from features to the end of an answer.
-    tasks
-        That are there.
-    idle_s, passed
-        Seconds since a task was sent there, and tasks that others got since.
-    """
+    """What is known of an agent when a task is placed."""
 
     name: str
-    modalities: frozenset[str]
-    predictions: Mapping[str, Prediction] = field(default_factory=dict)
-    backlog_s: float = 0.0
-    answer_s: float = 0.0
-    tasks: int = 0
-    idle_s: float = 0.0
-    passed: int = 0
+    modalities: frozenset[str]  # that it encodes
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)  # of what it measured
+    backlog_s: float = 0.0  # until all that waits or runs there has had its turn
+    answer_s: float = 0.0  # from features to the end of an answer
+    tasks: int = 0  # that are there
+    idle_s: float = 0.0  # since a task was sent there
+    passed: int = 0  # tasks that others got since
 
     @property
     def is_due(self) -> bool:
@@ -125,7 +109,8 @@ def place(
     """
     able = [candidate for candidate in candidates if candidate.modalities >= set(items)]
     if not able:
-        raise NoAgentFits("cannot", f"no edge agent here encodes {_and(items)}")
+        wanted = " and ".join(sorted(set(items))) or "text"
+        raise NoAgentFits("cannot", f"no edge agent here encodes {wanted}")
     guesses = {modality: _guess(modality, able) for modality in set(items)}
     plans = [_plan(items, candidate, guesses) for candidate in able]
     in_time = [plan for plan in plans if plan.total_s <= left_s]
@@ -153,10 +138,6 @@ def _with_hope(plans: list[Placed], left_s: float) -> list[Placed]:
 
 def _first_done(plans: list[Placed]) -> Placed:
     return min(plans, key=lambda plan: (plan.total_s, plan.agent.tasks, plan.name))
-
-
-def _and(items: Iterable[str]) -> str:
-    return " and ".join(sorted(set(items))) or "text"
 
 
 def _guess(modality: str, candidates: Iterable[Candidate]) -> Prediction:

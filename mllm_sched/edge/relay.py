@@ -81,7 +81,6 @@ class Relay:
             agent = None
 
     def _place(self, job: Job) -> tuple[AgentLink, Placed]:
-        """The next agent, and what it is expected to take; RefusedError if there is none."""
         up = self.agents.up()
         if not up:
             raise RefusedError(Status.UNAVAILABLE, "no edge agent answers")
@@ -116,7 +115,8 @@ class Relay:
                 asking.cancel()
                 call.cancel()
                 _settle(accepted, False)  # gRPC leaves the pieces of a call that is over waiting
-        raise _broken_off()
+        nothing = grpc.aio.Metadata()  # the stream ended well, but without its last event
+        raise grpc.aio.AioRpcError(Status.UNAVAILABLE, nothing, nothing, "the answer broke off")
 
     async def _pieces(
         self, job: Job, sent: Sent, accepted: asyncio.Future[bool]
@@ -152,7 +152,6 @@ class Relay:
 
 
 def _not_taking(agents: list[AgentLink]) -> RefusedError:
-    """Why no agent that is left takes tasks."""
     told = [agent.status for agent in agents if agent.status]
     if all(status.draining for status in told):
         return RefusedError(Status.UNAVAILABLE, "no edge agent answers")
@@ -177,12 +176,6 @@ async def _until_accepted(call: Any, accepted: asyncio.Future[bool]) -> None:
 def _settle(future: asyncio.Future[bool], value: bool) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _broken_off() -> grpc.aio.AioRpcError:
-    """A stream that ended well, but without its last event."""
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(Status.UNAVAILABLE, nothing, nothing, "the answer broke off")
 
 
 def _evidence(finished: pb.Finished) -> str:

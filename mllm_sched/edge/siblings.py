@@ -117,12 +117,7 @@ def _usable(address: str, learner: Learner, security: Security) -> pd.DataFrame 
 def experience_of(address: str, security: Security) -> pd.DataFrame:
     """The table of an agent's measurements; empty if it has none.
 
-    Raises
-    ------
-    grpc.RpcError
-        If it does not answer.
-    ValueError
-        If the table is too large, or is none.
+    Raises grpc.RpcError if it does not answer, and ValueError if the table is too large or is none.
     """
     credentials = security.channel_credentials()
     channel = (

@@ -37,9 +37,8 @@ _given = itertools.count()
 def free_port() -> int:
     """A port of the loopback that nothing listens on, another with every call.
 
-    It lies below those that the system gives to every connection and to whoever asks for any port,
-    so that none of these takes it before its service listens, or while that is down. Processes
-    begin at different places, so that two that ask at once hardly get the same.
+    It lies below the ephemeral ports, so that no connection takes it before its service listens, or
+    while that is down. Processes begin at different places, so that two hardly get the same.
     """
     end = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else EPHEMERAL
     for _ in range(FIRST, end):
@@ -113,16 +112,6 @@ class LocalSystem:
         ``certificate``, ``key`` and ``authority``, PEM files of every process and every client
         here; the certificate must be of 127.0.0.1. In the clear by default.
 
-    Attributes
-    ----------
-    llm
-        Address at which agents find the server: its own, unless that of a link to it is put here
-        before the start.
-    tokens
-        Of the users, and of the front.
-    metrics
-        Where each process tells its metrics.
-
     Examples
     --------
     >>> agents = {"edge-1": {"scheduler": {"limit_s": 0.2}}}
@@ -146,10 +135,11 @@ class LocalSystem:
         self.model, self._tls, port = model, dict(tls or {}), free_port()
         files = [text for name, file in self._tls.items() for text in (f"--{name}", str(file))]
         self.server = NodeProcess("serve-llm", "--model", model, *files, port=port)
-        self.llm = f"127.0.0.1:{port}"
-        self.tokens: dict[str, str] = {}
+        self.llm = f"127.0.0.1:{port}"  # for the agents; may be set to a link before the start
+        self.tokens: dict[str, str] = {}  # of the users, and of the front
         self._users_file = self._write_users(users, front) if users else None
         self._addresses = {name: f"127.0.0.1:{free_port()}" for name in [*agents, FRONT]}
+        # Where each process is scraped.
         self.metrics = {name: f"127.0.0.1:{free_port()}" for name in [*agents, FRONT]}
         self._settings = dict(agents)
         self.agents = {name: self._process("agent", name) for name in agents}

@@ -46,29 +46,15 @@ Digest = Annotated[str, AfterValidator(_digest)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True))
 class User:
-    """Someone who may ask.
-
-    Attributes
-    ----------
-    token_sha256
-        Digest of the token; empty for a user whom no token shows.
-    rate_hz, burst
-        Requests a second in the long run, and at once after a pause. ``.inf`` is no limit.
-    at_once
-        Requests under way.
-    weight
-        The user's share of the device.
-    front
-        Whether it may ask on behalf of others, and be told how busy the agent is.
-    """
+    """Someone who may ask."""
 
     name: Name
-    token_sha256: Digest = field(default="", repr=False)
-    rate_hz: Rate = 20.0
-    burst: Count = 40
-    at_once: Count = 16
-    weight: Above0 = 1.0
-    front: bool = False
+    token_sha256: Digest = field(default="", repr=False)  # empty for a user whom no token shows
+    rate_hz: Rate = 20.0  # requests a second in the long run; ``.inf`` is no limit
+    burst: Count = 40  # requests at once after a pause
+    at_once: Count = 16  # requests under way
+    weight: Above0 = 1.0  # share of the device
+    front: bool = False  # may ask on behalf of others, and be told how busy the agent is
 
 
 def _user(number: int, entry: Any) -> User:
@@ -126,12 +112,8 @@ class Users:
     def read(cls, path: str | Path) -> Users:
         """The users in a YAML file; the log warns of one that others may read.
 
-        Raises
-        ------
-        ValueError
-            Names the file, the entry and the field, and never what could be a token.
-        OSError
-            If it cannot be read.
+        Raises OSError if it cannot be read, and a ValueError that names the file, the entry and the
+        field, and never what could be a token.
         """
         path = Path(path)
         if path.stat().st_mode & 0o077:
@@ -174,14 +156,8 @@ def add(path: str | Path, name: str, **limits: Any) -> str:
     """Add a user to a file, which is made if need be, and return its new token.
 
     ``limits`` are fields of ``User``. The file gets the token's digest only. What already stands in
-    it stays, comments too.
-
-    Raises
-    ------
-    ValueError
-        If the file is not valid, or would not be with this user; nothing is written then.
-    OSError
-        If it cannot be written; nothing is changed then.
+    it stays, comments too. Nothing is changed if it cannot be written (OSError), is not valid, or
+    would not be with this user (ValueError).
     """
     path, token = Path(path), secrets.token_urlsafe(32)
     entry = {"name": name, "token_sha256": _sha256(token), **limits}
