@@ -28,27 +28,16 @@ def power_name(watts: float) -> str:
 class Factor:
     """One thing that can be set, and the levels it can be set to.
 
-    Parameters
-    ----------
-    name
-        A Python identifier; units belong in it (``power_w``).
-    levels
-        Strings make the factor categorical; numbers make it ordered, and must rise.
-    log
-        Whether neighbouring levels are compared by ratio instead of difference.
-    labels
-        How people read the levels; by default the levels themselves.
-
     Examples
     --------
     >>> Factor("power_w", [15, 30, 60], log=True).encoded().round(3).tolist()
     [0.0, 0.5, 1.0]
     """
 
-    name: str
-    levels: Sequence[Level]
-    log: bool = False
-    labels: Sequence[str] = ()
+    name: str  # a Python identifier; units belong in it (``power_w``)
+    levels: Sequence[Level]  # strings make it categorical; numbers make it ordered, and must rise
+    log: bool = False  # whether neighbouring levels are compared by ratio instead of difference
+    labels: Sequence[str] = ()  # how people read the levels; by default the levels themselves
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))

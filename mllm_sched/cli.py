@@ -28,9 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return int(options.command(options) or 0)
-    except (ValueError, TypeError, HarnessError, NodeError, OSError) as error:
-        return _complain(error, 2)
-    except extras.MissingPackage as error:
+    except (
+        ValueError,
+        TypeError,
+        HarnessError,
+        NodeError,
+        OSError,
+        extras.MissingPackage,
+    ) as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
         if error.name and (told := extras.advice(error.name.partition(".")[0])):
@@ -243,12 +248,11 @@ def _edge_commands(commands: Any) -> None:
         ("front", _front, "one address in front of several agents"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("config", type=Path, metavar="CONFIG.yaml")
-        command.add_argument("--check", action="store_true", help="explain it, start nothing")
-        command.add_argument(
-            "--log", default="info", choices=LOG_LEVELS, help="(default %(default)s)"
-        )
-        command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
+        add = command.add_argument
+        add("config", type=Path, metavar="CONFIG.yaml")
+        add("--check", action="store_true", help="explain it, start nothing")
+        add("--log", default="info", choices=LOG_LEVELS, help="(default %(default)s)")
+        add("--parent", type=int, metavar="PID", help="end when that has ended")
         command.set_defaults(command=run)
 
     users = commands.add_parser("users", help="let somebody ask: prints a token, once")

@@ -2,11 +2,9 @@
 
 Schedulers and queue are those of the running system; boards (``fleet.py``), users, link and LLM are
 simulated in discrete events. A user thinks, asks, waits for the answer or a refusal, and thinks
-again: in such a closed loop the number of users means something under overload, too.
-
-The front places each task; admission refuses it if it is predicted to come too late; the board's
-queue orders it; its scheduler picks the arm. The features go over the link to the pool of LLM
-servers, first come, first served. A task whose deadline passes there is given up.
+again (a closed loop). The front places each task; admission refuses it if it is predicted to come
+too late; the board's queue orders it; its scheduler picks the arm. The features go over the link to
+the pool of LLM servers, first come, first served. A task that gets late there is given up.
 """
 
 from __future__ import annotations
@@ -109,9 +107,8 @@ NOBODY = -1  # no board can be in time
 
 
 class Forecast:
-    """Running means of what boards and the LLM took, and the work that waits at every board.
+    """Places tasks by the rule of ``mllm_sched.edge.placement``, vectorised over boards.
 
-    It places tasks by the rule of ``mllm_sched.edge.placement``, vectorised over boards.
     ``latency_s`` and ``energy_j`` are running means of encoding, shape (modalities, boards);
     ``waiting_s`` is the work in each board's queue, ``until_s`` when its encoder is free.
 
@@ -193,12 +190,6 @@ def placed(total_s: Array, energy_j: Array, left_s: float, same: float = SAME_EN
 
     ``total_s`` and ``energy_j`` are predictions, shape (boards,); ``same`` is the share by which
     others may be above the least energy.
-
-    Examples
-    --------
-    >>> total_s, energy_j = np.array([0.9, 0.5, 0.1]), np.array([1.00, 1.04, 2.0])
-    >>> placed(total_s, energy_j, left_s=2.0), placed(total_s, energy_j, left_s=0.2)
-    (1, 2)
     """
     in_time = np.flatnonzero(total_s <= left_s)
     if not len(in_time):
@@ -239,7 +230,7 @@ class SimulatedRequest:
 
 
 def play(scenario: FleetScenario) -> pd.DataFrame:
-    """Simulate a scenario; the same one has the same outcome, to the last bit.
+    """Simulate a scenario, deterministically.
 
     One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
     all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
@@ -318,7 +309,7 @@ class System:
 
 
 class Edge:
-    """One board with its queue, its scheduler and its encoder, which does one task at a time."""
+    """A board with its queue, its scheduler and its encoder, which does one task at a time."""
 
     def __init__(self, system: System, number: int) -> None:
         scenario = system.scenario
@@ -456,13 +447,7 @@ def jain_index(shares: ArrayLike) -> float:
 
 
 def max_min_share(wanted: ArrayLike, total: float) -> Array:
-    """The max-min fair split: at most what is wanted; the rest goes to the others evenly.
-
-    Examples
-    --------
-    >>> max_min_share([1, 5, 20], total=12).tolist()
-    [1.0, 5.0, 6.0]
-    """
+    """The max-min fair split: at most what is wanted; the rest goes to the others evenly."""
     demand = np.asarray(wanted, dtype=np.float64)
     order = np.argsort(demand, kind="stable")
     given, left = np.zeros(len(demand)), float(total)

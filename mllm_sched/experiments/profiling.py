@@ -134,15 +134,9 @@ def profile(
     table says what it was measured with. Arms that the table ``out`` holds are not measured again,
     except with ``retry_failed`` those that failed.
 
-    Raises
-    ------
-    ValueError
-        If the table was made with other settings, another process is writing it, or its name does
-        not end in .csv.
-    MissingPackage
-        If what runs encoders is not installed.
-    OSError
-        If the disk stays full; what was measured then stands in another file, which is named.
+    Raises ValueError if the table was made with other settings, another process is writing it, or
+    its name does not end in .csv; MissingPackage if what runs encoders is not installed; OSError if
+    the disk stays full: what was measured then stands in another file, which is named.
     """
     device.require_packages()
     if out.suffix != ".csv":

@@ -174,8 +174,8 @@ def safe_under_change(
     """The numbers that claims refer to: safe GP-UCB alone, in every one of ``changes``.
 
     ``violations after a change, worst``: share of tasks in the worst change. ``runs spoiled by a
-    change``: how many seeds violated the limit in more than a tenth of the tasks after some change;
-    a run in some tens decides, so this needs many seeds. ``settings`` are further ones of the rule.
+    change``: how many seeds violated the limit in more than a tenth of the tasks after some change.
+    ``settings`` are further ones of the rule.
     """
     board, scenarios = SimulatedOrin(), changes(steps)
     fitted = {"hyperparameters": transferred(board, task, all_tasks())}
@@ -192,5 +192,4 @@ def safe_under_change(
         ("violations after a change, worst", *worst),
         ("runs spoiled by a change", spoiled, np.nan, np.nan, runs["seed"].nunique()),
     ]
-    table = pd.DataFrame(rows, columns=["key", "value", "low", "high", "n"])
-    return table.assign(evidence=board.evidence)
+    return metrics.claim_table(rows, board.evidence)
