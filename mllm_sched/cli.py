@@ -28,14 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return int(options.command(options) or 0)
-    except (
-        ValueError,
-        TypeError,
-        HarnessError,
-        NodeError,
-        OSError,
-        extras.MissingPackage,
-    ) as error:
+    except (ValueError, TypeError, HarnessError, NodeError, OSError) as error:
+        return _complain(error, 2)
+    except extras.MissingPackage as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
         if error.name and (told := extras.advice(error.name.partition(".")[0])):

@@ -142,8 +142,9 @@ def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str
     """A board joins siblings that have worked for a while; all run safe GP-UCB.
 
     Every start meets the same board, tasks and noise; no board stands in a warm room. ``first``
-    tasks of the new board count; ``scatter`` is that of ``Fleet``. One row a start: ``scatter``, ``start``, ``energy_over_oracle`` (of the board's best arm) and
-    ``beyond`` (share of tasks whose arm is truly beyond the limit).
+    tasks of the new board count; ``scatter`` is that of ``Fleet``. One row a start, with
+    ``energy_over_oracle`` (of the board's best arm) and ``beyond`` (share of tasks whose arm is
+    truly beyond the limit).
     """
     fleet = Fleet(scatter, warm_share=0.0)
     siblings = [Board(number, seed, fleet) for number in range(1, SIBLINGS + 1)]

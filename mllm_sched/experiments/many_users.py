@@ -85,10 +85,7 @@ class FleetScenario:
 
 @cache
 def costs() -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a task behind its encoder, by modality: on the link, and on the LLM server.
-
-    The model of notebook 01: prefill, and an answer of 64 tokens.
-    """
+    """Seconds of a task on the link and on the LLM server, by modality, as in notebook 01."""
     setting = Setting(mbit_s=MBIT_S)
     items = {item.encoder: item for item in ITEMS}
     mine = {name: items[task.encoder] for name, task in TASKS.items()}
@@ -318,15 +315,15 @@ class Edge:
         self._work: simpy.Event | None = None  # what an idle encoder waits for
         system.env.process(self._encode())
 
-    @cached_property
+    @cached_property  # made when the first task comes: of 1000 boards few may be asked
     def board(self) -> Board:
-        """Made when the first task comes, as its scheduler is: of 1000 boards few may be asked."""
+        """The simulated board."""
         scenario = self.system.scenario
         return Board(self.number, scenario.seed, scenario.fleet)
 
     @cached_property
     def scheduler(self) -> Scheduler:
-        """Made when the first task comes."""
+        """Its scheduler."""
         scenario = self.system.scenario
         rng = [scenario.seed, 2, self.number]
         return scheduler_for(self.board, scenario.rule, scenario.limit_s, rng)
@@ -427,10 +424,7 @@ def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
 
 
 def fairness(tasks: pd.DataFrame) -> float:
-    """Jain's index of answers over a max-min fair split of as many; who asked nothing is left out.
-
-    A user who asks for less than others is not wronged by getting less.
-    """
+    """Jain's index of answers over a max-min fair split of as many, of users who asked."""
     asked = tasks.groupby("user").size()
     got = tasks[tasks["outcome"] == ANSWERED].groupby("user").size().reindex(asked.index).fillna(0)
     return jain_index(got / np.maximum(max_min_share(asked, got.sum()), 1e-12))
@@ -489,19 +483,13 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def lasting(scenario: FleetScenario) -> FleetScenario:
-    """With a horizon in which its users ask some 400 times, after half as long a warm-up.
-
-    At least ``SHORTEST_S`` each: with 10,000 users that is more tasks.
-    """
+    """With a horizon for ``TASKS_ASKED`` and half as long a warm-up; at least ``SHORTEST_S``."""
     horizon_s = max(SHORTEST_S, TASKS_ASKED * scenario.think_s / sum(scenario.asks_at_once))
     return replace(scenario, horizon_s=horizon_s, warm_up_s=max(SHORTEST_S, horizon_s / 2))
 
 
 def capacity_hz(scenario: FleetScenario) -> dict[str, float]:
-    """Tasks per second that encoders and LLM servers can do at most, and that users ask at most.
-
-    Encoders run the calibrated board's least-energy arm within the limit.
-    """
+    """Most tasks per second that users ask, and that encoders (best arm) and LLM servers do."""
     (on_link_s, on_llm_s), encode_s, llm_s, alone_s = costs(), 0.0, 0.0, 0.0
     for name, share in zip(MODALITIES, SHARES, strict=True):
         means = nominal_means()[name]

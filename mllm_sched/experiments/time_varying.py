@@ -137,10 +137,9 @@ def _energy(table: pd.DataFrame) -> pd.Series:
 
 
 def tasks_until_safe(beyond: pd.Series) -> tuple[int, bool]:
-    """Tasks from the first one beyond the limit to the first of 20 in a row within it.
+    """Tasks from the first one beyond the limit to the first of ``STREAK`` in a row within it.
 
-    Also whether there never are so many in a row; all tasks from the first one beyond count then.
-    A run that is never beyond takes 0.
+    Also whether there never are so many; all tasks from the first one beyond count then.
     """
     values = beyond.to_numpy(dtype=bool)
     if not values.any():
