@@ -15,29 +15,17 @@ from numpy.typing import NDArray
 Level = str | int | float
 
 # Watts of a Jetson AGX Orin's power levels, and their names. MAX has no cap; 60 W is its rating.
-ORIN_POWER_LEVELS = {15: "15W", 30: "30W", 50: "50W", 60: "MAX"}
+ORIN_POWER_LEVELS: Mapping[float, str] = {15: "15W", 30: "30W", 50: "50W", 60: "MAX"}
 
 
 def power_name(watts: float) -> str:
     """Name of a power level; watts that are no level of a Jetson AGX Orin read as they are."""
-    named = (name for level, name in ORIN_POWER_LEVELS.items() if level == watts)
-    return next(named, f"{watts:g}W")
+    return ORIN_POWER_LEVELS.get(watts, f"{watts:g}W")
 
 
 @dataclass(frozen=True)
 class Factor:
     """One thing that can be set, and the levels it can be set to.
-
-    Parameters
-    ----------
-    name
-        A Python identifier; units belong in it (``power_w``).
-    levels
-        Strings make the factor categorical; numbers make it ordered, and must rise.
-    log
-        Whether neighbouring levels are compared by ratio instead of difference.
-    labels
-        How people read the levels; by default the levels themselves.
 
     Examples
     --------
@@ -45,10 +33,10 @@ class Factor:
     [0.0, 0.5, 1.0]
     """
 
-    name: str
-    levels: Sequence[Level]
-    log: bool = False
-    labels: Sequence[str] = ()
+    name: str  # a Python identifier; units belong in it (``power_w``)
+    levels: Sequence[Level]  # strings make it categorical; numbers make it ordered, and must rise
+    log: bool = False  # whether neighbouring levels are compared by ratio instead of difference
+    labels: Sequence[str] = ()  # how people read the levels; by default the levels themselves
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -165,16 +153,15 @@ class ArmSpace(Sequence[Arm]):
     ) -> ArmSpace:
         """The paper's arms on a Jetson AGX Orin: 3 components x 4 power levels x 5 loads.
 
-        The level MAX has no power cap; it is placed at 60 W, the rating of the module. Load is a
-        share of the component, so that levels compare by ratio. Fewer components or power levels
-        may be given; an unknown power level raises ValueError.
+        Load is a share of the component. Fewer components or power levels may be given; an unknown
+        power level raises ValueError.
         """
         labels = [component.upper() for component in components]
         unknown = [level for level in power_levels if level not in ORIN_POWER_LEVELS]
         if unknown:
             known = ", ".join(f"{level:g}" for level in ORIN_POWER_LEVELS)
             raise ValueError(f"power_levels: {unknown[0]!r}: expected some of {known}")
-        names = [ORIN_POWER_LEVELS[int(level)] for level in power_levels]
+        names = [ORIN_POWER_LEVELS[level] for level in power_levels]
         return cls(
             [
                 Factor("component", components, labels=labels),

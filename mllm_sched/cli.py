@@ -243,12 +243,11 @@ def _edge_commands(commands: Any) -> None:
         ("front", _front, "one address in front of several agents"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("config", type=Path, metavar="CONFIG.yaml")
-        command.add_argument("--check", action="store_true", help="explain it, start nothing")
-        command.add_argument(
-            "--log", default="info", choices=LOG_LEVELS, help="(default %(default)s)"
-        )
-        command.add_argument("--parent", type=int, metavar="PID", help="end when that has ended")
+        add = command.add_argument
+        add("config", type=Path, metavar="CONFIG.yaml")
+        add("--check", action="store_true", help="explain it, start nothing")
+        add("--log", default="info", choices=LOG_LEVELS, help="(default %(default)s)")
+        add("--parent", type=int, metavar="PID", help="end when that has ended")
         command.set_defaults(command=run)
 
     users = commands.add_parser("users", help="let somebody ask: prints a token, once")

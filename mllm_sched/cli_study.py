@@ -106,10 +106,7 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What a live device is opened with; others take the encoder with every task.
-
-    Raises ValueError for an option that the device does not have.
-    """
+    """What a live device is opened with; others take the encoder with every task."""
     settings: dict[str, Any] = {}
     for option, (name, devices) in LIVE.items():
         value = getattr(options, option)
@@ -125,7 +122,6 @@ def _live_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trace_of(device: LiveDevice) -> Path:
-    """Where a profile goes by default; the name says what its numbers are."""
     encoder = re.sub(r"[^\w.-]+", "-", "".join(device.modalities))
     evidence = f"latency-{device.evidence}_energy-{device.energy_evidence}"
     return paths.TRACES / f"{device.name}_{encoder}_{evidence}.csv"

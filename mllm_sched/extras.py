@@ -51,7 +51,6 @@ def advice(*modules: str) -> str | None:
 
 def _packages_of_extras() -> dict[str, set[str]]:
     """Names of the packages of every extra; none if this package is on the path, not installed."""
-    # A tenth of a second to import, and used where something is missing.
     from importlib.metadata import PackageNotFoundError, metadata
 
     from packaging.requirements import Requirement

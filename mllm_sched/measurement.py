@@ -112,9 +112,8 @@ SCHEMA = pa.DataFrameSchema(
     },
     coerce=True,
 )
-"""Columns of a table of measurements. Every column that is not named here is a factor of the
-arm. A table of summaries instead of repeats carries the spread in ``*_sd_*`` columns; a profile
-made by ``experiments.profiling`` carries the columns of the harness as well."""
+"""Columns of a table of measurements. Every other column is a factor of the arm. A table of
+summaries has the spread in ``*_sd_*`` columns; a profile has those of the harness as well."""
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:

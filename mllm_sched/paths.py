@@ -22,9 +22,7 @@ PAPER = DATA / "paper"
 PUBLISHED = DATA / "published"
 TRACES = ROOT if INSTALLED else DATA / "traces"  # where profiles are written
 NOTEBOOKS = ROOT / "notebooks"
-COMMITTED = (
-    ROOT / "results"
-).resolve()  # in git: only runs with the committed parameters write here
+COMMITTED = (ROOT / "results").resolve()  # in git: written by runs with the parameters there
 RESULTS = Path(os.environ.get("MLLM_SCHED_RESULTS") or COMMITTED).resolve()
 BUILD = ROOT / "build"  # executed notebooks, live numbers, results of other parameters; not in git
 _USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))

@@ -25,11 +25,7 @@ def _watch(parent: int) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A block without garbage collection; also a decorator.
-
-    Models are hundreds of thousands of objects, through which every collection while they are
-    loaded would search.
-    """
+    """A block without garbage collection, which would search through a model as it is loaded."""
     before = gc.isenabled()
     gc.disable()
     try:

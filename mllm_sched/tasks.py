@@ -12,30 +12,15 @@ MODALITIES = ("image", "audio", "video")
 class Task:
     """One input to encode; ValueError names a value outside of its range.
 
-    Parameters
-    ----------
-    modality
-        ``image``, ``audio`` or ``video``.
-    encoder
-        Name of the encoder, as the device knows it.
-    size
-        Items to encode: images, 30 s audio windows, or video clips.
-    deadline_s
-        Seconds from arrival within which the features are wanted; none by default.
-    arrival_s
-        Seconds since the stream began.
-    background_load
-        Share of the component that other work takes, in [0, 1). The other reading of the
-        paper's "load"; a context of the task, not a choice of the scheduler.
-    user
-        Who asked.
+    ``background_load`` is the share of the component that other work takes, in [0, 1): the other
+    reading of the paper's "load", a context of the task and not a choice of the scheduler.
     """
 
-    modality: str
-    encoder: str
-    size: int = 1
-    deadline_s: float | None = None
-    arrival_s: float = 0.0
+    modality: str  # one of ``MODALITIES``
+    encoder: str  # as the device knows it
+    size: int = 1  # images, 30 s audio windows, or video clips
+    deadline_s: float | None = None  # from arrival, within which the features are wanted
+    arrival_s: float = 0.0  # since the stream began
     background_load: float = 0.0
     user: str = ""
 

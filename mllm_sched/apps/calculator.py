@@ -14,15 +14,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from mllm_sched.apps.fields import (
-    ABOVE_0,
-    FROM_0,
-    REFUSED,
-    WIDE,
-    NumberField,
-    Wanted,
-    classed,
-)
+from mllm_sched.apps.fields import ABOVE_0, FROM_0, REFUSED, WIDE, NumberField, Wanted, classed
 from mllm_sched.experiments import plots
 from mllm_sched.experiments.plots import OURS
 from mllm_sched.experiments.savings import (

@@ -34,10 +34,7 @@ from mllm_sched.tasks import Task
 
 
 def rules() -> dict[str, Rule]:
-    """Every rule that can be followed, by label: first those of the paper, then the field's.
-
-    Kernels have their default values; notebook 04 fits them to other encoders.
-    """
+    """Every rule that can be followed, by label, with default kernels."""
     return {rule.label: rule for rule in [SAFE, ADAPTIVE, *paper_lineup(), *FIELD]}
 
 
@@ -68,8 +65,6 @@ def followed(question: Question) -> Exploration:
 def in_words(arm: Arm) -> str:
     """An arm as someone would say it.
 
-    Examples
-    --------
     >>> in_words(SimulatedOrin().space[2])
     'GPU at 15W with 60 % load'
     """
@@ -97,7 +92,6 @@ def board_picture(task: Task, limit_s: float) -> str:
 
 
 def _picture(figure: Figure, said: str) -> str:
-    """A figure as an image within the page, with a text for those who cannot see it."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=96)
     source = base64.b64encode(data.getvalue()).decode()

@@ -43,10 +43,7 @@ def non_monotone(table: pd.DataFrame, along: str, quantity: str) -> int:
 def claim_numbers(
     table: pd.DataFrame, ratio: pd.DataFrame, pair: pd.DataFrame, *, evidence: str
 ) -> pd.DataFrame:
-    """The numbers that claims refer to, by ``key``.
-
-    From ``arm_table``, ``dla_over_gpu`` and ``paper_pair``.
-    """
+    """The numbers of claims, from ``arm_table``, ``dla_over_gpu`` and ``paper_pair``."""
     share, background, dla = (pair.iloc[row] for row in range(3))
     numbers = {
         "energy over power": non_monotone(table, "power_w", "energy_j"),
@@ -75,10 +72,7 @@ def paper_pair(device: KnownDevice, task: Task) -> pd.DataFrame:
     """The two configurations that the paper's summary names, beside the same ones here.
 
     "20 % load" is read both ways: as the share the encoder gets, and as the share others take. For
-    the DLA the summary names no load; it is taken to be free.
-
-    Indexed by ``configuration``: ``paper_latency_s``, ``paper_energy_j``, ``latency_s``,
-    ``energy_j``, and ``paper_power_w`` and ``power_w``, their quotients.
+    the DLA the summary names no load; it is taken to be free. Indexed by ``configuration``.
     """
     gpu, dla = pd.read_csv(paths.PAPER / "orin_pair.csv").to_dict("records")
     busy = replace(task, background_load=0.2)

@@ -53,14 +53,11 @@ def samples() -> tuple[NDArray[np.uint8], NDArray[np.int16], NDArray[np.uint8], 
 
 
 def input_sizes() -> pd.DataFrame:
-    """Bytes of every form of the inputs.
-
-    Columns ``item``, ``form``, ``compressed``, ``bytes``, and ``psnr_db``: how near what is decoded
-    is to the input, for what is compressed with loss and can be looked at.
-    """
+    """Bytes of every form of the inputs, and ``psnr_db`` of images compressed with loss."""
     image, audio, video, seen = samples()
     resized = media.photograph("china", RESIZED_SIDE, RESIZED_SIDE)
     frames = [media.jpeg(frame) for frame in seen]
+    shown = np.stack([_pixels(frame) for frame in frames])
     stream = media.h264(video, VIDEO_FPS)
     rows = [
         ("image", "raw RGB", False, image.nbytes, np.nan),
@@ -73,14 +70,8 @@ def input_sizes() -> pd.DataFrame:
         ("audio", "Opus, 24 kbit/s", True, len(media.opus(audio)), np.nan),
         ("video", "raw RGB, all frames", False, video.nbytes, np.nan),
         ("video", "raw RGB, frames seen", False, seen.nbytes, np.nan),
-        (
-            *("video", "JPEG, frames seen", True, sum(map(len, frames))),
-            psnr_db(np.stack([_pixels(frame) for frame in frames]), seen),
-        ),
-        (
-            *("video", "H.264, 4 Mbit/s", True, len(stream)),
-            psnr_db(media.decoded(stream), video),
-        ),
+        ("video", "JPEG, frames seen", True, sum(map(len, frames)), psnr_db(shown, seen)),
+        ("video", "H.264, 4 Mbit/s", True, len(stream), psnr_db(media.decoded(stream), video)),
     ]
     return pd.DataFrame(rows, columns=["item", "form", "compressed", "bytes", "psnr_db"])
 
@@ -118,12 +109,7 @@ def full_size_configs() -> Mapping[str, Any]:
     LLaVA-1.5-7B: arXiv 2310.03744. Qwen2.5-VL-7B: arXiv 2502.13923, table 1. Voxtral Mini: arXiv
     2507.13264. Qwen2.5-Omni-7B: arXiv 2503.20215.
     """
-    from transformers import (
-        LlavaConfig,
-        Qwen2_5_VLConfig,
-        Qwen2_5OmniThinkerConfig,
-        VoxtralConfig,
-    )
+    import transformers
 
     vision = {
         "depth": 32,
@@ -140,19 +126,17 @@ def full_size_configs() -> Mapping[str, Any]:
         "num_key_value_heads": 4,
         "vocab_size": 152064,
     }
+    qwen: dict[str, Any] = {"vision_config": vision, "text_config": text}
     return {
-        "LLaVA-1.5": LlavaConfig(),
-        "Qwen2.5-VL": Qwen2_5_VLConfig(vision_config=vision, text_config=text),
-        "Voxtral": VoxtralConfig(),
-        "Qwen2.5-Omni": Qwen2_5OmniThinkerConfig(vision_config=vision, text_config=text),
+        "LLaVA-1.5": transformers.LlavaConfig(),
+        "Qwen2.5-VL": transformers.Qwen2_5_VLConfig(**qwen),
+        "Voxtral": transformers.VoxtralConfig(),
+        "Qwen2.5-Omni": transformers.Qwen2_5OmniThinkerConfig(**qwen),
     }
 
 
 def weight_sizes() -> pd.DataFrame:
-    """Weights of both halves of models at full size, in FP16; counted, nothing is loaded.
-
-    Columns ``model``, ``whole_gb``, ``edge_gb``, ``server_gb``. Both halves hold the projectors.
-    """
+    """FP16 weights of models at full size in GB, counted; both halves hold the projectors."""
     rows = []
     for name, config in full_size_configs().items():
         with torch.device("meta"):
@@ -243,9 +227,8 @@ def forms() -> list[tuple[str, str, EncodingPrice]]:
 def break_even_rates(setting: Setting = Setting()) -> pd.DataFrame:
     """Where features win, for every item, form of the input, cut and type on the wire.
 
-    Columns ``item``, ``form``, ``cut``, ``wire``, ``server_encodes``; ``edge_ms`` and
-    ``server_ms``, which its encoder takes; ``input_bytes``, ``feature_bytes``; ``wins``: in words,
-    and ``mbit_s``: the rate in question.
+    ``edge_ms`` and ``server_ms`` are what the encoder takes; ``wins`` says it in words, and
+    ``mbit_s`` is the rate in question.
     """
     rows = []
     for precision in PRECISIONS:

@@ -38,15 +38,12 @@ Unit = Literal["percent", "count", "ratio", "seconds", "joules"]
 
 
 class Condition(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's.
-
-    ``unit`` and ``evidence`` are the number's, where they are not the claim's.
-    """
+    """Holds if the whole interval of the number ``key`` is within its bounds, or the claim's."""
 
     key: str
     at_least: float | None = None
     at_most: float | None = None
-    unit: Unit | None = None
+    unit: Unit | None = None  # likewise, where it is not the claim's
     evidence: Evidence | None = None
 
     def holds(self, low: float, high: float, bounds: tuple[float, float]) -> bool:

@@ -25,10 +25,7 @@ def numbered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, blocks: int = 5) -> pd.DataFrame:
-    """Energy and latency of an average task, and violations, over equal parts of the run.
-
-    One row for each scheduler and part: ``tasks``, ``energy_j``, ``latency_s``, ``violations``.
-    """
+    """Mean energy and latency of a task, and violations, by scheduler and equal part of the run."""
     parts = []
     for scheduler, rows in table.groupby("scheduler", sort=False):
         for part in np.array_split(np.arange(len(rows)), min(blocks, len(rows))):

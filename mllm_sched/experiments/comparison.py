@@ -116,15 +116,13 @@ class Comparison:
 
     def claim_numbers(self) -> pd.DataFrame:
         """The numbers that claims refer to, by ``key``: savings, and violations of everyone."""
-        saved = self.savings.assign(
-            key=self.savings["what"] + " vs " + self.savings["scheduler"].astype(str)
-        )
+        saved = self.savings
+        saved = saved.assign(key=saved["what"] + " vs " + saved["scheduler"].astype(str))
         shares = self.summary[self.summary["quantity"] == "violations"]
         shares = shares.assign(key="violations of " + shares["scheduler"].astype(str))
         columns = ["key", *metrics.NUMBER]
-        return pd.concat([saved[columns], shares[columns]], ignore_index=True).assign(
-            evidence=self.evidence
-        )
+        numbers = pd.concat([saved[columns], shares[columns]], ignore_index=True)
+        return numbers.assign(evidence=self.evidence)
 
 
 def compare(
@@ -179,10 +177,7 @@ def trusted_within(device: KnownDevice, task: Task, limit_s: float) -> list[Arm]
 
 
 def best_arm(device: KnownDevice, task: Task, limit_s: float) -> dict[str, object]:
-    """Number of arms, of those within the limit, and the best arm with its true means.
-
-    Where no arm meets the limit, the best is the one least beyond it.
-    """
+    """Number of arms, of those within the limit, and the best (or least violating) one's means."""
     means = device.expected_all(task)
     best, met = truly_best(vars(means), "energy_j", {"latency_s": limit_s})
     return {
@@ -215,9 +210,8 @@ def stability_numbers(cases: Mapping[str, Comparison]) -> pd.DataFrame:
     ours = summary[summary["scheduler"] == OURS].set_index("quantity")
     energy = ours.loc[["energy_over_oracle"]]
     runs = by_case(cases, lambda played: played.runs)
-    wide = runs[runs["scheduler"] == OURS].pivot(
-        index="seed", columns="case", values="energy_over_oracle"
-    )
+    runs = runs[runs["scheduler"] == OURS]
+    wide = runs.pivot(index="seed", columns="case", values="energy_over_oracle")
     means = energy.set_index("case")["value"]
     spread = (wide[means.idxmax()] - wide[means.idxmin()]).to_numpy()
     rows = [

@@ -1,9 +1,8 @@
 """What an eavesdropper on the link sees: raw input, or an image reconstructed from features.
 
-The attack is the plainest there is: ridge regression from the features of patches to their pixels,
-learned on one photograph and tried on another. The edge's half of a published model is no secret,
-so an attacker can make as many training pairs as wanted. Two controls stand beside it: a mosaic,
-which keeps only the mean colour of large tiles, and another photograph.
+The attack is ridge regression from the features of patches to their pixels, learned on one
+photograph and tried on another: the edge's half of a published model is no secret. Two controls: a
+mosaic, which keeps only the mean colour of large tiles, and another photograph.
 """
 
 from __future__ import annotations

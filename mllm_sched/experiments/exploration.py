@@ -100,10 +100,7 @@ def explore(
 
 
 def board_table(device: KnownDevice, task: Task, limit_s: float) -> pd.DataFrame:
-    """True means of every arm: its levels, ``latency_s``, ``energy_j``; ``within`` the limit.
-
-    ``best`` is the one arm of least energy among those within.
-    """
+    """``arm_table`` with ``within`` the limit, and ``best``: of these the arm of least energy."""
     table = arm_table(device, task)
     within = table["latency_s"] <= limit_s
     least = table["energy_j"].where(within)
@@ -119,10 +116,7 @@ NAMES = {"latency_s": "latency, s", "energy_j": "energy, J"}
 def heat_maps(
     board: pd.DataFrame, quantity: str, *, evidence: str, axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
-    """A quantity over power level and load, one panel a component; grey: beyond the limit.
-
-    ``board`` is of ``board_table``; ``quantity`` is ``latency_s`` or ``energy_j``.
-    """
+    """``latency_s`` or ``energy_j`` of a ``board_table`` by component, power level and load."""
     components = list(dict.fromkeys(board["component"]))
     if axes is None:
         axes = plt.subplots(1, len(components), figsize=(9.5, 2.7), sharey=True)[1]
@@ -160,11 +154,8 @@ def plane(board: pd.DataFrame, limit_s: float, *, evidence: str, ax: Axes | None
         ax.scatter(part["latency_s"], part["energy_j"], s=26, color=colour, lw=0)
     front = board[pareto_front(board)].sort_values("latency_s")
     ax.plot(front["latency_s"], front["energy_j"], "-", color="black", lw=1.5)
-    handles = [
-        *component_marks(board),
-        Line2D([], [], color="black", lw=1.5, label="Pareto front"),
-    ]
-    side_legend(ax, handles)
+    front_mark = Line2D([], [], color="black", lw=1.5, label="Pareto front")
+    side_legend(ax, [*component_marks(board), front_mark])
     return titled(ax, "Latency and energy of the arms", evidence)
 
 
@@ -275,7 +266,6 @@ def energy_strip(seen: Exploration, n: int, ax: Axes | None = None) -> Axes:
 
 
 def _sizes(state: pd.DataFrame) -> pd.Series:
-    """Areas of marks: an arm that was never played still shows."""
     return 18 + 30 * np.sqrt(state["plays"].astype(float))
 
 

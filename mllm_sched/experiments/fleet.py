@@ -1,8 +1,7 @@
 """Simulated boards that resemble each other, and what the measurements of one are worth to another.
 
 All are the calibrated AGX Orin. Every component of a board has a factor of its own on latency and
-energy, and some boards stand in a warm room. How far boards of one kind lie apart is not published,
-so it is a parameter.
+energy, and some boards stand in a warm room. How far boards lie apart is a parameter.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from mllm_sched.arms import Arm, Factor
 from mllm_sched.devices.base import Expected
@@ -56,10 +54,7 @@ class Run:
 
 
 class Board:
-    """A simulated AGX Orin with factors of its own, which warms at work and cools at rest.
-
-    ``number`` and ``seed`` determine them.
-    """
+    """A simulated AGX Orin with factors of its own, drawn by its number and the seed."""
 
     def __init__(self, number: int, seed: int, fleet: Fleet = Fleet()) -> None:
         orin = _orin()
@@ -68,7 +63,7 @@ class Board:
         self.noise = orin.noise
         components = self.space.factor("component").levels
         drawn = np.exp(fleet.scatter * self.rng.standard_normal(len(components)))
-        by_arm = drawn[_component_of_arms()]
+        by_arm = drawn[orin.space.features()[:, 0].astype(int)]  # codes of the components
         self.means = {
             name: Expected(means.latency_s * by_arm, means.energy_j * by_arm)
             for name, means in nominal_means().items()
@@ -105,7 +100,7 @@ class Board:
         return float(within.min()) if len(within) else float("nan")
 
     def _slowdown(self, now_s: float) -> float:
-        """Cool down since the last task, then ask how much slower the board is."""
+        """Cool down since the last task; how much slower the board is then."""
         if not self.heat:
             return 1.0
         idle_s = max(now_s - self._idle_since_s, 0.0)
@@ -132,13 +127,6 @@ def _orin() -> SimulatedOrin:
 
 
 @lru_cache(maxsize=1)
-def _component_of_arms() -> NDArray[np.intp]:
-    """Place of every arm's component among the components."""
-    levels = list(_orin().space.factor("component").levels)
-    return np.array([levels.index(arm.component) for arm in _orin().space])
-
-
-@lru_cache(maxsize=1)
 def nominal_means() -> dict[str, Expected]:
     """True means of all arms of the calibrated board, by modality."""
     return {name: _orin().expected_all(task) for name, task in TASKS.items()}
@@ -153,11 +141,10 @@ COLD, TOLD, TRUSTING = "cold", "warm, told the scatter", "warm, as if the same b
 def join(scatter: float, seed: int, first: int, limit_s: float) -> list[dict[str, Any]]:
     """A board joins siblings that have worked for a while; all run safe GP-UCB.
 
-    Every start meets the same board, tasks and noise. No board stands in a warm room. ``first``
-    tasks of the new board count; ``scatter`` is that of ``Fleet``.
-
-    One row a start: ``scatter``, ``start``, ``energy_over_oracle`` (of the board's best arm) and
-    ``beyond`` (share of tasks whose arm is truly beyond the limit).
+    Every start meets the same board, tasks and noise; no board stands in a warm room. ``first``
+    tasks of the new board count; ``scatter`` is that of ``Fleet``. One row a start, with
+    ``energy_over_oracle`` (of the board's best arm) and ``beyond`` (share of tasks whose arm is
+    truly beyond the limit).
     """
     fleet = Fleet(scatter, warm_share=0.0)
     siblings = [Board(number, seed, fleet) for number in range(1, SIBLINGS + 1)]

@@ -43,8 +43,8 @@ def transferred(
 ) -> dict[str, Hyperparameters]:
     """Hyperparameters by quantity, from the profiles of other tasks on the same device.
 
-    Read from the data where the device is a simulated board without disturbances and the others
-    are all of ``all_tasks``; fitted otherwise. The task's own profile is not used.
+    Read from the data where these are kept for the device, fitted otherwise. The task's own profile
+    is not used.
     """
     others = [other for other in others if other.encoder != task.encoder]
     all_others = [other for other in all_tasks() if other.encoder != task.encoder]

@@ -2,11 +2,9 @@
 
 Schedulers and queue are those of the running system; boards (``fleet.py``), users, link and LLM are
 simulated in discrete events. A user thinks, asks, waits for the answer or a refusal, and thinks
-again: in such a closed loop the number of users means something under overload, too.
-
-The front places each task; admission refuses it if it is predicted to come too late; the board's
-queue orders it; its scheduler picks the arm. The features go over the link to the pool of LLM
-servers, first come, first served. A task whose deadline passes there is given up.
+again (a closed loop). The front places each task; admission refuses it if it is predicted to come
+too late; the board's queue orders it; its scheduler picks the arm. The features go over the link to
+the pool of LLM servers, first come, first served. A task that gets late there is given up.
 """
 
 from __future__ import annotations
@@ -87,10 +85,7 @@ class FleetScenario:
 
 @cache
 def costs() -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a task behind its encoder, by modality: on the link, and on the LLM server.
-
-    The model of notebook 01: prefill, and an answer of 64 tokens.
-    """
+    """Seconds of a task on the link and on the LLM server, by modality, as in notebook 01."""
     setting = Setting(mbit_s=MBIT_S)
     items = {item.encoder: item for item in ITEMS}
     mine = {name: items[task.encoder] for name, task in TASKS.items()}
@@ -109,9 +104,8 @@ NOBODY = -1  # no board can be in time
 
 
 class Forecast:
-    """Running means of what boards and the LLM took, and the work that waits at every board.
+    """Places tasks by the rule of ``mllm_sched.edge.placement``, vectorised over boards.
 
-    It places tasks by the rule of ``mllm_sched.edge.placement``, vectorised over boards.
     ``latency_s`` and ``energy_j`` are running means of encoding, shape (modalities, boards);
     ``waiting_s`` is the work in each board's queue, ``until_s`` when its encoder is free.
 
@@ -193,12 +187,6 @@ def placed(total_s: Array, energy_j: Array, left_s: float, same: float = SAME_EN
 
     ``total_s`` and ``energy_j`` are predictions, shape (boards,); ``same`` is the share by which
     others may be above the least energy.
-
-    Examples
-    --------
-    >>> total_s, energy_j = np.array([0.9, 0.5, 0.1]), np.array([1.00, 1.04, 2.0])
-    >>> placed(total_s, energy_j, left_s=2.0), placed(total_s, energy_j, left_s=0.2)
-    (1, 2)
     """
     in_time = np.flatnonzero(total_s <= left_s)
     if not len(in_time):
@@ -239,7 +227,7 @@ class SimulatedRequest:
 
 
 def play(scenario: FleetScenario) -> pd.DataFrame:
-    """Simulate a scenario; the same one has the same outcome, to the last bit.
+    """Simulate a scenario, deterministically.
 
     One row a task, in order of arrival: ``user`` and ``board`` (numbers; board -1: refused by
     all), ``modality``, ``arrived_s``, ``deadline_s`` (moments), ``outcome``, ``ended_s`` (NaN
@@ -318,7 +306,7 @@ class System:
 
 
 class Edge:
-    """One board with its queue, its scheduler and its encoder, which does one task at a time."""
+    """A board with its queue, its scheduler and its encoder, which does one task at a time."""
 
     def __init__(self, system: System, number: int) -> None:
         scenario = system.scenario
@@ -327,15 +315,15 @@ class Edge:
         self._work: simpy.Event | None = None  # what an idle encoder waits for
         system.env.process(self._encode())
 
-    @cached_property
+    @cached_property  # made when the first task comes: of 1000 boards few may be asked
     def board(self) -> Board:
-        """Made when the first task comes, as its scheduler is: of 1000 boards few may be asked."""
+        """The simulated board."""
         scenario = self.system.scenario
         return Board(self.number, scenario.seed, scenario.fleet)
 
     @cached_property
     def scheduler(self) -> Scheduler:
-        """Made when the first task comes."""
+        """Its scheduler."""
         scenario = self.system.scenario
         rng = [scenario.seed, 2, self.number]
         return scheduler_for(self.board, scenario.rule, scenario.limit_s, rng)
@@ -436,10 +424,7 @@ def measures(scenario: FleetScenario, tasks: pd.DataFrame) -> dict[str, float]:
 
 
 def fairness(tasks: pd.DataFrame) -> float:
-    """Jain's index of answers over a max-min fair split of as many; who asked nothing is left out.
-
-    A user who asks for less than others is not wronged by getting less.
-    """
+    """Jain's index of answers over a max-min fair split of as many, of users who asked."""
     asked = tasks.groupby("user").size()
     got = tasks[tasks["outcome"] == ANSWERED].groupby("user").size().reindex(asked.index).fillna(0)
     return jain_index(got / np.maximum(max_min_share(asked, got.sum()), 1e-12))
@@ -456,13 +441,7 @@ def jain_index(shares: ArrayLike) -> float:
 
 
 def max_min_share(wanted: ArrayLike, total: float) -> Array:
-    """The max-min fair split: at most what is wanted; the rest goes to the others evenly.
-
-    Examples
-    --------
-    >>> max_min_share([1, 5, 20], total=12).tolist()
-    [1.0, 5.0, 6.0]
-    """
+    """The max-min fair split: at most what is wanted; the rest goes to the others evenly."""
     demand = np.asarray(wanted, dtype=np.float64)
     order = np.argsort(demand, kind="stable")
     given, left = np.zeros(len(demand)), float(total)
@@ -504,19 +483,13 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def lasting(scenario: FleetScenario) -> FleetScenario:
-    """With a horizon in which its users ask some 400 times, after half as long a warm-up.
-
-    At least ``SHORTEST_S`` each: with 10,000 users that is more tasks.
-    """
+    """With a horizon for ``TASKS_ASKED`` and half as long a warm-up; at least ``SHORTEST_S``."""
     horizon_s = max(SHORTEST_S, TASKS_ASKED * scenario.think_s / sum(scenario.asks_at_once))
     return replace(scenario, horizon_s=horizon_s, warm_up_s=max(SHORTEST_S, horizon_s / 2))
 
 
 def capacity_hz(scenario: FleetScenario) -> dict[str, float]:
-    """Tasks per second that encoders and LLM servers can do at most, and that users ask at most.
-
-    Encoders run the calibrated board's least-energy arm within the limit.
-    """
+    """Most tasks per second that users ask, and that encoders (best arm) and LLM servers do."""
     (on_link_s, on_llm_s), encode_s, llm_s, alone_s = costs(), 0.0, 0.0, 0.0
     for name, share in zip(MODALITIES, SHARES, strict=True):
         means = nominal_means()[name]

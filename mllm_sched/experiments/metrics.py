@@ -24,18 +24,15 @@ NUMBER = ["value", "low", "high", "n"]
 def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) -> pd.DataFrame:
     """One row per scheduler and seed, over the tasks from ``start`` on.
 
-    ``limits`` are those that the schedulers had; ``latency_s`` must be among them.
-
     Columns ``energy_j`` and ``latency_s`` (means per task), ``energy_over_oracle``, ``violations``
     and ``observed_violations`` (shares of tasks), ``regret_j`` (sum), ``switches`` (share of tasks
     whose arm differs from the one before), ``failures`` (share).
     """
     limit = limits["latency_s"]
     table = table[table["step"] >= start]
+    true_s = table["true_latency_s"]
     table = table.assign(
-        violations=np.where(
-            table["true_latency_s"].isna(), np.nan, table["true_latency_s"] > limit
-        ),
+        violations=np.where(true_s.isna(), np.nan, true_s > limit),
         observed_violations=violated(table, limit),
         regret_j=regret(table),
         comparable_j=table["oracle_energy_j"].where(table["true_energy_j"].notna()),
@@ -46,10 +43,9 @@ def per_run(table: pd.DataFrame, limits: Mapping[str, float], start: int = 0) ->
     groups = table.groupby(["scheduler", "seed"], observed=True)
     shares = ["energy_j", "latency_s", "violations", "observed_violations", "switches", "failures"]
     runs = groups[shares].mean()
-    runs["energy_over_oracle"] = groups["true_energy_j"].sum(min_count=1) / groups[
-        "comparable_j"
-    ].sum(min_count=1)
-    runs["regret_j"] = groups["regret_j"].sum(min_count=1)
+    sums = groups[["true_energy_j", "comparable_j", "regret_j"]].sum(min_count=1)
+    runs["energy_over_oracle"] = sums["true_energy_j"] / sums["comparable_j"]
+    runs["regret_j"] = sums["regret_j"]
     return runs.reset_index()
 
 
@@ -69,10 +65,7 @@ def regret(table: pd.DataFrame) -> pd.Series:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of every column of ``per_run``.
-
-    Long table: ``scheduler``, ``quantity``, ``value``, ``low``, ``high``, ``n`` (seeds).
-    """
+    """Means over seeds of every column of ``per_run``: ``scheduler``, ``quantity``, ``NUMBER``."""
     rows = [
         (scheduler, quantity, *mean_interval(group[quantity].to_numpy()), len(group))
         for scheduler, group in runs.groupby("scheduler", observed=True, sort=False)
@@ -131,11 +124,7 @@ def _bounds(values: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
 
 
 def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.DataFrame:
-    """How much less one scheduler takes than every other, paired by seed.
-
-    One row per other scheduler: ``scheduler``, ``value`` = mean of 1 - ours / other, ``low``,
-    ``high``, ``n``.
-    """
+    """Mean of 1 - ours / other over seeds, one row per other scheduler, with its interval."""
     wide = runs.pivot(index="seed", columns="scheduler", values=quantity)
     rows = []
     for other in wide.columns.drop(ours):
@@ -148,10 +137,8 @@ def savings(runs: pd.DataFrame, ours: str, quantity: str = "energy_j") -> pd.Dat
 def curves(table: pd.DataFrame, values: pd.Series, points: int = 50) -> pd.DataFrame:
     """A quantity over the course of a run, averaged within at most ``points`` blocks of tasks.
 
-    ``values`` holds the quantity of every row of ``table``.
-
-    ``scheduler``, ``step`` (end of the block), ``value`` (mean over seeds), ``low``, ``high``; the
-    bounds of a single seed are its value.
+    ``values`` holds the quantity of every row of ``table``. Returns ``scheduler``, ``step`` (end of
+    the block), and ``value``, ``low``, ``high`` over seeds; the bounds of one seed are its value.
     """
     steps = int(table["step"].max()) + 1
     size = max(1, -(-steps // points))

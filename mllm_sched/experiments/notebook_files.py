@@ -77,10 +77,9 @@ def _value(name: str, text: str, default: object) -> object:
 
 
 def normalise(path: Path) -> None:
-    """Remove from a notebook what differs between equal runs; outputs and counts stay.
+    """Remove warnings, views of widgets, timings and traces of tools; outputs and counts stay.
 
-    Warnings, views of widgets, timings and traces of the tools go; ids of cells become the
-    notebook's number and the cell's place. A notebook that is so already is not written.
+    Ids of cells become the notebook's number and the cell's place.
     """
     before = path.read_text()
     notebook = nbformat.reads(before, as_version=4)

@@ -41,10 +41,9 @@ def spread(
     n_jobs: int | None = None,
     dask: str | None = None,
 ) -> list[Any]:
-    """``function(*job)`` for every job, in the order of the jobs; see ``backend``.
+    """``function(*job)`` for every job, in order, one thread each; see ``backend``.
 
-    The function is a module's, so that other processes find it, and gets one thread. A job should
-    take seconds.
+    The function is a module's, so that other processes find it.
     """
     with backend(dask, n_jobs):
         parallel = joblib.Parallel(return_as="generator", batch_size=1)
@@ -69,9 +68,8 @@ def backend(dask: str | None = None, n_jobs: int | None = None) -> Iterator[None
     try:
         client = Client(address)
     except (OSError, ValueError, MemoryError) as error:  # the last: it speaks something else
-        raise OSError(
-            f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
-        ) from error
+        told = f"no Dask scheduler at {address!r} (--dask or {DASK_ENVIRONMENT}): {error}"
+        raise OSError(told) from error
     with client, joblib.parallel_config(backend="dask", client=client):
         yield
 

@@ -35,10 +35,7 @@ KEPT = ("latency_sd_s", "energy_sd_j", *HARNESS_NUMBERS)  # of a result, as they
 
 
 class ProfileTable:
-    """The table on disk, always whole; ValueError if the file is something else.
-
-    ``done`` says of the arms that the table holds, by index, whether they failed.
-    """
+    """The table on disk, always whole; ValueError if the file is something else."""
 
     def __init__(self, path: Path, space: ArmSpace) -> None:
         self.path = path
@@ -51,7 +48,7 @@ class ProfileTable:
         ]
         self.space = space
         self.lines: list[str] = []
-        self.done: dict[int, bool] = {}
+        self.done: dict[int, bool] = {}  # by index of an arm: whether it failed
         self._saved = True
         if path.exists():
             self._read()
@@ -130,19 +127,12 @@ def profile(
 ) -> Path:
     """Measure arms, a row each, in an order drawn by seed.
 
-    An arm that fails is a row with its reason, and the next one follows. ``NAME.json`` beside the
-    table says what it was measured with. Arms that the table ``out`` holds are not measured again,
-    except with ``retry_failed`` those that failed.
+    An arm that fails is a row with its reason. ``NAME.json`` beside the table says what it was
+    measured with. With ``retry_failed`` arms that failed before are measured again.
 
-    Raises
-    ------
-    ValueError
-        If the table was made with other settings, another process is writing it, or its name does
-        not end in .csv.
-    MissingPackage
-        If what runs encoders is not installed.
-    OSError
-        If the disk stays full; what was measured then stands in another file, which is named.
+    Raises ValueError if the table was made with other settings, another process is writing it, or
+    its name does not end in .csv; MissingPackage if what runs encoders is not installed; OSError if
+    the disk stays full: what was measured then stands in another file, which is named.
     """
     device.require_packages()
     if out.suffix != ".csv":
@@ -171,10 +161,8 @@ def profile(
             record["sittings"].append({"state": device.state()} | {key: facts[key] for key in kept})
             write_whole(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
         cool_c = device.thermals.hottest_c() + plan.cool_margin_c
-        with (
-            table.kept(),
-            tqdm(total=len(arms), initial=len(arms) - len(todo), unit="arm") as bar,
-        ):
+        done = len(arms) - len(todo)
+        with table.kept(), tqdm(total=len(arms), initial=done, unit="arm") as bar:
             for position, arm in todo:
                 bar.set_postfix_str(str(arm))
                 device.thermals.cool_down(cool_c, plan.cool_down_s)
@@ -190,10 +178,7 @@ def order(arms: Sequence[Arm], seed: int) -> list[tuple[int, Arm]]:
 
 
 def dry_run(device: LiveDevice, plan: Plan, arms: Sequence[Arm], seed: int) -> pd.DataFrame:
-    """What ``profile`` would do: arms in their order, with the least and most minutes after each.
-
-    Opening an encoder comes on top: seconds on a CPU, minutes for a TensorRT engine.
-    """
+    """Arms in the order of ``profile``, with least and most minutes, without opening encoders."""
     least, most = plan.seconds(device.meter)
     rows = [{"position": position, **arm.levels} for position, arm in order(arms, seed)]
     table = pd.DataFrame(rows)
@@ -215,7 +200,6 @@ def chosen_arms(space: ArmSpace, levels: Mapping[str, Sequence[str]]) -> list[Ar
 
 
 def _row(device: LiveDevice, task: Task, arm: Arm, plan: Plan, position: int) -> dict[str, Any]:
-    """One arm, measured; or the reason why it could not be."""
     evidence = device.evidence, device.energy_evidence
     facts: dict[str, Any] = {"position": position}
     facts["utc"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -77,9 +77,8 @@ def save_results(
     """Write a folder of results, and return it.
 
     ``tables`` and ``figures`` are by file name without its ending; any axes of a figure stand for
-    it. ``parameters`` are all that the numbers depend on, ``data`` the files that were read, by
-    default those of the simulated board. ``live`` numbers were measured just now, differ from run
-    to run, and go to ``build/live``, which git ignores.
+    it. ``parameters`` are all that the numbers depend on, ``data`` the files that were read.
+    ``live`` numbers were measured just now, and go to ``build/live``, which git ignores.
     """
     folder = paths.BUILD / "live" / name if live else _results_folder(name, parameters)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +139,8 @@ def _as_json(facts: Mapping[str, Any]) -> str:
 def as_csv(table: pd.DataFrame) -> bytes:
     """A table as text, rounded to the digits that other machines repeat."""
     floats = table.select_dtypes("float")
-    # A difference such as 1e-17 is rounding, and would print another 1e-17 elsewhere.
     table = table.copy()
-    table[floats.columns] = floats.mask(floats.abs() < 1e-12, 0.0)
+    table[floats.columns] = floats.mask(floats.abs() < 1e-12, 0.0)  # rounding
     text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     return text.encode()
 
@@ -179,7 +177,6 @@ def _same_cell(before: str, now: str, relative: float) -> bool:
 
 
 def _write_figure(stem: Path, drawn: Axes | Figure) -> None:
-    """Write SVG and PNG of a figure, unless they are there and the SVG is the same."""
     from matplotlib.figure import Figure
 
     figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
@@ -193,10 +190,7 @@ def _write_figure(stem: Path, drawn: Axes | Figure) -> None:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """A figure as SVG, the same on any processor.
-
-    Coordinates are rounded, and shapes are numbered: Matplotlib names them after their coordinates.
-    """
+    """A figure as SVG, the same on any processor: coordinates rounded, shapes numbered."""
     import matplotlib as mpl
 
     file = BytesIO()
@@ -238,7 +232,6 @@ def same_but_for_rounding(before: str, now: str) -> bool:
 
 
 def _alike(before: str, now: str) -> bool:
-    """Whether two pictures, as PNG in base 64, look the same."""
     if before == now:
         return True
     from matplotlib.image import imread

@@ -66,34 +66,19 @@ def run(
 ) -> pd.DataFrame:
     """Run one scheduler for ``steps`` tasks.
 
-    Parameters
-    ----------
-    limits, seeds
-        See ``Scheduler``.
-    seed
-        Of the scheduler's own randomness; the device was opened with its own.
-    allow_infeasible
-        Go on where no arm meets the limits; the oracle's arm is then the one that violates
-        them least.
-    watch
-        Called with the scheduler and its decision after every task.
-    scheduler
-        One to go on with, instead of a new one.
+    ``limits`` and ``seeds`` are those of ``Scheduler``, ``seed`` that of its randomness. ``watch``
+    is called with the scheduler and its decision after every task; ``scheduler`` is one to go on
+    with. With ``allow_infeasible`` the oracle's arm is the least violating one where none meets the
+    limits.
 
-    Returns
-    -------
     One row per task: ``scheduler``, ``seed``, ``step``, ``arm`` (index), observed ``energy_j`` and
     ``latency_s``, ``true_energy_j`` and ``true_latency_s`` (means of that arm then),
     ``oracle_energy_j`` (least true energy within the limits then), ``certified``, ``infeasible``
     (the scheduler's verdict that no arm meets the limits), ``failed``.
     True and oracle columns are NaN on a device whose true means are unknown.
 
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 1, or no arm of a known device meets the limits.
-    RunStopped
-        If the device raises, or a changing device leaves no arm within the limits.
+    Raises ValueError if ``steps`` is below 1 or no arm of a known device meets the limits, and
+    RunStopped if the device raises or a changing device leaves no arm within the limits.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
@@ -188,24 +173,11 @@ def sweep(
     dask: str | None = None,
     label: str = "",
 ) -> pd.DataFrame:
-    """Run every rule with every seed.
+    """The tables of ``run`` for every rule and seed, ordered by rule, seed and step.
 
-    For a seed all rules meet a device opened with the same seed, hence the same noise.
-
-    Parameters
-    ----------
-    device, device_settings
-        Arguments of ``open_device``.
-    seeds
-        The seeds, or how many: 0, 1, ...
-    trusted
-        Seed arms of the schedulers.
-    n_jobs, dask, label
-        See ``spread``; the table does not depend on them.
-
-    Returns
-    -------
-    The tables of ``run``, ordered by rule, seed and step.
+    For a seed all rules meet a device opened with the same seed, hence the same noise. ``device``
+    and ``device_settings`` are arguments of ``open_device``; ``seeds`` are the seeds, or how many:
+    0, 1, ...; ``trusted`` are the schedulers' seed arms. For the others see ``spread``.
     """
     labels = [rule.label for rule in rules]
     if len(set(labels)) < len(labels):

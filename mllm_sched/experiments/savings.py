@@ -5,8 +5,7 @@ cost what the played run says, all later ones what the second half of that run t
 Energy is that of the module while tasks run; idle energy has a column of its own.
 
 The inner 95 % interval is a bootstrap over seeds, of the expected cost. The wider one adds the
-error of the model of the board, as one log-normal factor on all schedulers, so percentages do not
-move.
+error of the model of the board, as one log-normal factor on all schedulers.
 
 Strategies are estimated: times by ``strategy_costs``, watts and joules per bit assumed. A request
 is one item of the mix and its answer; the server serves one request at a time.
@@ -110,8 +109,7 @@ def play(
 ) -> pd.DataFrame:
     """Play every encoder under every limit on the simulated board.
 
-    ``seeds`` are runs of each scheduler, ``rules`` makes the schedulers for a board and its task,
-    and ``board`` are further arguments of the board.
+    ``seeds`` counts runs of each scheduler; ``board`` are further arguments of the board.
 
     One row a run: ``encoder``, ``limit_s``, ``arms_within`` the limit, ``trusted_beyond`` (the
     trusted components that are not), ``scheduler``, ``seed``, ``late_energy_j``, ``late_beyond``,
@@ -135,10 +133,7 @@ def play(
                 tables.append(pd.DataFrame([{**facts, "scheduler": NOBODY, "seed": 0}]))
                 continue
             table = sweep(
-                rules(device, task),
-                device.name,
-                task,
-                steps,
+                *(rules(device, task), device.name, task, steps),
                 range(first_seed, first_seed + seeds),
                 limits={"latency_s": limit_s},
                 trusted=trusted,
@@ -218,10 +213,8 @@ class PlayedRuns:
 
     def curves(self, encoder: str, limit_s: float) -> Curves:
         """What was played of an encoder under a limit; ValueError says what to choose instead."""
-        for name, value, known in (
-            ("encoder", encoder, self.encoders),
-            ("limit_s", limit_s, self.limits_s),
-        ):
+        asked = ("encoder", encoder, self.encoders), ("limit_s", limit_s, self.limits_s)
+        for name, value, known in asked:
             if value not in known:
                 raise ValueError(f"{name}={value}: played were {', '.join(map(str, known))}")
         if not self.can(encoder, limit_s):
@@ -268,7 +261,7 @@ class FleetBill:
 
 
 def fleet(scenario: SavingsScenario, played: PlayedRuns) -> FleetBill:
-    """Sums over encoders and devices; a seed stands for one way in which a fleet may learn.
+    """Sums over encoders and devices; a seed is one way in which a fleet may learn.
 
     Raises ValueError if the limit or an encoder was not played, no arm meets the limit, or a device
     would have to work more than all day.
@@ -354,7 +347,7 @@ def _with_intervals(name: str, values: Array) -> dict[str, Array]:
 
 @lru_cache(maxsize=8)
 def _resamples(seeds: int) -> Array:
-    """Weights of the seeds in every resample, the same for all schedulers; (seeds, resamples)."""
+    """Weights of the seeds in every resample, shape (seeds, resamples)."""
     rng = np.random.default_rng(0)
     return rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES).T / seeds
 

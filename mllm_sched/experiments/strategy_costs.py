@@ -215,11 +215,7 @@ def sent_s(setting: Setting, sent_bytes: float) -> float:
 
 
 def cost_table(setting: Setting) -> pd.DataFrame:
-    """All strategies, and the variants of both that send something. Times in milliseconds.
-
-    All Remote sends raw input, an image resized to what its encoder sees, or compressed input;
-    hybrid sends float16 or int8, and in its last row encodes on three edge devices at once.
-    """
+    """All strategies, and the variants of both that send something. Times in milliseconds."""
     resized, compressed = (replace(setting, items=items_as(form)) for form in INPUTS[1:])
     narrow = replace(setting, wire="int8")
     costs = {
@@ -333,10 +329,7 @@ def where_it_holds(base: Setting = Setting()) -> pd.DataFrame:
 def region(
     setting: Setting, rates_mbit_s: NDArray[np.float64], gains: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Hybrid's ratio over link rates and over how many times smaller features are than inputs.
-
-    Shape (gains, rates).
-    """
+    """Hybrid's ratio by input size over feature size and by link rate, shape (gains, rates)."""
     edge, remote, hybrid = (modelled(name, setting) for name in STRATEGIES)
 
     def over_link_s(sent_bytes: float | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -348,10 +341,7 @@ def region(
 
 
 def claim_numbers(base: Setting = Setting()) -> pd.DataFrame:
-    """Numbers of the claims, as rows of a ``claims.csv``: ratios, and rates in Mbit/s.
-
-    ``base`` is the case of the claim; both types on the wire are priced.
-    """
+    """Numbers of the claims, as rows of a ``claims.csv``; ``base`` is the case of the claim."""
     changed = sensitivity(base).set_index("choice")
     case, resized = changed.loc["as in the claim"], changed.loc[f"input {INPUTS[1]}"]
     low, high = holding_rates(replace(base, wire="int8"))

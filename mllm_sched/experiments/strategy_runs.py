@@ -41,7 +41,6 @@ from mllm_sched.pipeline.wire import pack, wire_bytes
 QUESTION = b"What is this?"
 DEADLINE_S = 60.0
 
-
 # What a node imports takes longer than all else before it serves; it is imported once, for all.
 IMPORTED = [
     __name__,
@@ -64,10 +63,7 @@ class NodeSetup:
 
 @contextmanager
 def _running(nodes: Sequence[NodeSetup]) -> Iterator[list[str]]:
-    """Addresses of such nodes, each in a process of its own; they end with the block.
-
-    The processes are forks of one that has imported what they need.
-    """
+    """Addresses of nodes, each a fork of a process that has imported what they need."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with ExitStack() as ended:
@@ -84,7 +80,6 @@ def _running(nodes: Sequence[NodeSetup]) -> Iterator[list[str]]:
 
 
 def _node(node: NodeSetup, log: str) -> None:
-    """Serve it; what it prints goes to a file."""
     with open(log, "w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -217,10 +212,7 @@ class Bench:
 
 @contextmanager
 def bench(encoders_slowdown: float, llm_slowdown: float) -> Iterator[Bench]:
-    """Start a server and two edge devices, which are slower; they end with the block.
-
-    More edge devices than this machine has cores would wait for each other.
-    """
+    """Start a server and two edge devices, which are slower; they end with the block."""
     model = ("--model", MODEL)
     slower = (*model, "--encoders-slowdown", str(encoders_slowdown))
     nodes = [
@@ -347,6 +339,5 @@ def _residual(on: Bench, mbit_s: float) -> tuple[float, ...]:
 
 
 def _short_s(on: Bench, client: EdgeClient) -> float:
-    """Seconds of a request without items and with one token to answer."""
     request = on.request((), 1)
     return client.ask(pack(request, on.model), request.id, DEADLINE_S).total_s

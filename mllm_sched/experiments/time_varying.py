@@ -137,10 +137,9 @@ def _energy(table: pd.DataFrame) -> pd.Series:
 
 
 def tasks_until_safe(beyond: pd.Series) -> tuple[int, bool]:
-    """Tasks from the first one beyond the limit to the first of 20 in a row within it.
+    """Tasks from the first one beyond the limit to the first of ``STREAK`` in a row within it.
 
-    Also whether there never are so many in a row; all tasks from the first one beyond count then.
-    A run that is never beyond takes 0.
+    Also whether there never are so many; all tasks from the first one beyond count then.
     """
     values = beyond.to_numpy(dtype=bool)
     if not values.any():
@@ -174,8 +173,8 @@ def safe_under_change(
     """The numbers that claims refer to: safe GP-UCB alone, in every one of ``changes``.
 
     ``violations after a change, worst``: share of tasks in the worst change. ``runs spoiled by a
-    change``: how many seeds violated the limit in more than a tenth of the tasks after some change;
-    a run in some tens decides, so this needs many seeds. ``settings`` are further ones of the rule.
+    change``: how many seeds violated the limit in more than a tenth of the tasks after some change.
+    ``settings`` are further ones of the rule.
     """
     board, scenarios = SimulatedOrin(), changes(steps)
     fitted = {"hyperparameters": transferred(board, task, all_tasks())}
@@ -192,5 +191,4 @@ def safe_under_change(
         ("violations after a change, worst", *worst),
         ("runs spoiled by a change", spoiled, np.nan, np.nan, runs["seed"].nunique()),
     ]
-    table = pd.DataFrame(rows, columns=["key", "value", "low", "high", "n"])
-    return table.assign(evidence=board.evidence)
+    return metrics.claim_table(rows, board.evidence)
