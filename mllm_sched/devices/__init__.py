@@ -57,12 +57,8 @@ def open_device(
     **settings
         The device's own; see its class.
 
-    Raises
-    ------
-    ValueError
-        For an unknown name or setting; the known ones are listed.
-    OSError
-        If the device is not there, or a trace's file.
+    Raises ValueError for an unknown name or setting, and OSError if the device is not there, or a
+    trace's file.
 
     Examples
     --------

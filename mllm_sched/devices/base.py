@@ -38,11 +38,9 @@ class Device(Protocol):
 
     def run(self, arm: Arm, task: Task) -> Measurement:
         """Run the task on the arm and measure it."""
-        ...
 
     def close(self) -> None:
         """Release what the device holds. Closing twice does nothing."""
-        ...
 
 
 @runtime_checkable
@@ -51,11 +49,9 @@ class KnownDevice(Device, Protocol):
 
     def expected(self, arm: Arm, task: Task) -> Measurement:
         """The true mean of the arm now, without noise."""
-        ...
 
     def expected_all(self, task: Task) -> Expected:
         """The true means of all arms now."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,15 +75,12 @@ class ModelDevice(Device, Protocol):
 
     def run(self, arm: Arm, task: Task, items: Sequence[Prepared] = ()) -> Encoded:
         """Encode the items, all of one kind, in one call, and measure it."""
-        ...
 
     def load(self, arms: Sequence[Arm]) -> None:
         """Load the encoders as these arms need them; HarnessError if that fails."""
-        ...
 
     def state(self) -> Mapping[str, str]:
         """Power mode and clocks, where the device has them."""
-        ...
 
 
 def full_power_arms(space: ArmSpace, components: Sequence[str] = ("gpu", "dla")) -> list[Arm]:

@@ -25,19 +25,9 @@ class EmulatedDevice:
     says by how much; it never counts as latency. An emulated latency above the ``timeout_s`` of
     the encoders hangs as a real one would: after that time.
 
-    Parameters
-    ----------
-    device, model
-        What says latency and energy, and what makes the features.
-    encoders
-        The device's encoder for each modality; by default its first.
-    speed
-        How many times as fast as the device time passes here.
-
-    Raises
-    ------
-    ValueError
-        If the device has no such encoder, or none for a modality of the model.
+    ``encoders`` says the device's encoder for each modality, by default its first; ``speed`` how
+    many times as fast as on the device time passes here. Raises ValueError if the device has no
+    such encoder, or none for a modality of the model.
     """
 
     def __init__(
@@ -102,10 +92,7 @@ class EmulatedDevice:
         self.device.close()
 
     def _pass(self, begun_s: float, latency_s: float) -> float:
-        """Wait until that much of the device's time has passed; by how much it is too late.
-
-        Raises CrashError, as a real device does, if the device is closed meanwhile.
-        """
+        """Wait out the device's time; how much it is too late. CrashError if closed meanwhile."""
         left_s = latency_s / self.speed - (time.perf_counter() - begun_s)
         if self._closed.wait(max(0.0, left_s)):
             raise CrashError("the device was closed")

@@ -56,12 +56,8 @@ class JetsonDevice(LiveDevice):
     window_s
         See ``LiveDevice``; not for items of a model.
 
-    Raises
-    ------
-    ValueError
-        For an unknown component, or one that cannot run the model's encoders.
-    OSError
-        If this is no such board; one line says all that is missing.
+    Raises ValueError for an unknown component, or one that cannot run the model's encoders, and
+    OSError if this is no such board; one line says all that is missing.
     """
 
     name = "agx-orin"

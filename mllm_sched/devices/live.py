@@ -96,11 +96,8 @@ class LiveDevice(ABC):
         Items of a model are encoded in one call. If the encoder or the meter failed, the
         measurement says why.
 
-        Raises
-        ------
-        ValueError
-            If the task is for another encoder or modality, the arm is not of this space, or the
-            items are no batch.
+        Raises ValueError if the task is for another encoder or modality, the arm is not of this
+        space, or the items are no batch.
         """
         check_task(self, task, items, self.batches)
         arm = self.space[self.space.index(arm)]

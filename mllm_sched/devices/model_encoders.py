@@ -193,11 +193,7 @@ class ModelServer(EncoderServer):
     def _with_torch(
         self, precision: str, modality: str, items: Sequence[Inputs]
     ) -> Callable[[], list[Tensor]]:
-        """Features of each item. A batch is one call, except in int8.
-
-        There the scale of activations is drawn over the whole call, and an item's features would
-        depend on whose else it was encoded with.
-        """
+        """Features of each item; one by one in int8, where a call shares one scale."""
         model, encode = self._model(precision), self.half.architecture.encode
         alone = len(items) == 1 or precision == "int8"
         calls = list(items)
@@ -233,7 +229,6 @@ class ModelServer(EncoderServer):
 
 
 def _converted(model: Any, precision: str) -> Any:
-    """A copy of a model in float32, in another precision."""
     if precision == "bfloat16":
         return copy.deepcopy(model).to(torch.bfloat16)
     if precision == "int8":

@@ -41,12 +41,8 @@ class Clocks:
     the end of the process, and on SIGINT, SIGTERM and SIGHUP. After ``kill -9`` the next ``Clocks``
     finds the record and restores it. A record from before a reboot is dropped.
 
-    Raises
-    ------
-    OSError
-        If the board has no nvpmodel configuration, or this is not root.
-    ClockError
-        If another run is using the clocks, or those of an earlier run could not be put back.
+    Raises OSError if the board has no nvpmodel configuration, or this is not root; ClockError if
+    another run is using the clocks, or those of an earlier run could not be put back.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -78,12 +74,8 @@ class Clocks:
 
         Clock caps stand in where the mode itself needs a reboot, if they may ``imitate`` it.
 
-        Raises
-        ------
-        ValueError
-            For an unknown level, and after ``close``.
-        ClockError
-            If the mode needs a reboot and may not be imitated, or a clock was not taken.
+        Raises ValueError for an unknown level, and after ``close``; ClockError if the mode needs a
+        reboot and may not be imitated, or a clock was not taken.
         """
         if self._lock.closed:
             raise ValueError("the clocks were put back when they were closed")

@@ -21,11 +21,6 @@ class CpuTimeMeter(PowerMeter):
     ``WATTS_PER_IDLE_CORE``, over the cores this process may use. The watts are assumed, whatever a
     core does: arms are ranked by CPU time, and clocks, memory and other programs are not seen. The
     readings have no bounds. ``reason`` says why nothing better is used.
-
-    Attributes
-    ----------
-    pid
-        The process whose time is counted; None for this one.
     """
 
     evidence = "estimated"
@@ -33,7 +28,7 @@ class CpuTimeMeter(PowerMeter):
 
     def __init__(self, reason: str = "") -> None:
         self.cores = usable_cores()
-        self.pid: int | None = None
+        self.pid: int | None = None  # process whose time is counted; None for this one
         self.source = (
             f"CPU time x {WATTS_PER_BUSY_CORE:g} W a busy core, {WATTS_PER_IDLE_CORE:g} W an idle "
             f"one (assumed), {self.cores} core(s)" + (f"; {reason}" if reason else "")
@@ -59,7 +54,6 @@ class CpuTimeMeter(PowerMeter):
 
 
 def _cpu_clock(pid: int) -> int:
-    """The clock of another process's CPU time."""
     clock = ctypes.c_int()
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error))

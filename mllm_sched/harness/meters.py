@@ -19,19 +19,9 @@ def open_meter(root: Path = Path("/"), kind: str = "", rate_hz: float = RATE_HZ)
     CPU time, whose ``source`` says why nothing better was found. A graphics card's meter sees the
     card alone, so it has to be asked for by name.
 
-    Parameters
-    ----------
-    root
-        Of the file system.
-    kind
-        ``ina3221``, ``rapl``, ``nvml`` or ``estimate``. OSError if that is not there.
-    rate_hz
-        Readings per second of a meter that is sampled.
-
-    Examples
-    --------
-    >>> open_meter(Path("nowhere")).evidence
-    'estimated'
+    ``root`` is that of the file system, and ``rate_hz`` the readings per second of a meter that is
+    sampled. ``kind`` is ``ina3221``, ``rapl``, ``nvml`` or ``estimate``; OSError if that is not
+    there.
     """
     if kind:
         if kind not in METERS:

@@ -20,10 +20,7 @@ ABOVE_LIMIT = 1.25  # peaks go beyond the power limit for a moment
 class NvmlMeter(PowerMeter):
     """The energy counter of the first card, memory included.
 
-    Raises
-    ------
-    OSError
-        Without a driver, a card or the counter, which cards since Volta (2017) have.
+    OSError without a driver, a card or the counter, which cards since Volta (2017) have.
     """
 
     min_window_s = 10.0  # a hundred times the refresh period

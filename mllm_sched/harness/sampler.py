@@ -55,10 +55,7 @@ def mean_bounds(
     -------
     Lower and upper bound on the mean, weighted by the widths; the range itself without readings.
 
-    Raises
-    ------
-    ValueError
-        If a value lies outside the range, or the range is empty.
+    Raises ValueError if a value lies outside the range, or the range is empty.
 
     Examples
     --------
@@ -124,11 +121,9 @@ class Rails(RailFacts, Protocol):
 
     def read(self) -> Sequence[float]:
         """Watts now, one of every name; OSError or ValueError if a rail cannot be read."""
-        ...
 
     def close(self) -> None:
         """Release what the rails hold. Closing twice does nothing."""
-        ...
 
 
 @dataclass(frozen=True)

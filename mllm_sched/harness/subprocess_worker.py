@@ -197,7 +197,6 @@ class Child:
             self._turn.release()
 
     def _end(self) -> None:
-        """End the process; the next request starts another."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -218,7 +217,6 @@ class Child:
                 continue
 
     def _receive(self, ends_s: float) -> tuple[dict[str, Any], memoryview]:
-        """One message, however it comes in pieces."""
         received, end = bytearray(), -1
         while end < 0:
             received += self._piece(ends_s)

@@ -188,13 +188,8 @@ def measure(
 ) -> ArmResult:
     """Measure one arm, a call of which serves so many ``items``.
 
-    Raises
-    ------
-    MeterError
-        If the meter broke, or showed what no working meter shows: a rail that never moves,
-        windows with pauses in them again and again, less energy than idle.
-    WorkerError
-        If the encoder did; ``work`` raises it.
+    Raises MeterError if the meter broke, or showed what no working meter shows: a rail that never
+    moves, windows with pauses in them again and again, no energy. ``work`` raises WorkerError.
     """
     idle = _idle(meter, plan)
     start_c = thermals.hottest_c()

@@ -22,22 +22,12 @@ CHANNELS = "channels_last"  # a processor left to guess takes a picture 3 pixels
 
 
 class Architecture(ABC):
-    """One kind of model, with a configuration of its own.
+    """One kind of model, with a configuration of its own."""
 
-    Attributes
-    ----------
-    encoders, projectors
-        Path of the module, by modality. A projector may lie within its encoder.
-    language
-        Paths of the LLM's modules.
-    exportable
-        Whether its encoders become ONNX files: they take one shape, whatever the input.
-    """
-
-    encoders: Mapping[str, str]
-    projectors: Mapping[str, str]
-    language: Sequence[str] = ("model.language_model", "lm_head")
-    exportable = False
+    encoders: Mapping[str, str]  # path of the module, by modality
+    projectors: Mapping[str, str]  # the same; one may lie within its encoder
+    language: Sequence[str] = ("model.language_model", "lm_head")  # paths of the LLM's modules
+    exportable = False  # whether its encoders take one shape, as an ONNX file does
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -33,16 +33,9 @@ def load_encoders(
 ) -> EncoderHalf:
     """The edge's half alone; the LLM of a checkpoint is never held in memory.
 
-    Parameters
-    ----------
-    name
-        A small model, which is built whole and halved, or ``hf:`` and a folder or hub id.
-    modalities
-        Encoders to hold; all by default.
-    seed
-        Of a small model's weights.
-    dtype
-        Of the weights: ``float32``, ``bfloat16`` or ``float16``.
+    A small model, by ``name`` and ``seed``, is built whole and halved; a checkpoint is ``hf:`` and
+    a folder or hub id. ``modalities`` are the encoders to hold, all by default. The weights are in
+    ``float32``, ``bfloat16`` or ``float16``.
     """
     return _load_halves(name, seed, dtype, "language")[0].only(modalities)
 
@@ -54,14 +47,7 @@ def load_language(name: str, seed: int = 0, dtype: str = "float32") -> LanguageH
 
 @uncollected()
 def bare_encoders(name: str, modalities: Sequence[str] = (), seed: int = 0) -> EncoderHalf:
-    """The edge's half without weights: it prepares items and knows shapes, and encodes nothing.
-
-    Examples
-    --------
-    >>> half = bare_encoders("small-llava")
-    >>> next(half.model.parameters()).device
-    device(type='meta')
-    """
+    """The edge's half without weights: it prepares items and knows shapes, and encodes nothing."""
     small = not name.startswith(CHECKPOINT)
     model_class, config = (build, small_config(name)) if small else _checkpoint(name)
     with torch.device("meta"):

@@ -203,7 +203,6 @@ class _Broken(Exception):
 
 
 def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
-    """The message in an encoding node's reply, and its times."""
     start, received = pb.Start(), bytearray()
     for piece in pieces:
         kind = piece.WhichOneof("content")
@@ -217,6 +216,5 @@ def _reply(pieces: Iterator[pb.Piece]) -> tuple[bytes, pb.Times]:
 
 
 def _check_count(told: int, have: int) -> None:
-    """RequestRefused if a token came twice or was left out."""
     if told != have:
         raise RequestRefused(f"{told} tokens told of, {have} came", grpc.StatusCode.DATA_LOSS)

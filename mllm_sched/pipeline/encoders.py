@@ -142,11 +142,6 @@ def example_input(name: str, batch: int, rng: np.random.Generator) -> NDArray[np
 
     Images and video frames are uniform pixels, normalised per channel; audio is uniform within
     [-1, 1], where Whisper's log-mel lies.
-
-    Examples
-    --------
-    >>> example_input("whisper-small", 2, np.random.default_rng(0)).shape
-    (2, 80, 3000)
     """
     spec = encoder_spec(name)
     values = rng.random((batch, *spec.input_shape), dtype=np.float32)

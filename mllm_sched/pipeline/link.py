@@ -58,11 +58,6 @@ class Link:
 
     Rates are towards the target, ``HOST:PORT``, and back, unlimited by default; the delay is that
     of each way. Raises ValueError if any is invalid.
-
-    Examples
-    --------
-    >>> with Link("127.0.0.1:50051", up_mbit_s=10, delay_s=0.01) as link:  # doctest: +SKIP
-    ...     client = EdgeClient(link.address)
     """
 
     def __init__(

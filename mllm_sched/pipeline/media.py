@@ -35,11 +35,6 @@ def photograph(name: str = "china", height: int = 1080, width: int = 1920) -> ND
 
     The originals have 427 x 640 pixels. Enlarged, they are smoother than a camera's picture and
     compress better; sensor noise is added to make up for some of it.
-
-    Examples
-    --------
-    >>> photograph("flower", 90, 160).shape
-    (90, 160, 3)
     """
     image = _native(name)
     wide = min(image.shape[1], int(image.shape[0] * width / height))

@@ -64,19 +64,13 @@ def export_encoder(
 ) -> Path:
     """The encoder as an ONNX file with a free batch size.
 
-    Parameters
-    ----------
-    name, seed
-        As for ``build_encoder``.
-    precision
-        ``fp32``, or ``int8``: weights quantised once, activations at run time. In transformers
-        the linear layers are quantised (with signed weights), in convolutional networks the
-        convolutions too (with unsigned ones: ONNX Runtime has no other on the CPU). Attention,
-        normalisation and the patch embedding stay FP32.
-    folder
-        Where files are kept; the repository's cache by default.
+    ``precision`` is ``fp32``, or ``int8``: weights quantised once, activations at run time. In
+    transformers the linear layers are quantised (with signed weights), in convolutional networks
+    the convolutions too (with unsigned ones: ONNX Runtime has no other on the CPU). Attention,
+    normalisation and the patch embedding stay FP32.
 
-    Raises ValueError for an unknown encoder or precision.
+    ``folder`` is where files are kept, the repository's cache by default. Raises ValueError for an
+    unknown encoder or precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -151,10 +145,7 @@ def _quantise(name: str, source: Path, path: Path) -> None:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """A file to export to, without warnings; it takes its name when it is complete.
-
-    Two processes may export at once.
-    """
+    """A file to export to, named when it is complete: two processes may export at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

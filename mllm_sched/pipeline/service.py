@@ -259,13 +259,7 @@ class ServiceProcess:
 
 
 class NodeProcess(ServiceProcess):
-    """A node of the pipeline: ``mllm-sched serve-llm``, or ``edge --listen``, with options.
-
-    Examples
-    --------
-    >>> with NodeProcess("serve-llm", "--model", "small-llava") as node:  # doctest: +SKIP
-    ...     client = EdgeClient(node.address)
-    """
+    """A node of the pipeline: ``mllm-sched serve-llm``, or ``edge --listen``, with options."""
 
     def __init__(self, *command: str, port: int = 0) -> None:
         super().__init__(sys.executable, "-m", "mllm_sched.cli", *command, port=port)

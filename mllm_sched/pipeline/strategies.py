@@ -51,10 +51,6 @@ def run(
 
     Parameters
     ----------
-    strategy
-        One of ``STRATEGIES``.
-    request
-        Raw items and a prompt.
     link
         Open, to the server; All Remote needs a server that holds encoders too.
     edges

@@ -110,13 +110,7 @@ class Message:
 
 
 def wire_bytes(rows: int, width: int, wire: str) -> int:
-    """Bytes of the features of an item, without the header.
-
-    Examples
-    --------
-    >>> wire_bytes(576, 1024, "int8")
-    592128
-    """
+    """Bytes of the features of an item, without the header."""
     _check_type(wire)
     return rows * (width * VALUE_BYTES[wire] + (SCALE_BYTES if wire == "int8" else 0))
 

@@ -36,12 +36,6 @@ class Work:
         """The work of ``factor`` times as much input in one pass.
 
         FLOPs and activations grow; parameters are read once, and operators launched once.
-
-        Examples
-        --------
-        >>> Work(flops=10, bytes=100, kernels=2, parameters=5).scaled(3)
-        ... # doctest: +ELLIPSIS
-        Work(flops=30, bytes=260, kernels=2, parameters=5, ...)
         """
         return replace(
             self,
@@ -78,14 +72,7 @@ def work_table() -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def read_work() -> Mapping[str, Work]:
-    """Work of every network in the table, by name, one item at full size.
-
-    Examples
-    --------
-    >>> work = read_work()
-    >>> work["clip-vit-l14-336"].flops > 40 * work["resnet-50"].flops
-    True
-    """
+    """Work of every network in the table, by name, one item at full size."""
     columns = [field.name for field in fields(Work)]
     return MappingProxyType(
         {

@@ -35,13 +35,9 @@ from mllm_sched.schedulers.base import (
 class CostStatistics(Scheduler):
     """Mean cost of every cell.
 
-    Parameters
-    ----------
-    penalty
-        Cost of a task that violates a limit, in log energy: 1 counts as e times its energy.
+    ``penalty`` is the cost of a task that violates a limit, in log energy: 1 counts as e times its
+    energy.
 
-    Notes
-    -----
     After a change of limits, shares of violations begin anew. The verdict that no arm can meet the
     limits is given when every arm was tried and none ever met them; the choice is then as always.
     """
@@ -123,11 +119,9 @@ def _confidence(counts: Array) -> Array:
 class UCB(CostBandit):
     """UCB1 (Auer, Cesa-Bianchi and Fischer, Machine Learning 2002).
 
-    Parameters
-    ----------
-    exploration
-        Factor on the confidence term. The textbook's 1 is for noise that fills [0, 1]; measurements
-        scatter by some percent, so the default is 0.1, which favours this baseline.
+    ``exploration`` is a factor on the confidence term. The textbook's 1 is for noise that fills
+    [0, 1]; measurements scatter by some percent, so the default is 0.1, which favours this
+    baseline.
     """
 
     name: ClassVar[str] = "ucb"
@@ -147,11 +141,8 @@ class UCB(CostBandit):
 class Thompson(CostBandit):
     """Gaussian Thompson sampling (Agrawal and Goyal, AISTATS 2013).
 
-    Parameters
-    ----------
-    exploration
-        Standard deviation of one cost in the sampling distribution N(mean, sd^2 / (n + 1)). The
-        textbook has 1; see ``UCB`` for the default.
+    ``exploration`` is the standard deviation of one cost in the sampling distribution
+    N(mean, sd^2 / (n + 1)). The textbook has 1; see ``UCB`` for the default.
     """
 
     name: ClassVar[str] = "thompson"
@@ -170,13 +161,7 @@ class Thompson(CostBandit):
 
 
 class EpsilonGreedy(CostBandit):
-    """The arm of least mean cost, but any arm with probability epsilon.
-
-    Parameters
-    ----------
-    epsilon
-        Share of tasks spent on a uniform random arm, within [0, 1].
-    """
+    """The arm of least mean cost, but a uniform random one with probability ``epsilon``."""
 
     name: ClassVar[str] = "epsilon-greedy"
 
@@ -194,10 +179,7 @@ class EpsilonGreedy(CostBandit):
 class SlidingWindowUCB(UCB):
     """UCB1 on the last tasks only (Garivier and Moulines, ALT 2011).
 
-    Parameters
-    ----------
-    window
-        How many tasks count. An arm that was not tried within them is tried again.
+    ``window`` tasks count. An arm that was not tried within them is tried again.
     """
 
     name: ClassVar[str] = "sliding-window-ucb"
@@ -240,10 +222,7 @@ class SlidingWindowUCB(UCB):
 class DiscountedUCB(UCB):
     """UCB1 on counts that fade (Kocsis and Szepesvari 2006; Garivier and Moulines, ALT 2011).
 
-    Parameters
-    ----------
-    discount
-        What is left of a measurement after each task, within (0, 1].
+    ``discount`` is what is left of a measurement after each task, within (0, 1].
     """
 
     name: ClassVar[str] = "discounted-ucb"
@@ -262,12 +241,8 @@ class DiscountedUCB(UCB):
 class EXP3(CostStatistics):
     """EXP3 (Auer et al., SIAM Journal on Computing 2002), which assumes nothing of the costs.
 
-    Costs are scaled to [0, 1] by the least and greatest seen so far.
-
-    Parameters
-    ----------
-    exploration
-        Share of uniform random tasks, within (0, 1]; the learning rate as well.
+    Costs are scaled to [0, 1] by the least and greatest seen so far. ``exploration`` is the share
+    of uniform random tasks, within (0, 1], and the learning rate as well.
     """
 
     name: ClassVar[str] = "exp3"
@@ -325,7 +300,6 @@ class MeanBandit(Scheduler):
         return {name: (mean - half, mean + half) for name, mean in means.items()}
 
     def _half_width(self, counts: Array) -> Array:
-        """Half-width of the bounds on means of so many runs."""
         return np.zeros(len(counts))
 
     def _best(self, cells: Indices, trials: Array, reason: str) -> Decision:
@@ -351,10 +325,7 @@ class MeanBandit(Scheduler):
 class ConstrainedUCB(MeanBandit):
     """UCB on energy and on every limit: least energy bound of the arms that may be feasible.
 
-    Parameters
-    ----------
-    exploration
-        Factor on the confidence term; see ``UCB``.
+    ``exploration`` is a factor on the confidence term; see ``UCB``.
     """
 
     name: ClassVar[str] = "constrained-ucb"
@@ -375,13 +346,7 @@ class ConstrainedUCB(MeanBandit):
 
 
 class ProfileThenCommit(MeanBandit):
-    """Every arm some times, in order; then for good the least mean energy within the limits.
-
-    Parameters
-    ----------
-    rounds
-        Runs of every arm, 1 or more.
-    """
+    """Every arm ``rounds`` times; then for good the least mean energy within the limits."""
 
     name: ClassVar[str] = "profile-then-commit"
 

@@ -71,32 +71,18 @@ def from_logs(log_low: float, log_high: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An arm to run now, and why.
+    """An arm to run now, and why."""
 
-    Attributes
-    ----------
-    id
-        For ``tell``.
-    reason
-        Why this arm, in one short phrase.
-    certified, p_feasible
-        Whether the scheduler holds the arm to be within every limit, and with what probability.
-    bounds
-        On the true mean of each quantity of this arm, in its unit; empty without a belief.
-    safe_arms
-        How many of the arms that could be chosen are certified, if the scheduler certifies any.
-    infeasible
-        The verdict that no arm can meet the limits. The arm then violates them least, but for
-        bandits that know costs alone.
-    """
-
-    id: int
+    id: int  # for ``tell``
     arm: Arm
-    reason: str
-    certified: bool = False
-    p_feasible: float | None = None
+    reason: str  # in one short phrase
+    certified: bool = False  # whether the scheduler holds the arm to be within every limit
+    p_feasible: float | None = None  # with what probability
+    # On the true mean of each quantity of this arm, in its unit; empty without a belief.
     bounds: Intervals = field(default_factory=dict)
-    safe_arms: int | None = None
+    safe_arms: int | None = None  # certified ones of those available; None: it certifies none
+    # The verdict that no arm can meet the limits. The arm then violates them least, but for bandits
+    # that know costs alone.
     infeasible: bool = False
 
     def __str__(self) -> str:
@@ -208,21 +194,12 @@ class Scheduler(Stateful, ABC):
         Give every quantity of the objective and the limits, as measured, or the reason in
         ``failed``. Other quantities are checked and ignored.
 
-        Parameters
-        ----------
-        failed
-            Why there is no result.
-        above
-            For a run that was stopped: lower bounds of what it would have taken, for example
-            ``{"latency_s": 2.0}``. Quantities that nobody measured may then be left out.
-        now
-            When it was measured; by default now.
+        ``above`` is for a run that was stopped: lower bounds of what it would have taken, for
+        example ``{"latency_s": 2.0}``. Quantities that nobody measured may then be left out.
+        ``now`` is when it was measured; by default now.
 
-        Raises
-        ------
-        ValueError
-            For an unknown or finished decision, or a value that is missing, NaN or not above 0.
-            The decision then stays open and can be told again.
+        Raises ValueError for an unknown or finished decision, or a value that is missing, NaN or
+        not above 0. The decision then stays open and can be told again.
         """
         cell, values, bounds = self.would_learn(
             decision_id, failed=failed, above=above, **quantities
@@ -300,14 +277,9 @@ class Scheduler(Stateful, ABC):
     def warm_start(self, table: pd.DataFrame, scatter: float = 0.0) -> None:
         """Learn from measurements made before; every factor of the space must be a column.
 
-        Parameters
-        ----------
-        table
-            Of measurements, as ``read_table`` returns it.
-        scatter
-            For a table of another device: how far its arms are from ours, as a standard deviation
-            in logs; 0.2 means some 20 %. All rows of an arm then count as one vague measurement.
-            0: the same device, and every row counts.
+        ``scatter`` is for a table of another device: how far its arms are from ours, as a standard
+        deviation in logs; 0.2 means some 20 %. All rows of an arm then count as one vague
+        measurement. 0: the same device, and every row counts.
         """
         if not 0 <= scatter < np.inf:
             raise ValueError(f"scatter={scatter}: expected 0 or more")
@@ -461,7 +433,6 @@ class Scheduler(Stateful, ABC):
     # What they use.
 
     def _decision(self, cell: int, reason: str, **known: Any) -> Decision:
-        """The next decision: this cell, and what is known of it."""
         return Decision(self._next_id, self.space[cell % len(self.space)], reason, **known)
 
     def _observe(self, cell: int, values: Values, above: Values, now: float) -> None:
@@ -487,7 +458,6 @@ class Scheduler(Stateful, ABC):
             self._held.append([cell, values])
 
     def _twice_the_limits(self) -> Values:
-        """What a failed run counts as."""
         return {name: TWICE * limit for name, limit in self.limits.items()}
 
     def _violates(self, values: Values) -> bool:
@@ -523,7 +493,6 @@ class Scheduler(Stateful, ABC):
         return self._open[decision_id]
 
     def _first_cell(self, context: Context | None) -> int:
-        """First cell of a context."""
         if self.contexts is None:
             if context:
                 raise ValueError(f"context={dict(context)}: made without contexts=[Factor(...)]")

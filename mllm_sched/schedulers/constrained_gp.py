@@ -105,10 +105,7 @@ class SafeOpt(SafeGPUCB):
 class StageOpt(SafeOpt):
     """StageOpt (Sui et al., arXiv 1806.07555): first expand the safe set, then minimise in it.
 
-    Parameters
-    ----------
-    expansion
-        Tasks of the first stage; it ends earlier if nothing is left to expand.
+    The first stage has ``expansion`` tasks, or fewer if nothing is left to expand.
     """
 
     name: ClassVar[str] = "stageopt"
@@ -154,14 +151,8 @@ class Conformal(SafeGPUCB):
     """Online conformal calibration of the bounds on the limits (Zhang et al., arXiv 2306.17815).
 
     Whatever the kernel, observed violations tend to ``violation_rate`` or less, if the seed arms
-    have fewer: once the coverage reaches 1, only they are safe.
-
-    Parameters
-    ----------
-    violation_rate
-        Share of tasks that may violate a limit, within (0, 1).
-    step
-        How far one violation moves the coverage of the bounds on the limits.
+    have fewer: once the coverage reaches 1, only they are safe. ``step`` is how far one violation
+    moves the coverage of the bounds on the limits.
     """
 
     name: ClassVar[str] = "conformal"
@@ -200,12 +191,7 @@ class Conformal(SafeGPUCB):
 class RiskBudget(SafeGPUCB):
     """An optimist among all arms, as long as a budget of expected violations lasts.
 
-    Parameters
-    ----------
-    violation_rate
-        Expected violations that every task adds to the budget.
-    start
-        Expected violations that it begins with.
+    It begins with ``start`` expected violations, and every task adds ``violation_rate``.
     """
 
     name: ClassVar[str] = "risk-budget"
@@ -276,12 +262,8 @@ class PrimalDual(GPScheduler):
 
     Excess is that of the lower bound, so that the optimist pays only for what is surely too much.
 
-    Parameters
-    ----------
-    step
-        By how much of the excess, in logs, of the arm that is chosen the price moves.
-    dearest
-        Highest price: energy, in logs, that one log of excess is worth.
+    The price moves by ``step`` times the excess of the chosen arm, in logs, up to ``dearest``: the
+    energy, in logs, that one log of excess is worth at most.
     """
 
     name: ClassVar[str] = "primal-dual"

@@ -85,13 +85,6 @@ class FinitePosterior(Stateful):
     Made from the prior mean, a number or shape (cells,), the prior covariance, shape (cells,
     cells), and the variance of one observation. ``mean`` and ``covariance`` are the posterior,
     updated in place by ``tell`` and ``forget``.
-
-    Examples
-    --------
-    >>> belief = FinitePosterior(0.0, [[1.0, 0.5], [0.5, 1.0]], noise_variance=1.0)
-    >>> belief.tell(0, 2.0)
-    >>> belief.mean.round(6).tolist(), belief.covariance[1].round(6).tolist()
-    ([1.0, 0.5], [0.25, 0.875])
     """
 
     STATE: ClassVar[tuple[str, ...]] = (

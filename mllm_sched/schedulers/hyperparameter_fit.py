@@ -133,8 +133,6 @@ def fit_hyperparameters(
 
     Parameters
     ----------
-    space
-        The arms.
     features
         Rows of ``space.features()``, shape (n, factors); an arm may come more than once.
     values

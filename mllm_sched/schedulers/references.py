@@ -47,11 +47,8 @@ def truly_best(
 class Oracle(Scheduler):
     """The arm of least true objective among those truly within the limits; see ``truly_best``.
 
-    Parameters
-    ----------
-    truth
-        True mean of every quantity over the cells, each of shape (cells,); or a function that
-        returns them, if they change.
+    ``truth`` holds the true mean of every quantity over the cells, each of shape (cells,); or it is
+    a function that returns them, if they change.
     """
 
     name: ClassVar[str] = "oracle"
@@ -101,13 +98,7 @@ class Random(Scheduler):
 
 
 class Fixed(Scheduler):
-    """Always the same arm.
-
-    Parameters
-    ----------
-    arm
-        Which; by default the first seed arm. When it is not available, the first that is.
-    """
+    """Always the same arm, by default the first seed; the first available one where it is not."""
 
     name: ClassVar[str] = "fixed"
 

@@ -93,7 +93,6 @@ class GPScheduler(Scheduler):
         return FinitePosterior(mean, self._prior_covariance(values), values.noise_variance)
 
     def _prior_covariance(self, values: Hyperparameters) -> Array:
-        """Of all cells, shape (cells, cells)."""
         return covariance(self.joint, values)
 
     # From ask to choice
@@ -148,7 +147,6 @@ class GPScheduler(Scheduler):
         return probability
 
     def _all_feasible(self, cells: Indices) -> Array:
-        """``p_feasible`` of each of these cells."""
         scores = [
             (limit - self.beliefs[name].mean[cells])
             / np.maximum(self.beliefs[name].sd()[cells], 1e-150)
@@ -165,7 +163,6 @@ class GPScheduler(Scheduler):
         *,
         infeasible: bool = False,
     ) -> Decision:
-        """A decision for one of these cells; ``certified()`` if it is at hand."""
         certified = self.certified() if certified is None else certified
         bounds = {}
         for name, belief in self.beliefs.items():  # one cell, without arrays: part of every ask
@@ -251,16 +248,10 @@ class GPScheduler(Scheduler):
 class SafeGPUCB(GPScheduler):
     """The paper's scheduler: least lower bound of energy in the safe set.
 
-    Parameters
-    ----------
-    **common
-        See ``GPScheduler`` and ``Scheduler``. At least one seed arm is needed.
-
-    Notes
-    -----
-    A seed arm is trusted until its own lower bound is above a limit. When the lower bounds of all
-    arms are above a limit, none can meet them, and the one that violates them least runs. When
-    none is certified or trusted, the one most likely to be within the limits runs.
+    At least one seed arm is needed. It is trusted until its own lower bound is above a limit. When
+    the lower bounds of all arms are above a limit, none can meet them, and the one that violates
+    them least runs. When none is certified or trusted, the one most likely to be within the limits
+    runs.
     """
 
     name: ClassVar[str] = "safe-gp-ucb"

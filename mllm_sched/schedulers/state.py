@@ -13,20 +13,7 @@ BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
 class Stateful:
-    """An object whose state can be taken out and put into another one made alike.
-
-    Examples
-    --------
-    >>> class Counter(Stateful):
-    ...     STATE = ("counts",)
-    ...     def __init__(self):
-    ...         self.counts = np.zeros(2)
-    >>> one, other = Counter(), Counter()
-    >>> one.counts[1] = 5
-    >>> other.set_state(one.state())
-    >>> other.counts.tolist()
-    [0.0, 5.0]
-    """
+    """An object whose state can be taken out and put into another one made alike."""
 
     STATE: ClassVar[tuple[str, ...]] = ()
 

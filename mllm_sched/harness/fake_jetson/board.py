@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mllm_sched.harness.nvpmodel import parse
@@ -117,20 +116,6 @@ class FakeJetson:
         Power of each rail over ``time.monotonic()``; rails left out follow ``USUAL``.
     jetpack
         5 or 6, whose kernels show things in different places.
-
-    Examples
-    --------
-    >>> import tempfile, time
-    >>> from mllm_sched.harness.meters import open_meter
-    >>> with tempfile.TemporaryDirectory() as folder, FakeJetson(folder) as board:
-    ...     meter = open_meter(board.root)
-    ...     began = time.monotonic()
-    ...     meter.start()
-    ...     time.sleep(0.5)
-    ...     reading = meter.stop()
-    ...     truth = board.energy_j(began, began + reading.duration_s)
-    >>> reading.low_j <= truth <= reading.high_j
-    True
     """
 
     def __init__(
@@ -166,17 +151,10 @@ class FakeJetson:
         self._feeder = None
 
     def __enter__(self) -> FakeJetson:
-        """Start."""
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop."""
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def energy_j(self, start_s: float, end_s: float, rails: Iterable[str] = MODULE_RAILS) -> float:
