@@ -106,15 +106,3 @@ def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(sys
     assert after.iloc[: len(before)].equals(before)
     arms = after.iloc[len(before) :][["precision", "threads"]]
     assert 1 <= len(arms) <= 2 and len(arms.drop_duplicates()) == 1
-
-
-def test_a_task_that_is_sent_again_is_not_run_again_after_a_restart_either(system, ana):
-    request, data = message(ana, images(10))
-    first, before = ana.ask(data, request.id, 60.0), len(measured(system))
-    agent = system.agents["edge-1"]
-    for _ in range(2):
-        again = ana.ask(data, request.id, 60.0)
-        assert again.tokens == first.tokens and again.runs == first.runs
-        assert len(measured(system)) == before
-        agent.stop()
-        agent.start()
