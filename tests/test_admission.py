@@ -31,24 +31,18 @@ def refused(admission, left_s, ahead_s=0.0, now_s=0.0, more_s=0.0):
 
 
 @pytest.mark.parametrize(
-    ("given", "reason", "code", "said", "retry_s"),
+    ("given", "reason", "said", "retry_s"),
     [
-        (
-            {"left_s": 2.0, "ahead_s": 0.75},
-            "too-late",
-            "RESOURCE_EXHAUSTED",
-            "in 2.25 s, and",
-            0.25,
-        ),
-        ({"left_s": 4.0, "ahead_s": 1.5, "more_s": 1.5}, "too-late", "RESOURCE_EXHAUSTED", "", 0.5),
-        ({"left_s": 1.0}, "cannot", "FAILED_PRECONDITION", "1.5 s at best, and 1 s are left", 0.0),
-        ({"left_s": 4.0, "more_s": 3.0}, "cannot", "FAILED_PRECONDITION", "later deadline", 0.0),
-        ({"left_s": -1.0}, "cannot", "FAILED_PRECONDITION", "0 s are left", 0.0),
+        ({"left_s": 2.0, "ahead_s": 0.75}, "too-late", "in 2.25 s, and", 0.25),
+        ({"left_s": 4.0, "ahead_s": 1.5, "more_s": 1.5}, "too-late", "", 0.5),
+        ({"left_s": 1.0}, "cannot", "1.5 s at best, and 1 s are left", 0.0),
+        ({"left_s": 4.0, "more_s": 3.0}, "cannot", "later deadline", 0.0),
+        ({"left_s": -1.0}, "cannot", "0 s are left", 0.0),
     ],
 )
-def test_a_task_that_would_be_late_is_refused_with_the_reason(given, reason, code, said, retry_s):
+def test_a_task_that_would_be_late_is_refused_with_the_reason(given, reason, said, retry_s):
     refusal = refused(measured(), **given)
-    assert (refusal.reason, refusal.code.name) == (reason, code)
+    assert refusal.reason == reason
     assert refusal.retry_s == pytest.approx(retry_s) and said in str(refusal)
 
 

@@ -75,24 +75,6 @@ async def test_a_flood_of_images_that_are_encoded_quickly_does_not_starve_who_se
     assert await flooded(system, 10, flood_items=1, items=0, tasks=5) <= 5 * 6
 
 
-@serving(device=Device(0.1), llm=Llm(0.1))
-async def test_a_request_that_comes_twice_at_once_is_run_once_and_answered_twice(system):
-    really, looks = system.journal.answer, []
-
-    def slowly(user, name):
-        looks.append(name)
-        if len(looks) == 2:
-            time.sleep(0.15)  # longer than the first takes to upload
-        return really(user, name)
-
-    system.journal.answer = slowly
-    data = message(1, "twice")
-    both = [system.ask(name="twice", data=data) for _ in range(2)]
-    assert await asyncio.gather(*both) == [ANSWER, ANSWER]
-    assert system.decided() == {"ana/twice/0": 1}
-    assert system.agent.jobs.taken == 0
-
-
 @serving(llm=Llm(0.2))
 async def test_an_answer_that_was_stored_meanwhile_is_the_one_that_holds(system):
     for name, stored in (("1", ANSWER), ("2", [9])):

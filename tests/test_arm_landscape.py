@@ -13,15 +13,6 @@ from mllm_sched.tasks import Task
 TASK = Task("image", "clip-vit-l14-336")
 
 
-def test_the_arm_table_holds_every_arm_and_its_evidence():
-    device = open_device("agx-orin-sim")
-    table = arm_table(device, TASK)
-    assert len(table) == 60 and set(table["evidence"]) == {"simulated"}
-    arm = device.space[33]
-    assert table.loc[33, "energy_j"] == device.expected(arm, TASK).energy_j
-    assert table.loc[33, "component"] == arm.component
-
-
 def test_dla_over_gpu_is_a_ratio_of_energies_at_full_share():
     device = open_device("agx-orin-sim")
     ratio = dla_over_gpu(arm_table(device, TASK)).set_index("power_w")["ratio"]

@@ -1,26 +1,17 @@
 """Files that are whole, and locks."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from mllm_sched.atomic_io import locked, write_whole
 
 
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):
-    failed = []
-
     def write(number):
-        try:
-            for _ in range(50):
-                write_whole(tmp_path / "file", bytes([number]) * 1000)
-        except OSError as error:
-            failed.append(error)
+        for _ in range(50):
+            write_whole(tmp_path / "file", bytes([number]) * 1000)
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))  # raises what a thread raised
     content = (tmp_path / "file").read_bytes()
     assert len(content) == 1000 and len(set(content)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

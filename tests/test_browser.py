@@ -150,26 +150,6 @@ def test_the_slider_moves_on_to_another_task(app):
     assert app.locator(".explorer-table").inner_text() != table
 
 
-@pytest.mark.parametrize(
-    ("typed", "where", "why"),
-    [
-        ("0", ".explorer-limit-message", "latency limit, s: 0 — give a number above 0"),
-        ("-1", ".explorer-limit-message", "latency limit, s: -1 — give a number above 0"),
-        ("0.01", ".explorer-message", "latency limit, s: 0.01 — no arm is that fast"),
-    ],
-)
-def test_an_absurd_limit_is_refused_and_the_figures_stay(app, typed, where, why):
-    before = app.locator(".explorer-learned img").get_attribute("src")
-    _type(app, ".explorer-limit-text input", typed)
-    expect(app.locator(where)).to_contain_text(why, timeout=SHOW_MS)
-    said = app.locator(".explorer-message")
-    expect(said).to_contain_text("The fastest arm, DLA at MAX with 100 % load, takes 0.059 s")
-    assert app.locator(".explorer-learned img").get_attribute("src") == before
-    app.screenshot(path=_shot("refused"))
-    _type(app, ".explorer-limit-text input", "0.2")
-    expect(said).not_to_contain_text("fastest", timeout=SHOW_MS)
-
-
 def test_the_calculator_answers_a_slider_and_refuses_an_absurd_input(app):
     _tab(app, "Calculator")
     headline = app.locator(".calculator-headline")

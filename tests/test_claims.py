@@ -122,23 +122,18 @@ def test_claims_without_a_number_say_why(results):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("whole", "changes", "told"),
     [
-        ({"show": "cost"}, r"claims\.csv of 04 lacks .'cost'"),
-        ({"reasons": {**REASONS, "reproduced": "{speed}"}}, "no number 'speed' in 04"),
-        ({"evidence": "measured"}, "'saving, whole' is simulated, but .* says measured"),
+        (0.3, {"show": "cost"}, r"claims\.csv of 04 lacks .'cost'"),
+        (0.3, {"reasons": {**REASONS, "reproduced": "{speed}"}}, "no number 'speed' in 04"),
+        (0.3, {"evidence": "measured"}, "'saving, whole' is simulated, but .* says measured"),
+        (NAN, {}, "'saving, whole' is nan"),
     ],
 )
-def test_what_a_notebook_did_not_write_is_named(results, changes, told):
-    write_numbers(results, 0.3, 0.3)
+def test_what_a_notebook_did_not_write_is_named(results, whole, changes, told):
+    write_numbers(results, whole, 0.3)
     with pytest.raises(ValueError, match=f"'saving': .*{told}"):
         judged(**changes)
-
-
-def test_a_number_that_is_none_is_refused_and_not_judged(results):
-    write_numbers(results, NAN, 0.3)
-    with pytest.raises(ValueError, match="'saving': 'saving, whole' is nan"):
-        judged()
 
 
 def test_results_of_other_parameters_may_be_of_other_evidence(results, monkeypatch):
@@ -162,8 +157,6 @@ BARE = "- {id: a, claim: b, paper: c, metric: m, not_run: d}"
         (BARE.replace(", not_run: d", ""), "'a': .*give value, .*tests, or untestable"),
         (BARE.replace("metric: m, ", ""), "'a': metric Field required"),
         (WHOLE, "'a': .*no reason for"),
-        (WHOLE.replace("ratio", "miles"), "'a': unit .*'percent', .* not 'miles'"),
-        (WHOLE.replace("simulated", "felt"), "'a': evidence .*'measured', .* not 'felt'"),
         (WHOLE.replace("at least", "beyond"), "'a': direction .*'at least', .* not 'beyond'"),
         (WHOLE.replace("value: 1", "value: .nan"), "'a': value .*finite number, not nan"),
         (WHOLE.replace("tolerance: 0", "tolerance: -1"), "'a': tolerance .*greater.* not -1"),

@@ -151,20 +151,15 @@ def started(board, end="time.sleep(60)"):
     return process
 
 
-def test_everything_is_put_back_when_the_process_ends(board):
+@pytest.mark.parametrize("end", ["an error", signal.SIGINT, signal.SIGTERM])
+def test_everything_is_put_back_when_the_process_ends(board, end):
     before = snapshot(board)
-    started(board, "raise RuntimeError").wait(timeout=30)
-    assert snapshot(board) == before and not (board.root / RECORD).exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_everything_is_put_back_on_a_signal(board, number):
-    before = snapshot(board)
-    process = started(board)
-    process.send_signal(number)
+    process = started(board, "raise RuntimeError" if end == "an error" else "time.sleep(60)")
+    if end != "an error":
+        process.send_signal(end)
     process.wait(timeout=30)  # it would sleep longer
     assert snapshot(board) == before and not (board.root / RECORD).exists()
-    assert number == signal.SIGINT or process.returncode == 128 + number
+    assert end != signal.SIGTERM or process.returncode == 128 + end
 
 
 def test_one_run_at_a_time_and_after_kill_9_the_next_puts_everything_back(board):

@@ -179,15 +179,6 @@ def test_a_batch_is_one_decision_and_its_size_is_a_context(opened):
     assert row["batch"] == 2 and row["user"] == "several"
 
 
-def test_a_journal_that_is_locked_is_waited_for_and_nothing_is_lost(opened):
-    loop = opened()
-    with locking(loop) as other:
-        threading.Timer(0.3, other.rollback).start()
-        loop.encode([work()])
-    assert len(rows(loop)) == 1
-    assert alarms(loop, "journal") >= 1
-
-
 def test_what_a_locked_journal_could_not_take_is_written_before_the_next_decision(opened):
     loop = opened("adaptive-safe-gp")
     with locking(loop) as other:

@@ -43,15 +43,6 @@ def test_trusted_arms_are_full_power_full_share_and_not_the_cpu():
     assert [str(arm) for arm in full_power_arms(host)] == ["precision=fp32, threads=2"]
 
 
-def test_the_overview_has_the_mean_over_seeds_of_everyone(played):
-    overview = played.overview()
-    assert overview.index.tolist() == LABELS
-    runs = played.runs[played.runs["scheduler"] == "Random"]
-    assert overview.loc["Random", "energy_j"] == pytest.approx(runs["energy_j"].mean())
-    assert overview.loc["Oracle", "energy_over_oracle"] == 1
-    assert overview.loc["Fixed at full power", "switches"] == 0
-
-
 @pytest.mark.parametrize("quantity", ["energy", "latency"])
 @pytest.mark.parametrize(("late", "start"), [("", 0), (" late", STEPS // 2)])
 def test_savings_compare_ours_with_everyone_else(played, quantity, late, start):

@@ -37,11 +37,6 @@ def running():
         yield Bench(server, [able, other], card.model, card.markers)
 
 
-@pytest.fixture(scope="module")
-def seen():
-    return eavesdropped("small-qwen2.5-vl")
-
-
 def test_correctness_covers_every_item_cut_and_wire_type(compared):
     assert set(compared["items"]) == {"image", "video"}
     assert set(compared["cut"]) == {"encoder", "projector"}
@@ -91,14 +86,6 @@ def test_a_missed_deadline_delays_the_next_request_on_the_same_connection(runnin
     (row,) = residual_queue(running, [20]).itertuples()
     assert row.same_s > 2 * row.idle_s and row.same_s > 2 * row.new_s
     assert row.residual_bytes > 100_000
-
-
-def test_raw_input_is_seen_as_it_is_and_features_give_much_of_it_away(seen):
-    table = seen[0].set_index("what")
-    assert table.loc["raw input", ["correlation", "psnr_db"]].tolist() == [1, float("inf")]
-    before, behind = (table.loc[f"features {side} the projector"] for side in ("before", "behind"))
-    assert 1 > before["correlation"] > behind["correlation"] > 0.5
-    assert before["psnr_db"] > behind["psnr_db"]
 
 
 def test_a_model_whose_encoder_mixes_patches_is_refused():

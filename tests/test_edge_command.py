@@ -1,9 +1,6 @@
 """The commands ``serve-llm`` and ``edge``, as a user calls them."""
 
 import re
-import signal
-import subprocess
-import sys
 import wave
 
 import pytest
@@ -17,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from mllm_sched.cli import main
 from mllm_sched.pipeline import media
 from mllm_sched.pipeline.checkpoints import load_language
-from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.media import h264
 from mllm_sched.pipeline.options import Limits
@@ -25,7 +21,6 @@ from mllm_sched.pipeline.requests import TextStream, decode_text, encode_text, m
 from mllm_sched.pipeline.small_models import small_model
 
 MODEL = "small-qwen2.5-omni"
-CALL = [sys.executable, "-c", "import sys; from mllm_sched.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +96,6 @@ def test_a_wrong_file_is_one_line(server, files, capsys, monkeypatch, options, r
 def test_an_edge_needs_a_server_and_the_same_model(server, files, capsys, options, reason):
     assert main(["edge", *options.format(server=server, files=files).split()]) == 2
     assert reason in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_commands_serve_until_they_are_stopped():
-    processes = [
-        subprocess.Popen([*CALL, *options, "--port", "0"], stdout=subprocess.PIPE, text=True)
-        for options in (["serve-llm"], ["edge", "--listen", "--modalities", "image"])
-    ]
-    cards = []
-    for process in processes:
-        address = process.stdout.readline().rpartition(" ")[2].strip()
-        with EdgeClient(address) as client:
-            cards.append(client.describe())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        process.stdout.close()
-    assert list(cards[0].cuts) == ["encoder", "projector"] and not cards[0].encoders
-    assert list(cards[1].encoders) == ["image"] and not cards[1].cuts
 
 
 @pytest.fixture(scope="module")

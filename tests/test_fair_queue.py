@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from pydantic import ValidationError
 
-from mllm_sched.edge.config import QueueSection
 from mllm_sched.edge.fair_queue import Entry, FairQueue, QueueFull
 
 COSTS = st.sampled_from([0.125, 0.25, 0.5, 1.0])  # exact in binary, so that turns may be equal
@@ -70,25 +68,12 @@ def test_entries_of_one_kind_go_as_the_largest_batch_that_can_be_filled():
     assert len(filled(entry("ann"), entry("bob")).take(0.0, (1, 2))) == 1  # None is no kind
 
 
-def test_a_batch_takes_no_entry_before_an_earlier_deadline_of_the_same_user():
-    first, behind = entry("ann", 1.0, kind="audio"), entry("ann", 2.0, kind="image")
-    queue = filled(entry("bob", 0.0, kind="image"), first, behind)
-    assert [one.user for one in queue.take(0.0, (1, 2))] == ["bob"]
-    assert served(queue, 2) == [first, behind]
-
-
 def test_entries_beyond_the_size_that_can_be_filled_stay_where_they_were_uncharged():
     first, second, third = (entry(user, kind="image") for user in "abc")
     queue = filled(first, second, third)
     assert queue.take(0.0, (1, 4)) == [first]
     queue.put(entry("d"))
     assert served(queue, 3)[:2] == [second, third] and not queue
-
-
-def test_a_configuration_asks_for_no_more_than_are_taken_quickly():
-    assert QueueSection(waiting=256).waiting == 256  # a take is 1 ms then, 55 ms with 10,000 users
-    with pytest.raises(ValidationError, match="less than or equal to 256"):
-        QueueSection(waiting=257)
 
 
 tasks = st.lists(

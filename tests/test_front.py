@@ -11,9 +11,10 @@ import pytest
 import yaml
 from agent_here import MODEL, Device, Llm, here, message, until
 
+from mllm_sched import cli
 from mllm_sched.edge.agents import Agents
 from mllm_sched.edge.config import ConfigError, FrontConfig, read_config
-from mllm_sched.edge.front import Front, explain
+from mllm_sched.edge.front import Front
 from mllm_sched.edge.monitor import FrontMetrics
 from mllm_sched.edge.refusals import Refusal
 from mllm_sched.edge.service import HELD_BYTES
@@ -324,20 +325,6 @@ async def test_a_large_request_is_refused_for_what_it_was_refused_for_however_ma
         assert {one.code() for one in told} == {Status.RESOURCE_EXHAUSTED}
 
 
-@behind(a={"llm": Llm()})
-async def test_a_front_that_is_told_to_end_finishes_what_was_begun(front, agent):
-    agent.llm.going.clear()
-    asked = asyncio.create_task(front.ask("1"))
-    await until(lambda: agent.llm.asked)
-    draining = asyncio.create_task(front.front.drain(60.0))
-    error = await front.refused("2")
-    assert error.code() is Status.UNAVAILABLE and "shuts down" in error.details()
-    agent.llm.going.set()
-    assert (await asked).tokens == ANSWER
-    await draining
-    assert begun(agent) == [["ann/1/0"]]
-
-
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
@@ -355,18 +342,19 @@ def test_settings_that_cannot_be_used_are_named(tmp_path, settings, wrong):
         read_config(file, FrontConfig)
 
 
-def test_a_front_explains_what_it_would_do_and_how_its_agents_are(users_file, tmp_path):
+def test_a_front_explains_what_it_would_do_and_how_its_agents_are(users_file, tmp_path, capsys):
     (tmp_path / "token").write_text("the front's own")
-    said = []
+    file = tmp_path / "front.yaml"
 
     @behind(a={}, b={}, odd={"device": Device(half=bare_encoders(MODEL, ("image",), 1))})
     async def explained(front, *_):
         agents = [*(agent.address for agent in front.agents), f"127.0.0.1:{free_port()}"]
         files = {"users_file": str(users_file), "token_file": str(tmp_path / "token")}
-        config = FrontConfig(name="front", agents=agents, **files)
-        said.append(await asyncio.to_thread(explain, config))
+        file.write_text(yaml.safe_dump({"name": "front", "agents": agents, **files}))
+        assert await asyncio.to_thread(cli.main, ["front", str(file), "--check"]) == 0
 
     explained(users_file)
+    said = capsys.readouterr().out
     for words in (
         "front front listens on 127.0.0.1:",
         "edge agent a at 127.0.0.1",
@@ -374,5 +362,5 @@ def test_a_front_explains_what_it_would_do_and_how_its_agents_are(users_file, tm
         "holds another model than most",
         "does not answer now",
     ):
-        assert words in said[0]
-    assert "the front's own" not in said[0]
+        assert words in said
+    assert "the front's own" not in said
