@@ -54,19 +54,16 @@ def system():
     return system
 
 
-@pytest.fixture
-def crowd(system):
-    return system.tasks
-
-
-def test_every_task_is_answered_shed_late_or_under_way_and_none_twice(system, crowd):
+def test_every_task_is_answered_shed_late_or_under_way_and_none_twice(system):
+    crowd = system.tasks
     counts = crowd["outcome"].value_counts()
     assert set(counts.index) <= {ANSWERED, "late", *SHED, UNDER_WAY}
     assert counts.sum() == len(system.requests)
     assert counts[UNDER_WAY] == system.under_way == crowd["ended_s"].isna().sum()
 
 
-def test_an_answer_is_in_time_and_was_encoded_and_a_shed_task_was_not(crowd):
+def test_an_answer_is_in_time_and_was_encoded_and_a_shed_task_was_not(system):
+    crowd = system.tasks
     answered = crowd[crowd["outcome"] == ANSWERED]
     assert len(answered) > 100
     assert (answered["ended_s"] <= answered["deadline_s"] + 1e-9).all()
@@ -75,8 +72,8 @@ def test_an_answer_is_in_time_and_was_encoded_and_a_shed_task_was_not(crowd):
     assert crowd.loc[crowd["outcome"].isin(SHED), "encode_s"].isna().all()
 
 
-def test_a_board_encodes_one_task_at_a_time(crowd):
-    for _, tasks in crowd.dropna(subset="encode_s").groupby("board"):
+def test_a_board_encodes_one_task_at_a_time(system):
+    for _, tasks in system.tasks.dropna(subset="encode_s").groupby("board"):
         tasks = tasks.sort_values("begun_s")
         ends = (tasks["begun_s"] + tasks["encode_s"]).to_numpy()
         assert (tasks["begun_s"].to_numpy()[1:] >= ends[:-1] - 1e-9).all()
