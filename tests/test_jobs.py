@@ -109,18 +109,6 @@ async def test_old_answers_are_forgotten_and_their_ids_are_not(monkeypatch):
 
 
 @in_a_loop
-async def test_places_are_limited_and_given_back():
-    jobs = Jobs(2)
-    with jobs.take("a", b"d"), jobs.take("b", b"d"):
-        with pytest.raises(RefusedError, match="2 requests are served now") as refused:
-            jobs.take("c", b"d")
-        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for number in range(5):
-        await answered(jobs, str(number))
-    assert jobs.taken == 0
-
-
-@in_a_loop
 async def test_a_failed_job_may_be_tried_again_and_its_followers_are_told():
     jobs = Jobs(1)
 

@@ -1,8 +1,6 @@
 """Devices that encode real items of a model, and what is seen when something goes wrong."""
 
 import math
-import os
-import signal
 import subprocess
 import threading
 import time
@@ -110,24 +108,6 @@ def test_this_process_holds_no_weights(model):
     modules = [model.half.model, *model.half.projectors.values()]
     tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
     assert tensors and all(tensor.is_meta for tensor in tensors)
-
-
-@pytest.mark.slow
-def test_one_that_hangs_is_killed_in_time_and_the_next_call_is_served_alike(host, monkeypatch):
-    host.encoders.start()
-    pid = host.encoders.pid
-    os.kill(pid, signal.SIGSTOP)
-    for name in ("timeout_s", "open_timeout_s"):
-        monkeypatch.setattr(host.encoders, name, 0.5)
-    begun_s = time.monotonic()
-    hung = run(host, single(host))
-    assert time.monotonic() - begun_s < 10
-    assert (hung.cause, hung.hung_s, hung.parts) == ("hung", 0.5, ())
-    assert math.isnan(hung.latency_s) and not os.path.exists(f"/proc/{pid}")
-    monkeypatch.undo()
-    (part,) = run(host, single(host)).parts
-    assert host.encoders.pid != pid
-    assert torch.equal(part.features, halves(NAME)[0].encode(item("image")).features)
 
 
 def test_a_meter_that_is_gone_costs_the_energy_and_nothing_else(metered, monkeypatch):
