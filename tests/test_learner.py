@@ -229,7 +229,7 @@ def test_an_arm_that_takes_the_machine_down_twice_is_learned_and_left(path, tmp_
     (row,) = read_journal(left).to_dict("records")
     assert (row["failed"], row["modality"], row["user"]) == ("interrupted twice", "image", "ada")
     assert row["component"] == arms[0].component
-    assert (row["limit_s"], row["reason"]) == (0.2, "trusted seed")
+    assert (row["limit_s"], row["reason"]) == (0.2, "trusted seed, not tried yet")
     with Journal(again) as journal:  # to the last bit, from its events alone
         assert alike(rebuilt(journal, made), expected)
 
