@@ -134,11 +134,8 @@ def test_arms_that_all_fail_at_first_are_each_tried_and_remembered_in_a_file(tmp
 
 def test_a_component_is_taken_back_in_the_context_that_is_asked_for():
     loads = Factor("z", [0.0, 0.5])
-    scheduler, rng, back = (
-        make("adaptive-safe-gp", contexts=[loads]),
-        np.random.default_rng(0),
-        None,
-    )
+    scheduler, rng = make("adaptive-safe-gp", contexts=[loads]), np.random.default_rng(0)
+    back = None
     for task in range(600):
         context = {"z": loads.levels[task % 2] if task < 60 else 0.5}
         decision, noise = scheduler.ask(context), np.exp(0.02 * rng.standard_normal(2))

@@ -31,16 +31,20 @@ async def answered(jobs, name, digest=b"d", tokens=3, logits=b""):
             job.add(index, logits)
         job.end(pb.Finished())
 
-    with jobs.take(name, digest) as slot:
-        job = jobs.launch(name, digest, FAR_S, slot, work)
+    job = launched(jobs, work, name, digest)
     while not job.over:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     return job
 
 
-async def events(job, have=0):
-    return [event async for event in job.follow(have)]
+def launched(jobs, work, name="a", digest=b"d", ends_s=FAR_S):
+    with jobs.take(name, digest) as slot:
+        return jobs.launch(name, digest, ends_s, slot, work)
+
+
+async def events(job, have=0, digest=b""):
+    return [event async for event in job.follow(have, digest)]
 
 
 @in_a_loop
@@ -60,24 +64,19 @@ async def test_an_answer_that_was_made_anew_goes_on_only_behind_the_same_tokens(
     job = await answered(Jobs(2), "a")  # tokens 0, 1, 2
     for had in ([0, 7], [0, 1, 2, 3]):
         with pytest.raises(RefusedError, match="made anew") as refused:
-            [event async for event in job.follow(len(had), digest_of(had))]
+            await events(job, len(had), digest_of(had))
         assert refused.value.code is grpc.StatusCode.ABORTED
 
 
 @in_a_loop
 async def test_a_follower_waits_for_the_tokens_it_has_before_they_are_compared():
-    job, got = Job(b"d", FAR_S), []
-
-    async def follow():
-        got.extend([event async for event in job.follow(2, digest_of([5, 6]))])
-
-    following = asyncio.create_task(follow())
+    job = Job(b"d", FAR_S)
+    following = asyncio.create_task(events(job, 2, digest_of([5, 6])))
     for token in (5, 6, 7):
         await asyncio.sleep(0)
         job.add(token)
     job.end(pb.Finished(tokens=3))
-    await following
-    assert [event.token.token for event in got[:-1]] == [7]
+    assert [event.token.token for event in (await following)[:-1]] == [7]
 
 
 @in_a_loop
@@ -110,18 +109,6 @@ async def test_old_answers_are_forgotten_and_their_ids_are_not(monkeypatch):
 
 
 @in_a_loop
-async def test_places_are_limited_and_given_back():
-    jobs = Jobs(2)
-    with jobs.take("a", b"d"), jobs.take("b", b"d"):
-        with pytest.raises(RefusedError, match="2 requests are served now") as refused:
-            jobs.take("c", b"d")
-        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for number in range(5):
-        await answered(jobs, str(number))
-    assert jobs.taken == 0
-
-
-@in_a_loop
 async def test_a_failed_job_may_be_tried_again_and_its_followers_are_told():
     jobs = Jobs(1)
 
@@ -129,8 +116,7 @@ async def test_a_failed_job_may_be_tried_again_and_its_followers_are_told():
         job.add(0)
         job.end(failure=RefusedError(grpc.StatusCode.INTERNAL, "a defect"))
 
-    with jobs.take("a", b"d") as slot:
-        job = jobs.launch("a", b"d", FAR_S, slot, work)
+    job = launched(jobs, work)
     with pytest.raises(RefusedError, match="a defect"):
         await events(job)
     await asyncio.sleep(0)
@@ -144,8 +130,7 @@ async def test_draining_stops_what_takes_too_long():
     async def work(job):
         await asyncio.sleep(60)
 
-    with jobs.take("a", b"d") as slot:
-        job = jobs.launch("a", b"d", FAR_S, slot, work)
+    job = launched(jobs, work)
     await jobs.drain(0.05)
     with pytest.raises(RefusedError, match="shuts down") as refused:
         await asyncio.wait_for(events(job), 1)
@@ -163,8 +148,7 @@ async def test_an_answer_is_made_as_long_as_anyone_waits_for_it():
             reached.append(True)
             job.end(pb.Finished())
 
-    with jobs.take("a", b"d") as slot:
-        job = jobs.launch("a", b"d", loop.time() + 0.05, slot, work)
+    job = launched(jobs, work, ends_s=loop.time() + 0.05)
     job.extend(loop.time() + 5)
     await events(job)
     assert reached

@@ -3,7 +3,8 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from socketserver import ThreadingTCPServer
 
 import pytest
 
@@ -13,30 +14,16 @@ from mllm_sched.pipeline.link import Link
 @contextmanager
 def server(serve):
     """A TCP server that gives every connection to ``serve`` in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def accept():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=guarded, args=(connection,), daemon=True).start()
+    def handle(connection, *_):
+        with suppress(OSError):  # a test cut the connection
+            serve(connection)
 
-    def guarded(connection):
-        with closing(connection):
-            try:
-                serve(connection)
-            except OSError:
-                return  # a test cut the connection
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+    with ThreadingTCPServer(("127.0.0.1", 0), handle) as listener:
+        thread = threading.Thread(target=listener.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"127.0.0.1:{listener.server_address[1]}"
+        listener.shutdown()
         thread.join()
 
 

@@ -4,12 +4,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from waiting import until
 
 from mllm_sched import paths
 
@@ -72,7 +72,7 @@ class Copy:
         made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(made, self.root / "notebooks" / f"{name}.ipynb")
 
-    def start(self, *words, **environment):
+    def start(self, *words):
         ours = {key for key in os.environ if "MAKE" in key} | {"PYTHON", "MLLM_SCHED_RESULTS"}
         clean = {key: text for key, text in os.environ.items() if key not in ours}
         found = f"{self.root / 'quick'}{os.pathsep}{paths.ROOT}"
@@ -80,14 +80,14 @@ class Copy:
         return subprocess.Popen(
             ["make", "-o", "browser", *words],
             cwd=self.root,
-            env={**clean, **places, **environment},
+            env={**clean, **places},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def make(self, *words, **environment):
-        process = self.start(*words, **environment)
+    def make(self, *words):
+        process = self.start(*words)
         said = process.communicate()[0]
         return process.returncode, said
 
@@ -197,24 +197,15 @@ def test_whatever_a_notebook_depends_on_makes_it_stale(copy):
 def test_a_run_that_is_ended_leaves_no_stamp_and_no_kernel(copy):
     copy.notebook("00_tiny", "time.sleep(60)")
     process = copy.start("reproduce")
-    kernel = kernel_of(copy, process)
+    log = copy.root / "00_tiny.log"
+    until(lambda: log.exists() and "\n" in log.read_text())  # its cell runs
+    kernel = int(log.read_text().split()[1])
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode != 0 and not copy.stamp("00_tiny").exists()
     psutil.wait_procs([one for one in family if one.pid == kernel], timeout=15)
     assert not psutil.pid_exists(kernel)
-
-
-def kernel_of(copy, process):
-    """The kernel's process id, once its cell runs."""
-    log = copy.root / "00_tiny.log"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        if log.exists() and "\n" in log.read_text():
-            return int(log.read_text().split()[1])
-        time.sleep(0.1)
-    raise AssertionError(process.communicate()[0])
 
 
 def test_names_of_parameters_and_folders_are_safe(copy):

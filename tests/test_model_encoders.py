@@ -142,8 +142,3 @@ def test_the_way_through_onnx_gives_the_same_features(process, name, tmp_path, m
     exact = halves(name)[0].encode(item(modality)).features
     torch.testing.assert_close(part.features, exact, rtol=1e-3, atol=1e-3)
     assert len(list(tmp_path.glob("*.onnx"))) == 1
-
-
-def test_what_has_no_one_shape_cannot_go_through_onnx(process):
-    with pytest.raises(ValueError, match="only the cpu can run them"):
-        process(OMNI).open({**FLOAT32, "component": "dla0"}, [prepared(OMNI, "image")])

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -8,7 +6,6 @@ import onnxruntime
 import pytest
 import torch
 
-from mllm_sched import paths
 from mllm_sched.pipeline import onnx as module
 from mllm_sched.pipeline.encoders import build_encoder, example_input
 from mllm_sched.pipeline.onnx import (
@@ -107,23 +104,18 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_two_processes_may_export_at_once(tmp_path):
-    script = (
-        "from pathlib import Path; from mllm_sched.pipeline.onnx import *; "
-        f"print(export_encoder('tiny-resnet', folder=Path({str(tmp_path)!r})))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for _ in range(2)
-    ]
-    printed = {process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in both}
-    assert len(printed) == 1
-    onnx.checker.check_model(printed.pop())
-    assert len(list(tmp_path.iterdir())) == 1
+def test_two_may_export_at_once(tmp_path, monkeypatch):
+    begun = []
+
+    def write(name, seed, path):
+        begun.append(path)
+        if len(begun) == 1:
+            export_encoder(name, folder=tmp_path)  # another one, in the meantime
+        path.write_bytes(b"a network")
+
+    monkeypatch.setattr(module, "_export", write)
+    assert export_encoder("tiny-resnet", folder=tmp_path) == next(tmp_path.iterdir())
+    assert len(set(begun)) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_session_uses_the_threads_it_is_given_and_does_not_spin(cache):
@@ -191,12 +183,6 @@ def test_every_component_has_its_provider_and_options(available):
     assert providers_for("gpu", "fp32") == [(CUDA, {})]
     with pytest.raises(FallbackError, match="gpu in fp16 needs Tensorrt"):
         providers_for("gpu", "fp16")  # CUDA would run another precision in silence
-
-
-@pytest.mark.parametrize("component", ["gpu", "dla0"])
-def test_a_missing_provider_is_an_error_and_never_the_cpu(component, cache):
-    with pytest.raises(FallbackError, match=rf"{component} in fp16 needs Tensorrt.*has .*CPUExec"):
-        open_encoder("tiny-clip", component, "fp16", 1, 1, 0, str(cache))
 
 
 def test_a_session_that_ends_up_elsewhere_is_an_error(model, monkeypatch):
