@@ -11,6 +11,7 @@ from mllm_sched.measurement import TableError, write_table
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "tiny-clip")
+MEANS = [("gpu", 15, 0.2), ("gpu", 30, 0.1), ("cpu", 15, 0.4), ("cpu", 30, 0.3)]
 
 
 def table(repeats=4):
@@ -20,22 +21,14 @@ def table(repeats=4):
         {
             "component": component,
             "power_w": power_w,
-            "modality": "image",
-            "encoder": "tiny-clip",
             "latency_s": mean * (1 + 0.1 * rng.random()),
             "energy_j": 10 * mean,
-            "evidence": "measured",
-            "energy_evidence": "estimated",
         }
-        for component, power_w, mean in [
-            ("gpu", 15, 0.2),
-            ("gpu", 30, 0.1),
-            ("cpu", 15, 0.4),
-            ("cpu", 30, 0.3),
-        ]
+        for component, power_w, mean in MEANS
         for _ in range(repeats)
     ]
-    return pd.DataFrame(rows)
+    facts = {"modality": "image", "encoder": "tiny-clip"}
+    return pd.DataFrame(rows).assign(**facts, evidence="measured", energy_evidence="estimated")
 
 
 @pytest.fixture
