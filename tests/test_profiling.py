@@ -92,10 +92,8 @@ def test_a_table_made_with_other_settings_is_refused(host, tmp_path):
 
 
 def test_two_processes_may_not_write_one_table(host, tmp_path):
-    with (
-        locked(tmp_path / ".t.csv.lock"),
-        pytest.raises(ValueError, match="another process is writing"),
-    ):
+    writing = locked(tmp_path / ".t.csv.lock")
+    with writing, pytest.raises(ValueError, match="another process is writing"):
         run(host, tmp_path / "t.csv")
 
 

@@ -89,13 +89,6 @@ def test_an_encoder_that_was_not_measured_lists_those_that_were(trace):
         device.run(device.space[0], Task("audio", "tiny-clip"))
 
 
-def test_a_missing_file_and_an_unknown_device():
-    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.csv"):
-        open_device("trace:nowhere.csv")
-    with pytest.raises(ValueError, match="'agx-orin-simm': expected one of agx-orin-sim, host"):
-        open_device("agx-orin-simm")
-
-
 def test_a_table_may_not_mix_evidence(tmp_path):
     rows = table()
     rows.loc[0, "evidence"] = "simulated"
