@@ -20,33 +20,22 @@ def parameters(model):
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
-def network(request):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_flops_equal_the_published_count(name):
+    count, multiply_adds = PUBLISHED[name]
     with torch.device("meta"):
-        return request.param, build_reference(request.param)
-
-
-def test_parameters_equal_the_published_count(network):
-    name, model = network
-    assert parameters(model) == PUBLISHED[name][0]
-
-
-def test_flops_equal_the_published_count(network):
-    name, model = network
-    with torch.device("meta"):
+        model = build_reference(name)
         work = count_work(model, torch.empty(1, 3, 520, 520))
-    assert work.flops / 2e9 == pytest.approx(PUBLISHED[name][1], abs=6e-4)
+    assert parameters(model) == count
+    assert work.flops / 2e9 == pytest.approx(multiply_adds, abs=6e-4)
 
 
-def test_classifiers_have_the_published_parameters():
+def test_classifiers_have_the_published_parameters_and_multiply_adds():
     with torch.device("meta"):
+        model = build_reference("resnet50_224")
+        work = count_work(model, torch.empty(1, 3, 224, 224))
         assert parameters(resnet(34)) == 21797672
-        assert parameters(resnet(50)) == parameters(build_reference("resnet50_224")) == 25557032
-
-
-def test_resnet50_has_the_published_multiply_adds():
-    with torch.device("meta"):
-        work = count_work(build_reference("resnet50_224"), torch.empty(1, 3, 224, 224))
+        assert parameters(resnet(50)) == parameters(model) == 25557032
     assert work.flops / 2e9 == pytest.approx(4.089, abs=6e-4)
 
 

@@ -54,11 +54,9 @@ def test_the_interval_covers_the_truth_and_ten_seconds_are_known_to_one_percent(
     covered, errors = 0, []
     for _ in range(100):
         start_s, load = 40 * rng.random(), LOADS[name]
-        samples, truth_j = (
-            drawn(load, start_s, seconds, rng),
-            load.energy_j(start_s, start_s + seconds),
-        )
-        reading = integrate(samples, start_s, start_s + seconds, LoadRails(load), 100)
+        stop_s = start_s + seconds
+        truth_j, samples = load.energy_j(start_s, stop_s), drawn(load, start_s, seconds, rng)
+        reading = integrate(samples, start_s, stop_s, LoadRails(load), 100)
         covered += reading.low_j <= truth_j <= reading.high_j
         errors.append(abs(reading.energy_j / truth_j - 1))
     assert covered >= 93

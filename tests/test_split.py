@@ -90,14 +90,6 @@ def test_a_half_without_weights_prepares_items_as_one_with_them(name):
         assert all(torch.equal(inputs[key], expected[key]) for key in expected)
 
 
-def test_a_small_model_may_have_an_encoder_of_real_size():
-    half = bare_encoders("llava-clip-b32")
-    inputs, layout = half.prepare(item("image"))
-    assert inputs["pixel_values"].shape == (1, 3, 224, 224)
-    assert half.architecture.encoded_shape("image", layout) == (49, 768)
-    assert half.memory_bytes > 4 * 87_000_000
-
-
 def test_a_text_after_a_video_is_answered_as_if_no_video_had_been():
     language = halves("small-qwen2.5-vl")[1]
     text = [257, *b"plain text"]

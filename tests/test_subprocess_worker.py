@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from waiting import until
 
@@ -31,14 +32,6 @@ def stub():
     worker.close()
 
 
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     ("order", "words"),
     [
@@ -59,7 +52,7 @@ def test_one_that_hangs_is_killed_in_time(stub, order):
     began = time.monotonic()
     with pytest.raises(WorkerError, match=r"hangs: no answer in 0\.5 s"):
         stub.ask({"do": order}, 0.5)
-    assert time.monotonic() - began < 5 and not alive(pid)
+    assert time.monotonic() - began < 5 and not psutil.pid_exists(pid)
     assert stub.ask({"do": "go"}, 10)
 
 
@@ -91,14 +84,14 @@ def test_one_that_does_not_take_what_is_sent_is_killed_in_time(stub):
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(HangError) as hung:
         stub.exchange({"do": "go"}, bytes(3_000_000), 0.5)  # more than a pipe holds
-    assert hung.value.after_s == 0.5 and not alive(pid)
+    assert hung.value.after_s == 0.5 and not psutil.pid_exists(pid)
 
 
 def test_one_that_was_closed_says_so_and_starts_no_other(stub):
     pid = stub.ask({"do": "go"}, 10)
     stub.close()
     stub.close()
-    assert not alive(pid)
+    assert not psutil.pid_exists(pid)
     with pytest.raises(ValueError, match="was closed"):
         stub.ask({"do": "go"}, 10)
     assert stub.pid is None
@@ -111,7 +104,7 @@ def test_closing_from_another_thread_ends_the_request_under_way(stub):
     with pytest.raises(CrashError, match="killed by SIGKILL"):
         stub.ask({"do": "hang"}, 60)
     closing.join()
-    assert not alive(pid) and stub.pid is None
+    assert not psutil.pid_exists(pid) and stub.pid is None
 
 
 ORPHAN = """
@@ -128,8 +121,8 @@ def test_one_whose_parent_was_killed_ends_even_in_mid_call():
     command = [sys.executable, "-c", ORPHAN, SERVED]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
-    assert alive(pid)
+    assert psutil.pid_exists(pid)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    until(lambda: not alive(pid), within_s=5)
+    until(lambda: not psutil.pid_exists(pid), within_s=5)

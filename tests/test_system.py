@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
-import grpc
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,11 +18,8 @@ from waiting import until
 from mllm_sched.edge.journal import read_journal
 from mllm_sched.edge.load import LoadUser, keep_asking
 from mllm_sched.edge.system import LocalSystem, Supervisor
-from mllm_sched.pipeline.edge_client import EdgeClient
 from mllm_sched.pipeline.link import Link
 from mllm_sched.pipeline.media import photograph
-from mllm_sched.pipeline.node_errors import NodeUnreachable, RequestRefused
-from mllm_sched.pipeline.options import Security
 from mllm_sched.pipeline.requests import Item
 from mllm_sched.pipeline.small_models import END
 
@@ -43,12 +39,7 @@ def complete(tokens):
 
 
 @pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory, authority):
+def running(tmp_path_factory):
     """A system, all of it encrypted, and the link between its agents and the LLM server."""
     agents = {
         "edge-1": {"device": "host", "scheduler": {"limit_s": 0.5}},
@@ -59,7 +50,7 @@ def running(tmp_path_factory, authority):
         },
     }
     folder = tmp_path_factory.mktemp("system")
-    tls = written(folder, authority, "127.0.0.1")
+    tls = written(folder, trustme.CA(), "127.0.0.1")
     system = LocalSystem(folder, agents, front=True, users=USERS, tls=tls)
     with Link(system.llm) as link:
         system.llm = link.address
@@ -106,22 +97,6 @@ def test_tasks_go_to_several_agents_and_each_says_what_its_numbers_are(running, 
     for name in AGENTS:
         log = [line for line in system.agents[name].log() if line.startswith("{")]
         assert "agent-started" in [json.loads(line)["event"] for line in log]
-
-
-def test_who_has_no_certificate_of_the_authority_reaches_nobody_and_without_token_gets_nothing(
-    running, authority, tmp_path
-):
-    system, _ = running
-    ours = Security(None, **written(tmp_path, authority, "friend.example"))
-    strange = written(tmp_path, trustme.CA(), "stranger.example")
-    stranger = Security(None, **{**strange, "authority": ours.authority})
-    for address in (system.address, system.agents["edge-1"].address):
-        for nobody in (Security(), stranger):
-            with EdgeClient(address, nobody) as client, pytest.raises(NodeUnreachable):
-                client.describe(0.5)
-        with EdgeClient(address, ours) as client, pytest.raises(RequestRefused) as refused:
-            client.describe(30.0)
-        assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_users_get_alike_though_one_asks_four_times_as_much_and_not_all_can_be_served(asking):

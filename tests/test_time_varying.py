@@ -108,16 +108,6 @@ def test_an_announced_outage_fails_nobody_and_keeps_what_was_known(played):
     assert (component[adaptive & (announced["step"] >= BACK)] == "dla").all()
 
 
-def test_a_board_says_which_arms_are_available():
-    outages = [Outage("dla", 1, 2, announced=True), Outage("gpu", 1, 2)]
-    board = open_device("agx-orin-sim", outages=outages)
-    assert board.available() is None
-    board.step = 1
-    assert {arm.component for arm in board.available()} == {"gpu", "cpu"}
-    board.step = 2
-    assert board.available() is None
-
-
 def test_an_outage_is_checked_and_its_truth_is_said():
     with pytest.raises(ValueError, match="start=5, stop=4"):
         Outage("dla", 5, 4)

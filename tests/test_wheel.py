@@ -19,20 +19,11 @@ ENCODERS = "onnx, onnxruntime, onnxscript, torch, transformers are not installed
 HIDDEN = "import sys, importlib.util as u; print(*filter(u.find_spec, sys.argv[1:]))"
 
 EVERY_SCHEDULER = """
-from mllm_sched import Task, make_scheduler, open_device, scheduler_names
-from mllm_sched.devices.base import trusted_arms
+from mllm_sched.experiments.random_tables import FIELD, Trial
 
-device, task = open_device("agx-orin-sim", seed=0), Task("image", "clip-vit-l14-336")
-means = device.expected_all(task)
-truth = {"truth": lambda: {"energy_j": means.energy_j, "latency_s": means.latency_s}}
-terms = {"limits": {"latency_s": 0.2}, "seeds": trusted_arms(device)}
-for name in scheduler_names():
-    scheduler = make_scheduler(name, device.space, **terms, **(truth if name == "oracle" else {}))
-    for _ in range(3):
-        decision = scheduler.ask()
-        measured = device.run(decision.arm, task)
-        scheduler.tell(decision.id, energy_j=measured.energy_j, latency_s=measured.latency_s)
-    print(name)
+for rule in FIELD:
+    Trial(rule, "rough", 48, tasks=5).play(0)
+    print(rule.name)
 """
 
 OTHER_DEVICES = """

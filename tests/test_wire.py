@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part, Request
+from mllm_sched.pipeline.requests import WIRE_TYPES, Item, Part
 from mllm_sched.pipeline.wire import (
     MismatchError,
     Rules,
@@ -143,6 +143,13 @@ def malformed():
     int8 = packed(wire="int8")[2]
     raw = pack(asked, halves(NAME)[0].identity)
     length = int.from_bytes(good[:8], "little")
+
+    def tensors(data=good, **changed):
+        return edited(data, tensors=changed)
+
+    def pixels(*shape):
+        return torch.zeros(shape, dtype=torch.uint8)
+
     return {
         "seven bytes": (good[:7], "too short"),
         "garbage": (bytes(range(1, 250)), "at most 65536"),
@@ -188,40 +195,27 @@ def malformed():
         "no seconds": (edited(good, part={2: {"seconds_per_grid": None}}), "seconds_per_grid"),
         "endless seconds": (edited(good, part={2: {"seconds_per_grid": 1e300}}), "seconds_per"),
         "rate of features": (edited(good, part={1: {"rate_hz": 16000.0}}), "features have none"),
-        "NaN": (edited(good, tensors={"part0": nan}), "NaN or infinite"),
+        "NaN": (tensors(part0=nan), "NaN or infinite"),
         "NaN in a scale": (
             edited(int8, tensors={"part0.scale": torch.full((6, 1), torch.nan)}),
             "NaN or infinite",
         ),
         "scale missing": (edited(int8, tensors={"part0.scale": None}), "missing or unknown"),
-        "row missing": (edited(good, tensors={"part0": image[1:]}), "expected F32 [6, 128]"),
-        "equal size, wrong width": (
-            edited(good, tensors={"part0": image.reshape(12, 64)}),
-            "expected F32 [6, 128]",
-        ),
-        "float64": (edited(good, tensors={"part0": image.double()}), "F64"),
-        "tensor missing": (edited(good, tensors={"part2": None}), "part2 missing"),
-        "no prompt": (edited(good, tensors={"prompt": None}), "prompt missing"),
-        "empty prompt": (edited(good, tensors={"prompt": prompt[:0]}), "prompt of shape (0,)"),
-        "square prompt": (edited(good, tensors={"prompt": prompt[None]}), "prompt of shape"),
-        "token too large": (edited(good, tensors={"prompt": prompt + 320}), "token ids"),
-        "token negative": (edited(good, tensors={"prompt": prompt - 320}), "token ids"),
-        "prompt of halves": (edited(good, tensors={"prompt": prompt.float()}), "expected I32"),
-        "raw of floats": (edited(raw, tensors={"part0": torch.rand(60, 90, 3)}), "expected U8"),
-        "raw grey": (
-            edited(raw, tensors={"part0": torch.zeros(60, 90, 1, dtype=torch.uint8)}),
-            "1 channels",
-        ),
+        "equal size, wrong width": (tensors(part0=image.reshape(12, 64)), "expected F32 [6, 128]"),
+        "float64": (tensors(part0=image.double()), "F64"),
+        "tensor missing": (tensors(part2=None), "part2 missing"),
+        "no prompt": (tensors(prompt=None), "prompt missing"),
+        "empty prompt": (tensors(prompt=prompt[:0]), "prompt of shape (0,)"),
+        "square prompt": (tensors(prompt=prompt[None]), "prompt of shape"),
+        "token too large": (tensors(prompt=prompt + 320), "token ids"),
+        "token negative": (tensors(prompt=prompt - 320), "token ids"),
+        "prompt of halves": (tensors(prompt=prompt.float()), "expected I32"),
+        "raw of floats": (tensors(raw, part0=torch.rand(60, 90, 3)), "expected U8"),
+        "raw grey": (tensors(raw, part0=pixels(60, 90, 1)), "1 channels"),
         "raw audio at 8 kHz": (edited(raw, part={1: {"rate_hz": 8000.0}}), "resample"),
         "raw without rate": (edited(raw, part={1: {"rate_hz": None}}), "rate_hz"),
-        "raw thin as a thread": (
-            edited(raw, tensors={"part0": torch.zeros(2, 20000, 3, dtype=torch.uint8)}),
-            "at most 8192 along a side",
-        ),
-        "raw of endless frames": (
-            edited(raw, tensors={"part2": torch.zeros(4000, 4, 4, 3, dtype=torch.uint8)}),
-            "video of 4000 frames: at most 256",
-        ),
+        "raw thin as a thread": (tensors(raw, part0=pixels(2, 20000, 3)), "at most 8192 along"),
+        "raw of endless frames": (tensors(raw, part2=pixels(4000, 4, 4, 3)), "4000 frames"),
         "raw with a grid": (edited(raw, part={0: {"grid": [1, 4, 6]}}), "rate_hz"),
     }
 
@@ -310,9 +304,3 @@ def test_the_prompt_must_fit_its_items():
         language.ids([prompt[0], *prompt[2:]], layouts)
     with pytest.raises(ValueError, match="marker 263 without an item"):
         language.ids([*prompt, 263], layouts)
-
-
-def test_a_request_without_items_is_text():
-    asked = Request([257, *b"hello"], (), 4)
-    data = pack(asked, halves(NAME)[1].identity, ())
-    assert unpack(data, rules()).parts == ()
