@@ -18,7 +18,11 @@ pytestmark = pytest.mark.slow
 
 MODEL, NEW_TOKENS = "small-qwen2.5-omni", 6
 USERS = {"ana": {}}
-AGENT = {"device": "host", "scheduler": {"limit_s": 0.5}}
+AGENT = {
+    "device": "host",
+    "scheduler": {"limit_s": 0.5},
+    "device_settings": {"timeout_s": 1.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,8 @@ def system(tmp_path_factory):
     folder = tmp_path_factory.mktemp("system")
     with LocalSystem(folder, {"edge-1": AGENT}, model=MODEL, users=USERS) as running:
         with running.client("ana") as client:
-            LoadUser("ana", client, images, 60.0).ask(0)  # everything is loaded
+            for number in range(4):  # every trusted arm is loaded: a first call may take long
+                LoadUser("ana", client, images, 60.0).ask(number)
         yield running
 
 
@@ -69,6 +74,19 @@ def test_a_task_of_every_modality_is_encoded_measured_and_answered(system, ana):
     assert {run.evidence for run in answer.runs} == {"measured"}
 
 
+def test_an_arm_that_hangs_is_left_and_the_task_is_answered_on_another(system, ana):
+    before = len(measured(system))
+    agent = psutil.Process(system.agents["edge-1"].pid)
+    (child,) = agent.children()
+    child.suspend()  # it is killed by the agent, and another one started
+    request, data = message(ana, images(7))
+    answer = ana.ask(data, request.id, 60.0)
+    assert len(answer.tokens) == NEW_TOKENS
+    new = measured(system).iloc[before:]
+    assert "stopped: latency_s above" in new["failed"].iloc[0]
+    assert new["failed"].iloc[-1] == ""
+
+
 def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(system, ana):
     request, data = message(ana, images(9), new_tokens=400)
     agent, before = system.agents["edge-1"], measured(system)
@@ -89,3 +107,15 @@ def test_a_killed_agent_comes_back_with_all_it_knew_and_finishes_what_it_had(sys
     assert after.iloc[: len(before)].equals(before)
     arms = after.iloc[len(before) :][["precision", "threads"]]
     assert 1 <= len(arms) <= 2 and len(arms.drop_duplicates()) == 1
+
+
+def test_a_task_that_is_sent_again_is_not_run_again_after_a_restart_either(system, ana):
+    request, data = message(ana, images(10))
+    first, before = ana.ask(data, request.id, 60.0), len(measured(system))
+    agent = system.agents["edge-1"]
+    for _ in range(2):
+        again = ana.ask(data, request.id, 60.0)
+        assert again.tokens == first.tokens and again.runs == first.runs
+        assert len(measured(system)) == before
+        agent.stop()
+        agent.start()

@@ -138,7 +138,7 @@ def encoder_spec(name: str) -> EncoderSpec:
 
 
 def example_input(name: str, batch: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A batch of random input: float32 (batch, *input_shape).
+    """A batch of random input, float32, of shape (batch, ...) with the input shape of one item.
 
     Images and video frames are uniform pixels, normalised per channel; audio is uniform within
     [-1, 1], where Whisper's log-mel lies.
