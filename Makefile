@@ -122,18 +122,18 @@ parameters: | $(STAMP)
 	  $(addprefix --set ,$(call quoted,$(GIVEN))) $(CHOSEN:%=notebooks/%.ipynb)
 
 # Notebooks cell by cell against their committed outputs, then their tables against the committed
-# ones. Two at once fill the cores: processes of their own would only have to be started.
+# ones. Three at once fill two cores, since some sleep or wait for processes of their own.
 SLOW := 08_ablations 09_many_users 13_sensitivity
 define check_notebooks
 rm -rf build/tested && mkdir -p build && cp -R results build/tested
 @status=0; MLLM_SCHED_RESULTS="$(CURDIR)/build/tested" TQDM_DISABLE=1 LOKY_MAX_CPU_COUNT=1 \
   $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 -p no:cacheprovider \
-  -n 2 --dist loadscope --no-loadscope-reorder $(patsubst %,notebooks/%.ipynb,$(call longest_first,$(1))) || status=$$?; \
+  -n 3 --dist loadscope --no-loadscope-reorder $(patsubst %,notebooks/%.ipynb,$(call longest_first,$(1))) || status=$$?; \
   $(RUN) tests/compare_results.py results build/tested || status=1; exit $$status
 endef
 
 test: $(STAMP) ## Unit tests, doctests, then all notebooks but three against their committed outputs and tables
-	$(RUN) -m pytest -m "not slow" -p no:nbval -n 2 --dist worksteal
+	$(RUN) -m pytest -m "not slow" -p no:nbval -n 3 --dist worksteal
 	$(call check_notebooks,$(filter-out $(SLOW),$(NAMES)))
 
 test-slow: $(STAMP) browser ## What needs processes, kills, a browser, Prometheus or the built site; the three longest notebooks

@@ -25,7 +25,10 @@ def _watch(parent: int) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A block without garbage collection, which would search through a model as it is loaded."""
+    """A block without garbage collection, which would search through a model as it is loaded.
+
+    Of blocks in several threads the first to end turns it on again.
+    """
     before = gc.isenabled()
     gc.disable()
     try:

@@ -131,7 +131,8 @@ ENDS = """
 import signal, sys, time
 from pathlib import Path
 from mllm_sched.harness.clocks import Clocks
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 clocks = Clocks(Path(sys.argv[1]))
 clocks.set_level(15)
 print("set", flush=True)
@@ -151,7 +152,7 @@ def started(board, end="time.sleep(60)"):
     return process
 
 
-@pytest.mark.parametrize("end", ["an error", signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", ["an error", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_everything_is_put_back_when_the_process_ends(board, end):
     before = snapshot(board)
     process = started(board, "raise RuntimeError" if end == "an error" else "time.sleep(60)")
@@ -159,7 +160,7 @@ def test_everything_is_put_back_when_the_process_ends(board, end):
         process.send_signal(end)
     process.wait(timeout=30)  # it would sleep longer
     assert snapshot(board) == before and not (board.root / RECORD).exists()
-    assert end != signal.SIGTERM or process.returncode == 128 + end
+    assert end in ("an error", signal.SIGINT) or process.returncode == 128 + end
 
 
 def test_one_run_at_a_time_and_after_kill_9_the_next_puts_everything_back(board):

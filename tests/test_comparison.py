@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from mllm_sched import paths
@@ -8,7 +7,6 @@ from mllm_sched.arms import ArmSpace, Factor
 from mllm_sched.devices import open_device
 from mllm_sched.experiments import comparison
 from mllm_sched.experiments.comparison import OURS, compare, full_power_arms, paper_lineup
-from mllm_sched.experiments.runner import Rule
 from mllm_sched.tasks import Task
 
 TASK = Task("image", "clip-vit-l14-336")
@@ -52,46 +50,6 @@ def test_savings_compare_ours_with_everyone_else(played, quantity, late, start):
     for other in set(LABELS) - {OURS}:
         wanted = (1 - means[OURS] / means[other]).mean()
         assert savings.loc[other, "value"] == pytest.approx(wanted, abs=1e-12)
-
-
-# -- Stability over cases
-
-
-def cases(limits_s, **settings):
-    """Safe GP-UCB and its baselines under each limit."""
-    device = open_device("agx-orin-sim")
-    rules = [
-        Rule(OURS, "safe-gp-ucb"),
-        Rule("UCB", "ucb"),
-        Rule("Epsilon-greedy", "epsilon-greedy"),
-    ]
-    terms = {"steps": 30, "seeds": 2, "n_jobs": 1, "allow_infeasible": True}
-    return {
-        f"{limit_s:g} s": compare(
-            *("agx-orin-sim", TASK, rules),
-            limit_s=limit_s,
-            trusted=comparison.trusted_within(device, TASK, limit_s),
-            **terms,
-        )
-        for limit_s in limits_s
-    }
-
-
-def test_the_worst_and_the_best_case_are_told():
-    played = cases([0.06, 0.2])
-    found = comparison.stability_numbers(played).set_index("key")["value"]
-    runs = comparison.by_case(played, lambda comparison: comparison.runs)
-    ours = runs[runs["scheduler"] == OURS].groupby("case")
-    energy, violations = ours["energy_over_oracle"].mean(), ours["violations"].mean()
-    assert found["energy over oracle, worst"] == pytest.approx(energy.max())
-    assert found["energy over oracle, best"] == pytest.approx(energy.min())
-    assert found["energy over oracle, spread"] == pytest.approx(np.ptp(energy))
-    assert found["violations, worst"] == pytest.approx(violations.max())
-    least = min(
-        1 - (wide["energy_j"][OURS] / wide["energy_j"]["UCB"]).mean()
-        for _, wide in runs.set_index(["scheduler", "seed"]).groupby("case")
-    )
-    assert found["saving vs UCB, least"] == pytest.approx(least)
 
 
 @pytest.mark.parametrize(("limit_s", "count"), [(0.2, 2), (0.06, 1), (0.05, 2)])

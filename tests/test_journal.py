@@ -107,6 +107,19 @@ def test_a_second_writer_is_refused_by_name(path):
     Journal(path).close()
 
 
+def test_events_cannot_be_rewritten_and_hold_what_has_a_place_in_json(path):
+    with Journal(path) as journal:
+        journal.append("started", {"array": np.arange(2), "number": np.float32(0.5)})
+        assert next(iter(journal.events())).body == {"array": [0, 1], "number": 0.5}
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            journal.append("started", {"number": float("nan")})
+        with pytest.raises(TypeError, match="has no place in a journal"):
+            journal.append("started", {"path": path})
+    with closing(sqlite3.connect(path)) as other:
+        with pytest.raises(sqlite3.IntegrityError, match="only added"):
+            other.execute("UPDATE events SET now_s = 7")
+
+
 def test_a_journal_of_a_newer_schema_is_refused(path):
     Journal(path).close()
     with closing(sqlite3.connect(path)) as other:

@@ -98,6 +98,17 @@ def test_other_arms_a_refusal_and_a_dead_sibling_are_left_out_and_named(board, t
     assert "npu" in fields[0]["why"] and "for fronts and agents" in fields[1]["why"]
 
 
+@pytest.mark.parametrize("call", ["Status", "Holds", "Experience"])
+def test_a_user_hears_nothing_that_is_for_fronts_and_agents(board, call):
+    class Call:
+        async def abort(self, code, why):
+            raise PermissionError(why)
+
+    asked = getattr(AgentTalk(Peer(board, front=False)), call)(None, Call())
+    with pytest.raises(PermissionError, match="for fronts and agents"):
+        asyncio.run(anext(asked) if call == "Experience" else asked)
+
+
 def test_siblings_that_hang_or_have_no_measurements_do_not_hold_up_a_start(tmp_path, monkeypatch):
     monkeypatch.setattr(siblings, "PATIENCE_S", 0.5)
     Journal(tmp_path / "empty.db").close()

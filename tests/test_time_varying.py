@@ -64,15 +64,6 @@ def test_every_scenario_leaves_an_arm_within_the_limit_and_the_oracle_takes_it(p
     assert len(oracle) == len(SCENARIOS) * 2 * STEPS and not oracle["beyond"].any()
 
 
-def test_the_hottest_arm_leaves_an_arm_within_the_limit():
-    hot = next(scenario for scenario in changes(800) if scenario.label == "heat")
-    board = open_device("agx-orin-sim", **hot.board)
-    means, heat = board.expected_all(TASK), hot.board["throttling"]
-    hottest = float((means.energy_j / means.latency_s).max())
-    board.step, board.temperature_c = 799, heat.warmed(25.0, hottest, np.inf)
-    assert (board.expected_all(TASK).latency_s <= 0.1).any()
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
 def test_the_half_that_scenarios_share_is_what_each_would_have_played_alone(played, trusted, rule):
     columns = ["step", "arm", "energy_j", "latency_s", "true_latency_s", "oracle_energy_j"]

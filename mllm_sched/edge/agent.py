@@ -248,6 +248,7 @@ class Agent(UserService):
         """Let what runs end, and give back what the parts hold."""
         self.stage.close()
         self.answering.close()
+        self.journal.close()
         self.device.close()
 
 

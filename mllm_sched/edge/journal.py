@@ -8,6 +8,7 @@ which go on over restarts and never step back.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +75,15 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT N
 INSERT INTO meta VALUES ('schema', '{VERSION}', {crc32(str(VERSION).encode())});
 COMMIT;
 """
-ENCODER = json.JSONEncoder(
-    separators=(",", ":"), default=lambda array: array.tolist(), allow_nan=False
-)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # arrays and numbers of NumPy
+        return value.tolist()
+    raise TypeError(f"{value!r}: a {type(value).__name__} has no place in a journal")
+
+
+ENCODER = json.JSONEncoder(separators=(",", ":"), default=_plain, allow_nan=False)
 
 
 class AlreadyAnswered(ValueError):
@@ -215,9 +223,8 @@ class Journal:
 
     def set_meta(self, name: str, value: str) -> None:
         """Write a value that ``read_meta`` returns."""
-        row = name, value, crc32(value.encode())
         with self.lock, sqlite_errors(self.path):
-            self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
+            _write_meta(self._database, name, value)
 
     def append(
         self,
@@ -414,26 +421,30 @@ def _row(event: Event) -> dict[str, Any]:
 class AsyncJournal:
     """A journal for an event loop: each call runs in a thread, so that no other work waits for it.
 
-    ``on_down`` is called when it can be written no longer.
+    Threads of its own: those of the loop may all be busy with decoding. ``on_down`` is called when
+    it can be written no longer.
     """
 
     def __init__(self, journal: Journal, on_down: Callable[[], None]) -> None:
         self.journal, self.path = journal, journal.path
         self.why_not = ""  # why it cannot be written
-        self._on_down, self._writing = on_down, asyncio.Lock()
+        self._on_down = on_down
+        self._readers = ThreadPoolExecutor(3, "journal-reader")  # never wait for a lock for long
+        self._writer = ThreadPoolExecutor(1, "journal-writer")  # one waits for a lock, at most
 
     async def answer(self, user: str, name: str) -> StoredAnswer | None:
         """See ``Journal.answer``."""
-        return await asyncio.to_thread(self.journal.answer, user, name)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.journal.answer, user, name)
 
     async def keep_answer(
         self, user: str, name: str, digest: bytes, tokens: Sequence[int], finished: bytes
     ) -> None:
         """See ``Journal.keep_answer``."""
         answer = user, name, digest, tokens, finished
+        loop = asyncio.get_running_loop()
         try:
-            async with self._writing:  # one thread at most waits for a journal that is locked
-                await asyncio.to_thread(self.journal.keep_answer, *answer)
+            await loop.run_in_executor(self._writer, self.journal.keep_answer, *answer)
         except JournalError as error:
             self.failed(error)
             raise
@@ -447,14 +458,27 @@ class AsyncJournal:
 
     async def watch(self) -> None:
         """Try again and again whether it can be written, for ever."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                await asyncio.to_thread(self.journal.set_meta, "looked", repr(time.time()))
+                await loop.run_in_executor(self._readers, self._probe)
             except JournalError as error:
                 self.failed(error)
             else:
                 self.why_not = ""
             await asyncio.sleep(PROBE_S)
+
+    def _probe(self) -> None:
+        """Write a value, by a connection of its own: the journal's may be waiting."""
+        uri = f"{self.path.resolve().as_uri()}?mode=rw"
+        with sqlite_errors(self.path), closing(sqlite3.connect(uri, PROBE_S, uri=True)) as database:
+            with database:
+                _write_meta(database, "looked", repr(time.time()))
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        for threads in (self._readers, self._writer):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -503,6 +527,11 @@ def _event_crc(now_s: float, kind: str, decision: int | None, body: bytes) -> in
     return crc32(f"{now_s!r} {kind} {decision} ".encode() + body)
 
 
+def _write_meta(database: sqlite3.Connection, name: str, value: str) -> None:
+    row = name, value, crc32(value.encode())
+    database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
+
+
 def _broken(path: Path, what: str) -> JournalError:
     return JournalError("broken", f"journal {path}: {what}; {ADVICE['broken']}")
 
@@ -531,6 +560,10 @@ def _create(path: Path) -> None:
         with sqlite_errors(path), closing(sqlite3.connect(unfinished)) as database:
             database.executescript(TABLES)
         unfinished.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise JournalError("full", f"journal {path}: full; {ADVICE['full']}") from error
+        raise
     finally:
         for end in ("", "-wal", "-shm"):
             unfinished.with_name(f"{unfinished.name}{end}").unlink(missing_ok=True)

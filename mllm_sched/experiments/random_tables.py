@@ -63,7 +63,7 @@ class Table:
 
 
 def roofline(seed: int, arms: int = 60) -> Table:
-    """Arithmetic and memory bound by the larger of both; power rises with clock and load."""
+    """Arithmetic and memory bound by a smooth maximum of both; power rises with clock and load."""
     rng, space = np.random.default_rng([1, seed, arms]), _space(arms, 15, 0.2)
     power_w, load = _ordered(space)
     latency, power = [], []

@@ -69,6 +69,8 @@ def _running(nodes: Sequence[NodeSetup]) -> Iterator[list[str]]:
     with ExitStack() as ended:
         folder = Path(ended.enter_context(TemporaryDirectory()))
         logs = [folder / str(number) for number in range(len(nodes))]
+        for log in logs:
+            log.touch()
         processes = []
         for node, log in zip(nodes, logs, strict=True):
             process = context.Process(target=_node, args=(node, str(log)))
@@ -93,7 +95,7 @@ def _address(process: BaseProcess, log: Path) -> str:
     """Where a node listens, once it does; RuntimeError with its last words if it never does."""
     end_s = time.monotonic() + START_S
     while process.is_alive() and time.monotonic() < end_s:
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text().splitlines()
         for line in lines:
             if line.startswith(READY):
                 return line.removeprefix(READY).strip()

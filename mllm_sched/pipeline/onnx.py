@@ -166,13 +166,15 @@ def _written_whole(path: Path) -> Iterator[Path]:
 def open_session(
     name: str, precision: str = "fp32", threads: int = 1, seed: int = 0, folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU that maps ``inputs`` (batch, ...) to ``features``.
+    """A session on the CPU that maps ``inputs`` (batch, ...) to ``features``; shared, never freed.
 
     The ``threads`` that share an operator do not spin while they wait, so that CPU time is work.
     Other parameters as for ``export_encoder``.
     """
     import onnxruntime
 
+    if threads < 1:  # which ONNX Runtime takes for all cores
+        raise ValueError(f"threads={threads}: expected 1 or more")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -215,6 +215,7 @@ class ServiceProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={"HF_HUB_OFFLINE": "1", **os.environ},  # models are files, unless somebody says so
             start_new_session=True,  # a Ctrl-C is for the side that asks
         )
 

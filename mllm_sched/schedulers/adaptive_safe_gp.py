@@ -13,6 +13,12 @@ Beside safe GP-UCB (notebook ``08_ablations`` shows what each part brings):
 The value of trying an arm is expected improvement times the probability that the arm is feasible
 (Gardner et al., ICML 2014; Gelbart et al., arXiv 1403.5607), for as many tasks as a discovery is
 worth and as far as one trial shows it, less what the trial costs.
+
+``Scheduler.ask`` calls ``_choose``: what has rested is forgotten (``_try_again``), kernels are
+learned, and beliefs are read once (``_look``). A trusted arm that never ran comes first. Then, of
+the certified arms (of the trusted ones, if none is certified; else ``_fallback``), the one of least
+expected energy is kept, unless ``_best_trial`` finds an arm that is worth more than it, certified
+or not.
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ from mllm_sched.schedulers.state import Stateful
 from mllm_sched.schedulers.variance_components import VarianceComponents
 
 MOST_RISK = 0.4  # an arm that violates a limit with more probability is never tried
-LEAST_RISK = 0.05  # below that, the worth of trials counts more than what they risk
+RISK_OFFSET = 0.05  # added to a trial's risk, by which its net worth is divided
 PRICE = 5.0  # of a violation, in units of the energy of the arm that is kept otherwise
 WORTH = 0.3  # share of the horizon for which a discovery counts
 HOPE = 0.001  # an arm that is within the limits with less probability is not expected to be
@@ -67,8 +73,8 @@ class View(NamedTuple):
 
     cells: Indices
     moments: Moments
-    feasible: Array  # probability of being within every limit
-    credible: Mask  # not likely to violate a limit
+    p_feasible: Array  # probability of being within every limit
+    not_refuted: Mask  # mean at most two standard deviations above every limit
 
 
 class AdaptiveSafeGP(Scheduler):
@@ -159,14 +165,14 @@ class AdaptiveSafeGP(Scheduler):
         self._try_again(cells)
         self.memory.learn()
         view, running = self._look(cells), self._running()
-        trusted = self._trusted[cells] & view.credible
+        trusted = self._trusted[cells] & view.not_refuted
         untried = trusted & (self.memory.trials[cells] == 0)
         if len(running):
             untried &= ~np.isin(cells, running)
         if np.count_nonzero(untried):
             reason = "trusted seed, not tried yet"
             return self._take(view, int(untried.argmax()), reason, charged=False)
-        safe = (view.feasible >= self.certainty).nonzero()[0]
+        safe = (view.p_feasible >= self.certainty).nonzero()[0]
         if not len(safe):
             safe = trusted.nonzero()[0]
         if not len(safe):
@@ -199,7 +205,7 @@ class AdaptiveSafeGP(Scheduler):
             if not len(seeds):
                 continue
             self._rested_since[kind] = self._asked
-            if not self._look(seeds).credible.any():
+            if not self._look(seeds).not_refuted.any():
                 self.memory.forget(int(kind))
                 self._rest[kind] *= 2.0
 
@@ -207,8 +213,8 @@ class AdaptiveSafeGP(Scheduler):
         """Where no arm is safe; the budget is not charged."""
         known = self._known(view.cells)
         known = known if known.any() else ~known
-        best = greatest(np.where(known, view.feasible, -1.0))
-        if view.feasible[best] >= HOPE:
+        best = greatest(np.where(known, view.p_feasible, -1.0))
+        if view.p_feasible[best] >= HOPE:
             reason = "no arm is certified: most likely within the limits"
             return self._take(view, best, reason, charged=False)
         excess = [view.moments[name][0] - limit for name, limit in self._log_limits.items()]
@@ -224,7 +230,7 @@ class AdaptiveSafeGP(Scheduler):
 
     def _on_trial(self, cells: Indices, running: Indices) -> Mask:
         """Whether an uncertain arm of the same kind is still running: its result comes first."""
-        feasible = self._look(running).feasible
+        feasible = self._look(running).p_feasible
         uncertain = running[(feasible < self.certainty) & ~self._trusted[running]]
         return np.isin(self.memory.kinds[cells], self.memory.kinds[uncertain])
 
@@ -237,7 +243,7 @@ class AdaptiveSafeGP(Scheduler):
         charged: bool = True,
         infeasible: bool = False,
     ) -> Decision:
-        cell, probability = int(view.cells[position]), float(view.feasible[position])
+        cell, probability = int(view.cells[position]), float(view.p_feasible[position])
         self._asked += 1
         self._rested_since[self.memory.kinds[cell]] = self._asked
         if charged and not self._trusted[cell]:
@@ -253,7 +259,7 @@ class AdaptiveSafeGP(Scheduler):
             certified=probability >= self.certainty,
             p_feasible=probability,
             bounds=bounds,
-            safe_arms=int(np.count_nonzero(view.feasible >= self.certainty)),
+            safe_arms=int(np.count_nonzero(view.p_feasible >= self.certainty)),
             infeasible=infeasible,
         )
 
@@ -265,7 +271,7 @@ class AdaptiveSafeGP(Scheduler):
         return bounds
 
     def _certified_cells(self) -> Mask:
-        return self._look(np.arange(self.cells)).feasible >= self.certainty
+        return self._look(np.arange(self.cells)).p_feasible >= self.certainty
 
     def budget(self) -> float:
         """Expected violations that may still be risked."""
@@ -276,7 +282,7 @@ class AdaptiveSafeGP(Scheduler):
         self, view: View, kept: int, mean: Array, variance: Array, running: Indices
     ) -> int | None:
         """Position of the arm whose trial is worth most, in units of the kept arm's energy."""
-        risk = 1.0 - view.feasible
+        risk = 1.0 - view.p_feasible
         allowed = risk <= max(1.0 - self.certainty, min(MOST_RISK, self.budget()))
         allowed &= self._known(view.cells)
         if len(running):
@@ -289,7 +295,7 @@ class AdaptiveSafeGP(Scheduler):
         spread = np.maximum(np.sqrt(variance[trials]), 1e-9)
         score = gain / spread
         improvement = gain * ndtr(score) + spread * np.exp(-0.5 * score**2) / math.sqrt(2 * math.pi)
-        value = WORTH * self.horizon * view.feasible[trials] * improvement
+        value = WORTH * self.horizon * view.p_feasible[trials] * improvement
         # The mean of a log-normal: an uncertain arm is expected to be more expensive.
         cost = np.maximum(np.expm1(np.minimum(spread**2 / 2 - gain, 50.0)), 0.0) + PRICE * risk
         if not np.count_nonzero(value > cost):  # mostly so, once all is known
@@ -299,7 +305,7 @@ class AdaptiveSafeGP(Scheduler):
         if not len(worthy):
             return None
         # Where a little of the budget buys most: it is better kept until more is known.
-        return int(trials[worthy[greatest(net[worthy] / (risk[worthy] + LEAST_RISK))]])
+        return int(trials[worthy[greatest(net[worthy] / (risk[worthy] + RISK_OFFSET))]])
 
     def _learn(self, cell: int, values: Values, now: float) -> None:
         self.memory.tell(cell, values)
