@@ -94,7 +94,8 @@ def ask(programs, tmp_path_factory):
     every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     settings = {"global": every, "scrape_configs": scrapes, "rule_files": [str(ALERTS)]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    command = [programs / "prometheus", f"--web.listen-address=127.0.0.1:{port}"]
+    files = "--config.file=prometheus.yml", "--storage.tsdb.path=data"
+    command = [programs / "prometheus", *files, f"--web.listen-address=127.0.0.1:{port}"]
     log = (folder / "log").open("w")
     server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
