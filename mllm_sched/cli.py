@@ -189,7 +189,8 @@ def _ask(options: argparse.Namespace) -> None:
     from mllm_sched.pipeline.checkpoints import load_encoders
     from mllm_sched.pipeline.edge_client import EdgeClient
     from mllm_sched.pipeline.options import security_of
-    from mllm_sched.pipeline.requests import Request, TextStream, encode_text, markers_of
+    from mllm_sched.pipeline.requests import Request, TextStream, encode_text
+    from mllm_sched.pipeline.split import markers_of
     from mllm_sched.pipeline.wire import pack
 
     if not options.server:

@@ -34,8 +34,9 @@ from mllm_sched.pipeline.node_errors import DeadlineMissed
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Item, Part, Request, markers_of, prompt_ids
+from mllm_sched.pipeline.requests import Item, Part, Request, prompt_ids
 from mllm_sched.pipeline.service import listening
+from mllm_sched.pipeline.split import markers_of
 from mllm_sched.pipeline.wire import pack, pieces_of, start_of
 
 MODEL = "small-qwen2.5-omni"

@@ -11,10 +11,10 @@ import torch
 
 from mllm_sched.pipeline.checkpoints import load_model, small_identity
 from mllm_sched.pipeline.llm_server import Node
-from mllm_sched.pipeline.requests import Item, Request, markers_of, prompt_ids
+from mllm_sched.pipeline.requests import Item, Request, prompt_ids
 from mllm_sched.pipeline.service import listening
+from mllm_sched.pipeline.split import markers_of, split
 from mllm_sched.pipeline.split import monolithic as reference
-from mllm_sched.pipeline.split import split
 from mllm_sched.pipeline.wire import pack
 
 MODALITIES = {

@@ -17,8 +17,9 @@ from mllm_sched.pipeline.checkpoints import load_language
 from mllm_sched.pipeline.llm_server import Node
 from mllm_sched.pipeline.media import h264
 from mllm_sched.pipeline.options import Limits
-from mllm_sched.pipeline.requests import TextStream, decode_text, encode_text, markers_of
+from mllm_sched.pipeline.requests import TextStream, decode_text, encode_text
 from mllm_sched.pipeline.small_models import small_model
+from mllm_sched.pipeline.split import markers_of
 
 MODEL = "small-qwen2.5-omni"
 

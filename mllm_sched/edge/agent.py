@@ -40,7 +40,7 @@ from mllm_sched.pipeline.jobs import Job, RefusedError
 from mllm_sched.pipeline.node_errors import NodeError
 from mllm_sched.pipeline.options import Limits, Security
 from mllm_sched.pipeline.proto import node_pb2 as pb
-from mllm_sched.pipeline.requests import markers_of
+from mllm_sched.pipeline.split import markers_of
 from mllm_sched.pipeline.wire import Message, MismatchError, Rules, WireError, read_rest, unpack
 
 log = logging.getLogger(__name__)

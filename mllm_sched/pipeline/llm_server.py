@@ -26,9 +26,9 @@ from mllm_sched.pipeline.jobs import Job, Jobs, RefusedError, Slot
 from mllm_sched.pipeline.options import Limits, Security, check_host, check_options, security_of
 from mllm_sched.pipeline.proto import node_pb2 as pb
 from mllm_sched.pipeline.proto import node_pb2_grpc as rpc
-from mllm_sched.pipeline.requests import Part, Request, markers_of
+from mllm_sched.pipeline.requests import Part, Request
 from mllm_sched.pipeline.service import abort, code_of, deadline_of, serve
-from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
+from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf, markers_of
 from mllm_sched.pipeline.wire import (
     Message,
     Rules,

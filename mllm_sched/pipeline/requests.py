@@ -17,8 +17,6 @@ from mllm_sched.tasks import MODALITIES
 if TYPE_CHECKING:
     import torch
 
-    from mllm_sched.pipeline.split import EncoderHalf, LanguageHalf
-
 AUDIO_HZ = 16000.0
 CUTS = ("input", "encoder", "projector")
 """Where a model may be cut: before its encoder, after it, or after its projector."""
@@ -99,18 +97,6 @@ class Request:
     def bytes(self) -> int:
         """Of all its items, uncompressed."""
         return sum(item.bytes for item in self.items)
-
-
-def markers_of(half: EncoderHalf | LanguageHalf) -> dict[str, int]:
-    """Tokens that stand for items, and those before and after them: ``image``, ``image.start``."""
-    markers = {}
-    architecture = half.architecture
-    for modality in architecture.projectors:
-        markers[modality] = architecture.placeholder(modality)
-        if brackets := architecture.brackets(modality):
-            markers[f"{modality}.start"], markers[f"{modality}.end"] = brackets
-    begin = half.config.get_text_config().bos_token_id
-    return markers if begin is None else {"begin": int(begin), **markers}
 
 
 def prompt_ids(

@@ -277,3 +277,15 @@ def monolithic(model: Any, request: Request) -> tuple[Tensor, tuple[int, ...]]:
     length = {"max_new_tokens": request.max_new_tokens, "do_sample": False}
     answer = model.generate(input_ids=ids, **inputs, **length)
     return logits, tuple(answer[0, ids.shape[1] :].tolist())
+
+
+def markers_of(half: EncoderHalf | LanguageHalf) -> dict[str, int]:
+    """Tokens that stand for items, and those before and after them: ``image``, ``image.start``."""
+    markers = {}
+    architecture = half.architecture
+    for modality in architecture.projectors:
+        markers[modality] = architecture.placeholder(modality)
+        if brackets := architecture.brackets(modality):
+            markers[f"{modality}.start"], markers[f"{modality}.end"] = brackets
+    begin = half.config.get_text_config().bos_token_id
+    return markers if begin is None else {"begin": int(begin), **markers}
